@@ -1,0 +1,49 @@
+# make demo   trains a whole UAE on this machine's CPU and writes its report
+# make test   runs the tests
+# Both make .venv and install into it when setup.py or pyproject.toml changed; otherwise they start at once.
+
+PYTHON ?= python3
+WORKDIR ?= runs/demo
+# Further flags of the run or of pytest, such as ARGS="--config.seed=1" or ARGS="-k report".
+ARGS ?=
+
+BIN := .venv/bin
+REQUIREMENTS := setup.py pyproject.toml
+
+.PHONY: demo test lint clean
+
+# One arena that keeps its memory spares the page faults of short-lived buffers.
+demo: export MALLOC_ARENA_MAX := 1
+demo: export MALLOC_MMAP_MAX_ := 0
+demo: export MALLOC_TRIM_THRESHOLD_ := 8589934592
+demo: export MALLOC_TOP_PAD_ := 268435456
+demo: export JAX_PLATFORMS := cpu
+demo: .venv/.installed
+	$(BIN)/uae-jax train --config=configs/scenes.py --workdir=$(WORKDIR) $(ARGS)
+	@echo "The report, for a browser:"
+	@$(BIN)/uae-jax report --workdir $(WORKDIR)
+
+test: .venv/.installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Runs, their checkpoints and .venv stay.
+clean:
+	rm -rf build .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+
+# The stamps are touched only after pip has succeeded, so that an interrupted installation is taken up again.
+.venv/.installed: $(REQUIREMENTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+.venv/.installed-test: $(REQUIREMENTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch .venv/.installed $@

@@ -1,0 +1,1 @@
+"""Measured speed, memory and learning; run by hand, never by the tests."""

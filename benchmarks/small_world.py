@@ -1,0 +1,53 @@
+"""The README's table: held-out figures of several runs of `configs/scenes.py`, mean and range over seeds.
+
+for seed in 0 1 2; do uae-jax train --config=configs/scenes.py --workdir=runs/seed$seed --config.seed=$seed; done
+python -m benchmarks.small_world runs/seed0 runs/seed1 runs/seed2
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+STAGES = ("pretrain", "cold_start", "generation_for_understanding", "understanding_for_generation")
+COLUMNS = {
+  "caption_recall": "recall",
+  "caption_precision": "precision",
+  "caption_length": "length",
+  "reward_similarity": "reward (CLIP)",
+  "held_out_similarity": "held out (DINOv2)",
+  "psnr": "PSNR",
+  "object_accuracy": "objects right",
+  "held_out_pairs_reward_similarity": "unseen pairs, reward",
+  "held_out_pairs_held_out_similarity": "unseen pairs, held out",
+  "true_caption_reward_similarity": "from true captions",
+}
+
+
+def cell(values: list[float]) -> str:
+  digits = 1 if max(map(abs, values)) > 5 else 3
+  mean = sum(values) / len(values)
+  return f"{mean:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("workdirs", nargs="+", type=Path)
+  workdirs = parser.parse_args().workdirs
+  print("| after | " + " | ".join(COLUMNS.values()) + " |")
+  print("|---" * (1 + len(COLUMNS)) + "|")
+  for stage in STAGES:
+    runs = [json.loads((workdir / "evaluation" / f"{stage}.json").read_text()) for workdir in workdirs]
+    print(f"| {stage} | " + " | ".join(cell([run[name] for run in runs]) for name in COLUMNS) + " |")
+  print("\nStage 3 against stage 2 from the same captions, mean difference and its standard error over scenes:\n")
+  print("| run | reward (CLIP) | held out (DINOv2) | PSNR, dB |\n|---|---|---|---|")
+  for workdir in workdirs:
+    paired = json.loads((workdir / "evaluation" / f"{STAGES[-1]}.json").read_text())["paired"]
+    gains = (paired[name] for name in ("reward_similarity", "held_out_similarity", "psnr"))
+    print(f"| {workdir.name} | " + " | ".join(f"{g['gain']:+.4f} ± {g['standard_error']:.4f}" for g in gains) + " |")
+  for workdir in workdirs:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    print(f"\n{workdir.name}: {max(line['seconds'] for line in lines) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,98 @@
+"""An interrupted run that is started again ends bit for bit where an uninterrupted one ends."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+import shutil
+import signal
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from tests.end_to_end.test_smoke_run import smoke_config
+from uae_jax import trees
+from uae_jax.train import train
+from uae_jax.training import loop
+
+STEPS = 6
+
+
+def short_config():
+  config = smoke_config()
+  config.stages = ("clip",)
+  # The tests' process has 8 virtual devices.
+  config.mesh.data, config.mesh.fsdp = 4, 2
+  config.clip.batch_size = 8
+  config.clip.total_steps = STEPS
+  config.clip.save_every_steps = 2
+  return config.lock()
+
+
+def final_params(workdir: Path) -> dict:
+  tree = ocp.StandardCheckpointer().restore((workdir / "checkpoints" / "clip" / str(STEPS) / "params").absolute())
+  return {path: np.asarray(leaf) for path, leaf in trees.items(tree)}
+
+
+def losses(workdir: Path) -> dict[int, float]:
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def assert_same_end(workdir: Path, uninterrupted: Path):
+  ours, theirs = final_params(workdir), final_params(uninterrupted)
+  assert ours.keys() == theirs.keys()
+  for path in ours:
+    np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
+  assert losses(workdir) == losses(uninterrupted)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+  workdir = tmp_path_factory.mktemp("run") / "whole"
+  train(short_config(), workdir)
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory) -> Path:
+  """A run that got SIGTERM in its fourth step; it holds the states after steps 2 and 4."""
+  workdir = tmp_path_factory.mktemp("run") / "torn"
+  steps = []
+
+  @contextlib.contextmanager
+  def notice():
+    with original() as is_preempted:
+
+      def asked():
+        steps.append(None)
+        if len(steps) == 4:
+          os.kill(os.getpid(), signal.SIGTERM)
+        return is_preempted()
+
+      yield asked
+
+  original = loop.preemption_notice
+  patch = pytest.MonkeyPatch()
+  patch.setattr(loop, "preemption_notice", notice)
+  train(short_config(), workdir)
+  patch.undo()
+  return workdir
+
+
+def test_sigterm_saves_and_the_same_command_resumes(interrupted, uninterrupted, tmp_path):
+  saved = interrupted / "checkpoints" / "clip"
+  assert sorted(path.name for path in saved.iterdir() if path.name.isdigit()) == ["2", "4"]
+  workdir = shutil.copytree(interrupted, tmp_path / "run")
+  train(short_config(), workdir)
+  assert_same_end(workdir, uninterrupted)
+
+
+def test_a_kill_leaves_what_was_saved(uninterrupted, tmp_path):
+  """After kill -9 there is an unfinished step folder at most; it is not taken for a checkpoint."""
+  workdir = shutil.copytree(uninterrupted, tmp_path / "run")
+  step = workdir / "checkpoints" / "clip" / str(STEPS)
+  step.rename(step.with_name(f"{STEPS}.orbax-checkpoint-tmp"))
+  train(short_config(), workdir)
+  assert_same_end(workdir, uninterrupted)

@@ -1,0 +1,176 @@
+"""The smoke config runs every stage, and what it writes serves the report, the Python API and the commands."""
+
+import importlib.util
+import json
+from pathlib import Path
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+import skimage.data
+
+import uae_jax
+from uae_jax import cli
+from uae_jax.train import stage_runs, train
+from uae_jax.training.workdir import open_workdir
+
+CONFIG = Path(__file__).parents[2] / "configs" / "scenes.py"
+
+
+def smoke_config():
+  spec = importlib.util.spec_from_file_location("scenes_config", CONFIG)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config("smoke")
+
+
+def run_smoke(workdir: Path, *flags: str) -> subprocess.CompletedProcess:
+  """`uae-jax train` on the smoke config in a process of its own: one device, as on a laptop."""
+  command = [sys.executable, "-m", "uae_jax.cli", "train", f"--config={CONFIG}:smoke", f"--workdir={workdir}", *flags]
+  return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+  folder = tmp_path_factory.mktemp("run") / "smoke"
+  done = run_smoke(folder)
+  assert done.returncode == 0, done.stderr
+  assert str(folder / "report" / "index.html") in done.stdout
+  return folder
+
+
+def test_every_stage_leaves_metrics_figures_and_a_checkpoint(workdir):
+  config = smoke_config()
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert json.loads((workdir / "config.json").read_text())["seed"] == config.seed
+  for folder, stage in stage_runs(config):
+    assert {line["step"] for line in lines if line["stage"] == stage} >= {1, 2}
+    assert (workdir / "evaluation" / f"{folder}.json").exists()
+    assert (workdir / "checkpoints" / folder / "2" / "params").exists()
+  names = ("caption_recall", "caption_precision", "caption_length", "reward_similarity", "held_out_similarity", "psnr")
+  for stage in ("cold_start", "generation_for_understanding", "understanding_for_generation"):
+    figures = json.loads((workdir / "evaluation" / f"{stage}.json").read_text())
+    assert all(np.isfinite(figures[name]) for name in names)
+    gallery = json.loads((workdir / "samples" / stage / "gallery.json").read_text())
+    assert len(gallery["items"]) == config.evaluation.gallery_images
+  assert list(workdir.glob("events.out.tfevents.*"))
+  assert "<svg" in (workdir / "report" / "index.html").read_text()
+
+
+def test_rl_stages_start_with_ratio_one_and_no_divergence(workdir):
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  for stage in ("generation_for_understanding", "understanding_for_generation"):
+    first = next(line for line in lines if line["stage"] == stage and "ratio_mean" in line)
+    assert first["step"] == 1
+    assert first["ratio_mean"] == 1.0
+    assert first["clip_fraction"] == 0.0
+    # Rollout and replay run different programs; what they measure agrees to rounding.
+    assert first["log_prob_difference"] < 1e-5
+
+
+def test_a_finished_run_is_not_run_again(workdir):
+  before = (workdir / "metrics.jsonl").read_bytes()
+  assert run_smoke(workdir).returncode == 0
+  assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_changed_config_is_refused_by_name(workdir):
+  done = run_smoke(workdir, "--config.pretrain.optimizer.learning_rate=1.0")
+  assert done.returncode == 1
+  line = done.stderr.strip().splitlines()[-1]
+  assert "config.pretrain.optimizer.learning_rate: 0.003 -> 1.0" in line
+
+
+def test_a_foreign_folder_is_refused(tmp_path):
+  (tmp_path / "holiday.txt").write_text("photographs")
+  with pytest.raises(ValueError, match=r"not empty and holds no config\.json"):
+    open_workdir(tmp_path, smoke_config())
+  assert (tmp_path / "holiday.txt").exists()
+
+
+def test_impossible_settings_name_their_field(tmp_path):
+  config = smoke_config()
+  config.pretrain.batch_size = 0
+  with pytest.raises(ValueError, match=r"config\.pretrain\.batch_size = 0"):
+    train(config, tmp_path / "run")
+  config = smoke_config()
+  config.mesh.data = 3
+  with pytest.raises(ValueError, match=r"config\.clip\.batch_size = 4 is not divisible"):
+    train(config, tmp_path / "run")
+  config.stages = ("pretrian",)
+  with pytest.raises(ValueError, match="unknown stage 'pretrian'"):
+    train(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flag", ["--config.pretrain.batchsize=8", "--config.pretrain.batch_size=eight"])
+def test_mistyped_flags_are_one_line(flag, tmp_path, capsys):
+  code = cli.main(["train", f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}", flag])
+  error = capsys.readouterr().err.strip()
+  assert code == 2
+  assert "\n" not in error and "batch" in error
+
+
+@pytest.fixture(scope="module")
+def uae(workdir):
+  return uae_jax.UAE.load(workdir, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Path:
+  """Ordinary pictures of several sizes and modes, and one that is none."""
+  folder = tmp_path_factory.mktemp("photographs")
+  Image.fromarray(skimage.data.astronaut()).save(folder / "astronaut.jpg")
+  Image.fromarray(skimage.data.camera()).save(folder / "camera.png")
+  Image.fromarray(skimage.data.logo()).save(folder / "logo.png")  # RGBA
+  Image.fromarray(skimage.data.coffee()).convert("P").save(folder / "coffee.png")
+  return folder
+
+
+def test_captions_are_greedy_at_zero_temperature_and_seeded_above(uae, photographs):
+  images = sorted(photographs.iterdir())
+  assert uae.caption(images, temperature=0.0, seed=1, max_new_tokens=8) == uae.caption(
+    images, temperature=0.0, seed=2, max_new_tokens=8
+  )
+  sampled = uae.caption(images, temperature=2.0, seed=1, max_new_tokens=8)
+  assert sampled == uae.caption(images, temperature=2.0, seed=1, max_new_tokens=8)
+  assert sampled != uae.caption(images, temperature=2.0, seed=2, max_new_tokens=8)
+
+
+def test_log_probs_cover_the_caption_and_its_end(uae, photographs):
+  (log_probs,) = uae.log_probs([photographs / "camera.png"], ["black background ;"])
+  assert log_probs.shape == (4,)
+  assert np.all(log_probs < 0)
+
+
+def test_generation_has_the_trained_size_and_is_seeded(uae):
+  first, second = uae.generate(["black background ;"] * 2, steps=2, output="array")
+  assert first.shape == (32, 32, 3)
+  assert np.all((first >= 0) & (first <= 1))
+  assert not np.array_equal(first, second)
+  assert np.array_equal(first, uae.generate(["black background ;"], steps=2, output="array")[0])
+  with pytest.raises(ValueError, match="multiples of"):
+    uae.generate(["black background ;"], height=30)
+
+
+def test_latents_round_trip(uae):
+  images = np.zeros((2, 32, 32, 3), np.float32)
+  latents = uae.encode_image(images)
+  assert latents.shape == (2, 4, 4, 16)
+  assert uae.decode_latents(latents).shape == images.shape
+  context, mask = uae.encode_text(["black background ;", "teal background ; top-left small red circle ;"])
+  assert mask.sum() < mask.size
+  assert uae.velocity(latents, np.array([500.0, 20.0]), context).shape == latents.shape
+
+
+def test_reconstruct_command_on_photographs(workdir, photographs, tmp_path, capsys):
+  code = cli.main(
+    ["reconstruct", "--model", str(workdir), "--images", str(photographs), "--out", str(tmp_path / "out")]
+  )
+  assert code == 0
+  rows = [json.loads(line) for line in (tmp_path / "out" / "captions.jsonl").read_text().splitlines()]
+  assert len(rows) == 4
+  assert (tmp_path / "out" / "recon_astronaut.png").exists()
+  assert "scenes" in capsys.readouterr().err

@@ -1,0 +1,123 @@
+"""The small world built to disk by its command and read back by grain gives what the procedural source gives."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from uae_jax.data import scenes, tfds_scenes, vocabulary
+from uae_jax.data.pipeline import DataConfig, make_dataset
+
+NUM_TRAIN, NUM_HELD_OUT = 250, 20
+TOKENIZER = vocabulary.make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  folder = str(tmp_path_factory.mktemp("tfds"))
+  command = [sys.executable, "-m", "uae_jax.data.tfds_scenes", "--data_dir", folder]
+  command += ["--num_train", str(NUM_TRAIN), "--num_held_out", str(NUM_HELD_OUT)]
+  result = subprocess.run(command, capture_output=True, text=True)
+  assert result.returncode == 0, result.stderr
+  assert f"--config.data.source=tfds:uae_scenes/plain --config.data.data_dir={folder}" in result.stdout
+  return DataConfig(source="tfds:uae_scenes/plain", data_dir=folder)
+
+
+def dataset(data, **options):
+  defaults = dict(split="train", captions="full", batch_size=25, seed=0)
+  return make_dataset(data, TOKENIZER, **(defaults | options))
+
+
+def epoch(data, num_records, **options):
+  iterator = iter(dataset(data, **options))
+  batches = [next(iterator) for _ in range(num_records // options.get("batch_size", 25))]
+  return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+@pytest.mark.parametrize(
+  "split, count", (("train", NUM_TRAIN), ("held_out", NUM_HELD_OUT), ("held_out_pairs", NUM_HELD_OUT))
+)
+def test_an_epoch_is_the_first_scenes_of_the_split(data, split, count):
+  found = epoch(data, count, split=split, batch_size=10)
+  assert sorted(found["index"]) == list(range(count))
+  expected = scenes.scenes(np.arange(count), split)
+  images = scenes.render_batch(expected)
+  captions = scenes.captions_text(expected, "full")
+  # TFDS shuffles what it writes: records are compared as sets.
+  pairs = {(image.tobytes(), caption) for image, caption in zip(images, captions, strict=True)}
+  texts = [TOKENIZER.decode(row, skip_special_tokens=True) for row in found["tokens"]]
+  assert {(image.tobytes(), text) for image, text in zip(found["image"], texts, strict=True)} == pairs
+  assert len(texts) == count
+
+
+def test_partial_captions_differ_from_epoch_to_epoch(data):
+  found = epoch(data, 2 * NUM_TRAIN, captions="partial")
+  first, second = (
+    dict(zip(found["index"][rows], found["tokens"][rows].tolist(), strict=True))
+    for rows in (slice(NUM_TRAIN), slice(NUM_TRAIN, None))
+  )
+  assert set(first) == set(second)
+  assert np.mean([first[index] != second[index] for index in first]) > 0.8
+
+
+def test_contrastive_groups_start_with_the_stored_image(data):
+  batch = next(iter(dataset(data, captions="contrastive")))
+  assert batch["image"].shape == (25, 4, 32, 32, 3)
+  objects, background = scenes.detect(batch["image"].reshape(100, 32, 32, 3))
+  shown = scenes.Scene.from_array(np.concatenate([background[:, None], objects], 1), scenes.variant("plain"))
+  np.testing.assert_array_equal(shown.identity().reshape(25, 4), batch["identity"])
+
+
+def test_worker_processes_keep_order_and_state(data):
+  plain = iter(dataset(data, captions="mixed"))
+  expected = [next(plain) for _ in range(4)]
+  workers = iter(dataset(data, captions="mixed", num_workers=2))
+  found = [next(workers) for _ in range(2)]
+  state = workers.get_state()
+  workers.close()
+  resumed = iter(dataset(data, captions="mixed", num_workers=2))
+  resumed.set_state(state)
+  found += [next(resumed) for _ in range(2)]
+  resumed.close()
+  for a, b in zip(found, expected, strict=True):
+    for name in a:
+      np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_reading_needs_no_tensorflow(data):
+  code = (
+    "import sys\n"
+    "from uae_jax.data import pipeline, sources, scenes, vocabulary, tfds_scenes\n"
+    "assert not {'tensorflow', 'transformers', 'tensorflow_datasets'} & set(sys.modules)\n"
+    f"source = sources.open_source({data.source!r}, 'train', data_dir={data.data_dir!r})\n"
+    "source[0]\n"
+    "assert 'tensorflow' not in sys.modules\n"
+  )
+  result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert result.returncode == 0, result.stderr
+
+
+def test_what_is_there_is_left_alone_and_other_sizes_are_an_error(data):
+  sizes = {"train": NUM_TRAIN, "held_out": NUM_HELD_OUT, "held_out_pairs": NUM_HELD_OUT}
+  tfds_scenes.build(data.data_dir, sizes)
+  with pytest.raises(ValueError, match="remove it or choose another"):
+    tfds_scenes.build(data.data_dir, sizes | {"train": 300})
+
+
+@pytest.mark.parametrize(
+  "source, split, message",
+  [
+    ("tfds:uae_scenes/dense", "train", "no such dataset"),
+    ("tfds:unheard_of", "train", r"data\.source = tfds:unheard_of"),
+  ],
+)
+def test_missing_datasets_are_named(data, source, split, message):
+  with pytest.raises(ValueError, match=message):
+    dataset(DataConfig(source=source, data_dir=data.data_dir), split=split)
+
+
+def test_another_variant_is_an_error(data):
+  other = DataConfig(source=data.source, data_dir=data.data_dir, variant="dense", caption_tokens=34)
+  with pytest.raises(ValueError, match="data.variant"):
+    next(iter(dataset(other)))

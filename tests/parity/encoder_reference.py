@@ -1,0 +1,90 @@
+"""What the parity tests of the image and text encoders share: random torch references, and the comparisons."""
+
+from collections.abc import Callable, Mapping
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from uae_jax import sharding, trees
+from uae_jax.weights.table import WeightError, dump, expand, is_stacked, load
+
+TOLERANCE = 2e-5
+
+
+def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+  """Every parameter random and of a size that matters, norms' scales and biases too."""
+  torch.set_num_threads(1)
+  generator = torch.Generator().manual_seed(seed)
+  with torch.no_grad():
+    for name, parameter in model.named_parameters():
+      noise = torch.randn(parameter.shape, generator=generator)
+      if parameter.ndim == 2 and "embedding" not in name and "token" not in name:
+        parameter.copy_(noise / parameter.shape[1] ** 0.5)
+      elif "norm" in name and name.endswith("weight") or "lambda" in name:
+        parameter.copy_(1 + 0.3 * noise)
+      else:
+        parameter.copy_(0.3 * noise)
+  return model.eval()
+
+
+def tensors_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
+  return {name: value.detach().numpy() for name, value in model.state_dict().items()}
+
+
+def abstract(build: Callable[[], nnx.Module]):
+  """(graphdef, shapes) of a model on one device."""
+  return sharding.abstract_model(build, sharding.make_mesh(devices=jax.devices()[:1]))
+
+
+def gradients(graphdef, params: dict, inputs: np.ndarray, *, of_inputs: bool = True):
+  """(outputs, gradient for the inputs, gradient for the parameters) of sum(sin(outputs))."""
+
+  def scalar(inputs, params):
+    outputs = nnx.merge(graphdef, params)(inputs)
+    return jnp.sum(jnp.sin(outputs)), outputs
+
+  argnums = (0, 1) if of_inputs else 1
+  (_, outputs), grads = jax.jit(jax.value_and_grad(scalar, argnums=argnums, has_aux=True))(jnp.asarray(inputs), params)
+  return (outputs, *grads) if of_inputs else (outputs, None, grads)
+
+
+def assert_gradients_match(
+  model: torch.nn.Module, grads: dict, rows, names: tuple[str, ...], rename=lambda x: x
+) -> None:
+  """Compares our gradients, under torch's names, with `.grad` of some parameters."""
+  theirs = dict(model.named_parameters())
+  ours = rename(dump(grads, rows))
+  for name in names:
+    want = theirs[name].grad.numpy()
+    np.testing.assert_allclose(ours[name], want, atol=5e-5 * max(1, np.abs(want).max()), err_msg=name)
+
+
+def assert_round_trip(tensors: dict, rows, shapes: dict) -> None:
+  """dump(load(x)) is x bit for bit; one tensor less or more is an error that names it."""
+  back = dump(load(tensors, rows, shapes), rows)
+  assert back.keys() == tensors.keys()
+  for name, value in tensors.items():
+    np.testing.assert_array_equal(back[name], value)
+  victim = sorted(tensors)[len(tensors) // 2]
+  with pytest.raises(WeightError, match=f"missing {victim}"):
+    load({name: value for name, value in tensors.items() if name != victim}, rows, shapes)
+  with pytest.raises(WeightError, match="unexpected surplus"):
+    load(tensors | {"surplus": np.zeros(2)}, rows, shapes)
+
+
+def assert_same_layout(reference: Mapping, rows, shapes: dict) -> None:
+  """Our full-size model has the tensors of the reference's state dict, no more and no less, of the same shapes."""
+  theirs = {name: tuple(value.shape) for name, value in reference.items()}
+  ours, leaves = {}, dict(trees.items(shapes))
+  for path, (names, row) in expand(rows, shapes).items():
+    shape = leaves[path].shape[1:] if is_stacked(row) else leaves[path].shape
+    for name in names:
+      # A view of one element: nothing of the full size is allocated.
+      ours[name] = row.move.invert(np.broadcast_to(np.float32(0), shape)).shape
+  assert ours == theirs
+  assert trees.count(shapes) == sum(math.prod(shape) for shape in theirs.values())

@@ -1,0 +1,266 @@
+"""The official folder of UAE gives, through the public API, the numbers of PyTorch; what is wrong is told at once."""
+
+import copy
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+from official_reference import DIT_FOLDER, QWEN_FOLDER, write_official_folder
+from PIL import Image
+import pytest
+from safetensors.numpy import load_file, save_file
+import torch
+
+import uae_jax
+from uae_jax import sharding, trees
+from uae_jax.models.qwen25_vl.vision import normalise, patchify
+from uae_jax.weights.qwen25_vl import canonical
+from uae_jax.weights.table import WeightError
+
+ATOL = 2e-4
+PROMPTS = ["red circle", "a small blue square above a green cross"]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+  with torch.no_grad():
+    yield write_official_folder(tmp_path_factory.mktemp("uae"))
+
+
+@pytest.fixture(scope="module")
+def uae(reference):
+  return uae_jax.UAE.load(reference.folder, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def picture():
+  return Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8))
+
+
+def close(ours, theirs):
+  theirs = theirs.detach().numpy()
+  np.testing.assert_allclose(np.asarray(ours), theirs, atol=ATOL * max(1.0, np.abs(theirs).max()), rtol=0)
+
+
+def nchw(images):
+  return torch.as_tensor(np.moveaxis(np.asarray(images), -1, 1).copy())
+
+
+def test_contexts(uae, reference):
+  context, mask = uae.encode_text(PROMPTS)
+  close(context, reference.context(PROMPTS))
+  assert mask.shape == context.shape[:2] and not mask[0].all() and mask[1].all()
+
+
+def test_pooled_embedding_of_the_empty_prompt(uae, reference):
+  ids = torch.tensor([[53, 54]])
+  theirs = torch.cat([encoder(ids).text_embeds for encoder in reference.text_encoders], dim=-1)[0]
+  close(uae.params["pooled"], theirs)
+
+
+def test_velocity(uae, reference):
+  rng = np.random.default_rng(1)
+  latents = rng.normal(size=(2, 8, 6, 16)).astype(np.float32)
+  context = rng.normal(size=(2, 5, 48)).astype(np.float32)
+  pooled = rng.normal(size=(2, 32)).astype(np.float32)
+  timesteps = np.asarray([20.0, 900.0], np.float32)
+  theirs = reference.velocity(*map(torch.as_tensor, (nchw(latents), timesteps, context, pooled)))
+  close(nchw(uae.velocity(latents, timesteps, context, pooled)), theirs)
+
+
+def test_autoencoder(uae, reference):
+  images = np.random.default_rng(2).uniform(-1, 1, (1, 16, 12, 3)).astype(np.float32)
+  config = reference.autoencoder.config
+  latents = (
+    reference.autoencoder.encode(nchw(images)).latent_dist.mode() - config.shift_factor
+  ) * config.scaling_factor
+  close(nchw(uae.encode_image(images)), latents)
+  decoded = reference.autoencoder.decode(latents / config.scaling_factor + config.shift_factor).sample
+  close(nchw(uae.decode_latents(np.moveaxis(latents.numpy(), 1, -1))), decoded)
+
+
+def their_inputs(reference, uae, picture):
+  """Question and image for the torch model, by our processor."""
+  pixels = np.asarray(reference.processor.resize(picture))
+  vision = reference.language.config.vision_config
+  rows, columns = (side // vision.patch_size for side in pixels.shape[:2])
+  ids = reference.processor.caption_prompt((rows, columns))
+  config = uae._config.captioner.vision
+  patches = patchify(normalise(pixels[None], config), config)[0]
+  return ids, torch.as_tensor(np.array(patches)), torch.tensor([[1, rows, columns]])
+
+
+def their_log_probs(reference, ids, patches, grid):
+  tokens = torch.tensor([ids])
+  is_image = (tokens == reference.processor.image_token_id).int()
+  out = reference.language(
+    input_ids=tokens, pixel_values=patches, image_grid_thw=grid, mm_token_type_ids=is_image, use_cache=False
+  )
+  return torch.log_softmax(out.logits[0], dim=-1)
+
+
+def test_log_probs_and_greedy_captions(uae, reference, picture):
+  ids, patches, grid = their_inputs(reference, uae, picture)
+  processor = reference.processor
+  caption = "red circle above blue square"
+  tokens = [*processor.encode(caption), processor.end_ids[0]]
+  log_probs = their_log_probs(reference, ids + tokens, patches, grid)[len(ids) - 1 : -1]
+  close(uae.log_probs([picture], [caption])[0], log_probs[torch.arange(len(tokens)), torch.tensor(tokens)])
+
+  for penalty in (1.0, 1.3):
+    row = list(ids)
+    while len(row) < len(ids) + 6:
+      scores = their_log_probs(reference, row, patches, grid)[-1].clone()
+      seen = torch.tensor(sorted(set(row)))
+      if penalty != 1.0:
+        # The penalty is defined on logits; these are fixed up to a constant that the model's own head gives.
+        out = reference.language(
+          input_ids=torch.tensor([row]),
+          pixel_values=patches,
+          image_grid_thw=grid,
+          mm_token_type_ids=(torch.tensor([row]) == processor.image_token_id).int(),
+          use_cache=False,
+        )
+        scores = out.logits[0, -1].clone()
+        scores[seen] = torch.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+      row.append(int(scores.argmax()))
+      if row[-1] in processor.end_ids:
+        break
+    theirs = processor.decode([token for token in row[len(ids) :] if token not in processor.end_ids])
+    ours = uae.caption([picture], max_new_tokens=6, temperature=0, repetition_penalty=penalty)
+    assert ours == [theirs]
+
+
+@pytest.fixture(scope="module")
+def half(reference):
+  return uae_jax.UAE.load(reference.folder, dtype="bfloat16")
+
+
+def test_bfloat16_keeps_adapters_in_float32(half):
+  for path, leaf in trees.items(half.params):
+    is_exact = "lora_" in path or path == "pooled" or path.startswith("autoencoder/latent_")
+    assert leaf.dtype == ("float32" if is_exact else "bfloat16"), path
+
+
+def in_bfloat16(module):
+  """As PEFT loads it: the base in bfloat16, adapters in float32."""
+  module = copy.deepcopy(module).bfloat16()
+  for name, parameter in module.named_parameters():
+    if "lora_" in name:
+      parameter.data = parameter.data.float()
+  return module
+
+
+def deviation(values, exact):
+  """Root mean square of the difference."""
+  return float(np.sqrt(np.mean((np.asarray(values, np.float32) - exact.numpy()) ** 2)))
+
+
+def test_bfloat16_deviates_no_more_than_in_pytorch(reference, half):
+  theirs = dataclasses.replace(
+    reference,
+    language=in_bfloat16(reference.language),
+    projector=in_bfloat16(reference.projector),
+    decoder=in_bfloat16(reference.decoder),
+    autoencoder=in_bfloat16(reference.autoencoder),
+  )
+  exact = reference.context(PROMPTS)
+  allowed = deviation(theirs.context(PROMPTS).float(), exact)
+  assert deviation(half.encode_text(PROMPTS)[0], exact) <= 1.5 * allowed
+
+  rng = np.random.default_rng(3)
+  latents, context = rng.normal(size=(2, 8, 6, 16)), rng.normal(size=(2, 24, 48))
+  pooled, timesteps = rng.normal(size=(2, 32)), np.asarray([20.0, 900.0])
+  inputs = [x.astype(np.float32) for x in (latents, timesteps, context, pooled)]
+  tensors = [nchw(inputs[0]), *map(torch.as_tensor, inputs[1:])]
+  exact = reference.velocity(*tensors)
+  rounded = [tensors[0].bfloat16(), tensors[1], *(tensor.bfloat16() for tensor in tensors[2:])]
+  allowed = deviation(theirs.velocity(*rounded).float(), exact)
+  assert deviation(nchw(half.velocity(*inputs)), exact) <= 1.5 * allowed
+
+  exact = reference.autoencoder.decode(tensors[0]).sample
+  allowed = deviation(theirs.autoencoder.decode(tensors[0].bfloat16()).sample.float(), exact)
+  config = reference.autoencoder.config
+  scaled = (inputs[0] - config.shift_factor) * config.scaling_factor
+  assert deviation(nchw(half.decode_latents(scaled)), exact) <= 1.5 * allowed
+
+
+def test_weights_land_on_a_mesh(uae, reference):
+  mesh = sharding.make_mesh(data=1, fsdp=2, tensor=2, devices=jax.devices()[:4])
+  placed = uae_jax.UAE.load(reference.folder, dtype="float32", mesh=mesh)
+  for (path, ours), (_, theirs) in zip(trees.items(placed.params), trees.items(uae.params), strict=True):
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs), err_msg=path)
+  kernel = placed.params["captioner"]["language"]["layers"]["mlp"]["up"]["kernel"]
+  assert kernel.addressable_shards[0].data.size == kernel.size // 4
+  np.testing.assert_allclose(placed.encode_text(PROMPTS)[0], uae.encode_text(PROMPTS)[0], atol=1e-4)
+
+
+def test_all_problems_are_in_one_report(reference, tmp_path):
+  folder = tmp_path / "torn"
+  shutil.copytree(reference.folder, folder)
+  shard = folder / "llm_lora" / "model-00001-of-00003.safetensors"
+  tensors = load_file(shard)
+  lost = next(name for name in tensors if "lora_A" in name)
+  tensors.pop(lost)
+  tensors["model.stray.weight"] = np.zeros(3, np.float32)
+  save_file(tensors, shard)
+  file = folder / DIT_FOLDER / "diffusion_pytorch_model.safetensors"
+  tensors = load_file(file)
+  tensors["proj_out.bias"] = np.zeros(7, np.float32)
+  save_file(tensors, file)
+  with pytest.raises(WeightError) as error:
+    uae_jax.UAE.load(folder)
+  text = str(error.value)
+  # A shard without its index entry is found by its header, so the index need not be right.
+  assert "missing model.layers." in text and "unexpected model.stray.weight" in text and "proj_out.bias" in text
+
+  (folder / "SD3" / "vae" / "config.json").unlink()
+  (folder / DIT_FOLDER / "config.json").write_text("{}")
+  with pytest.raises(WeightError) as error:
+    uae_jax.UAE.load(folder)
+  assert len(error.value.problems) == 2 and "no field 'num_attention_heads'" in str(error.value)
+
+
+def test_plain_folders(reference, tmp_path):
+  """Qwen2.5-VL and SD3.5 as they are published: no adapters, no connector, the decoder inside the SD3 folder."""
+  folder = tmp_path / "plain"
+  shutil.copytree(reference.folder, folder, ignore=shutil.ignore_patterns("*_lora"))
+  (folder / DIT_FOLDER).rename(folder / "SD3" / "transformer")
+  for file in (folder / QWEN_FOLDER).glob("model-*.safetensors"):
+    save_file({name: value for name, value in load_file(file).items() if "projector" not in name}, file)
+  index = folder / QWEN_FOLDER / "model.safetensors.index.json"
+  places = json.loads(index.read_text())["weight_map"]
+  index.write_text(json.dumps({"weight_map": {n: f for n, f in places.items() if "projector" not in n}}))
+  with pytest.warns(UserWarning, match="connector starts from random numbers"):
+    uae = uae_jax.UAE.load(folder, dtype="float32")
+  assert not any("lora" in path for path, _ in trees.items(uae.params))
+  assert uae.encode_text(["red circle"])[0].shape[-1] == 48
+
+
+def test_a_foreign_folder_is_refused(tmp_path):
+  with pytest.raises(FileNotFoundError, match="neither a run of uae-jax"):
+    uae_jax.UAE.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("theirs", "ours"),
+  [
+    ("visual.blocks.0.attn.qkv.bias", "visual.blocks.0.attn.qkv.bias"),
+    ("model.visual.merger.ln_q.weight", "visual.merger.ln_q.weight"),
+    ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+    ("model.language_model.norm.weight", "model.norm.weight"),
+    ("model.base_model.model.layers.1.mlp.up_proj.base_layer.weight", "model.layers.1.mlp.up_proj.weight"),
+    ("model.base_model.model.language_model.norm.weight", "model.norm.weight"),
+    ("model.base_model.model.visual.merger.ln_q.weight", "visual.merger.ln_q.weight"),
+    ("model.base_model.model.layers.1.mlp.up_proj.lora_A.default.weight", "model.layers.1.mlp.up_proj.lora_A.weight"),
+    ("base_model.model.model.language_model.norm.weight", "model.norm.weight"),
+    ("base_model.model.model.layers.1.mlp.up_proj.lora_B.weight", "model.layers.1.mlp.up_proj.lora_B.weight"),
+    ("base_model.model.layers.1.mlp.up_proj.lora_B.weight", "model.layers.1.mlp.up_proj.lora_B.weight"),
+    ("projector.0.weight", "projector.0.weight"),
+    ("lm_head.weight", "lm_head.weight"),
+  ],
+)
+def test_names_of_all_writers(theirs, ours):
+  assert canonical(theirs) == ours

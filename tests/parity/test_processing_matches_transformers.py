@@ -1,0 +1,222 @@
+"""The processor equals transformers': sizes, pixels and patches of any picture, templated prompts, padding."""
+
+import json
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from uae_jax.data.processing import NEGATIVE_PROMPT, QUESTION, Processor
+from uae_jax.data.vocabulary import write_processor
+from uae_jax.models.qwen25_vl.vision import VisionConfig, normalise, patchify
+
+# Lays out a chat of text and images as Qwen2.5-VL's template does.
+QWEN_TEMPLATE = (
+  "{%- if messages[0].role != 'system' -%}"
+  "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{%- endif -%}"
+  "{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\n' }}"
+  "{%- for part in message.content -%}"
+  "{{ part.text if part.type == 'text' else '<|vision_start|><|image_pad|><|vision_end|>' }}"
+  "{%- endfor -%}{{ '<|im_end|>\n' }}{%- endfor -%}"
+  "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+
+
+def write_qwen(folder, **image_settings):
+  """A folder laid out as Qwen2.5-VL's, with a byte-level tokenizer of a handful of merges."""
+  from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+  from transformers import PreTrainedTokenizerFast
+
+  tokenizer = Tokenizer(models.BPE())
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  alphabet = pre_tokenizers.ByteLevel.alphabet()
+  trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=list(SPECIAL))
+  tokenizer.train_from_iterator([QUESTION, NEGATIVE_PROMPT], trainer)
+  fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=SPECIAL[0], eos_token=SPECIAL[2])
+  fast.save_pretrained(folder)
+  (folder / "chat_template.json").write_text(json.dumps({"chat_template": QWEN_TEMPLATE}))
+  settings = {"patch_size": 14, "merge_size": 2, "min_pixels": 3136, "max_pixels": 65536} | image_settings
+  (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+  (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return write_qwen(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="module")
+def processor(folder):
+  return Processor.from_folder(folder)
+
+
+def picture(height, width, seed=0):
+  """Smooth colours with noise on top: errors of a filter show in both."""
+  rows, columns = np.mgrid[:height, :width]
+  noise = np.random.default_rng(seed).normal(0, 20, (height, width, 3))
+  smooth = np.stack([rows * 255 / height, columns * 255 / width, 128 + 100 * np.sin(columns / 9)], axis=-1)
+  return Image.fromarray(np.clip(smooth + noise, 0, 255).astype(np.uint8))
+
+
+def patches_of(processor, image):
+  config = VisionConfig(
+    depth=1,
+    width=4,
+    num_heads=1,
+    mlp_width=4,
+    out_width=4,
+    patch_size=processor.patch_size,
+    spatial_merge=processor.merge_size,
+  )
+  return np.asarray(patchify(normalise(np.asarray(image)[None], config), config))[0]
+
+
+@pytest.mark.parametrize("size", [(100, 140), (56, 56), (10, 20), (700, 500), (300, 17), (42, 70), (2000, 31)])
+def test_sizes_pixels_and_patches(processor, folder, size):
+  image = picture(*size)
+  want = Qwen2VLImageProcessorPil.from_pretrained(folder)(images=[image], return_tensors="np")
+  out = processor.resize(image, demo_resize=False)
+  assert [1, out.height // 14, out.width // 14] == want["image_grid_thw"][0].tolist()
+  np.testing.assert_allclose(patches_of(processor, out), want["pixel_values"], atol=2e-6)
+
+
+@pytest.mark.parametrize("patch, merge", [(4, 2), (6, 3)])
+def test_other_patches(tmp_path, patch, merge):
+  write_qwen(tmp_path, patch_size=patch, merge_size=merge, max_pixels=4000, min_pixels=1000)
+  processor = Processor.from_folder(tmp_path)
+  for size in ((90, 40), (11, 13)):
+    image = picture(*size)
+    want = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)(images=[image], return_tensors="np")
+    out = patches_of(processor, processor.resize(image, demo_resize=False))
+    np.testing.assert_allclose(out, want["pixel_values"], atol=2e-6)
+
+
+def test_the_demo_resizes_twice(processor, folder):
+  """Above the limit the first rounding changes the pixels, and here the grid."""
+  image = picture(389, 517)
+  once, twice = processor.resize(image, demo_resize=False), processor.resize(image)
+  assert (once.height // 14, once.width // 14) == (14, 20) and (twice.height // 14, twice.width // 14) == (16, 20)
+  first = image.resize((504, 392), Image.Resampling.BICUBIC)
+  want = Qwen2VLImageProcessorPil.from_pretrained(folder)(images=[first], return_tensors="np")
+  np.testing.assert_allclose(patches_of(processor, twice), want["pixel_values"], atol=2e-6)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
+def test_any_mode(processor, mode):
+  image = picture(60, 80)
+  if mode.startswith("I"):
+    image = Image.fromarray((np.asarray(image.convert("L")).astype(np.uint16) * 257).astype("<u2"))
+    image = image if mode == "I;16" else image.convert("I")
+  else:
+    image = image.convert(mode)
+  out = processor.resize(image)
+  assert out.mode == "RGB" and out.size == (84, 56)
+  assert 60 < np.asarray(out).mean() < 200
+
+
+def test_rotation_of_the_camera_is_undone(processor, tmp_path):
+  image, exif = picture(60, 120), Image.Exif()
+  exif[0x0112] = 6  # a quarter turn
+  image.save(tmp_path / "turned.png", exif=exif)
+  out = processor.resize(tmp_path / "turned.png")
+  assert out.size == (56, 112)
+  np.testing.assert_array_equal(out, processor.resize(image.transpose(Image.Transpose.ROTATE_270)))
+
+
+def test_a_broken_picture_is_named(processor, tmp_path):
+  (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+  with pytest.raises(ValueError, match="torn.png"):
+    processor.resize(tmp_path / "torn.png")
+  with pytest.raises(ValueError, match="absent.jpg: no such file"):
+    processor.resize(tmp_path / "absent.jpg")
+  with pytest.raises(ValueError, match="narrower than"):
+    processor.resize(Image.new("RGB", (1, 300)))
+
+
+def test_caption_prompt(processor):
+  text = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+    f"{QUESTION}<|vision_start|>{'<|image_pad|>' * 6}<|vision_end|><|im_end|>\n<|im_start|>assistant\n"
+  )
+  ids = processor.caption_prompt((4, 6))
+  assert ids == processor.tokenizer.encode(text) and ids.count(processor.image_token_id) == 6
+  with pytest.raises(ValueError, match="does not divide"):
+    processor.caption_prompt((4, 5))
+
+
+def test_generation_prompt(processor):
+  text = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    f"<|im_start|>generate\n{NEGATIVE_PROMPT}<|im_end|>\n<|im_start|>assistant\n"
+  )
+  assert processor.generation_prompt(processor.negative_prompt) == processor.tokenizer.encode(text)
+
+
+def test_prompts_can_be_chosen(folder):
+  processor = Processor.from_folder(folder, question="What is it?", negative_prompt="blur")
+  assert "user\nWhat is it?<|vision_start|>" in processor.tokenizer.decode(processor.caption_prompt((2, 2)))
+  assert processor.negative_prompt == "blur"
+
+
+def test_text_survives(processor):
+  text = 'A red cat, 3 boxes "EXIT" \u2014 caf\u00e9.\n'
+  assert processor.decode(processor.encode(text)) == text
+  ids = [*processor.encode(text), *processor.end_ids]
+  assert processor.decode(np.asarray(ids)) == text and processor.end_ids == (2, 0)
+
+
+def test_rows_are_padded_on_the_right(processor):
+  tokens, mask = processor.pad_rows([[5, 6, 7], [8]])
+  assert tokens.tolist() == [[5, 6, 7], [8, 0, 0]] and mask.tolist() == [[True] * 3, [True, False, False]]
+  tokens, mask = processor.pad_rows([[5, 6, 7], []], length=4)
+  assert tokens.tolist() == [[5, 6, 7, 0], [0] * 4] and mask.sum() == 3
+  assert tokens.dtype == np.int32 and mask.dtype == bool
+  with pytest.raises(ValueError, match="longer than 2"):
+    processor.pad_rows([[5, 6, 7]], length=2)
+
+
+@pytest.mark.parametrize("write", [write_qwen, write_processor])
+def test_the_seam_word_marks_the_caption(write, tmp_path):
+  write(tmp_path)
+  processor = Processor.from_folder(tmp_path)
+  row, word = processor.generation_prompt(processor.seam_word), processor.encode(processor.seam_word)
+  assert len(word) == 1 and row.count(word[0]) == 1
+
+
+def test_the_small_world_goes_the_same_way(tmp_path):
+  write_processor(tmp_path)
+  processor = Processor.from_folder(tmp_path)
+  words = processor.tokenizer.convert_ids_to_tokens(processor.caption_prompt((4, 4)))
+  image = ["<|vision_start|>", *["<|image_pad|>"] * 4, "<|vision_end|>"]
+  assert words == ["<|im_start|>", "user", "describe", *image, "<|im_end|>", "assistant"]
+  words = processor.tokenizer.convert_ids_to_tokens(processor.generation_prompt("red circle"))
+  assert words == ["<|im_start|>", "generate", "red", "circle", "<|im_end|>"]
+  assert processor.resize(picture(32, 32)).size == (32, 32)
+
+
+@pytest.mark.parametrize(
+  "break_it, message",
+  [
+    (lambda path: (path / "preprocessor_config.json").unlink(), "no preprocessor_config.json"),
+    (lambda path: (path / "tokenizer.json").write_text("{"), "tokenizer"),
+    (lambda path: (path / "chat_template.json").unlink(), "no chat template"),
+  ],
+)
+def test_a_broken_folder_is_named(tmp_path, break_it, message):
+  break_it(write_qwen(tmp_path))
+  with pytest.raises((ValueError, OSError), match=f"{tmp_path.name}.*{message}"):
+    Processor.from_folder(tmp_path)
+
+
+def test_pixels_are_normalised_in_float32(processor):
+  values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=-1)
+  config = VisionConfig(depth=1, width=4, num_heads=1, mlp_width=4, out_width=4)
+  out = normalise(values, config)
+  want = (values / 255 - np.array(config.image_mean)) / np.array(config.image_std)
+  assert out.dtype == np.float32 and isinstance(out, jax.Array)
+  np.testing.assert_allclose(out, want, atol=1e-6)

@@ -1,0 +1,105 @@
+"""Full captions score 1, partial ones keep precision 1, and invented words cost precision, never recall."""
+
+import numpy as np
+import pytest
+
+from uae_jax.data import scenes
+from uae_jax.data.draws import Draws
+from uae_jax.data.scenes import Scene
+from uae_jax.evaluation.captions import aggregate, hallucination_warnings, score
+
+
+def make(background, *objects):
+  """A plain scene of (place, size, color, shape)."""
+  config = scenes.variant("plain")
+  array = np.zeros(5, int)
+  array[0] = scenes.BACKGROUNDS.index(background)
+  for place, size, color, shape in objects:
+    number = (scenes.SHAPES.index(shape) * 6 + scenes.COLORS.index(color)) * 2 + scenes.SIZES.index(size)
+    array[1 + config.places.index(place)] = 1 + number
+  return Scene.from_array(array, config)
+
+
+TWO = make("black", ("top-left", "large", "green", "cross"), ("bottom-right", "small", "white", "triangle"))
+
+
+def test_grammar():
+  assert scenes.full_caption(TWO) == (
+    "black background ; top-left large green cross ; bottom-right small white triangle ;"
+  )
+
+
+@pytest.mark.parametrize("name", scenes.VARIANTS)
+@pytest.mark.parametrize("split", scenes.SPLITS)
+def test_the_full_caption_says_everything(name, split):
+  batch = scenes.scenes(np.arange(200), split, scenes.variant(name))
+  for i in range(200):
+    result = score(scenes.full_caption(batch[i]), batch[i])
+    assert result.recall == result.precision == 1
+    assert result.length == result.true_length
+    assert not result.missing
+
+
+@pytest.mark.parametrize("name", scenes.VARIANTS)
+def test_partial_captions_say_only_true_things(name):
+  # Without places, phrases may be matched to another object that fits as well: precision stays near 1, not at 1.
+  batch = scenes.scenes(np.arange(600), "train", scenes.variant(name))
+  texts = scenes.captions_text(batch, "partial", Draws(np.arange(600)))
+  figures = aggregate([score(text, batch[i]) for i, text in enumerate(texts)])
+  assert figures["caption_precision"] > 0.97
+  assert 0.3 < figures["caption_recall"] < 0.55
+  assert figures["caption_length"] < 0.6 * figures["true_caption_length"]
+
+
+@pytest.mark.parametrize(
+  "caption, right, claimed",
+  [
+    ("", 0, 0),
+    ("black background ;", 1, 1),
+    ("gray background ;", 0, 1),
+    ("background ;", 0, 1),
+    ("black background ; black background ;", 1, 2),
+    ("gray black background ;", 0, 2),
+    ("top-left large green cross", 4, 4),  # the last separator may be missing
+    ("cross ; triangle ;", 2, 2),
+    ("cross ; cross ;", 1, 2),
+    ("green green cross ;", 2, 3),
+    ("large white cross ;", 2, 3),  # one object, not the best word of each
+    ("bottom-right large green cross ;", 1, 4),  # the place decides
+    ("top-right large green cross ;", 3, 4),  # nothing there: the best match
+    ("top-left small red circle ; top-left large green cross ;", 1, 8),  # each object answers once
+    ("hello world ;", 0, 2),
+    ("; ; ;", 0, 0),
+  ],
+)
+def test_scores(caption, right, claimed):
+  result = score(caption, TWO)
+  assert (result.num_right, result.num_claimed, result.num_true) == (right, claimed, 9)
+  assert result.length == len(caption.split()) == len(result.words)
+  assert len(result.missing) == 9 - right
+
+
+def test_words_are_labelled_for_display():
+  result = score("black background ; top-left small green cross ;", TWO)
+  assert result.words == (
+    ("black", "right"),
+    ("background", "neutral"),
+    (";", "neutral"),
+    ("top-left", "right"),
+    ("small", "wrong"),
+    ("green", "right"),
+    ("cross", "right"),
+    (";", "neutral"),
+  )
+  assert result.missing[0] == "large (top-left green cross)"
+  assert len(result.missing) == 5
+
+
+def test_hallucination_is_noticed():
+  before = {"caption_precision": 0.9, "caption_length": 7.0, "true_caption_length": 15.0}
+  assert not hallucination_warnings(before, before | {"caption_precision": 0.97, "caption_length": 15.0})
+  worse = hallucination_warnings(before, before | {"caption_precision": 0.4, "caption_length": 19.9})
+  assert worse == [
+    "precision fell from 0.90 to 0.40",
+    "captions have 19.9 words, everything there is to say takes 15.0",
+  ]

@@ -1,0 +1,129 @@
+"""Rewards to advantages, always within the group of rollouts of one prompt. Statistics over the batch are global under
+sharding.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from uae_jax.algorithms.losses import at_least_float32, require
+
+SCALES = ("group", "batch", "mean_group", "none")
+AGGREGATIONS = ("sum_then_normalise", "normalise_then_sum")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdvantageOptions:
+  """
+  Attributes:
+    scale: divisor of the centred rewards: std of the "group" (GRPO), of the whole "batch" (Flow-GRPO, Lite-PPO), the
+      "mean_group" std (one number for all groups, free of the spread between prompts), or "none" (Dr. GRPO).
+    eps: added to the divisor.
+    is_unbiased: std with n - 1 (TRL, Tunix, DanceGRPO) or n (Flow-GRPO).
+    clip: advantages within +-clip; 0 for no bound. Flow-GRPO uses 5.
+    aggregation: of several rewards, see `multi_reward_advantages`.
+  """
+
+  scale: str = "group"
+  eps: float = 1e-4
+  is_unbiased: bool = True
+  clip: float = 0.0
+  aggregation: str = "sum_then_normalise"
+
+  def __post_init__(self):
+    require("scale", self.scale, SCALES)
+    require("aggregation", self.aggregation, AGGREGATIONS)
+
+
+def _moments(values: jax.Array, valid: jax.Array, axis, is_unbiased: bool) -> tuple[jax.Array, jax.Array]:
+  """(mean, std) over `axis` of the valid entries, axes kept."""
+  count = jnp.sum(valid, axis=axis, keepdims=True)
+  mean = jnp.sum(jnp.where(valid, values, 0), axis=axis, keepdims=True) / jnp.maximum(count, 1)
+  square = jnp.sum(jnp.where(valid, jnp.square(values - mean), 0), axis=axis, keepdims=True)
+  return mean, jnp.sqrt(square / jnp.maximum(count - is_unbiased, 1))
+
+
+def _is_constant(rewards: jax.Array) -> jax.Array:
+  """bool[prompts]: no two finite rewards of the group differ. By comparison: the std of equal floats need not round to
+  0.
+  """
+  valid = jnp.isfinite(rewards)
+  highest = jnp.max(jnp.where(valid, rewards, -jnp.inf), axis=1)
+  lowest = jnp.min(jnp.where(valid, rewards, jnp.inf), axis=1)
+  return highest <= lowest
+
+
+def _normalise(rewards: jax.Array, options: AdvantageOptions) -> jax.Array:
+  """Centred in the group and scaled; 0 for constant groups and for rewards that are not finite."""
+  valid = jnp.isfinite(rewards)
+  mean, std = _moments(rewards, valid, 1, options.is_unbiased)
+  if options.scale == "batch":
+    _, std = _moments(rewards, valid, None, options.is_unbiased)
+  elif options.scale == "mean_group":
+    std = jnp.sum(std) / jnp.maximum(jnp.sum(jnp.any(valid, axis=1)), 1)
+  scaled = rewards - mean if options.scale == "none" else (rewards - mean) / (std + options.eps)
+  return jnp.where(valid & ~_is_constant(rewards)[:, None], scaled, 0)
+
+
+def _clip(advantages: jax.Array, options: AdvantageOptions) -> jax.Array:
+  return jnp.clip(advantages, -options.clip, options.clip) if options.clip else advantages
+
+
+def group_advantages(rewards: jax.Array, options: AdvantageOptions) -> jax.Array:
+  """A_ij = (r_ij - mean_j r_ij) / (std + eps).
+
+  A reward that is not finite (a judge that failed) enters no statistic and has advantage 0; a group of equal rewards
+  has exactly 0.
+
+  Source: GRPO (arXiv 2402.03300); Dr. GRPO (arXiv 2503.20783) without the divisor.
+
+  Args:
+    rewards: float32[prompts, rollouts].
+    options: scale, eps, clip.
+
+  Returns:
+    float32[prompts, rollouts], without gradient.
+  """
+  return _clip(_normalise(jax.lax.stop_gradient(at_least_float32(rewards)), options), options)
+
+
+def multi_reward_advantages(
+  rewards: Mapping[str, jax.Array], weights: Mapping[str, float], options: AdvantageOptions
+) -> jax.Array:
+  """Advantages of a weighted ensemble.
+
+      sum_then_normalise   group_advantages(sum_k w_k r_k); a rollout that lacks one reward has advantage 0
+      normalise_then_sum   s = sum_k w_k (r_k - mean_group r_k) / (std_group r_k + eps);  A = s / (std_batch s + eps)
+
+  The second keeps a reward of small spread from being drowned. Its s has mean 0 in every group, so nothing is
+  subtracted again.
+
+  Source: GDPO (arXiv 2601.05242); TRL multi_objective_aggregation.
+
+  Args:
+    rewards: name -> float32[prompts, rollouts].
+    weights: name -> w_k; rewards not named are only measured.
+    options: `scale` acts in the first form only.
+
+  Returns:
+    float32[prompts, rollouts], without gradient.
+
+  Raises:
+    ValueError: a weight names no reward.
+  """
+  unknown = set(weights) - set(rewards)
+  if unknown:
+    raise ValueError(f"reward weights name {sorted(unknown)}, rewards are {sorted(rewards)}")
+  if options.aggregation == "sum_then_normalise":
+    return group_advantages(sum(weight * rewards[name] for name, weight in weights.items()), options)
+  each = dataclasses.replace(options, scale="group", clip=0.0)
+  total = sum(weight * group_advantages(rewards[name], each) for name, weight in weights.items())
+  _, std = _moments(total, jnp.ones_like(total, bool), None, options.is_unbiased)
+  return _clip(total / (std + options.eps), options)
+
+
+def zero_std_fraction(rewards: jax.Array) -> jax.Array:
+  """Share of groups whose finite rewards are all equal: they teach nothing. float32[] of float32[prompts, rollouts]."""
+  return jnp.mean(_is_constant(rewards).astype(jnp.float32))

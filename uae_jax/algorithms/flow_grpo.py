@@ -1,0 +1,175 @@
+"""Flow-GRPO: the policy gradient of stochastic sampling steps, over a window of steps and a group of samples.
+
+With D = log p - log p_old (each a mean over elements), std s of the step, b = mean |mu - mu_old|^2 / (2 s^2):
+
+    ratio         "plain"        r = e^D
+                  "guard"        r = e^((D + b) s), RatioNorm: its logarithm, mean((mu - mu_old) z), has mean zero and
+                                 one scale at all steps, so that one clip range serves them all
+    trust region  "clip"         -min(r A, clip(r) A)
+                  "divergence"   -r A, and 0 where b >= threshold and the step would move r further from 1
+    step weight   "uniform"      1
+                  "noise"        s / mean s
+                  "inverse_dt"   1 / (sigma - sigma')
+    KL            see `kl.flow`
+
+Each is chosen on its own. The loss is the mean over steps, prompts and rollouts.
+
+Sources: Flow-GRPO arXiv 2505.05470; GRPO-Guard 2510.22319 ("guard", "inverse_dt"); TempFlow-GRPO 2508.04324 ("noise");
+Flow-DPPO 2606.11025 ("divergence"), all as implemented by their authors.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from uae_jax.algorithms import kl as kl_functions
+from uae_jax.algorithms.losses import (
+  Loss,
+  at_least_float32,
+  clipped_surrogate,
+  expand,
+  mean_square,
+  require,
+  sum_and_count,
+)
+
+RATIOS = ("plain", "guard")
+TRUST_REGIONS = ("clip", "divergence")
+STEP_WEIGHTS = ("uniform", "noise", "inverse_dt")
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowObjective:
+  """Static options; defaults are Flow-GRPO's for SD3.5, with its KL off.
+
+  Attributes:
+    ratio: "plain", or "guard" (flow and dance samplers only; clip ranges of order 2e-6).
+    trust_region: "clip", or "divergence".
+    clip_low: ratio clipped below at 1 - clip_low. Of order 1e-4: log-probabilities are means over elements.
+    clip_high: ratio clipped above at 1 + clip_high.
+    divergence_threshold: of "divergence".
+    step_weight: "uniform", "noise" or "inverse_dt".
+    beta: weight of the KL to the reference; 0 needs no reference.
+    kl: "gaussian", "gaussian_no_dt", "velocity" or "mean"; each has its own order of beta, see `kl.flow`.
+  """
+
+  ratio: str = "plain"
+  trust_region: str = "clip"
+  clip_low: float = 1e-4
+  clip_high: float = 1e-4
+  divergence_threshold: float = 1e-5
+  step_weight: str = "uniform"
+  beta: float = 0.0
+  kl: str = "gaussian_no_dt"
+
+  def __post_init__(self):
+    require("ratio", self.ratio, RATIOS)
+    require("trust_region", self.trust_region, TRUST_REGIONS)
+    require("step_weight", self.step_weight, STEP_WEIGHTS)
+    require("kl", self.kl, kl_functions.FLOW_KINDS)
+
+
+def _divergence(mean: jax.Array, old_mean: jax.Array, std: jax.Array) -> jax.Array:
+  """b = mean |mu - mu_old|^2 / (2 s^2), [W, prompts, rollouts]."""
+  square = mean_square(at_least_float32(mean) - jax.lax.stop_gradient(old_mean), 3)
+  return square / expand(2 * jnp.square(std), square)
+
+
+def _step_weights(step_weight: str, std: jax.Array, change: jax.Array, mean_std: jax.Array | None) -> jax.Array:
+  """float32[W]."""
+  if step_weight == "noise":
+    return std / (jnp.mean(std) if mean_std is None else mean_std)
+  if step_weight == "inverse_dt":
+    return -1 / change
+  return jnp.ones_like(std)
+
+
+def flow_objective(
+  objective: FlowObjective,
+  *,
+  log_probs: jax.Array,
+  old_log_probs: jax.Array,
+  advantages: jax.Array,
+  std: jax.Array,
+  sigma: jax.Array,
+  sigma_next: jax.Array,
+  mean: jax.Array | None = None,
+  old_mean: jax.Array | None = None,
+  reference_mean: jax.Array | None = None,
+  velocity_scale: jax.Array | None = None,
+  mean_std: jax.Array | None = None,
+) -> tuple[Loss, dict[str, tuple[jax.Array, jax.Array]]]:
+  """Numerator and denominator of the loss of a (micro-)batch; the denominator is W * prompts * rollouts.
+
+  Args:
+    objective: static options.
+    log_probs: float32[W, prompts, rollouts], differentiated.
+    old_log_probs: float32[W, prompts, rollouts]; on policy, `stop_gradient(log_probs)`: the ratio is then exactly 1.
+    advantages: float32[prompts, rollouts].
+    std: float32[W], of the window's steps.
+    sigma: float32[W].
+    sigma_next: float32[W].
+    mean: float32[W, prompts, rollouts, ...], differentiated; for "guard", "divergence" and beta.
+    old_mean: the same of the policy that sampled; for "guard" and "divergence".
+    reference_mean: the same of the reference; for beta.
+    velocity_scale: float32[W], see `samplers.velocity_scale`; for kl = "velocity".
+    mean_std: float32[], see `samplers.mean_std`, for step_weight = "noise"; None takes the
+      window's.
+
+  Returns:
+    (Loss, metrics name -> (sum, count)). Names ending in `_step<i>` are those of window step i alone. `ratio_variance`
+    is the mean of (r - 1)^2, `approximate_kl` the mean of D^2 / 2.
+
+  Raises:
+    ValueError: an option lacks its argument.
+  """
+  change = sigma_next - sigma
+  advantages = jnp.broadcast_to(jax.lax.stop_gradient(advantages), log_probs.shape)
+  difference = at_least_float32(log_probs) - jax.lax.stop_gradient(old_log_probs)
+  has_moments = mean is not None and old_mean is not None
+  if not has_moments and (objective.ratio == "guard" or objective.trust_region == "divergence"):
+    raise ValueError("ratio = 'guard' and trust_region = 'divergence' need mean and old_mean")
+  divergence = _divergence(mean, old_mean, std) if has_moments else None
+
+  log_ratio = difference
+  if objective.ratio == "guard":
+    log_ratio = (difference + divergence) * expand(std, difference)
+  ratio = jnp.exp(kl_functions.clip_log_ratio(log_ratio))
+
+  low, high = (ratio < 1 - objective.clip_low) & (advantages < 0), (ratio > 1 + objective.clip_high) & (advantages > 0)
+  if objective.trust_region == "clip":
+    policy = clipped_surrogate(ratio, advantages, objective.clip_low, objective.clip_high)
+  else:
+    is_far = jax.lax.stop_gradient(divergence) >= objective.divergence_threshold
+    low, high = is_far & (ratio < 1) & (advantages < 0), is_far & (ratio > 1) & (advantages > 0)
+    policy = jnp.where(low | high, 0, -ratio * advantages)
+  weights = _step_weights(objective.step_weight, std, change, mean_std)
+  terms = policy * expand(weights, policy)
+
+  values = {
+    "ratio_mean": ratio,
+    "ratio_variance": jnp.square(ratio - 1),
+    "clip_fraction": low | high,
+    "clip_fraction_low": low,
+    "clip_fraction_high": high,
+    "approximate_kl": 0.5 * jnp.square(difference),
+    "log_ratio_abs": jnp.abs(difference),
+  }
+  if objective.beta:
+    if mean is None or reference_mean is None:
+      raise ValueError("beta needs mean and reference_mean")
+    values["kl"] = kl_functions.flow(
+      objective.kl,
+      mean,
+      jax.lax.stop_gradient(reference_mean),
+      std=std,
+      change=change,
+      velocity_scale=velocity_scale,
+    )
+    terms = terms + objective.beta * values["kl"]
+
+  metrics = {name: sum_and_count(value) for name, value in values.items()}
+  for name in ("ratio_mean", "ratio_variance", "clip_fraction", "log_ratio_abs"):
+    metrics |= {f"{name}_step{i}": sum_and_count(values[name][i]) for i in range(len(log_probs))}
+  return Loss(*sum_and_count(terms)), metrics

@@ -1,0 +1,124 @@
+"""Rectified flow: straight paths from data (sigma = 0) to noise (sigma = 1), and the regression of their velocity.
+
+    x_sigma = (1 - sigma) x + sigma noise        d x_sigma / d sigma = noise - x
+
+Source: Stable Diffusion 3 (arXiv 2403.03206 section 2, 3.1, 5.3.2); diffusers 0.42 training_utils.py and
+train_dreambooth_sd3.py.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from uae_jax.algorithms.losses import Loss, at_least_float32, expand, mean_square, require
+
+DENSITIES = ("logit_normal", "mode", "uniform")
+WEIGHTINGS = ("uniform", "cosmap", "sigma_sqrt")
+
+
+def interpolate(x: jax.Array, noise: jax.Array, sigma: jax.Array) -> jax.Array:
+  """(1 - sigma) x + sigma noise.
+
+  Args:
+    x: float32[batch, ...], data.
+    noise: float32[batch, ...].
+    sigma: float32[] or float32[batch].
+  """
+  sigma = expand(sigma, x)
+  return (1 - sigma) * x + sigma * noise
+
+
+def velocity_target(x: jax.Array, noise: jax.Array) -> jax.Array:
+  """noise - x, what the network regresses."""
+  return noise - x
+
+
+def shift_sigmas(sigma: jax.Array, shift: float) -> jax.Array:
+  """shift sigma / (1 + (shift - 1) sigma). Shifts compose by multiplication. Source: arXiv 2403.03206 equation 23."""
+  return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def resolution_shift(height_px: int, width_px: int, base_px: int = 1024, base_shift: float = 3.0) -> float:
+  """The shift that gives H x W images the uncertainty that `base_shift` gives squares of `base_px`: proportional to
+  sqrt(H W).
+
+  Source: arXiv 2403.03206 section 5.3.2, alpha = sqrt(m / n); 3.0 at 1024 x 1024.
+  """
+  return base_shift * math.sqrt(height_px * width_px) / base_px
+
+
+def sample_sigmas(
+  key: jax.Array,
+  shape: tuple[int, ...],
+  *,
+  density: str = "logit_normal",
+  mean: float = 0.0,
+  std: float = 1.0,
+  mode_scale: float = 1.29,
+  shift: float = 3.0,
+) -> jax.Array:
+  """Noise levels for training, shifted after drawing.
+
+      logit_normal   u = sigmoid(mean + std z)
+      mode           u = 1 - w - s (cos^2(pi w / 2) - 1 + w),  w uniform
+      uniform        u = w
+
+  Source: arXiv 2403.03206 section 3.1; diffusers 0.42 compute_density_for_timestep_sampling (which then rounds u to a
+  thousandth).
+
+  Args:
+    key: of the draw.
+    shape: of the result.
+    density: of u before the shift.
+    mean: of the logit.
+    std: of the logit.
+    mode_scale: s; positive favours the middle.
+    shift: see `shift_sigmas`; 1 for none.
+
+  Returns:
+    float32[shape] in (0, 1).
+  """
+  require("density", density, DENSITIES)
+  if density == "logit_normal":
+    u = jax.nn.sigmoid(mean + std * jax.random.normal(key, shape))
+  else:
+    u = jax.random.uniform(key, shape)
+    if density == "mode":
+      u = 1 - u - mode_scale * (jnp.square(jnp.cos(math.pi * u / 2)) - 1 + u)
+  return shift_sigmas(u, shift)
+
+
+def weight(sigma: jax.Array, weighting: str = "uniform") -> jax.Array:
+  """w(sigma) of the loss, float32 of sigma's shape: 1, 2 / (pi (1 - 2 sigma + 2 sigma^2)), or sigma^-2.
+
+  Source: arXiv 2403.03206 section 3.1; diffusers 0.42 compute_loss_weighting_for_sd3.
+  """
+  require("weighting", weighting, WEIGHTINGS)
+  if weighting == "cosmap":
+    return 2 / (math.pi * (1 - 2 * sigma + 2 * jnp.square(sigma)))
+  if weighting == "sigma_sqrt":
+    return sigma**-2.0
+  return jnp.ones_like(sigma)
+
+
+def flow_matching_loss(
+  velocity: jax.Array, target: jax.Array, weights: jax.Array | None = None, mask: jax.Array | None = None
+) -> Loss:
+  """sum_i m_i w_i mean (v_i - target_i)^2 and sum_i m_i. Source: arXiv 2403.03206.
+
+  Args:
+    velocity: float[batch, ...], predicted.
+    target: float[batch, ...], see `velocity_target`.
+    weights: float32[batch], w(sigma); None for 1.
+    mask: [batch], rows that count; None for all.
+  """
+  errors = mean_square(at_least_float32(velocity) - at_least_float32(target))
+  weights = jnp.ones_like(errors) if weights is None else weights
+  mask = jnp.ones_like(errors) if mask is None else mask.astype(errors.dtype)
+  return Loss(jnp.sum(mask * weights * errors), jnp.sum(mask))
+
+
+def apply_guidance(negative: jax.Array, positive: jax.Array, guidance: float) -> jax.Array:
+  """Classifier-free guidance: v_neg + guidance (v_pos - v_neg). Source: arXiv 2207.12598, in the form of diffusers."""
+  return negative + guidance * (positive - negative)

@@ -1,0 +1,275 @@
+"""Token objectives: the GRPO family as one token term and one normaliser, both exact under micro-batching and sharding.
+
+With D_t = log p_t - log p_old_t, r_t = e^(D_t) at token level or r = e^(mean_t D_t) at sequence level (GSPO), mask m,
+|o| = sum_t m_t:
+
+    loss      token term                                   sum over rollouts of     divided by
+    grpo      -min(min(r, delta) A, clip(r) A)             sum_t m l / |o|          rollouts
+    bnpo      the same                                     sum_t m l                tokens
+    dapo      the same                                     sum_t m l                tokens
+    dr_grpo   the same                                     sum_t m l                rollouts * budget
+    luspo     the same, with the sequence ratio            sum_t m l                rollouts
+    cispo     -sg(min(r, ratio_cap)) A log p               sum_t m l                tokens
+    sapo      -(4 / tau) sigmoid(tau (r - 1)) A            sum_t m l / |o|          rollouts
+
+The last two columns are a `Loss(sum, count)`. Both add over micro-batches and devices, and the count depends on masks
+alone, so `denominator` of a whole batch is known before its update. bnpo and dapo differ in other libraries by what
+they average over (a device's own micro-batch, or everything that one optimizer step sees); with exact accumulation they
+are the same, and both names are kept. All-masked rollouts count as rollouts.
+
+Sources: GRPO arXiv 2402.03300; DAPO 2503.14476; Dr. GRPO 2503.20783; CISPO (MiniMax-M1) 2506.13585; GSPO 2507.18071;
+SAPO 2511.20347; names and aggregation as in TRL 1.10 GRPOTrainer (its "bnpo" is not the Beta normalisation of the paper
+BNPO).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from uae_jax.algorithms import kl as kl_functions
+from uae_jax.algorithms.losses import Loss, at_least_float32, clipped_surrogate, require, sum_and_count
+
+LOSSES = ("grpo", "bnpo", "dapo", "dr_grpo", "luspo", "cispo", "sapo")
+BY_ROLLOUT = ("grpo", "sapo")
+BY_TOKEN = ("bnpo", "dapo", "cispo")
+LEVELS = ("token", "sequence")
+TRUNCATIONS = ("train", "mask", "penalise")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenObjective:
+  """Static options; defaults are TRL's.
+
+  Attributes:
+    loss: see the table of this module.
+    importance_level: "token", or "sequence" (GSPO; clip ranges are then of order 3e-4).
+    clip_low: ratio clipped below at 1 - clip_low.
+    clip_high: ratio clipped above at 1 + clip_high; DAPO 0.28.
+    delta: cap of the ratio also where A < 0, above 1 + clip_high; None for none.
+    ratio_cap: of cispo.
+    temperature_positive: tau of sapo where A > 0.
+    temperature_negative: tau of sapo elsewhere.
+    beta: weight of the KL to the reference; 0 needs no reference.
+    kl: "k1", "k2", "k3" or "exact".
+    is_kl_weighted: the KL estimate is multiplied by the ratio, for samples of an older policy.
+    entropy_bonus: c in l_t - c H_t.
+    top_entropy: share of tokens, those of highest entropy, that have a policy gradient (arXiv 2506.01939: 0.2); 1 for
+      all.
+    sampling_cap: truncated importance weight min(p_old / p_sampler, cap) for a sampler whose log-probabilities differ;
+      0 for none.
+    truncation: what happens to rollouts without closing token: "train" as others, "mask" them out, or "penalise" their
+      reward.
+    truncation_penalty: of "penalise", in units of the reward; see `shaped_rewards`.
+  """
+
+  loss: str = "dapo"
+  importance_level: str = "token"
+  clip_low: float = 0.2
+  clip_high: float = 0.2
+  delta: float | None = None
+  ratio_cap: float = 5.0
+  temperature_positive: float = 1.0
+  temperature_negative: float = 1.05
+  beta: float = 0.0
+  kl: str = "k3"
+  is_kl_weighted: bool = False
+  entropy_bonus: float = 0.0
+  top_entropy: float = 1.0
+  sampling_cap: float = 0.0
+  truncation: str = "train"
+  truncation_penalty: float = 0.0
+
+  def __post_init__(self):
+    require("loss", self.loss, LOSSES)
+    require("importance_level", self.importance_level, LEVELS)
+    require("kl", self.kl, kl_functions.TOKEN_KINDS)
+    require("truncation", self.truncation, TRUNCATIONS)
+    if self.loss == "luspo" and self.importance_level != "sequence":
+      raise ValueError("loss = 'luspo' needs importance_level = 'sequence'")
+    if self.delta is not None and self.delta <= 1 + self.clip_high:
+      raise ValueError(f"delta = {self.delta}: expected more than 1 + clip_high = {1 + self.clip_high}")
+    if not 0 < self.top_entropy <= 1:
+      raise ValueError(f"top_entropy = {self.top_entropy}: expected a share in (0, 1]")
+
+
+def shaped_rewards(objective: TokenObjective, rewards: jax.Array, is_closed: jax.Array) -> jax.Array:
+  """Rewards before `group_advantages`: r - truncation_penalty for truncated rollouts under truncation = "penalise".
+
+  Source: DAPO's overlong punishment (arXiv 2503.14476 section 3.4), in its hard form.
+
+  Args:
+    objective: static options.
+    rewards: float32[prompts, rollouts].
+    is_closed: [prompts, rollouts], whether the closing token was sampled within the budget.
+  """
+  if objective.truncation != "penalise":
+    return rewards
+  return rewards - objective.truncation_penalty * (1 - is_closed.astype(rewards.dtype))
+
+
+def effective_mask(objective: TokenObjective, mask: jax.Array, is_closed: jax.Array | None = None) -> jax.Array:
+  """float32[prompts, rollouts, L]: the mask, without truncated rollouts under truncation = "mask"."""
+  mask = mask.astype(jnp.float32)
+  if objective.truncation != "mask":
+    return mask
+  if is_closed is None:
+    raise ValueError("truncation = 'mask' needs is_closed")
+  return mask * is_closed.astype(mask.dtype)[..., None]
+
+
+def _token_weights(loss: str, mask: jax.Array) -> jax.Array:
+  """What multiplies each token term in the numerator."""
+  if loss in BY_ROLLOUT:
+    return mask / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
+  return mask
+
+
+def denominator(objective: TokenObjective, mask: jax.Array, is_closed: jax.Array | None = None) -> jax.Array:
+  """The count of `token_objective`, from masks alone: of a batch it is the sum of its micro-batches'.
+
+  Args:
+    objective: static options.
+    mask: [prompts, rollouts, L]; L is the budget of dr_grpo.
+    is_closed: [prompts, rollouts]; for truncation = "mask".
+
+  Returns:
+    float32[].
+  """
+  mask = effective_mask(objective, mask, is_closed)
+  if objective.loss in BY_TOKEN:
+    return jnp.sum(mask)
+  rollouts = mask.shape[0] * mask.shape[1]
+  return jnp.asarray(rollouts * (mask.shape[2] if objective.loss == "dr_grpo" else 1), mask.dtype)
+
+
+def entropy_threshold(entropy: jax.Array, mask: jax.Array, top_entropy: float) -> jax.Array:
+  """The (1 - top_entropy) quantile, linearly interpolated, of the unmasked entropies; float32[].
+
+  Source: arXiv 2506.01939; TRL get_high_entropy_mask.
+  """
+  mask = mask.astype(bool)
+  ordered = jnp.sort(jnp.where(mask, entropy, jnp.inf).ravel())
+  position = (1 - top_entropy) * jnp.maximum(jnp.sum(mask) - 1, 0)
+  below = jnp.floor(position).astype(jnp.int32)
+  above = jnp.ceil(position).astype(jnp.int32)
+  return ordered[below] + jnp.where(above > below, (position - below) * (ordered[above] - ordered[below]), 0)
+
+
+def _policy_term(objective: TokenObjective, ratio: jax.Array, log_probs: jax.Array, advantages: jax.Array) -> jax.Array:
+  """The second column of the table, [prompts, rollouts, L]."""
+  if objective.loss == "cispo":
+    return -jax.lax.stop_gradient(jnp.minimum(ratio, objective.ratio_cap)) * advantages * log_probs
+  if objective.loss == "sapo":
+    tau = jnp.where(advantages > 0, objective.temperature_positive, objective.temperature_negative)
+    return -4 / tau * jax.nn.sigmoid(tau * (ratio - 1)) * advantages
+  return clipped_surrogate(ratio, advantages, objective.clip_low, objective.clip_high, objective.delta)
+
+
+def _is_clipped(objective: TokenObjective, ratio: jax.Array, advantages: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """(below, above): where the ratio has passed a bound in the direction in which the bound acts."""
+  never = jnp.zeros(jnp.broadcast_shapes(ratio.shape, advantages.shape), bool)
+  if objective.loss == "sapo":
+    return never, never
+  if objective.loss == "cispo":
+    return never, (ratio > objective.ratio_cap) & (advantages > 0)
+  low = (ratio < 1 - objective.clip_low) & (advantages < 0)
+  return low, (ratio > 1 + objective.clip_high) & (advantages > 0)
+
+
+def token_objective(
+  objective: TokenObjective,
+  log_probs: jax.Array,
+  old_log_probs: jax.Array,
+  advantages: jax.Array,
+  mask: jax.Array,
+  *,
+  reference_log_probs: jax.Array | None = None,
+  exact_kl: jax.Array | None = None,
+  entropy: jax.Array | None = None,
+  entropy_threshold_value: jax.Array | None = None,
+  sampling_log_probs: jax.Array | None = None,
+  is_closed: jax.Array | None = None,
+) -> tuple[Loss, dict[str, tuple[jax.Array, jax.Array]]]:
+  """Numerator and denominator of the loss of a (micro-)batch.
+
+      l_t = policy term * importance weight * top-entropy mask + beta KL_t - entropy_bonus H_t
+
+  Args:
+    objective: static options.
+    log_probs: float32[prompts, rollouts, L], differentiated.
+    old_log_probs: float32[prompts, rollouts, L]; on policy, `stop_gradient(log_probs)`: the ratio is then exactly 1.
+    advantages: float32[prompts, rollouts].
+    mask: [prompts, rollouts, L], the sampled tokens, closing token included.
+    reference_log_probs: float32[prompts, rollouts, L]; for beta with an estimator.
+    exact_kl: float32[prompts, rollouts, L], see `kl.exact`; for beta with kl = "exact".
+    entropy: float32[prompts, rollouts, L]; for `entropy_bonus`, `top_entropy` and its metric.
+    entropy_threshold_value: float32[], `entropy_threshold` of the whole batch; None takes it from this micro-batch.
+    sampling_log_probs: float32[prompts, rollouts, L], as the sampler measured them; for `sampling_cap`.
+    is_closed: [prompts, rollouts]; for truncation = "mask".
+
+  Returns:
+    (Loss, metrics name -> (sum, count)). `ratio_variance` is the mean of (r - 1)^2, `approximate_kl` that of D^2 / 2.
+
+  Raises:
+    ValueError: an option lacks its argument.
+  """
+  log_probs = at_least_float32(log_probs)
+  mask = effective_mask(objective, mask, is_closed).astype(log_probs.dtype)
+  advantages = jax.lax.stop_gradient(advantages)[..., None]
+
+  def kept(x):
+    return None if x is None else jnp.where(mask > 0, x, 0)
+
+  # Padding may hold anything, infinities too: it must reach neither value nor gradient.
+  log_probs, old_log_probs, entropy, exact_kl = map(kept, (log_probs, old_log_probs, entropy, exact_kl))
+  reference_log_probs, sampling_log_probs = map(kept, (reference_log_probs, sampling_log_probs))
+  difference = log_probs - jax.lax.stop_gradient(old_log_probs)
+  log_ratio = difference
+  if objective.importance_level == "sequence":
+    lengths = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
+    log_ratio = jnp.broadcast_to(jnp.sum(mask * difference, axis=-1, keepdims=True) / lengths, difference.shape)
+  ratio = jnp.exp(kl_functions.clip_log_ratio(log_ratio))
+
+  terms = _policy_term(objective, ratio, log_probs, advantages)
+  if objective.sampling_cap:
+    _need(sampling_log_probs, "sampling_cap", "sampling_log_probs")
+    mismatch = jnp.exp(old_log_probs - sampling_log_probs)
+    terms = terms * jax.lax.stop_gradient(jnp.minimum(mismatch, objective.sampling_cap))
+  if objective.top_entropy < 1:
+    _need(entropy, "top_entropy", "entropy")
+    threshold = entropy_threshold_value
+    if threshold is None:
+      threshold = entropy_threshold(entropy, mask, objective.top_entropy)
+    terms = terms * jax.lax.stop_gradient(entropy >= threshold)
+
+  low, high = _is_clipped(objective, ratio, advantages)
+  metrics = {
+    "ratio_mean": sum_and_count(ratio, mask),
+    "ratio_variance": sum_and_count(jnp.square(ratio - 1), mask),
+    "clip_fraction": sum_and_count(low | high, mask),
+    "clip_fraction_low": sum_and_count(low, mask),
+    "clip_fraction_high": sum_and_count(high, mask),
+    "approximate_kl": sum_and_count(0.5 * jnp.square(difference), mask),
+  }
+  if objective.beta:
+    if objective.kl == "exact":
+      divergence = _need(exact_kl, "kl = 'exact'", "exact_kl")
+    else:
+      reference = jax.lax.stop_gradient(_need(reference_log_probs, "beta", "reference_log_probs"))
+      divergence = kl_functions.estimate(objective.kl, log_probs, reference)
+    metrics["kl"] = sum_and_count(divergence, mask)
+    terms = terms + objective.beta * (divergence * ratio if objective.is_kl_weighted else divergence)
+  if entropy is not None:
+    metrics["entropy"] = sum_and_count(entropy, mask)
+  if objective.entropy_bonus:
+    terms = terms - objective.entropy_bonus * _need(entropy, "entropy_bonus", "entropy")
+
+  total = jnp.sum(_token_weights(objective.loss, mask) * terms)
+  return Loss(total, denominator(objective, mask, is_closed)), metrics
+
+
+def _need(value, option: str, name: str):
+  if value is None:
+    raise ValueError(f"{option} needs {name}")
+  return value

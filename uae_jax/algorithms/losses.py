@@ -1,0 +1,67 @@
+"""What the objectives share: means kept as (sum, count), broadcasting of per-sample numbers, the clipped surrogate."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Loss(NamedTuple):
+  """A mean kept as numerator and denominator: those of micro-batches and devices add, and are divided once at the end.
+
+  Attributes:
+    sum: float32[].
+    count: float32[]; carries no gradient.
+  """
+
+  sum: jax.Array
+  count: jax.Array
+
+  @property
+  def mean(self) -> jax.Array:
+    return self.sum / self.count
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+  """bfloat16 and float16 as float32; float64 stays, so that formulas can be tested in it."""
+  x = jnp.asarray(x)
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def expand(values: jax.Array, x: jax.Array) -> jax.Array:
+  """float[...] with trailing axes of length 1, so that it broadcasts against `x` over the leading axes."""
+  values = jnp.asarray(values)
+  return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
+
+
+def mean_square(x: jax.Array, num_batch_axes: int = 1) -> jax.Array:
+  """Mean of squares over all axes after the first `num_batch_axes`."""
+  return jnp.mean(jnp.square(at_least_float32(x)), axis=tuple(range(num_batch_axes, x.ndim)))
+
+
+def sum_and_count(values: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+  """(sum m x, sum m), the form of every metric; `mask` None counts all entries."""
+  values = at_least_float32(values)
+  mask = jnp.ones_like(values) if mask is None else jnp.broadcast_to(mask, values.shape).astype(values.dtype)
+  return jnp.sum(values * mask), jnp.sum(mask)
+
+
+def clipped_surrogate(
+  ratio: jax.Array, advantages: jax.Array, clip_low: float, clip_high: float, delta: float | None = None
+) -> jax.Array:
+  """-min(min(r, delta) A, clip(r, 1 - low, 1 + high) A), elementwise.
+
+  Source: PPO (arXiv 1707.06347); separate bounds DAPO (arXiv 2503.14476); the cap delta bounds r where A < 0,
+  INTELLECT-2 (arXiv 2505.07291).
+  """
+  capped = ratio if delta is None else jnp.minimum(ratio, delta)
+  return -jnp.minimum(capped * advantages, jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantages)
+
+
+def require(field: str, value: str, allowed: tuple[str, ...]) -> None:
+  """
+  Raises:
+    ValueError: `value` is none of `allowed`.
+  """
+  if value not in allowed:
+    raise ValueError(f"{field} = {value!r}: expected one of {', '.join(allowed)}")

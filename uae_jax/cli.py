@@ -1,0 +1,76 @@
+"""`uae-jax <command>`: finds the command and runs it. Only the chosen command is imported."""
+
+import argparse
+from collections.abc import Sequence
+import difflib
+import importlib
+from importlib import metadata
+import sys
+
+from uae_jax import command_line
+
+# command -> (module with `main(argv) -> int | None`, help). `main` imports what is heavy after reading its arguments.
+COMMANDS = {
+  "train": ("uae_jax.train", "train every stage of a config, or resume"),
+  "caption": ("uae_jax.caption", "caption images"),
+  "generate": ("uae_jax.generate", "paint images from prompts"),
+  "reconstruct": ("uae_jax.reconstruct", "caption images and paint them again from the captions, side by side"),
+  "convert": ("uae_jax.convert", "write weights as Orbax, PEFT adapters or Hugging Face folders"),
+  "bench": ("uae_jax.bench", "score reconstructions (Unified-Bench), or let a model judge captions"),
+  "report": ("uae_jax.report.command", "write the HTML report of a training run"),
+}
+
+
+def usage() -> str:
+  width = max(map(len, COMMANDS))
+  lines = [f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+  return "\n".join(
+    [
+      "usage: uae-jax <command> [options]",
+      "",
+      "Trains and uses UAE: auto-encoders of images whose latent is text.",
+      "",
+      *lines,
+      "",
+      "uae-jax <command> --help   options of a command",
+      "uae-jax --version          the installed version",
+      "--verbose                  with any command: show the traceback of an error",
+    ]
+  )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command; the result is the exit code: 0 only when all was done."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  verbose = "--verbose" in argv
+  argv = [argument for argument in argv if argument != "--verbose"]
+  if not argv:
+    print(usage(), file=sys.stderr)
+    return 2
+  command, rest = argv[0], argv[1:]
+  if command in ("-h", "--help", "help"):
+    print(usage())
+    return 0
+  if command == "--version":
+    print(metadata.version("uae_jax"))
+    return 0
+  if command not in COMMANDS:
+    near = difflib.get_close_matches(command, COMMANDS, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else ""
+    print(f"uae-jax: error: no command {command!r}{hint} (see uae-jax --help)", file=sys.stderr)
+    return 2
+  try:
+    return importlib.import_module(COMMANDS[command][0]).main(rest) or 0
+  except KeyboardInterrupt:
+    print(f"uae-jax {command}: interrupted", file=sys.stderr)
+    return 130
+  except argparse.ArgumentError as error:
+    command_line.report_error(command, error, verbose)
+    return 2
+  except Exception as error:  # The last line of defence: whatever failed is told in one line.
+    command_line.report_error(command, error, verbose)
+    return 1
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,1 @@
+"""Sources, processors and the input pipeline; host code, numpy in and out."""

@@ -1,0 +1,27 @@
+"""Token ids for the CLIP text encoders of SD3."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def encode(folder: str | Path, texts: Sequence[str], length: int) -> np.ndarray:
+  """int32[B, length]: start, words, end, and padding: `end` for the first encoder, `!` for the second.
+
+  Args:
+    folder: of the tokenizer's files.
+    texts: B texts; longer ones are cut.
+    length: of the rows.
+
+  Raises:
+    ValueError: the tokenizer cannot be read.
+  """
+  from transformers import CLIPTokenizer  # Brings half of transformers: not at import.
+
+  try:
+    tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+  except (OSError, ValueError, TypeError) as error:
+    raise ValueError(f"{folder}: the tokenizer cannot be read: {str(error).splitlines()[0]}") from error
+  rows = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True)["input_ids"]
+  return np.asarray(rows, np.int32)

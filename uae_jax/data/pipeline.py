@@ -1,0 +1,308 @@
+"""From a source to batches of fixed shape, by grain.
+
+The order of an epoch is a permutation of all records by seed. Global batch k is the k-th run of `batch_size` records
+of that endless order, and process p owns its p-th piece: the same global batches whatever the number of processes,
+and every record exactly once an epoch. The state of an iterator is a few integers, so a run resumes in the middle of
+an epoch.
+
+The procedural source has nothing to read, so its batches are made whole from their indices, 10 us a scene; other
+sources are read record by record in threads.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+from absl import flags
+import grain
+import numpy as np
+
+from uae_jax.data import scenes, vocabulary
+from uae_jax.data.draws import Draws
+from uae_jax.data.sources import BadRecords, ScenesSource, open_source
+
+CAPTIONS = (*scenes.CAPTIONS, "contrastive")
+# Streams of random draws, apart so that captions and edits of a record are independent.
+_CAPTION_STREAM, _EDIT_STREAM = 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """The fields of `config.data` that `make_dataset` reads; a `ConfigDict` with these names serves as well.
+
+  Attributes:
+    source: see `sources.py`.
+    data_dir: folder of the source's files.
+    image_px: side of the square images of a batch.
+    caption_tokens: length of a row of tokens, the closing `<|im_end|>` included.
+    max_bad_fraction: of records that may be unreadable.
+    variant: of the small world, see `scenes.VARIANTS`.
+  """
+
+  source: str = "scenes"
+  data_dir: str = ""
+  image_px: int = scenes.IMAGE_PX
+  caption_tokens: int = 26
+  max_bad_fraction: float = 0.01
+  variant: str = "plain"
+
+
+def make_dataset(
+  data: DataConfig,
+  processor,
+  *,
+  split: str,
+  captions: str,
+  batch_size: int,
+  seed: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  shuffle: bool = True,
+  num_threads: int = 1,
+  num_workers: int = 0,
+  prefetch_batches: int = 2,
+) -> grain.IterDataset:
+  """An endless dataset of this process's part of the batches.
+
+  Args:
+    data: `DataConfig`, or anything with its fields.
+    processor: `data.processing.Processor` or a Hugging Face tokenizer.
+    split: of `scenes.SPLITS`.
+    captions: "full"; of scenes also "partial" and "mixed" (60 % full); "contrastive" gives groups of a scene and
+      three edits of it,
+      with full captions (groups of one where the source has no scenes).
+    batch_size: of all processes together.
+    seed: of the order and of what captions leave out.
+    process_index: of this process.
+    process_count: number of processes.
+    shuffle: False keeps the order of the source.
+    num_threads: that prepare batches ahead; 0 prepares them when asked.
+    num_workers: processes that read records ahead, for large photographs; the procedural source needs none. The state
+      of an iterator is bound to their number.
+    prefetch_batches: how many are ready.
+
+  Returns:
+    Batches of b = batch_size / process_count rows; contrastive ones have a group axis after b.
+      image: uint8[b, image_px, image_px, 3].
+      tokens: int32[b, caption_tokens]: caption, closing `<|im_end|>`, padding. Longer captions are cut and not closed.
+      length: int32[b], tokens that are not padding.
+      index: int64[b], of the record in its source.
+      identity: int64[b], contrastive only: equal where images show the same.
+    Iterators have `get_state` and `set_state`; `grain.checkpoint` saves them.
+
+  Raises:
+    ValueError: an impossible setting; the message names it.
+  """
+  if captions not in CAPTIONS:
+    raise ValueError(f"captions = {captions!r}: expected one of {', '.join(CAPTIONS)}")
+  if batch_size < 1 or batch_size % process_count:
+    raise ValueError(f"data.batch_size = {batch_size} does not divide by {process_count} processes")
+  source = open_source(data.source, split, data_dir=data.data_dir, variant=data.variant)
+  config = scenes.variant(data.variant)
+  rows = batch_size // process_count
+  tokens = CaptionTokens.of(processor, data.caption_tokens)
+  order = grain.MapDataset.range(len(source))
+  if shuffle:
+    # Grain's epoch e of seed s is epoch 0 of seed s + e: seeds are spread so that runs share no epoch.
+    order = order.shuffle(seed=int(Draws(seed).integers(2**32)))
+  order = ProcessRows(order.repeat().map_with_index(with_position), rows, process_index, process_count)
+  if isinstance(source, ScenesSource):
+    if data.image_px != scenes.IMAGE_PX:
+      raise ValueError(f"data.image_px = {data.image_px}: scenes have {scenes.IMAGE_PX}")
+    batches = order.batch(rows, batch_fn=np.asarray).map(MakeScenes(split, config, tokens, captions, seed))
+    return batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches))
+  bad = BadRecords(data.max_bad_fraction, len(source), process_count * max(1, num_workers))
+  records = order.map(LoadRecord(source, data.image_px, bad))
+  options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches * rows)
+  records = records.to_iter_dataset(options)
+  if num_workers:
+    if not flags.FLAGS.is_parsed():
+      # Grain's workers read absl's global flags; a program that does not use them never parses them.
+      flags.FLAGS.mark_as_parsed()
+    # Workers take records in turn, so their number does not change the order.
+    records = records.mp_prefetch(grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=rows))
+  batches = records.batch(rows, drop_remainder=True, batch_fn=as_columns)
+  return batches.map(CaptionRecords(data.source, config, tokens, captions, seed))
+
+
+# --- Order ------------------------------------------------------------------------------------------------------------
+
+
+def with_position(position: int, index: int) -> tuple[int, int]:
+  """Keeps the place in the endless order beside the record's index: it seeds what differs from epoch to epoch."""
+  return position, index
+
+
+class ProcessRows(grain.MapDataset):
+  """Of every run of `rows * process_count` elements the piece of one process."""
+
+  def __init__(self, parent: grain.MapDataset, rows: int, process_index: int, process_count: int):
+    super().__init__(parent)
+    self._rows, self._process_index, self._process_count = rows, process_index, process_count
+
+  def __len__(self) -> int:
+    return len(self._parent) // (self._rows * self._process_count) * self._rows
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return self.slice(index)
+    batch, row = divmod(index, self._rows)
+    return self._parent[(batch * self._process_count + self._process_index) * self._rows + row]
+
+
+# --- Tokens -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CaptionTokens:
+  """Turns captions into rows of token ids.
+
+  Attributes:
+    tokenizer: Hugging Face tokenizer.
+    word_ids: int32[words] of `scenes.WORDS`, or None if words are not single tokens.
+    length: of a row.
+    pad, end: ids.
+  """
+
+  tokenizer: object
+  word_ids: np.ndarray | None
+  length: int
+  pad: int
+  end: int
+
+  @classmethod
+  def of(cls, processor, length: int) -> "CaptionTokens":
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return cls(tokenizer, vocabulary.word_ids(tokenizer), length, tokenizer.pad_token_id, tokenizer.eos_token_id)
+
+  def of_scenes(self, scene: scenes.Scene, captions: str, draws: Draws | None) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens int32[B, L], length int32[B]) of a batch of scenes.
+
+    Raises:
+      ValueError: the longest caption does not fit.
+    """
+    if self.word_ids is None:
+      return self.of_texts(scenes.captions_text(scene, captions, draws))
+    if scene.config.max_caption_words >= self.length:
+      raise ValueError(
+        f"data.caption_tokens = {self.length}: captions of this data.variant need {scene.config.max_caption_words + 1}"
+      )
+    words, said = scenes.caption_words(scene, captions, draws)
+    count = np.sum(said, axis=1)
+    tokens = np.full((len(words), self.length), self.pad, np.int32)
+    place = np.cumsum(said, axis=1) - 1
+    row, slot = np.nonzero(said)
+    tokens[row, place[row, slot]] = self.word_ids[words[row, slot]]
+    tokens[np.arange(len(words)), count] = self.end
+    return tokens, (count + 1).astype(np.int32)
+
+  def of_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens int32[B, L], length int32[B]) of any captions."""
+    tokens = np.full((len(texts), self.length), self.pad, np.int32)
+    length = np.zeros(len(texts), np.int32)
+    for row, text in enumerate(texts):
+      ids = [*self.tokenizer.encode(text, add_special_tokens=False), self.end][: self.length]
+      tokens[row, : len(ids)] = ids
+      length[row] = len(ids)
+    return tokens, length
+
+
+# --- Transforms -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MakeScenes:
+  """int64[b, 2] of (position, index) -> a batch of the procedural source."""
+
+  split: str
+  config: scenes.SceneConfig
+  tokens: CaptionTokens
+  captions: str
+  seed: int
+
+  def __call__(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    position, index = rows[:, 0], rows[:, 1] % scenes.NUM_SCENES
+    scene = scenes.scenes(index, self.split, self.config)
+    if self.captions == "contrastive":
+      return _contrastive(scene, self.tokens, position, index, self.seed)
+    tokens, length = self.tokens.of_scenes(scene, self.captions, Draws(self.seed, position, _CAPTION_STREAM))
+    return {"image": scenes.render_batch(scene), "tokens": tokens, "length": length, "index": index}
+
+
+def _contrastive(scene: scenes.Scene, tokens: CaptionTokens, position, index, seed: int) -> dict[str, np.ndarray]:
+  groups = scenes.edit_groups(scene, Draws(seed, position, _EDIT_STREAM))
+  shape = groups.background.shape
+  flat = scenes.Scene.from_array(groups.to_array().reshape(shape[0] * shape[1], -1), groups.config)
+  rows, length = tokens.of_scenes(flat, "full", None)
+  return {
+    "image": scenes.render_batch(flat).reshape(*shape, scenes.IMAGE_PX, scenes.IMAGE_PX, 3),
+    "tokens": rows.reshape(*shape, -1),
+    "length": length.reshape(shape),
+    "index": index,
+    "identity": groups.identity(),
+  }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadRecord:
+  """(position, index) -> a record with an image of image_px, or None (which grain skips) if it cannot be read."""
+
+  source: object
+  image_px: int
+  bad: BadRecords
+
+  def __call__(self, row: tuple[int, int]) -> dict | None:
+    position, index = row[0], row[1] % len(self.source)
+    try:
+      record = self.source[index]
+      image = fit(record["image"], self.image_px)
+    except Exception as error:  # A torn file can fail in any decoder.
+      self.bad.bad(index, self.source.key(index), error)
+      return None
+    self.bad.good()
+    return {**record, "image": image, "position": position, "index": index}
+
+
+def fit(image: np.ndarray, size_px: int) -> np.ndarray:
+  """The centre square of uint8[H, W, 3], resized to uint8[size_px, size_px, 3]; untouched if it has that size."""
+  if image.shape == (size_px, size_px, 3):
+    return image
+  from PIL import Image, ImageOps
+
+  return np.asarray(ImageOps.fit(Image.fromarray(image), (size_px, size_px), Image.Resampling.BICUBIC))
+
+
+def as_columns(records: Sequence[dict]) -> dict:
+  """Columns of the fields that all records have: arrays, and lists of text."""
+  names = set.intersection(*(set(record) for record in records))
+  columns = {name: [record[name] for record in records] for name in names}
+  return {name: column if isinstance(column[0], str) else np.stack(column) for name, column in columns.items()}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CaptionRecords:
+  """Columns of records -> a batch. Records that know their scene get every kind of caption, others only their own."""
+
+  name: str
+  config: scenes.SceneConfig
+  tokens: CaptionTokens
+  captions: str
+  seed: int
+
+  def __call__(self, columns: dict) -> dict[str, np.ndarray]:
+    position, index, image = columns["position"], columns["index"].astype(np.int64), columns["image"]
+    if "scene" in columns:
+      scene = scenes.Scene.from_array(columns["scene"], self.config)
+      if self.captions == "contrastive":
+        batch = _contrastive(scene, self.tokens, position, index, self.seed)
+        batch["image"][:, 0] = image
+        return batch
+      tokens, length = self.tokens.of_scenes(scene, self.captions, Draws(self.seed, position, _CAPTION_STREAM))
+      return {"image": image, "tokens": tokens, "length": length, "index": index}
+    if self.captions not in ("full", "contrastive"):
+      raise ValueError(f"captions = {self.captions!r}: data.source = {self.name!r} has no scenes to leave parts out of")
+    tokens, length = self.tokens.of_texts(columns["caption"])
+    batch = {"image": image, "tokens": tokens, "length": length, "index": index}
+    if self.captions == "full":
+      return batch
+    groups = {name: batch[name][:, None] for name in ("image", "tokens", "length")}
+    return {**groups, "index": index, "identity": index[:, None]}

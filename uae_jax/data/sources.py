@@ -1,0 +1,280 @@
+"""Where records come from: random access by index, one record a dict.
+
+`config.data.source`:
+  scenes            the procedural small world: infinite for all purposes, nothing on disk
+  tfds:NAME         a TFDS dataset prepared as ArrayRecord under `data.data_dir`, e.g. tfds:uae_scenes/plain
+  jsonl:PATH        one JSON object a line: "image" (path relative to the file) or "image_base64", and "caption"
+  arrayrecord:GLOB  the same JSON objects as records of ArrayRecord files
+  folder:PATH       images with their captions beside them: cat.jpg, cat.txt
+
+PATH may contain {split}; without it the source has the training split only.
+
+A record: `image` uint8[H, W, 3] and `caption` str ("" where there is none: the RL stages need images alone).
+Small-world datasets add `scene` int32[1 + P], from which partial captions and edits are made. `source.key(index)` is
+what a person needs to find a record.
+"""
+
+import base64
+import glob
+import io
+import json
+import os
+from pathlib import Path
+import threading
+
+from absl import logging
+import numpy as np
+
+from uae_jax.data import scenes
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+# How published datasets call what we call held_out.
+HELD_OUT_NAMES = ("held_out", "validation", "val", "test")
+
+
+class ScenesSource:
+  """The procedural small world. It has no records to read: `pipeline.py` makes whole batches from indices."""
+
+  def __init__(self, split: str, config: scenes.SceneConfig):
+    self.split, self.config = split, config
+
+  def __len__(self) -> int:
+    return scenes.NUM_SCENES
+
+  def __getitem__(self, index: int) -> dict:
+    scene = scenes.scene(index, self.split, self.config)
+    return {
+      "image": scenes.render(scene),
+      "caption": scenes.full_caption(scene),
+      "scene": scene.to_array(),
+    }
+
+  def key(self, index: int) -> str:
+    return f"{self.split} scene {index}"
+
+
+class TFDSSource:
+  """A prepared TFDS dataset, read by grain's ArrayRecord reader."""
+
+  def __init__(self, name: str, split: str, data_dir: str):
+    import tensorflow_datasets as tfds
+
+    missing = f"data.source = tfds:{name}: no such dataset in data.data_dir = {data_dir!r}"
+    try:
+      builder = tfds.builder(name, data_dir=data_dir or None)
+    except Exception as error:  # Which kind depends on whether TFDS knows the name.
+      raise ValueError(missing) from error
+    if not builder.info.splits:
+      raise ValueError(missing)
+    names = HELD_OUT_NAMES if split == "held_out" else (split,)
+    found = next((name for name in names if name in builder.info.splits), None)
+    if found is None:
+      raise ValueError(f"data.source = tfds:{name}: no split {split}, only {', '.join(builder.info.splits)}")
+    self._name = f"{name} {found}"
+    self._data = builder.as_data_source(split=found)
+
+  def __len__(self) -> int:
+    return len(self._data)
+
+  def __getitem__(self, index: int) -> dict:
+    example = self._data[index]
+    record = {"image": as_rgb(example["image"]), "caption": _caption_of(example)}
+    if "scene" in example:
+      record["scene"] = np.asarray(example["scene"], np.int32)
+    return record
+
+  def key(self, index: int) -> str:
+    return f"{self._name} {index}"
+
+
+class JsonLinesSource:
+  """Lines are found once and read at need, so that the file may be larger than memory."""
+
+  def __init__(self, path: str):
+    self._path = Path(path)
+    with open(self._path, "rb") as file:
+      lengths = [len(line) for line in file]
+    ends = np.cumsum(lengths, dtype=np.int64)
+    starts = ends - np.asarray(lengths, np.int64)
+    # Blank lines are not records.
+    keep = np.asarray(lengths) > 1
+    self._spans = np.stack([starts, ends], 1)[keep]
+
+  def __len__(self) -> int:
+    return len(self._spans)
+
+  def __getitem__(self, index: int) -> dict:
+    start, end = self._spans[index]
+    with open(self._path, "rb") as file:
+      file.seek(start)
+      return _from_json(file.read(end - start), self._path.parent)
+
+  def key(self, index: int) -> str:
+    return f"{self._path} byte {self._spans[index][0]}"
+
+
+class ArrayRecordSource:
+  """JSON objects in ArrayRecord files."""
+
+  def __init__(self, pattern: str):
+    import grain
+
+    paths = sorted(glob.glob(pattern))
+    if not paths:
+      raise ValueError(f"data.source = arrayrecord:{pattern}: no such file")
+    self._pattern = pattern
+    self._folder = Path(paths[0]).parent
+    self._data = grain.sources.ArrayRecordDataSource(paths)
+
+  def __len__(self) -> int:
+    return len(self._data)
+
+  def __getitem__(self, index: int) -> dict:
+    return _from_json(self._data[index], self._folder)
+
+  def key(self, index: int) -> str:
+    return f"{self._pattern} record {index}"
+
+
+class FolderSource:
+  """Images of a folder and its subfolders, sorted by path."""
+
+  def __init__(self, folder: str):
+    root = Path(folder)
+    self._paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not self._paths:
+      raise ValueError(f"data.source = folder:{folder}: no image ({', '.join(IMAGE_SUFFIXES)}) there")
+
+  def __len__(self) -> int:
+    return len(self._paths)
+
+  def __getitem__(self, index: int) -> dict:
+    path = self._paths[index]
+    sidecar = path.with_suffix(".txt")
+    return {"image": open_rgb(path), "caption": sidecar.read_text().strip() if sidecar.exists() else ""}
+
+  def key(self, index: int) -> str:
+    return str(self._paths[index])
+
+
+def open_source(source: str, split: str, *, data_dir: str = "", variant: str = "plain"):
+  """The source of `config.data.source`.
+
+  Raises:
+    ValueError: it does not exist, or has no such split.
+  """
+  if split not in scenes.SPLITS:
+    raise ValueError(f"split {split!r}: expected one of {', '.join(scenes.SPLITS)}")
+  kind, _, name = source.partition(":")
+  if source == "scenes":
+    return ScenesSource(split, scenes.variant(variant))
+  if kind == "tfds":
+    return TFDSSource(name, split, data_dir)
+  files = {"jsonl": JsonLinesSource, "arrayrecord": ArrayRecordSource, "folder": FolderSource}
+  if kind not in files or not name:
+    raise ValueError(
+      f"data.source = {source!r}: expected scenes, tfds:NAME, jsonl:PATH, arrayrecord:GLOB or folder:PATH"
+    )
+  if split != "train" and "{split}" not in name:
+    raise ValueError(f"data.source = {source!r} has no split {split}: put {{split}} into the path")
+  path = os.path.join(data_dir, name.replace("{split}", split))
+  try:
+    return files[kind](path)
+  except FileNotFoundError as error:
+    raise ValueError(f"data.source = {source!r}: {path} does not exist") from error
+
+
+class BadRecords:
+  """Counts records that cannot be read; a few are skipped, many are an error. Thread-safe.
+
+  A record counts once, however many epochs meet it. The fraction is of the records read so far, but at least of one
+  process's part of an epoch, and at most of the source.
+
+  Args:
+    max_fraction: `config.data.max_bad_fraction`.
+    num_records: of the source.
+    process_count: processes that share an epoch.
+  """
+
+  def __init__(self, max_fraction: float, num_records: int, process_count: int = 1):
+    self._max_fraction, self._num_records, self._process_count = max_fraction, num_records, process_count
+    self._lock = threading.Lock()
+    self._num_read = 0
+    self._bad: set[int] = set()
+
+  def good(self) -> None:
+    with self._lock:
+      self._num_read += 1
+
+  def bad(self, index: int, key: str, error: Exception) -> None:
+    """Logs a record to skip.
+
+    Raises:
+      ValueError: there are too many.
+    """
+    with self._lock:
+      self._num_read += 1
+      is_new = index not in self._bad
+      self._bad.add(index)
+      num_bad = len(self._bad)
+      num_read = min(max(self._num_read, -(-self._num_records // self._process_count)), self._num_records)
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    if is_new:
+      logging.warning("skipped record %s (%s); %d skipped so far", key, reason, num_bad)
+    # Even at a fraction of 1, a source without one good record would be read forever.
+    if num_bad > self._max_fraction * num_read or num_bad == num_read:
+      raise ValueError(
+        f"{num_bad} of {num_read} records are unreadable, more than data.max_bad_fraction = {self._max_fraction}; "
+        f"the last one: {key} ({reason})"
+      ) from error
+
+  # Worker processes count for themselves.
+  def __getstate__(self):
+    return (self._max_fraction, self._num_records, self._process_count)
+
+  def __setstate__(self, state):
+    self.__init__(*state)
+
+
+def as_rgb(image) -> np.ndarray:
+  """uint8[H, W, 3] of uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]."""
+  image = np.asarray(image)
+  if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
+    raise ValueError(f"image {image.dtype}{list(image.shape)}: expected uint8[H, W, channels]")
+  if image.ndim == 2:
+    image = image[..., None]
+  return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else np.ascontiguousarray(image[..., :3])
+
+
+def open_rgb(file) -> np.ndarray:
+  """uint8[H, W, 3] of an image file or stream, upright; transparency becomes white."""
+  from PIL import Image
+
+  from uae_jax.data.images import to_rgb
+
+  with Image.open(file) as image:
+    return np.asarray(to_rgb(image))
+
+
+def _from_json(line: bytes, folder: Path) -> dict:
+  record = json.loads(line)
+  if "image_base64" in record:
+    image = open_rgb(io.BytesIO(base64.b64decode(record["image_base64"], validate=True)))
+  else:
+    image = open_rgb(folder / record["image"])
+  return {"image": image, "caption": str(record.get("caption", ""))}
+
+
+def _caption_of(example: dict) -> str:
+  """The (first) caption of a TFDS example; the common names of that feature are tried in turn."""
+  for name in ("caption", "captions", "text"):
+    value = example.get(name)
+    if isinstance(value, dict):
+      value = value.get("text")
+    if isinstance(value, list | tuple | np.ndarray) and len(value):
+      value = value[0]
+    if isinstance(value, bytes):
+      value = value.decode()
+    if isinstance(value, str):
+      return value
+  return ""

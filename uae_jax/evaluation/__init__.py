@@ -1,0 +1,1 @@
+"""Held-out figures: reconstructions, captions, benchmarks."""

@@ -1,0 +1,167 @@
+"""The auto-encoder's own measure: caption held-out images, paint them from the caption alone, compare.
+
+Noise and sampling keys depend on nothing but the options, so figures of different stages are paired.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uae_jax.models.prompts import Prompts
+from uae_jax.models.uae import to_signed
+from uae_jax.networks import Networks
+from uae_jax.rollouts import captions
+from uae_jax.rollouts.contexts import encode_captions, encode_negative
+from uae_jax.rollouts.images import sample_ode, velocity_field
+
+
+@dataclasses.dataclass(frozen=True)
+class ReconstructionOptions:
+  """
+  Attributes:
+    batch_size: images a call.
+    max_new_tokens: caption budget.
+    sampler_steps: ODE steps.
+    guidance: of the sampler.
+    shift: of the schedule.
+    text_tower: "reference" or "policy".
+    encoders: names of the encoders that compare.
+    seed: of captions and noise.
+  """
+
+  batch_size: int = 64
+  max_new_tokens: int = 512
+  sampler_steps: int = 40
+  guidance: float = 1.0
+  shift: float = 3.0
+  text_tower: str = "reference"
+  encoders: tuple[str, ...] = ("clip", "dinov2")
+  seed: int = 0
+
+
+class Reconstructor:
+  """Jitted captioning and painting of batches of one size; the last batch is padded."""
+
+  def __init__(self, networks: Networks, options: ReconstructionOptions):
+    self.networks = networks
+    self.options = options
+    self._caption = jax.jit(self._caption_batch)
+    self._paint = jax.jit(self._paint_batch)
+
+  def _caption_batch(self, params: dict, images: jax.Array, key: jax.Array, temperature: jax.Array) -> jax.Array:
+    model = self.networks.uae(params)
+    return captions.sample_captions(
+      model.captioner.language,
+      self.networks.prompts,
+      captions.caption_prefix(model, self.networks.prompts, images),
+      key,
+      num_rollouts=1,
+      max_tokens=self.options.max_new_tokens,
+      temperature=temperature,
+    ).tokens[:, 0]
+
+  def _paint_batch(self, params: dict, images: jax.Array, tokens: jax.Array, key: jax.Array):
+    options, networks = self.options, self.networks
+    model = networks.uae(params)
+    tower = networks.uae(params, adapters=options.text_tower == "policy")
+    context = encode_captions(networks.prompts, tower, tokens)
+    negative = None if options.guidance == 1.0 else encode_negative(networks.prompts, tower, context.mask.shape[1])
+    x = to_signed(images)
+    latents = sample_ode(
+      velocity_field(model, context, guidance=options.guidance, negative=negative),
+      jax.random.normal(key, (x.shape[0], *model.latents_shape(x))),
+      num_steps=options.sampler_steps,
+      shift=options.shift,
+    )
+    painted = jnp.clip(model.decode_latents(latents), -1.0, 1.0)
+    similarities = {
+      name: jnp.sum(networks.embed(params, name, x) * networks.embed(params, name, painted), axis=-1)
+      for name in options.encoders
+    }
+    return painted, similarities | {"psnr": psnr(x, painted)}
+
+  def embed(self, params: dict, name: str, images: np.ndarray) -> np.ndarray:
+    """Unit-norm float32[N, E] of uint8[N, H, W, 3]."""
+    run = jax.jit(lambda params, x: self.networks.embed(params, name, to_signed(x)))
+    return self._gather(len(images), lambda _, rows: run(params, images[rows]))
+
+  def autoencode(self, params: dict, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(codec reconstructions float32[N, H, W, 3] in [-1, 1], PSNR float32[N]) of uint8[N, H, W, 3]."""
+
+    def run(params, images):
+      model, x = self.networks.uae(params), to_signed(images)
+      decoded = jnp.clip(model.decode_latents(model.encode_image(x)), -1.0, 1.0)
+      return decoded, psnr(x, decoded)
+
+    run = jax.jit(run)
+    return self._gather(len(images), lambda _, rows: run(params, images[rows]))
+
+  def _batches(self, count: int) -> Iterator[tuple[int, np.ndarray]]:
+    size = self.options.batch_size
+    for start in range(0, count, size):
+      yield start // size, np.minimum(np.arange(start, start + size), count - 1)
+
+  def _gather(self, count: int, run) -> tuple:
+    """Concatenates run(batch index, row indices) over all batches and drops the padding."""
+    outputs = [jax.device_get(run(index, rows)) for index, rows in self._batches(count)]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *outputs)
+
+  def caption(self, params: dict, images: np.ndarray, *, temperature: float) -> np.ndarray:
+    """int32[N, L] captions of uint8[N, h, w, 3]."""
+    key = jax.random.fold_in(jax.random.key(self.options.seed), 1)
+    temperature = jnp.float32(temperature)
+    return self._gather(
+      len(images), lambda i, rows: self._caption(params, images[rows], jax.random.fold_in(key, i), temperature)
+    )
+
+  def paint(
+    self, params: dict, images: np.ndarray, tokens: np.ndarray, *, num_noises: int = 1
+  ) -> tuple[np.ndarray, dict]:
+    """Paints captions and compares with the originals.
+
+    Args:
+      images: uint8[N, H, W, 3].
+      tokens: int32[N, L].
+      num_noises: reconstructions an image, whose similarities are averaged.
+
+    Returns:
+      (reconstructions float32[N, H, W, 3] in [-1, 1] of the first noise, {encoder or "psnr": float32[N] averaged over
+      the noises}).
+    """
+    results = []
+    for noise in range(num_noises):
+      key = jax.random.fold_in(jax.random.key(self.options.seed), 100 + noise)
+      run = functools.partial(self._paint_rows, params, images, tokens, key)
+      results.append(self._gather(len(images), run))
+    figures = {name: np.mean([scores[name] for _, scores in results], axis=0) for name in results[0][1]}
+    return results[0][0], figures
+
+  def _paint_rows(self, params, images, tokens, key, index, rows):
+    return self._paint(params, images[rows], tokens[rows], jax.random.fold_in(key, index))
+
+
+def psnr(x: jax.Array, y: jax.Array) -> jax.Array:
+  """Peak signal-to-noise ratio in dB, float32[B], of images float[B, H, W, 3] in [-1, 1]."""
+  return 10.0 * jnp.log10(4.0 / jnp.mean(jnp.square(x - y), axis=(1, 2, 3)))
+
+
+def texts(tokens: np.ndarray, prompts: Prompts, tokenizer) -> list[str]:
+  """Captions int32[N, L] as strings, without the closing token and what follows it."""
+  rows = []
+  for row in np.asarray(tokens):
+    ends = np.flatnonzero(np.isin(row, prompts.end))
+    rows.append(tokenizer.decode(row[: ends[0]] if len(ends) else row, skip_special_tokens=True))
+  return rows
+
+
+def paired_gain(before: np.ndarray, after: np.ndarray) -> dict:
+  """Mean of after - before over paired images, and its standard error."""
+  difference = np.asarray(after, np.float64) - np.asarray(before, np.float64)
+  return {
+    "gain": float(np.mean(difference)),
+    "standard_error": float(np.std(difference, ddof=1) / np.sqrt(len(difference))),
+  }

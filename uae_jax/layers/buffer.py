@@ -1,0 +1,7 @@
+"""A stored constant: saved, loaded and sharded like a parameter, never trained."""
+
+from flax import nnx
+
+
+class Buffer(nnx.Variable):
+  """Position tables, latent statistics, the pooled embedding of the empty prompt."""

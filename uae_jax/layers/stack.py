@@ -1,0 +1,43 @@
+"""Homogeneous layers, stacked on a leading axis and run by one scan: compile time does not depend on depth."""
+
+from collections.abc import Callable
+
+from flax import nnx
+import jax
+
+REMAT_POLICIES = {
+  "none": None,  # keep every activation
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
+  """`depth` copies of `make(rngs)` as one module whose leaves have a leading `layers` axis."""
+  return nnx.vmap(nnx.transform_metadata(make, partition="layers"))(rngs.split(depth))
+
+
+def scan_layers(body: Callable, carry, layers: nnx.Module, xs=None, *, remat: str = "none", unroll: int | bool = 1):
+  """Runs `carry, y = body(carry, layer, x)` over stacked layers.
+
+  Args:
+    body: takes the carry, one unstacked layer and this layer's slice of `xs`; returns (carry, y).
+    carry: pytree of fixed shapes.
+    layers: a module made by `stack`.
+    xs: pytree whose leaves lead with the layers axis, or None.
+    remat: a key of `REMAT_POLICIES`; what the backward pass may keep of each layer.
+    unroll: as in `jax.lax.scan`; `True` writes the layers out, which is faster on CPU when there are few.
+
+  Returns:
+    (carry, ys stacked on the layers axis).
+  """
+  graphdef, state = nnx.split(layers)
+
+  def step(carry, layer_and_x):
+    layer_state, x = layer_and_x
+    return body(carry, nnx.merge(graphdef, layer_state), x)
+
+  policy = REMAT_POLICIES[remat]
+  if policy is not None:
+    step = jax.checkpoint(step, policy=policy, prevent_cse=False)
+  return jax.lax.scan(step, carry, (state, xs), unroll=unroll)

@@ -1,0 +1,75 @@
+"""The token templates around images and captions as constants, and their use on sampled captions without leaving the
+device.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prompts:
+  """Chat templates of one processor, rendered to token ids.
+
+  Attributes:
+    caption: int32[P], the question with the image's slots, up to where the caption starts.
+    generation_prefix: int32[...], what the generation template puts before a caption.
+    generation_suffix: int32[...], what it puts after.
+    negative: int32[...], the whole templated negative prompt.
+    image_grid: merged cells (rows, columns) of the image in `caption`.
+    pad: id that fills rows.
+    end: ids that close a caption; the first one is `<|im_end|>`.
+  """
+
+  caption: np.ndarray
+  generation_prefix: np.ndarray
+  generation_suffix: np.ndarray
+  negative: np.ndarray
+  image_grid: tuple[int, int]
+  pad: int
+  end: tuple[int, ...]
+
+  @classmethod
+  def from_processor(cls, processor, grid: tuple[int, int]) -> "Prompts":
+    """Renders the templates of a `data.processing.Processor` for images of one patch grid (rows, columns)."""
+    merge = processor.merge_size
+    # Any single word finds the seam: the template puts the caption between a fixed prefix and a fixed suffix.
+    word = processor.tokenizer.encode(processor.seam_word, add_special_tokens=False)
+    row = processor.generation_prompt(processor.seam_word)
+    start = next(i for i in range(len(row)) if row[i : i + len(word)] == word)
+    return cls(
+      caption=np.asarray(processor.caption_prompt(grid), np.int32),
+      generation_prefix=np.asarray(row[:start], np.int32),
+      generation_suffix=np.asarray(row[start + len(word) :], np.int32),
+      negative=np.asarray(processor.generation_prompt(processor.negative_prompt), np.int32),
+      image_grid=(grid[0] // merge, grid[1] // merge),
+      pad=processor.pad_id,
+      end=tuple(processor.end_ids),
+    )
+
+
+def generation_rows(prompts: Prompts, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Generation prompts of captions that are already token ids.
+
+  Args:
+    prompts: the templates.
+    tokens: int32[B, L]; captions, closing token included, right-padded.
+    mask: bool[B, L]; True on the caption and its closing token.
+
+  Returns:
+    (tokens int32[B, p + L + s], mask bool[B, p + L + s]): prefix, caption without its closing token, suffix, padding.
+  """
+  prefix, suffix = jnp.asarray(prompts.generation_prefix), jnp.asarray(prompts.generation_suffix)
+  is_end = jnp.isin(tokens, jnp.asarray(prompts.end)) & mask
+  length = jnp.sum(mask & ~is_end, axis=1, keepdims=True)
+  place = jnp.arange(len(prefix) + tokens.shape[1] + len(suffix))[None, :] - len(prefix)
+  caption = jnp.take_along_axis(
+    tokens, jnp.clip(jnp.broadcast_to(place, (tokens.shape[0], place.shape[1])), 0, tokens.shape[1] - 1), axis=1
+  )
+  after = jnp.clip(place - length, 0, max(len(suffix) - 1, 0))
+  row = jnp.where(place < length, caption, suffix[after] if len(suffix) else prompts.pad)
+  row = jnp.where(place < 0, prefix[jnp.clip(place + len(prefix), 0, len(prefix) - 1)], row)
+  row_mask = place < length + len(suffix)
+  return jnp.where(row_mask, row, prompts.pad), row_mask

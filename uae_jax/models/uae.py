@@ -1,0 +1,172 @@
+"""UAE: an auto-encoder whose latent is text. Five nets, one module, one tree of parameters.
+
+Source: arXiv 2509.09666 section 3, and the inference code of PKU-YuanGroup/UAE for prompts, connector and conditioning.
+"""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from uae_jax.layers import lora
+from uae_jax.layers.buffer import Buffer
+from uae_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from uae_jax.models.connector import Connector, ConnectorConfig
+from uae_jax.models.mmdit import MMDiT, MMDiTConfig
+from uae_jax.models.prompts import Prompts
+from uae_jax.models.qwen25_vl.model import Qwen25VL, Qwen25VLConfig
+from uae_jax.models.qwen25_vl.positions import mrope_positions
+from uae_jax.models.qwen25_vl.vision import normalise, patchify
+
+NETS = ("captioner", "connector", "decoder", "autoencoder", "pooled")
+
+
+@dataclasses.dataclass(frozen=True)
+class UAEConfig:
+  """Sizes of the five nets and where adapters go.
+
+  Attributes:
+    captioner: vision tower and language model.
+    connector: language states to the decoder's context.
+    decoder: the flow transformer.
+    autoencoder: images to latents.
+    captioner_lora: adapters of the captioner, or None.
+    decoder_lora: adapters of the decoder, or None.
+    mask_context: hide padding of the context from the decoder. The official system attends to it (False).
+  """
+
+  captioner: Qwen25VLConfig
+  connector: ConnectorConfig
+  decoder: MMDiTConfig
+  autoencoder: AutoencoderKLConfig
+  captioner_lora: lora.LoRA | None = None
+  decoder_lora: lora.LoRA | None = None
+  mask_context: bool = False
+
+  @classmethod
+  def uae_3b_sd35_large(cls, rank: int = 32, alpha: float = 64.0) -> "UAEConfig":
+    """The paper's system: Qwen2.5-VL-3B and SD3.5-large, adapters of rank 32 (uae_reference: alpha 64)."""
+    return cls(
+      captioner=Qwen25VLConfig.qwen25_vl_3b(),
+      connector=ConnectorConfig.uae(),
+      decoder=MMDiTConfig.sd35_large(),
+      autoencoder=AutoencoderKLConfig.sd3(),
+      captioner_lora=lora.LoRA(rank, alpha, targets="^language/layers/"),
+      decoder_lora=lora.LoRA(rank, alpha),
+    )
+
+  @classmethod
+  def uae_3b_sd35_medium(cls, rank: int = 32, alpha: float = 64.0) -> "UAEConfig":
+    """The same with SD3.5-medium, the decoder of Flow-GRPO's published settings."""
+    return dataclasses.replace(cls.uae_3b_sd35_large(rank, alpha), decoder=MMDiTConfig.sd35_medium())
+
+
+class UAE(nnx.Module):
+  """The composition. `captioner` reads images, `decoder` paints from what `connector` makes of the language states."""
+
+  def __init__(self, config: UAEConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    self.captioner = Qwen25VL(config.captioner, rngs=rngs)
+    self.connector = Connector(config.connector, rngs=rngs)
+    self.decoder = MMDiT(config.decoder, rngs=rngs)
+    self.autoencoder = AutoencoderKL(config.autoencoder, rngs=rngs)
+    # CLIP-L and CLIP-bigG pooled embeddings of the empty prompt: the same vector for every image, so it is stored.
+    self.pooled = Buffer(jnp.zeros((config.decoder.pooled_width,), jnp.float32))
+    if config.captioner_lora is not None:
+      lora.attach(self.captioner, config.captioner_lora, rngs=rngs)
+    if config.decoder_lora is not None:
+      lora.attach(self.decoder, config.decoder_lora, rngs=rngs)
+
+  def caption_prompt(self, prompts: Prompts, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Image and question of every row.
+
+    Args:
+      prompts: the templates, of this image size.
+      images: uint8[B, h, w, 3], sides multiples of patch * merge.
+
+    Returns:
+      (embeddings float[B, P, D], positions int32[3, B, P], mask bool[B, P]).
+    """
+    vision = self.captioner.config.vision
+    batch, height, width, _ = images.shape
+    grid = (height // vision.patch_size, width // vision.patch_size)
+    patches = patchify(normalise(images, vision), vision)
+    tokens = jnp.broadcast_to(jnp.asarray(prompts.caption), (batch, len(prompts.caption)))
+    mask = jnp.ones(tokens.shape, bool)
+    embeddings = self.captioner.embed_prompt(tokens, patches, grid)
+    # One template for all rows: the positions are constants of the program.
+    row = mrope_positions(
+      prompts.caption[None], mask[:1], self.captioner.config.image_token_id, grid_merged=prompts.image_grid
+    )
+    return embeddings, jnp.broadcast_to(jnp.asarray(row), (3, *tokens.shape)), mask
+
+  def encode_text(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """Templated prompts to the decoder's context: connector(last state after the final norm) at every slot.
+
+    Args:
+      tokens: int32[B, T], right-padded.
+      mask: bool[B, T].
+
+    Returns:
+      float[B, T, C]; what stands at padding is defined too, and the official decoder attends to it.
+    """
+    language = self.captioner.language
+    # Padding slots stand at position 1: the rule of transformers 4.50, which the official weights were trained with.
+    positions = jnp.where(mask, jnp.arange(tokens.shape[1]), 1)
+    hidden = language(language.embed(tokens), jnp.broadcast_to(positions, (3, *tokens.shape)), mask)
+    return self.connector(hidden)
+
+  def velocity(
+    self,
+    latents: jax.Array,
+    sigma: jax.Array,
+    context: jax.Array,
+    context_mask: jax.Array | None,
+    pooled: jax.Array | None = None,
+  ) -> jax.Array:
+    """The decoder's velocity field noise - x, computed in the decoder's dtype, returned in float32.
+
+    Args:
+      latents: float[B, h, w, 16].
+      sigma: float32[B] or float32[] in [0, 1].
+      context: float[B, T, C].
+      context_mask: bool[B, T]; used if the config masks contexts.
+      pooled: float[B, P]; the stored embedding of the empty prompt by default.
+
+    Returns:
+      float32[B, h, w, 16].
+    """
+    dtype = self.decoder.patch_embed.kernel.dtype
+    if pooled is None:
+      pooled = jnp.broadcast_to(self.pooled[...], (latents.shape[0], self.pooled.shape[-1]))
+    timesteps = jnp.broadcast_to(1000.0 * sigma, (latents.shape[0],))
+    mask = context_mask if self.config.mask_context else None
+    velocity = self.decoder(latents.astype(dtype), timesteps, context.astype(dtype), pooled.astype(dtype), mask)
+    return velocity.astype(jnp.float32)
+
+  def encode_image(self, images: jax.Array) -> jax.Array:
+    """Scaled latents float32[B, h, w, 16], the posterior's mode, of images float[B, H, W, 3] in [-1, 1]."""
+    dtype = self.autoencoder.encoder.conv_in.kernel.dtype
+    mean, _ = self.autoencoder.encode(images.astype(dtype))
+    return self.autoencoder.to_latents(mean).astype(jnp.float32)
+
+  def decode_latents(self, latents: jax.Array) -> jax.Array:
+    """Images float32[B, H, W, 3], nominally in [-1, 1], of scaled latents float[B, h, w, 16]."""
+    dtype = self.autoencoder.encoder.conv_in.kernel.dtype
+    return self.autoencoder.decode(latents.astype(dtype)).astype(jnp.float32)
+
+  def latents_shape(self, images: jax.Array) -> tuple[int, int, int]:
+    """(h, w, 16) of the latents of images [..., H, W, 3]."""
+    factor = self.config.autoencoder.downsampling
+    return images.shape[-3] // factor, images.shape[-2] // factor, self.config.autoencoder.latent_channels
+
+
+def to_signed(images: jax.Array) -> jax.Array:
+  """uint8[..., H, W, 3] -> float32 in [-1, 1]."""
+  return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def captioner_images(batch: dict) -> jax.Array:
+  """uint8[B, h, w, 3] at the captioner's resolution; the same as `image` where the two are equal."""
+  return batch["captioner_image"] if "captioner_image" in batch else batch["image"]

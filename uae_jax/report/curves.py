@@ -1,0 +1,158 @@
+"""The training curves of every stage, and where its time went."""
+
+from collections.abc import Sequence
+import math
+
+from uae_jax.report import charts
+from uae_jax.report.findings import true_length
+from uae_jax.report.run import REINFORCEMENT, Run, Stage, number
+
+# (title, what to look for, [(metric, label)], fixed axis); a card is drawn if one of its metrics was logged.
+CURVES = (
+  ("Reward", "the two should rise together", [("reward", "reward"), ("held_out_reward", "held-out embedder")], None),
+  ("Caption length", "grows towards the truth, not beyond", [("caption_length", "tokens")], None),
+  (
+    "Recall and precision",
+    "recall rises, precision must not fall",
+    [("caption_recall", "recall"), ("caption_precision", "precision")],
+    (0.0, 1.0),
+  ),
+  ("KL to the reference", "how far the policy has moved", [("kl", "KL")], None),
+  (
+    "Clip fraction",
+    "ratios outside the trust region",
+    [("clip_fraction", "all"), ("clip_fraction_low", "low"), ("clip_fraction_high", "high")],
+    None,
+  ),
+  ("Reward spread in a group", "the signal that is left", [("reward_std_in_group", "standard deviation")], None),
+  ("Entropy", "a collapse to 0 ends exploration", [("entropy", "nats a token")], None),
+  ("Gradient norm", "before clipping", [("grad_norm", "norm")], None),
+  (
+    "|Δ log-prob|, rollout against replay",
+    "0 where replay is exact",
+    [("log_prob_difference", "mean difference")],
+    None,
+  ),
+  (
+    "Groups and truncation",
+    "fractions of groups, or captions",
+    [("zero_std_fraction", "groups without signal"), ("truncated_fraction", "captions cut off")],
+    (0.0, 1.0),
+  ),
+  ("Distinct captions", "a group", [("distinct_captions", "captions")], None),
+  ("Loss", "", [("loss", "loss")], None),
+)
+MOST_OPEN_STAGES = 4
+NOT_CURVES = {"stage", "step", "round", "seconds"}
+
+PHASES = (
+  ("seconds_rollout", "rollout"),
+  ("seconds_reward", "reward"),
+  ("seconds_update", "update"),
+  ("seconds_data", "data"),
+)
+
+
+def _curve_card(
+  run: Run, title: str, hint: str, metrics: Sequence[tuple[str, str]], lines: list[dict], y_range
+) -> dict:
+  drawn, legend = {"step": [], "minutes": []}, []
+  start = min((number(line.get("seconds")) for line in lines), default=math.nan)
+  for colour, (metric, name) in enumerate(metrics):
+    points = [line for line in lines if metric in line]
+    if not points:
+      continue
+    ys = [number(line[metric]) for line in points]
+    drawn["step"].append(charts.Line(name, [line["step"] for line in points], ys, colour))
+    seconds = [number(line.get("seconds")) for line in points]
+    if all(map(math.isfinite, seconds)):
+      drawn["minutes"].append(charts.Line(name, [(s - start) / 60 for s in seconds], ys, colour))
+    finite = [y for y in charts.smooth(ys, len(ys) // 12) if math.isfinite(y)]
+    ends = f"{charts.label(finite[0])} → {charts.label(finite[-1])}" if finite else "–"
+    legend.append({"name": name, "colour": colour, "ends": ends})
+  references = [charts.Reference("truth", true_length(run))] if title == "Caption length" else []
+  pictures = [
+    charts.line_chart(drawn[unit], title=title, x_unit=unit, references=references, y_range=y_range)
+    for unit in ("step", "minutes")
+    if drawn[unit]
+  ]
+  return {"title": title, "hint": hint, "legend": legend, "charts": pictures, "has_time": len(pictures) == 2}
+
+
+def curves(run: Run) -> list[dict]:
+  """For every stage the cards a reader wants first, then whatever else was logged; the RL stages come first."""
+  sections = []
+  known = {metric for _, _, metrics, _ in CURVES for metric, _ in metrics} | NOT_CURVES
+  for stage in run.stages:
+    lines = run.metrics.get(stage, [])
+    logged = {
+      metric for line in lines for metric, value in line.items() if math.isfinite(number(value)) or value is None
+    }
+    cards = [
+      _curve_card(run, title, hint, metrics, lines, y_range)
+      for title, hint, metrics, y_range in CURVES
+      if any(metric in logged for metric, _ in metrics)
+    ]
+    others = [
+      _curve_card(run, metric.replace("_", " "), "", [(metric, metric)], lines, None)
+      for metric in sorted(logged - known)
+    ]
+    if cards or others:
+      sections.append(
+        {
+          "title": stage.title,
+          "cards": cards,
+          "others": others,
+          "is_reinforcement": stage.name in REINFORCEMENT,
+        }
+      )
+  sections.sort(key=lambda section: not section["is_reinforcement"])  # stable: in run order otherwise
+  reinforcement = [section for section in sections if section["is_reinforcement"]]
+  for section in sections:
+    section["is_open"] = section in reinforcement[-MOST_OPEN_STAGES:]
+  return sections
+
+
+def _stage_seconds(run: Run) -> dict[Stage, float]:
+  """Wall time of each stage: `seconds` of metrics.jsonl counts from the start of the run."""
+  spent, end = {}, 0.0
+  for stage in run.stages:
+    seconds = [number(line.get("seconds")) for line in run.metrics.get(stage, [])]
+    seconds = [value for value in seconds if math.isfinite(value)]
+    if seconds:
+      # A counter that starts again at every stage is understood too.
+      spent[stage] = seconds[-1] - end if seconds[-1] >= end else seconds[-1]
+      end = seconds[-1]
+  return spent
+
+
+def times(run: Run) -> dict:
+  """Wall time by stage and phase; a phase metric is the mean seconds a step since the line before."""
+  spent = _stage_seconds(run)
+  rows = []
+  for stage, seconds in spent.items():
+    lines, parts = run.metrics[stage], []
+    for colour, (metric, name) in enumerate(PHASES):
+      total, before = 0.0, 0
+      for line in lines:
+        value = number(line.get(metric))
+        total += value * (line["step"] - before) if math.isfinite(value) else 0.0
+        before = line["step"]
+      if total > 0:
+        parts.append(charts.Part(name, total, colour))
+    rest = seconds - sum(part.value for part in parts)
+    if rest > 0:
+      parts.append(charts.Part("other: compiling, evaluating, saving" if parts else "not split", rest, 5))
+    rows.append({"title": stage.title, "total": charts.duration(seconds), "parts": parts})
+  longest = max((sum(part.value for part in row["parts"]) for row in rows), default=0.0)
+  legend = {}
+  for row in rows:
+    row["bar"] = charts.stacked_bar(row["parts"], longest) if longest > 0 else ""
+    legend |= {
+      part.colour: part.label for part in row["parts"] if part.colour not in legend or part.label != "not split"
+    }
+  return {
+    "rows": rows,
+    "legend": [{"colour": colour, "name": name} for colour, name in sorted(legend.items())],
+    "total": charts.duration(sum(spent.values())),
+  }

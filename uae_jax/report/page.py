@@ -1,0 +1,76 @@
+"""The report of a run: everything `page.html` shows, put together and written as one self-contained file."""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from uae_jax.report import curves, figures, samples
+from uae_jax.report.findings import findings
+from uae_jax.report.run import REINFORCEMENT, Run, flatten, read_run
+from uae_jax.report.templates import environment
+
+
+def config_groups(run: Run) -> list[dict]:
+  """The config by its top-level fields."""
+  groups, single = [], []
+  for name, value in run.config.items():
+    if isinstance(value, dict) and value:
+      groups.append({"name": name, "rows": [(key, _value(v)) for key, v in flatten(value).items()]})
+    else:
+      single.append((name, _value(value)))
+  return ([{"name": "run", "rows": single}] if single else []) + groups
+
+
+def _value(value: Any) -> str:
+  return value if isinstance(value, str) else repr(value)
+
+
+def status(run: Run) -> str:
+  """What the run has done, in a line."""
+  planned = run.config.get("stages")
+  done = {stage.name for stage in run.evaluations}
+  if isinstance(planned, (list, tuple)) and planned and done.issuperset(map(str, planned)):
+    return "finished"
+  active = [stage for stage in run.stages if stage in run.metrics]
+  if not active:
+    return "not started" if not run.stages else "evaluated"
+  last = active[-1]
+  step = run.metrics[last][-1]["step"]
+  return f"{'after' if last in run.evaluations else 'in'} {last.title}, step {step:,}"
+
+
+def write_report(workdir: str | Path) -> Path:
+  """Writes `report/index.html` of a run that is finished or still going; returns its path.
+
+  Raises:
+    FileNotFoundError: there is no such folder.
+    ValueError: the folder is not the workdir of a run.
+  """
+  run = read_run(workdir)
+  html = (
+    environment()
+    .get_template("page.html")
+    .render(
+      name=run.workdir.resolve().name,
+      path=str(run.workdir),
+      written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+      status=status(run),
+      notes=run.notes,
+      findings=findings(run),
+      has_checks=any(stage.name in REINFORCEMENT for stage in run.stages),
+      tiles=figures.tiles(run),
+      headline=figures.headline(run),
+      curves=curves.curves(run),
+      times=curves.times(run),
+      gallery=samples.gallery(run),
+      captions=samples.captions_over_time(run),
+      figures=figures.all_figures(run),
+      config=config_groups(run),
+    )
+  )
+  file = run.workdir / "report" / "index.html"
+  file.parent.mkdir(exist_ok=True)
+  temporary = file.with_suffix(".tmp")
+  temporary.write_text(html, encoding="utf-8")
+  temporary.replace(file)
+  return file

@@ -1,0 +1,198 @@
+"""Groups of captions decoded on one shared image prefix, and their log-probabilities by teacher forcing over the
+same prefix.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from uae_jax.models.prompts import Prompts
+from uae_jax.models.qwen25_vl.language import LanguageModel, PrefixCache
+from uae_jax.models.uae import UAE
+
+
+@flax.struct.dataclass
+class Captions:
+  """Sampled captions of a batch of images.
+
+  Attributes:
+    tokens: int32[B, R, L]; the closing token included, padding after it.
+    mask: bool[B, R, L]; True up to and including the closing token.
+    log_probs: float32[B, R, L]; of the sampled tokens at the sampling temperature, 0 outside the mask.
+    is_closed: bool[B, R]; False where the caption ran out of budget.
+  """
+
+  tokens: jax.Array
+  mask: jax.Array
+  log_probs: jax.Array
+  is_closed: jax.Array
+
+
+@flax.struct.dataclass
+class Prefix:
+  """What all captions of an image share.
+
+  Attributes:
+    cache: keys and values of image and question.
+    last_hidden: float[B, D]; the state that predicts a caption's first token.
+    next_position: int32[B]; M-RoPE position of that token.
+  """
+
+  cache: PrefixCache
+  last_hidden: jax.Array
+  next_position: jax.Array
+
+
+def caption_prefix(model: UAE, prompts: Prompts, images: jax.Array) -> Prefix:
+  """Runs image and question once an image. images: uint8[B, h, w, 3] at the captioner's resolution."""
+  embeddings, positions, mask = model.caption_prompt(prompts, images)
+  hidden, cache = model.captioner.language.prefill(embeddings, positions, mask)
+  return Prefix(cache=cache, last_hidden=hidden[:, -1], next_position=jnp.max(positions, axis=(0, 2)) + 1)
+
+
+def _text_positions(prefix: Prefix, start: jax.Array | int, num_rollouts: int, length: int) -> jax.Array:
+  """int32[3, B, R, T] of caption tokens start .. start + T."""
+  positions = prefix.next_position[:, None, None] + start + jnp.arange(length)
+  batch = prefix.next_position.shape[0]
+  return jnp.broadcast_to(positions, (3, batch, num_rollouts, length)).astype(jnp.int32)
+
+
+def sample_captions(
+  language: LanguageModel,
+  prompts: Prompts,
+  prefix: Prefix,
+  key: jax.Array,
+  *,
+  num_rollouts: int,
+  max_tokens: int,
+  temperature: float | jax.Array,
+  repetition_penalty: float = 1.0,
+) -> Captions:
+  """R captions an image; the loop ends as soon as every caption is closed.
+
+  Args:
+    language: the captioner's language model, adapters as they shall be.
+    prompts: ids that close a caption and fill rows.
+    prefix: of `caption_prefix`.
+    key: one key for the whole batch.
+    num_rollouts: R.
+    max_tokens: L, closing token included.
+    temperature: 0 takes the most likely token.
+    repetition_penalty: logits of tokens that prompt or caption have already are divided by it where they are positive
+      and multiplied where they are negative, as transformers does. 1, the only value whose log-probabilities are the
+      policy's, leaves them.
+  """
+  batch = prefix.next_position.shape[0]
+  shape = (batch, num_rollouts)
+  end = jnp.asarray(prompts.end)
+  logits = jnp.broadcast_to(language.logits(prefix.last_hidden)[:, None], (*shape, language.config.vocab_size))
+  suffix = language.init_suffix(batch, num_rollouts, max_tokens, prefix.cache.k.dtype)
+
+  def is_running(carry):
+    t, _, _, done, *_ = carry
+    return (t < max_tokens) & ~jnp.all(done)
+
+  def step(carry):
+    t, tokens, log_probs, done, logits, suffix, seen = carry
+    if repetition_penalty != 1.0:
+      repeated = jnp.where(logits < 0, logits * repetition_penalty, logits / repetition_penalty)
+      logits = jnp.where(seen, repeated, logits)
+    scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
+    sampled = jax.random.categorical(jax.random.fold_in(key, t), scaled)
+    token = jnp.where(temperature > 0, sampled, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+    log_prob = jnp.take_along_axis(jax.nn.log_softmax(scaled), token[..., None], axis=-1)[..., 0]
+    tokens = tokens.at[:, :, t].set(jnp.where(done, prompts.pad, token))
+    log_probs = log_probs.at[:, :, t].set(jnp.where(done, 0.0, log_prob))
+    done = done | jnp.isin(token, end)
+    if repetition_penalty != 1.0:
+      seen = seen | (token[..., None] == jnp.arange(logits.shape[-1]))
+    embeddings = language.embed(token)[:, :, None]
+    hidden, suffix = language.extend(
+      embeddings, _text_positions(prefix, t, num_rollouts, 1), prefix.cache, suffix, start=t
+    )
+    return t + 1, tokens, log_probs, done, language.logits(hidden[:, :, 0]), suffix, seen
+
+  tokens = jnp.full((*shape, max_tokens), prompts.pad, jnp.int32)
+  seen = None
+  if repetition_penalty != 1.0:
+    seen = jnp.zeros(language.config.vocab_size, bool).at[jnp.asarray(prompts.caption)].set(True)
+    seen = jnp.broadcast_to(seen, logits.shape)
+  carry = (jnp.int32(0), tokens, jnp.zeros((*shape, max_tokens)), jnp.zeros(shape, bool), logits, suffix, seen)
+  _, tokens, log_probs, done, *_ = jax.lax.while_loop(is_running, step, carry)
+  return Captions(tokens=tokens, mask=caption_mask(tokens, prompts), log_probs=log_probs, is_closed=done)
+
+
+def caption_mask(tokens: jax.Array, prompts: Prompts) -> jax.Array:
+  """bool of tokens' shape [..., L]: True up to and including the first closing token."""
+  is_end = jnp.isin(tokens, jnp.asarray(prompts.end))
+  closed_before = jnp.cumsum(is_end, axis=-1) - is_end > 0
+  return ~closed_before
+
+
+def caption_hidden(language: LanguageModel, prefix: Prefix, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Teacher forcing of captions over the shared prefix.
+
+  Args:
+    tokens: int32[B, R, L].
+
+  Returns:
+    (states that predict each token float[B, R, L, D], states at each token float[B, R, L, D]).
+  """
+  batch, num_rollouts, length = tokens.shape
+  positions = _text_positions(prefix, 0, num_rollouts, length)
+  at_token, _ = language.extend(language.embed(tokens), positions, prefix.cache)
+  first = jnp.broadcast_to(prefix.last_hidden[:, None, None], (batch, num_rollouts, 1, at_token.shape[-1]))
+  return jnp.concatenate([first, at_token[:, :, :-1]], axis=2), at_token
+
+
+def token_log_probs(
+  language: LanguageModel, hidden: jax.Array, tokens: jax.Array, *, temperature: float = 1.0, num_chunks: int = 1
+) -> tuple[jax.Array, jax.Array]:
+  """Log-probabilities and entropies of tokens, without ever holding all logits of a large vocabulary.
+
+  Args:
+    hidden: float[B, R, L, D], the states that predict `tokens`.
+    tokens: int32[B, R, L].
+    temperature: logits are divided by it, as when sampling.
+    num_chunks: L is cut in so many rematerialised pieces.
+
+  Returns:
+    (log_probs float32[B, R, L], entropy float32[B, R, L]).
+
+  Raises:
+    ValueError: `num_chunks` does not divide L.
+  """
+  length = tokens.shape[-1]
+  if length % num_chunks:
+    raise ValueError(f"num_chunks = {num_chunks} does not divide the caption budget of {length} tokens")
+
+  def chunk(hidden, tokens):
+    log_p = jax.nn.log_softmax(language.logits(hidden) / temperature)
+    entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+    return jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0], entropy
+
+  if num_chunks == 1:
+    return chunk(hidden, tokens)
+  pieces = [
+    jax.checkpoint(chunk)(h, t)
+    for h, t in zip(jnp.split(hidden, num_chunks, axis=2), jnp.split(tokens, num_chunks, axis=2), strict=True)
+  ]
+  return tuple(jnp.concatenate(part, axis=2) for part in zip(*pieces, strict=True))
+
+
+def caption_log_probs(
+  model: UAE, prompts: Prompts, images: jax.Array, tokens: jax.Array, *, temperature: float = 1.0, num_chunks: int = 1
+) -> tuple[jax.Array, jax.Array]:
+  """Replay: log-probabilities and entropies of given captions, the prefix run once an image.
+
+  Args:
+    images: uint8[B, h, w, 3].
+    tokens: int32[B, R, L].
+
+  Returns:
+    (log_probs float32[B, R, L], entropy float32[B, R, L]), padding not masked.
+  """
+  prefix = caption_prefix(model, prompts, images)
+  language = model.captioner.language
+  hidden, _ = caption_hidden(language, prefix, tokens)
+  return token_log_probs(language, hidden, tokens, temperature=temperature, num_chunks=num_chunks)

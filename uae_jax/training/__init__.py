@@ -1,0 +1,1 @@
+"""State, optimizer, checkpoints, the loop, and the stages."""

@@ -1,0 +1,153 @@
+"""Metrics of a run: `metrics.jsonl` and TensorBoard on disk, a progress line with its ETA on stderr."""
+
+from collections.abc import Mapping
+import json
+import math
+import os
+from pathlib import Path
+import re
+import sys
+import time
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+# Shown beside the progress bar, those that are logged.
+SHOWN = ("loss", "reward", "held_out_reward", "caption_recall", "caption_length")
+
+
+class MetricWriter:
+  """Writes what the stages of a run measure; only the process with `enabled` writes anything.
+
+  A stage is `start_stage`, then `write` at every logging step, then `end_stage`. Stages are named as their folders:
+  `<stage>`, or `<stage>_round<k>` if the run has rounds.
+  """
+
+  def __init__(self, workdir: str | os.PathLike, enabled: bool = True, *, tensorboard: bool = True):
+    self._file = Path(workdir) / METRICS_FILE
+    self._enabled = enabled
+    self._summaries = None
+    self._bar = None
+    self._started, self._seconds_before = time.monotonic(), 0.0
+    if enabled:
+      self._file.parent.mkdir(parents=True, exist_ok=True)
+      if tensorboard:
+        # TensorFlow computes nothing here; with oneDNN on it greets on stderr, whatever the log level.
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+        from clu import metric_writers  # brings TensorFlow, 20 s on a small machine
+
+        self._summaries = metric_writers.AsyncWriter(metric_writers.SummaryWriter(os.fspath(workdir)))
+
+  def start_stage(self, stage: str, *, step: int, total_steps: int) -> None:
+    """Starts or resumes a stage after `step` updates.
+
+    Lines of later steps, which an interrupted run left and this one will write again, are dropped. The clock goes on
+    from the last line that is kept.
+
+    Args:
+      step: updates already done; 0 starts the stage anew.
+      total_steps: of the stage, for the ETA.
+    """
+    if not self._enabled:
+      return
+    kept = rewind(self._file, stage, step)
+    self._seconds_before = max([0.0, *(line.get("seconds") or 0.0 for line in kept)])
+    self._started = time.monotonic()
+
+    from tqdm import tqdm
+
+    is_terminal = sys.stderr.isatty()
+    self._bar = tqdm(
+      total=total_steps,
+      initial=step,
+      desc=stage,
+      unit="step",
+      file=sys.stderr,
+      dynamic_ncols=is_terminal,
+      # A log file wants a line now and then, a terminal a moving bar.
+      mininterval=0.2 if is_terminal else 15.0,
+    )
+
+  def write(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
+    """Writes one logging step and moves the progress bar there.
+
+    Args:
+      step: updates done in this stage.
+      metrics: scalars of any kind that `float` takes; `seconds_*` are seconds an update. `seconds`, the wall time of
+        the run so far without interruptions, is added.
+    """
+    if not self._enabled:
+      return
+    name, round_number = split_round(stage)
+    seconds = round(self._seconds_before + time.monotonic() - self._started, 3)
+    scalars = {metric: float(value) for metric, value in metrics.items()} | {"seconds": seconds}
+    # JSON has no NaN: null says that the value was not finite.
+    finite = {metric: value if math.isfinite(value) else None for metric, value in scalars.items()}
+    with self._file.open("a", encoding="utf-8") as file:
+      file.write(json.dumps({"stage": name, "step": int(step), "round": round_number} | finite) + "\n")
+    if self._summaries is not None:
+      self._summaries.write_scalars(int(step), {f"{stage}/{metric}": value for metric, value in scalars.items()})
+    if self._bar is not None:
+      shown = {metric: f"{scalars[metric]:.3g}" for metric in SHOWN if metric in scalars}
+      if shown:
+        self._bar.set_postfix(shown, refresh=False)
+      self._bar.update(int(step) - self._bar.n)
+
+  def write_images(self, stage: str, step: int, images: Mapping[str, Any]) -> None:
+    """Images to TensorBoard: uint8, or float in 0..1, [B, H, W, 3]."""
+    if self._summaries is not None:
+      self._summaries.write_images(int(step), {f"{stage}/{name}": value for name, value in images.items()})
+
+  def write_texts(self, stage: str, step: int, texts: Mapping[str, str]) -> None:
+    """Texts to TensorBoard."""
+    if self._summaries is not None:
+      self._summaries.write_texts(int(step), {f"{stage}/{name}": text for name, text in texts.items()})
+
+  def end_stage(self) -> None:
+    """Closes the stage's progress bar and flushes."""
+    if self._bar is not None:
+      self._bar.close()
+      self._bar = None
+    if self._summaries is not None:
+      self._summaries.flush()
+
+  def close(self) -> None:
+    """Also after an interruption; writes what is still buffered."""
+    self.end_stage()
+    if self._summaries is not None:
+      self._summaries.close()
+      self._summaries = None
+
+
+def split_round(stage: str) -> tuple[str, int]:
+  """`name_round2` -> ("name", 2); 0 without rounds."""
+  match = re.fullmatch(r"(.+)_round(\d+)", stage)
+  return (match[1], int(match[2])) if match else (stage, 0)
+
+
+def rewind(file: Path, stage: str, step: int) -> list[dict]:
+  """Drops the lines of a stage after `step` (all of them for step 0) and torn lines; whole or not at all.
+
+  Returns:
+    The lines that are kept.
+  """
+  if not file.exists():
+    return []
+  lines = file.read_text(encoding="utf-8").splitlines()
+  kept = []
+  for line in lines:
+    try:
+      record = json.loads(line)
+      same_stage = (record["stage"], record.get("round", 0)) == split_round(stage)
+      is_later = same_stage and (step == 0 or record["step"] > step)
+    except (ValueError, KeyError, TypeError):
+      continue  # Half a line: the run was killed while it was written.
+    if not is_later:
+      kept.append(record)
+  if len(kept) < len(lines):
+    temporary = file.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as out:
+      out.writelines(json.dumps(record) + "\n" for record in kept)
+      out.flush()
+      os.fsync(out.fileno())
+    temporary.replace(file)
+  return kept

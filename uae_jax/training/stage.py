@@ -1,0 +1,224 @@
+"""A stage of the config, made ready to run: its step, its first state, its data, and what becomes of its result."""
+
+from collections.abc import Callable
+import dataclasses
+import re
+import time
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import optax
+
+from uae_jax.algorithms.advantages import AdvantageOptions
+from uae_jax.algorithms.flow_grpo import FlowObjective
+from uae_jax.algorithms.grpo import TokenObjective
+from uae_jax.training import reinforcement, supervised
+from uae_jax.training.build import Built
+from uae_jax.training.optimizer import OptimizerOptions, learning_rate, make_optimizer
+from uae_jax.training.order import REINFORCEMENT
+from uae_jax.training.reinforcement import Phases, UpdateOptions
+from uae_jax.training.stages import (
+  autoencoder,
+  captioner,
+  cold_start,
+  contrastive,
+  generation_for_understanding,
+  pretrain,
+  understanding_for_generation,
+)
+from uae_jax.training.state import State, create
+
+CONTRASTIVE = ("clip", "dinov2")
+SUPERVISED = ("autoencoder", "captioner", "pretrain", "cold_start")
+
+Step = Callable[[State, dict], tuple[State, dict]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """
+  Attributes:
+    name: of the section in the config.
+    step: (state, batch) -> (state, metrics), jitted.
+    state: the first state.
+    learning_rate: optimizer step -> rate.
+    optimizer_steps: optimizer steps a step.
+    finish: (params, images uint8[B, H, W, 3]) -> params that the next stage starts from.
+  """
+
+  name: str
+  step: Step
+  state: State
+  learning_rate: optax.Schedule
+  optimizer_steps: int
+  finish: Callable[[dict, jax.Array], dict]
+
+
+def validate(config) -> None:
+  """Refuses settings that cannot run, before anything is made.
+
+  Raises:
+    ValueError: naming the field.
+  """
+  known = CONTRASTIVE + SUPERVISED + REINFORCEMENT
+  for name in config.stages:
+    if name not in known:
+      raise ValueError(f"config.stages: unknown stage {name!r}, expected some of {', '.join(known)}")
+  if config.rounds < 1:
+    raise ValueError(f"config.rounds = {config.rounds}: expected 1 or more")
+  rows = config.mesh.data * config.mesh.fsdp
+  for name in config.stages:
+    section = config[name]
+    cuts = section.num_microbatches
+    if name in REINFORCEMENT:
+      cuts = section.updates.num_minibatches * section.updates.num_microbatches
+      if section.options.max_new_tokens > config.data.caption_tokens:
+        raise ValueError(
+          f"config.{name}.options.max_new_tokens = {section.options.max_new_tokens} is more than "
+          f"config.data.caption_tokens = {config.data.caption_tokens}"
+        )
+    if section.batch_size < 1 or section.batch_size % (rows * cuts):
+      raise ValueError(
+        f"config.{name}.batch_size = {section.batch_size} is not divisible by data * fsdp * pieces of an update = "
+        f"{rows} * {cuts}"
+      )
+    if section.total_steps < 1:
+      raise ValueError(f"config.{name}.total_steps = {section.total_steps}: expected 1 or more")
+
+
+def keep(params: dict, images: jax.Array) -> dict:
+  """The result of a stage as it is."""
+  del images
+  return params
+
+
+def _options(cls, section):
+  """A frozen options dataclass from a section of the config, lists as tuples."""
+  fields = {name: _frozen(value) for name, value in section.to_dict().items()}
+  try:
+    return cls(**fields)
+  except TypeError as error:
+    raise ValueError(f"{cls.__name__}: {error}") from error
+
+
+def _frozen(value):
+  return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def make_stage(config, name: str, built: Built, params: dict, seed: int) -> Stage:
+  """Builds the jitted step and the first state of one stage.
+
+  Args:
+    config: the experiment.
+    name: of the stage.
+    built: nets.
+    params: what the stage starts from.
+    seed: of this stage in this run.
+  """
+  section = config[name]
+  optimizer_options = _options(OptimizerOptions, section.optimizer)
+  update_options = _options(UpdateOptions, section.updates) if name in REINFORCEMENT else UpdateOptions()
+  optimizer_steps = update_options.num_epochs * update_options.num_minibatches
+  total = section.total_steps * optimizer_steps
+  optimizer = make_optimizer(optimizer_options, total)
+  key = jax.random.key(seed)
+  finish = keep
+  text_graphdef = None
+
+  if name in CONTRASTIVE:
+    with nnx.use_eager_sharding(False):
+      text_graphdef, tower = nnx.split(built.make_text_tower(nnx.Rngs(jax.random.fold_in(key, 1))))
+    contrast = {"text": nnx.to_pure_dict(tower), "logit_scale": jnp.log(jnp.float32(10.0))}
+    params = {**params, "contrastive": contrast}
+
+    def finish(params, images):
+      del images
+      return {net: tree for net, tree in params.items() if net != "contrastive"}
+
+  elif name == "autoencoder":
+    finish = jax.jit(lambda params, images: autoencoder.standardise_latents(built.networks, params, images))
+
+  pattern = re.compile(section.trainable)
+  init = jax.jit(
+    lambda params, key: create(
+      params,
+      lambda path: bool(pattern.search(path)) and path not in built.buffers,
+      optimizer,
+      key,
+      has_ema=section.ema_decay > 0,
+    )
+  )
+  state = init(params, key)
+  if name in REINFORCEMENT:
+    step = phased_step(make_phases(config, name, built, optimizer))
+  else:
+    loss = make_loss(config, name, built, text_graphdef)
+    step = jax.jit(
+      supervised.make_step(loss, optimizer, ema_decay=section.ema_decay, num_microbatches=section.num_microbatches),
+      donate_argnums=0,
+    )
+  rate = learning_rate(optimizer_options, total)
+  return Stage(name, step, state, rate, optimizer_steps, finish)
+
+
+def make_loss(config, name: str, built: Built, text_graphdef: nnx.GraphDef | None) -> supervised.Loss:
+  """The loss of a supervised stage."""
+  section, networks = config[name], built.networks
+  if name in CONTRASTIVE:
+    options = _options(contrastive.ContrastiveOptions, section.options)
+    return contrastive.make_loss(networks, name, text_graphdef, options)
+  module, cls = {
+    "autoencoder": (autoencoder, autoencoder.AutoencoderOptions),
+    "captioner": (captioner, captioner.CaptionerOptions),
+    "pretrain": (pretrain, pretrain.PretrainOptions),
+    "cold_start": (cold_start, cold_start.ColdStartOptions),
+  }[name]
+  return module.make_loss(networks, _options(cls, section.options))
+
+
+def make_phases(config, name: str, built: Built, optimizer: optax.GradientTransformation) -> Phases:
+  """The phases of an RL stage."""
+  section = config[name]
+  advantage = _options(AdvantageOptions, section.advantage)
+  update = _options(UpdateOptions, section.updates)
+  if name == "generation_for_understanding":
+    module = generation_for_understanding
+    options = _options(module.GenerationForUnderstandingOptions, section.options)
+    objective = _options(TokenObjective, section.objective)
+  else:
+    module = understanding_for_generation
+    options = _options(module.UnderstandingForGenerationOptions, section.options)
+    objective = _options(FlowObjective, section.objective)
+  return module.make_phases(
+    built.networks, options, objective, advantage, update, optimizer, ema_decay=section.ema_decay
+  )
+
+
+def phased_step(phases: Phases) -> Step:
+  """The composition of the phases with each one jitted apart and timed."""
+  rollout, reward, advantages = jax.jit(phases.rollout), jax.jit(phases.reward), jax.jit(phases.advantages)
+  update = jax.jit(phases.update, donate_argnums=0)
+  keys = jax.jit(reinforcement.phase_keys)
+
+  def step(state: State, batch: dict) -> tuple[State, dict]:
+    rollout_key, reward_key = keys(state)
+    params = state.params
+    clock = [time.perf_counter()]
+
+    def timed(result):
+      jax.block_until_ready(result)
+      clock.append(time.perf_counter())
+      return result
+
+    trajectory = timed(rollout(params, batch, rollout_key, state.step))
+    rewards, reward_metrics = timed(reward(params, batch, trajectory, reward_key))
+    values, advantage_metrics = advantages(rewards)
+    state, update_metrics = timed(update(state, batch, trajectory, values))
+    seconds = {
+      f"seconds_{phase}": end - start
+      for phase, start, end in zip(("rollout", "reward", "update"), clock[:-1], clock[1:], strict=True)
+    }
+    return state, {**reward_metrics, **advantage_metrics, **update_metrics, **seconds}
+
+  return step

@@ -1,0 +1,57 @@
+"""Base nets: the captioner's warm-up. Next-token prediction of (partial) captions after the image, and without one.
+
+What Qwen2.5-VL's own training is to a real user. Rows without an image see the generation template, so that the
+language model's states of a caption alone, which condition the decoder, are trained too.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from uae_jax.models.prompts import generation_rows
+from uae_jax.models.uae import captioner_images
+from uae_jax.networks import Networks
+from uae_jax.rollouts import captions
+from uae_jax.training.supervised import Loss
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionerOptions:
+  """
+  Attributes:
+    noise_level: deviation of Gaussian noise on the image, in grey levels of 255.
+    text_only_weight: of the loss on the generation template.
+  """
+
+  noise_level: float = 6.0
+  text_only_weight: float = 0.15
+
+
+def make_loss(networks: Networks, options: CaptionerOptions) -> Loss:
+  """loss(params, batch, key) on `image` uint8[B, H, W, 3] and `tokens` int32[B, L]: mean negative log-likelihood a
+  token.
+  """
+  prompts = networks.prompts
+
+  def loss(params, batch, key):
+    model = networks.uae(params, adapters=False)
+    language = model.captioner.language
+    images = captioner_images(batch).astype(jnp.float32)
+    images = images + options.noise_level * jax.random.normal(key, images.shape)
+    tokens = batch["tokens"]
+    mask = captions.caption_mask(tokens, prompts)
+    log_probs, _ = captions.caption_log_probs(model, prompts, images, tokens[:, None])
+    with_image = -jnp.sum(log_probs[:, 0] * mask) / jnp.sum(mask)
+
+    rows, row_mask = generation_rows(prompts, tokens, mask)
+    positions = jnp.broadcast_to(jnp.where(row_mask, jnp.arange(rows.shape[1]), 1), (3, *rows.shape))
+    hidden = language(language.embed(rows), positions, row_mask)
+    text_log_probs, _ = captions.token_log_probs(language, hidden[:, None, :-1], rows[:, None, 1:])
+    # The template's own tokens carry no information: only what follows the prefix counts.
+    counted = row_mask[:, 1:] & (jnp.arange(1, rows.shape[1]) >= len(prompts.generation_prefix))
+    text_only = -jnp.sum(text_log_probs[:, 0] * counted) / jnp.sum(counted)
+    value = with_image + options.text_only_weight * text_only
+    return value, {"nll": with_image, "nll_text_only": text_only}
+
+  return loss

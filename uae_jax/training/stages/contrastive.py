@@ -1,0 +1,64 @@
+"""Base nets: an image encoder and a text tower learn that an image and its caption belong together.
+
+Source: CLIP (arXiv 2103.00020) figure 3; each scene comes with edited versions of itself, so the batch holds hard
+negatives.
+"""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import optax
+
+from uae_jax.models.uae import to_signed
+from uae_jax.networks import Networks
+from uae_jax.training.supervised import Loss
+
+MAX_LOGIT_SCALE = 50.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastiveOptions:
+  """noise_level: images get Gaussian noise of a standard deviation drawn from U(0, noise_level), in units of [-1,
+  1].
+  """
+
+  noise_level: float = 0.2
+
+
+def make_loss(networks: Networks, name: str, text_graphdef: nnx.GraphDef, options: ContrastiveOptions) -> Loss:
+  """Symmetric InfoNCE.
+
+  Args:
+    networks: of the run.
+    name: of the encoder that learns.
+    text_graphdef: of a `CLIPText`; its parameters and the logit scale stand under `params["contrastive"]`.
+    options: static.
+
+  Returns:
+    loss(params, batch, key); batch: `image` uint8[B, V, H, W, 3], `tokens` int32[B, V, L], `identity` int[B, V], where
+    V counts the versions of a scene.
+  """
+
+  def loss(params, batch, key):
+    images, tokens, identity = (
+      batch[name].reshape(-1, *batch[name].shape[2:]) for name in ("image", "tokens", "identity")
+    )
+    level_key, noise_key = jax.random.split(key)
+    x = to_signed(images)
+    level = options.noise_level * jax.random.uniform(level_key, (x.shape[0], 1, 1, 1))
+    x = x + level * jax.random.normal(noise_key, x.shape)
+    image = networks.embed(params, name, x)
+    text = nnx.merge(text_graphdef, params["contrastive"]["text"])(tokens)
+    text = text / jnp.linalg.norm(text, axis=-1, keepdims=True)
+    logits = jnp.minimum(jnp.exp(params["contrastive"]["logit_scale"]), MAX_LOGIT_SCALE) * image @ text.T
+    labels = jnp.arange(logits.shape[0])
+    # The same scene twice in a batch is no negative of itself.
+    is_twin = (identity[:, None] == identity[None, :]) & (labels[:, None] != labels[None, :])
+    logits = jnp.where(is_twin, jnp.finfo(jnp.float32).min, logits)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    value = 0.5 * (jnp.mean(cross_entropy(logits, labels)) + jnp.mean(cross_entropy(logits.T, labels)))
+    return value, {"accuracy": jnp.mean(jnp.argmax(logits, axis=1) == labels)}
+
+  return loss

@@ -1,0 +1,241 @@
+"""Stage 2: Generation for Understanding. Groups of captions compete for the best reconstruction; token GRPO moves
+the captioner.
+
+Source: arXiv 2509.09666 section 3.3; the decoder is part of the environment and stays frozen.
+"""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from uae_jax.algorithms import advantages as advantage_functions
+from uae_jax.algorithms import grpo
+from uae_jax.models.uae import captioner_images, to_signed
+from uae_jax.networks import Networks
+from uae_jax.rewards.embedding import cosine_rewards, weighted_sum
+from uae_jax.rollouts import captions
+from uae_jax.rollouts.captions import Captions
+from uae_jax.rollouts.contexts import Context, encode_captions, encode_negative
+from uae_jax.rollouts.images import sample_ode, velocity_field
+from uae_jax.training import reinforcement
+from uae_jax.training.reinforcement import Phases, UpdateOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationForUnderstandingOptions:
+  """
+  Attributes:
+    num_rollouts: captions an image (the group).
+    max_new_tokens: caption budget, closing token included.
+    temperature: of sampling, and of the log-probabilities that are trained.
+    conditioning: "text" re-encodes the caption as a generation prompt: the latent really is text; "answer" uses the
+    connector's states at
+      the caption's own positions.
+    text_tower: language model that re-encodes captions: "reference" (adapters off: a moving encoder breaks a frozen
+      decoder) or "policy".
+    sampler_steps: ODE steps of a reconstruction.
+    guidance: of the sampler.
+    shift: of the schedule.
+    is_noise_shared: one initial noise for all captions of an image.
+    reward_weights: encoder -> weight.
+    held_out_encoder: measured, never rewarded; "" for none.
+    decode_chunks: reconstructions are painted in so many pieces, to bound memory.
+    logit_chunks: pieces of the caption whose logits are held at a time.
+  """
+
+  num_rollouts: int = 8
+  max_new_tokens: int = 512
+  temperature: float = 1.0
+  conditioning: str = "text"
+  text_tower: str = "reference"
+  sampler_steps: int = 10
+  guidance: float = 1.0
+  shift: float = 3.0
+  is_noise_shared: bool = True
+  reward_weights: tuple[tuple[str, float], ...] = (("clip", 1.0),)
+  held_out_encoder: str = ""
+  decode_chunks: int = 1
+  logit_chunks: int = 1
+
+
+@flax.struct.dataclass
+class CaptionGroups:
+  """A rollout: the captions and, if updates leave the policy that sampled them, its replayed log-probabilities.
+
+  Attributes:
+    captions: tokens int32[prompts, rollouts, L] with masks.
+    old_log_probs: float32[prompts, rollouts, L], or None when on policy.
+    states: float[prompts, rollouts, L, D], language states at the caption's positions; only for conditioning "answer".
+  """
+
+  captions: Captions
+  old_log_probs: jax.Array | None
+  states: jax.Array | None
+
+
+def make_phases(
+  networks: Networks,
+  options: GenerationForUnderstandingOptions,
+  objective: grpo.TokenObjective,
+  advantage: advantage_functions.AdvantageOptions,
+  update_options: UpdateOptions,
+  optimizer: optax.GradientTransformation,
+  *,
+  ema_decay: float = 0.0,
+) -> Phases:
+  """The four phases of stage 2.
+
+  Raises:
+    ValueError: an unknown option.
+  """
+  if options.conditioning not in ("answer", "text"):
+    raise ValueError(f"conditioning = {options.conditioning!r}: expected 'answer' or 'text'")
+  if options.text_tower not in ("reference", "policy"):
+    raise ValueError(f"text_tower = {options.text_tower!r}: expected 'reference' or 'policy'")
+  if objective.top_entropy < 1.0 and update_options.num_microbatches > 1:
+    raise ValueError("objective.top_entropy ranks the tokens of a minibatch: it needs updates.num_microbatches = 1")
+  prompts = networks.prompts
+
+  def replay(params, images, tokens, *, adapters=True):
+    return captions.caption_log_probs(
+      networks.uae(params, adapters=adapters),
+      prompts,
+      images,
+      tokens,
+      temperature=options.temperature,
+      num_chunks=options.logit_chunks,
+    )
+
+  def rollout(params, batch, key, step):
+    del step  # Nothing here follows a schedule.
+    model = networks.uae(params)
+    images = captioner_images(batch)
+    prefix = captions.caption_prefix(model, prompts, images)
+    sampled = captions.sample_captions(
+      model.captioner.language,
+      prompts,
+      prefix,
+      key,
+      num_rollouts=options.num_rollouts,
+      max_tokens=options.max_new_tokens,
+      temperature=options.temperature,
+    )
+    old = None if update_options.is_on_policy else replay(params, images, sampled.tokens)[0]
+    states = None
+    if options.conditioning == "answer":
+      states = captions.caption_hidden(model.captioner.language, prefix, sampled.tokens)[1]
+    return CaptionGroups(sampled, old, states)
+
+  def contexts(params, groups):
+    flat = groups.captions.tokens.reshape(-1, options.max_new_tokens)
+    model = networks.uae(params, adapters=options.text_tower == "policy")
+    if options.conditioning == "text":
+      return encode_captions(prompts, model, flat)
+    states = groups.states.reshape(*flat.shape, -1)
+    return Context(model.connector(states), captions.caption_mask(flat, prompts))
+
+  def reward(params, batch, groups, key):
+    images = to_signed(batch["image"])
+    num_prompts = images.shape[0]
+    # The decoder keeps the adapters that earlier stages gave it.
+    model = networks.uae(params)
+    context = contexts(params, groups)
+    negative = None
+    if options.guidance != 1.0:
+      reference = networks.uae(params, adapters=options.text_tower == "policy")
+      negative = encode_negative(prompts, reference, context.mask.shape[1])
+    latents_shape = model.latents_shape(images)
+    groups_of_noise = 1 if options.is_noise_shared else options.num_rollouts
+    noise = jax.random.normal(key, (num_prompts, groups_of_noise, *latents_shape))
+    noise = jnp.broadcast_to(noise, (num_prompts, options.num_rollouts, *latents_shape)).reshape(-1, *latents_shape)
+
+    def paint(piece):
+      piece_context, piece_noise = piece
+      velocity = velocity_field(model, piece_context, guidance=options.guidance, negative=negative)
+      latents = sample_ode(velocity, piece_noise, num_steps=options.sampler_steps, shift=options.shift)
+      return jnp.clip(model.decode_latents(latents), -1.0, 1.0)
+
+    painted = in_chunks(paint, (context, noise), options.decode_chunks)
+    names = tuple(name for name, _ in options.reward_weights)
+    held_out = (options.held_out_encoder,) if options.held_out_encoder else ()
+    similarities = cosine_rewards(lambda name, x: networks.embed(params, name, x), names + held_out, images, painted)
+    closed = groups.captions.is_closed
+    rewards = {name: grpo.shaped_rewards(objective, similarities[name], closed) for name in names}
+    metrics = {f"reward_{name}": jnp.nanmean(value) for name, value in rewards.items()}
+    for name in held_out:
+      metrics["held_out_reward"] = jnp.mean(similarities[name])
+    return rewards, metrics | caption_metrics(groups.captions)
+
+  def advantages(rewards):
+    weights = dict(options.reward_weights)
+    values = advantage_functions.multi_reward_advantages(rewards, weights, advantage)
+    return values, reward_metrics(weighted_sum(rewards, weights))
+
+  def objective_of_piece(params, piece):
+    images, sampled, old, values = piece
+    log_probs, entropy = replay(params, images, sampled.tokens)
+    reference = None
+    if objective.beta:
+      reference = jax.lax.stop_gradient(replay(params, images, sampled.tokens, adapters=False)[0])
+    old = jax.lax.stop_gradient(log_probs) if old is None else old
+    loss, metrics = grpo.token_objective(
+      objective,
+      log_probs,
+      old,
+      values,
+      sampled.mask,
+      reference_log_probs=reference,
+      entropy=entropy,
+      is_closed=sampled.is_closed,
+    )
+    difference = jnp.abs(jax.lax.stop_gradient(log_probs) - sampled.log_probs) * sampled.mask
+    metrics["log_prob_difference"] = (jnp.sum(difference), jnp.sum(sampled.mask))
+    return (loss.sum, loss.count), metrics
+
+  def update(state, batch, groups, values):
+    pieces = (captioner_images(batch), groups.captions, groups.old_log_probs, values)
+    return reinforcement.update(state, pieces, objective_of_piece, update_options, optimizer, ema_decay=ema_decay)
+
+  return Phases(rollout, reward, advantages, update)
+
+
+def in_chunks(function, inputs, num_chunks: int):
+  """`function` over the leading axis in `num_chunks` pieces, one after the other.
+
+  Raises:
+    ValueError: the leading axis is not divisible.
+  """
+  if num_chunks == 1:
+    return function(inputs)
+  rows = jax.tree.leaves(inputs)[0].shape[0]
+  if rows % num_chunks:
+    raise ValueError(f"decode_chunks = {num_chunks} does not divide {rows} reconstructions")
+  pieces = jax.tree.map(lambda x: x.reshape(num_chunks, -1, *x.shape[1:]), inputs)
+  outputs = jax.lax.map(function, pieces)
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
+
+
+def reward_metrics(rewards: jax.Array) -> dict:
+  """Scalars of float32[prompts, rollouts] that tell whether there is a signal to learn from."""
+  return {
+    "reward": jnp.mean(rewards),
+    "reward_std_in_group": jnp.mean(jnp.std(rewards, axis=1)),
+    "zero_std_fraction": advantage_functions.zero_std_fraction(rewards),
+  }
+
+
+def caption_metrics(sampled: Captions) -> dict:
+  """Length without the closing token, truncation, and how many captions of a group differ."""
+  lengths = jnp.sum(sampled.mask, axis=-1) - sampled.is_closed
+  is_equal = jnp.all(sampled.tokens[:, :, None] == sampled.tokens[:, None, :], axis=-1)
+  num_rollouts = is_equal.shape[-1]
+  # A caption is counted where no earlier one of its group equals it.
+  is_first = ~jnp.any(is_equal & (jnp.arange(num_rollouts)[:, None] > jnp.arange(num_rollouts)[None, :]), axis=-1)
+  return {
+    "caption_length": jnp.mean(lengths.astype(jnp.float32)),
+    "truncated_fraction": jnp.mean(1.0 - sampled.is_closed),
+    "distinct_captions": jnp.mean(jnp.sum(is_first, axis=-1).astype(jnp.float32)),
+  }

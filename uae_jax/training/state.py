@@ -1,0 +1,105 @@
+"""The state of a stage, and the one way gradients change it."""
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from uae_jax import trees
+from uae_jax.algorithms import ema
+
+
+@flax.struct.dataclass
+class State:
+  """Everything a stage needs to go on; leaves are arrays in nested dicts.
+
+  Attributes:
+    step: int32[], updates applied or skipped so far.
+    trainable: parameters that this stage trains.
+    frozen: all others.
+    opt_state: of optax, for `trainable`.
+    ema: moving average of `trainable`, or an empty dict.
+    skipped: int32[], updates skipped in a row because loss or gradient was not finite.
+    rng: key; a step uses `fold_in(rng, step)`.
+  """
+
+  step: jax.Array
+  trainable: dict
+  frozen: dict
+  opt_state: optax.OptState
+  ema: dict
+  skipped: jax.Array
+  rng: jax.Array
+
+  @property
+  def params(self) -> dict:
+    return trees.merge(self.trainable, self.frozen)
+
+  @property
+  def averaged_params(self) -> dict:
+    """Parameters with the moving average where there is one: for evaluation and for the next stage."""
+    return trees.merge(self.ema or self.trainable, self.frozen)
+
+
+def create(
+  params: dict,
+  is_trainable: Callable[[str], bool],
+  optimizer: optax.GradientTransformation,
+  rng: jax.Array,
+  *,
+  has_ema: bool,
+) -> State:
+  """A stage's first state.
+
+  Raises:
+    ValueError: no parameter is trainable.
+  """
+  trainable, frozen = trees.split(params, is_trainable)
+  if not trainable:
+    raise ValueError("the stage trains no parameter: check its `trainable` pattern and config.model's adapters")
+  return State(
+    step=jnp.int32(0),
+    trainable=trainable,
+    frozen=frozen,
+    opt_state=optimizer.init(trainable),
+    ema=jax.tree.map(jnp.copy, trainable) if has_ema else {},
+    skipped=jnp.int32(0),
+    rng=rng,
+  )
+
+
+def apply_gradients(
+  state: State, grads: dict, loss: jax.Array, optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0
+) -> tuple[State, dict]:
+  """One optimizer step, or none where loss or gradient is not finite.
+
+  Args:
+    state: before.
+    grads: of `state.trainable`.
+    loss: float32[], looked at for the guard only.
+    optimizer: made the state's `opt_state`.
+    ema_decay: ceiling of the average's decay; used if the state has one.
+
+  Returns:
+    (state after, {"grad_norm", "skipped_in_a_row"}).
+  """
+  norm = optax.global_norm(grads)
+  is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+  trainable = optax.apply_updates(state.trainable, updates)
+
+  def keep(new, old):
+    return jax.tree.map(lambda n, o: jnp.where(is_finite, n, o), new, old)
+
+  trainable = keep(trainable, state.trainable)
+  average = state.ema
+  if average:
+    decay = ema.warmup_decay(state.step, ema_decay)
+    average = keep(ema.update(average, trainable, decay), average)
+  skipped = jnp.where(is_finite, 0, state.skipped + 1)
+  state = state.replace(
+    step=state.step + 1, trainable=trainable, opt_state=keep(opt_state, state.opt_state), ema=average, skipped=skipped
+  )
+  return state, {"grad_norm": norm, "skipped_in_a_row": skipped.astype(jnp.float32)}

@@ -1,0 +1,46 @@
+"""The step of every stage that minimises a loss: contrastive, autoencoder, captioner, flow matching, cold start."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from uae_jax import trees
+from uae_jax.training.state import State, apply_gradients
+
+# loss(params, batch, key) -> (float32[], metrics), a mean over the batch.
+Loss = Callable[[dict, dict, jax.Array], tuple[jax.Array, dict]]
+
+
+def make_step(
+  loss: Loss, optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0, num_microbatches: int = 1
+):
+  """step(state, batch) -> (state, metrics); pure.
+
+  Args:
+    loss: mean loss of a batch.
+    optimizer: of the stage.
+    ema_decay: see `apply_gradients`.
+    num_microbatches: the batch is cut in so many equal pieces whose gradients are averaged by a scan.
+  """
+
+  def value_and_grad(state, batch, key):
+    def objective(trainable):
+      return loss(trees.merge(trainable, state.frozen), batch, key)
+
+    return jax.value_and_grad(objective, has_aux=True)(state.trainable)
+
+  def step(state: State, batch: dict) -> tuple[State, dict]:
+    key = jax.random.fold_in(state.rng, state.step)
+    if num_microbatches == 1:
+      (value, metrics), grads = value_and_grad(state, batch, key)
+    else:
+      keys = jax.random.split(key, num_microbatches)
+      pieces = jax.tree.map(lambda x: x.reshape(num_microbatches, -1, *x.shape[1:]), batch)
+      _, results = jax.lax.scan(lambda _, piece: (None, value_and_grad(state, *piece)), None, (pieces, keys))
+      (value, metrics), grads = jax.tree.map(lambda x: jnp.mean(x, axis=0), results)
+    state, update_metrics = apply_gradients(state, grads, value, optimizer, ema_decay=ema_decay)
+    return state, {"loss": value, **metrics, **update_metrics}
+
+  return step

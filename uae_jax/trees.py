@@ -1,0 +1,70 @@
+"""Nested dicts of arrays: names, selection, casting, counting. Parameters cross every border of the program in this
+form.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Tree = Mapping  # nested: str -> Tree | array
+
+
+def items(tree: Tree, prefix: str = "") -> Iterator[tuple[str, jax.Array]]:
+  """Yields `("layers/attention/query/kernel", leaf)` in the order of the dicts."""
+  for name, value in tree.items():
+    path = f"{prefix}{name}"
+    if isinstance(value, Mapping):
+      yield from items(value, path + "/")
+    else:
+      yield path, value
+
+
+def from_items(pairs) -> dict:
+  """The nested dict of `("a/b/c", leaf)` pairs; the inverse of `items`."""
+  tree: dict = {}
+  for path, leaf in pairs:
+    *parents, name = path.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = leaf
+  return tree
+
+
+def split(tree: Tree, predicate: Callable[[str], bool]) -> tuple[dict, dict]:
+  """(leaves whose path satisfies `predicate`, all others)."""
+  chosen, rest = [], []
+  for path, leaf in items(tree):
+    (chosen if predicate(path) else rest).append((path, leaf))
+  return from_items(chosen), from_items(rest)
+
+
+def merge(*trees: Tree) -> dict:
+  """One nested dict of all leaves; the inverse of `split`.
+
+  Raises:
+    ValueError: a path occurs in two trees.
+  """
+  merged: dict = {}
+  for tree in trees:
+    for path, leaf in items(tree):
+      if path in merged:
+        raise ValueError(f"{path} occurs in two of the merged trees")
+      merged[path] = leaf
+  return from_items(merged.items())
+
+
+def cast(tree: Tree, dtype) -> dict:
+  """Floating leaves as `dtype`; integer leaves unchanged."""
+  return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def count(tree: Tree) -> int:
+  """Number of parameters."""
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def size_bytes(tree: Tree) -> int:
+  return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

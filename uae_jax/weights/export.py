@@ -1,0 +1,224 @@
+"""A UAE as folders that PyTorch opens: models with the adapters merged, or PEFT adapters beside their base.
+
+The layout is the one `weights.official` reads, so an export is also a source. Tensors are written one at a time.
+"""
+
+from collections.abc import Iterator, Mapping
+import json
+from pathlib import Path
+import re
+import shutil
+from typing import Any
+
+import numpy as np
+
+from uae_jax import trees
+from uae_jax.layers import lora
+from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
+from uae_jax.models.uae import UAEConfig
+from uae_jax.weights import autoencoder_kl, connector, huggingface_configs, mmdit, pooled, qwen25_vl
+from uae_jax.weights.official import ADAPTER_CONFIG, ADAPTER_STEM, CONNECTOR, DIFFUSERS_STEM, EXTRAS, Folders
+from uae_jax.weights.table import Row, expand, is_stacked
+from uae_jax.weights.tensor_files import Renamed, Spec, write, write_folder
+
+# What a processor's folder holds beside weights.
+PROCESSOR_SUFFIXES = (".json", ".txt", ".jinja")
+NOT_PROCESSOR = ("config.json", ADAPTER_CONFIG)
+
+
+class Dump(Mapping):
+  """ours -> theirs, lazily: a tensor is fetched from its device, merged and moved when it is asked for.
+
+  Args:
+    params: nested dict of arrays; of its adapters only those in the table are names of this mapping.
+    table: rows for some of the leaves.
+    merge_scale: alpha / r of adapters to add to the kernels; None leaves kernels as they are.
+  """
+
+  def __init__(self, params: Mapping, table: tuple[Row, ...], merge_scale: float | None = None):
+    self._leaves = dict(trees.items(params))
+    self._merge_scale = merge_scale
+    ours = {row.ours for row in table}
+    chosen = trees.from_items((path, leaf) for path, leaf in self._leaves.items() if path in ours)
+    self._places = {
+      name: (path, row, i) for path, (names, row) in expand(table, chosen).items() for i, name in enumerate(names)
+    }
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    path, row, layer = self._places[name]
+    value = self._fetch(path, row, layer)
+    a, b = (path.removesuffix("kernel") + leaf for leaf in lora.ADAPTER_NAMES)
+    if self._merge_scale is not None and path.endswith("kernel") and a in self._leaves:
+      delta = self._merge_scale * (
+        self._fetch(a, row, layer).astype(np.float32) @ self._fetch(b, row, layer).astype(np.float32)
+      )
+      value = (value.astype(np.float32) + delta).astype(value.dtype)
+    return row.move.invert(value)
+
+  def _fetch(self, path: str, row: Row, layer: int) -> np.ndarray:
+    leaf = self._leaves[path]
+    return np.asarray(leaf[layer] if is_stacked(row) else leaf)
+
+  def __contains__(self, name: object) -> bool:
+    return name in self._places
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._places)
+
+  def __len__(self) -> int:
+    return len(self._places)
+
+  def spec(self, name: str) -> Spec:
+    path, row, _ = self._places[name]
+    leaf = self._leaves[path]
+    shape = leaf.shape[1:] if is_stacked(row) else leaf.shape
+    return Spec(row.move.invert(np.broadcast_to(np.zeros((), np.int8), shape)).shape, np.dtype(leaf.dtype))
+
+
+def write_uae(
+  target: Path,
+  config: UAEConfig,
+  params: Mapping,
+  settings: Mapping[str, Any],
+  processor: Path,
+  *,
+  merged: bool,
+  adapters_only: bool = False,
+  names: str = "v5",
+) -> None:
+  """Writes all folders of a UAE.
+
+  Args:
+    target: an empty folder.
+    config: sizes and adapters.
+    params: nested dict of arrays.
+    settings: other constructor arguments of `pipeline.UAE`.
+    processor: folder with the tokenizer's and the image processor's files.
+    merged: adds the adapters to the weights; otherwise they are written as PEFT adapters.
+    adapters_only: leaves out what the adapters belong on, and the autoencoder.
+    names: of the language model's modules in its adapter: "v5" (transformers 4.52 and later), "official" (4.50).
+
+  Raises:
+    ValueError: there is no adapter to write.
+  """
+  folders = Folders(target)
+  if not merged:
+    if not (config.captioner_lora or config.decoder_lora):
+      raise ValueError("these weights have no adapters: use --to huggingface")
+    _write_language_adapters(folders.language_adapters, config, params["captioner"], names)
+    _write_decoder_adapters(folders.decoder_adapters, config, params["decoder"])
+  connector_tensors = Dump(params["connector"], connector.table(config.connector))
+  if adapters_only:
+    write(target / CONNECTOR, connector_tensors)
+    return
+
+  captioner = Dump(params["captioner"], qwen25_vl.table(config.captioner), _scale(config.captioner_lora, merged))
+  language = Renamed()
+  for tensors in (captioner, connector_tensors):
+    language.add(tensors, str)
+  copy_processor(processor, folders.language)
+  dtype = np.dtype(params["captioner"]["language"]["embedding"].dtype).name
+  _write_json(folders.language / "config.json", _language_config(config.captioner, dtype, settings, processor))
+  _write_pixel_statistics(folders.language / "preprocessor_config.json", config.captioner)
+  write_folder(folders.language, "model", language)
+
+  decoder = Dump(params["decoder"], mmdit.table(config.decoder), _scale(config.decoder_lora, merged))
+  write_folder(folders.root / "dit", DIFFUSERS_STEM, decoder)
+  _write_json(folders.root / "dit" / "config.json", huggingface_configs.mmdit(config.decoder))
+
+  vae = folders.diffusion / "vae"
+  rows = tuple(row for row in autoencoder_kl.table(config.autoencoder) if not row.ours.startswith("latent_"))
+  write_folder(vae, DIFFUSERS_STEM, Dump(params["autoencoder"], rows))
+  scaling, shift = (np.asarray(params["autoencoder"][name]) for name in ("latent_scaling", "latent_shift"))
+  # The shortest decimal of a float32: 1.5305, not 1.5305000543594360.
+  numbers = [float(str(values.mean(dtype=np.float32))) for values in (scaling, shift)]
+  _write_json(vae / "config.json", huggingface_configs.autoencoder_kl(config.autoencoder, *numbers))
+  scheduler = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "shift": settings["shift"],
+  }
+  _write_json(folders.diffusion / "scheduler" / "scheduler_config.json", scheduler)
+  write(folders.diffusion / pooled.FILE, {pooled.NAME: np.asarray(params["pooled"])})
+  names_kept = ("is_small_world", "resolution_px", "guidance", "steps", "max_new_tokens", "text_tower")
+  extras = {name: settings[name] for name in names_kept} | {"mask_context": config.mask_context}
+  if merged:
+    # There is no reference policy left to encode captions with.
+    extras["text_tower"] = "policy"
+  if np.ptp(scaling) or np.ptp(shift):
+    # diffusers knows one number for all channels; ours, where a run measured them, has one a channel.
+    extras |= {"scaling_factor": scaling.tolist(), "shift_factor": shift.tolist()}
+  _write_json(target / EXTRAS, extras)
+
+
+def copy_processor(source: Path, target: Path) -> None:
+  """The files of a tokenizer and image processor, and `generation_config.json`."""
+  target.mkdir(parents=True, exist_ok=True)
+  for file in sorted(source.iterdir()):
+    is_weights = file.name.endswith(".index.json") or file.name in NOT_PROCESSOR
+    if file.is_file() and file.suffix in PROCESSOR_SUFFIXES and not is_weights:
+      shutil.copyfile(file, target / file.name)
+
+
+def _scale(adapters: lora.LoRA | None, merged: bool) -> float | None:
+  return adapters.alpha / adapters.rank if adapters and merged else None
+
+
+def _language_config(config: Qwen25VLConfig, dtype: str, settings: Mapping, processor: Path) -> dict[str, Any]:
+  """The source's own `config.json` where there is one: it knows more fields than we do."""
+  if (processor / "config.json").exists():
+    return json.loads((processor / "config.json").read_text())
+  tokens = settings["processor"]
+  return huggingface_configs.qwen25_vl(config, dtype) | {
+    "eos_token_id": tokens.end_ids[0],
+    "pad_token_id": tokens.pad_id,
+    "bos_token_id": tokens.pad_id,
+  }
+
+
+def _write_pixel_statistics(file: Path, config: Qwen25VLConfig) -> None:
+  """Mean and deviation that the model really uses: a small-world processor's file says something else."""
+  settings, vision = json.loads(file.read_text()), config.vision
+  wanted = {"image_mean": list(vision.image_mean), "image_std": list(vision.image_std)}
+  if any(settings.get(name) != value for name, value in wanted.items()):
+    _write_json(file, settings | wanted)
+
+
+def _write_language_adapters(folder: Path, config: UAEConfig, params: Mapping, names: str) -> None:
+  if config.captioner_lora is None:
+    return
+  table = qwen25_vl.adapter_table(config.captioner, config.captioner_lora, names, prefix=mmdit.PEFT)
+  targets = [
+    _pattern(theirs, range(depth))
+    for theirs, ours, depth in qwen25_vl.linears(config.captioner, names)
+    if re.search(config.captioner_lora.targets, ours)
+  ]
+  _write_adapters(folder, config.captioner_lora, Dump(params, table), targets)
+
+
+def _write_decoder_adapters(folder: Path, config: UAEConfig, params: Mapping) -> None:
+  if config.decoder_lora is None:
+    return
+  adapters = config.decoder_lora
+  targets = [
+    _pattern(theirs, range(first, first + count))
+    for theirs, ours, first, count in (("pos_embed.proj", "patch_embed", 0, 1), *mmdit.linears(config.decoder))
+    if re.search(adapters.targets, ours)
+  ]
+  _write_adapters(folder, adapters, Dump(params, mmdit.adapter_table(config.decoder, adapters)), targets)
+
+
+def _pattern(theirs: str, layers: range) -> str:
+  numbers = f"({'|'.join(map(str, layers))})"
+  return re.escape(theirs).replace(re.escape("{layer}"), numbers)
+
+
+def _write_adapters(folder: Path, adapters: lora.LoRA, tensors: Dump, targets: list[str]) -> None:
+  folder.mkdir(parents=True)
+  write(folder / f"{ADAPTER_STEM}.safetensors", tensors)
+  _write_json(folder / ADAPTER_CONFIG, huggingface_configs.adapter(adapters, f"({'|'.join(targets)})"))
+
+
+def _write_json(file: Path, content: Mapping) -> None:
+  file.parent.mkdir(parents=True, exist_ok=True)
+  file.write_text(json.dumps(content, indent=2) + "\n")

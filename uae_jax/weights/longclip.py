@@ -1,0 +1,132 @@
+"""Long-CLIP checkpoints, in the layout of OpenAI's CLIP, to and from `models.clip`.
+
+Queries, keys and values are one fused matrix there: `unfuse` splits it before `load`, `fuse` joins it after `dump`. The
+projections multiply on the right, as ours do. Source: Long-CLIP, model/model_longclip.py.
+"""
+
+from collections.abc import Mapping
+import math
+
+import numpy as np
+
+from uae_jax.models.clip import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from uae_jax.weights.encoder import blocks, inside, patch_embed
+from uae_jax.weights.table import Row, norm
+
+IGNORED: dict[str, str] = {}
+# A checkpoint of both towers read for the image tower.
+IGNORED_BY_VISION = {r"^(?!visual\.)": "the text tower"}
+
+BLOCK = {
+  "attention_norm": "ln_1",
+  "query": "attn.query",
+  "key": "attn.key",
+  "value": "attn.value",
+  "out": "attn.out_proj",
+  "mlp_norm": "ln_2",
+  "up": "mlp.c_fc",
+  "down": "mlp.c_proj",
+}
+HEAD_WIDTH = 64
+KEPT_POSITIONS = 20
+
+
+def config_of(tensors: Mapping[str, np.ndarray]) -> CLIPConfig:
+  """The architecture, read from the shapes: the file has no config.
+
+  Raises:
+    ValueError: not the layout of OpenAI's CLIP with two position tables.
+  """
+  needed = ("visual.conv1.weight", "visual.positional_embedding", "positional_embedding_res", "text_projection")
+  missing = [name for name in needed if name not in tensors]
+  if missing:
+    raise ValueError(f"not a Long-CLIP checkpoint: no {', '.join(missing)}")
+  width, _, patch, _ = tensors["visual.conv1.weight"].shape
+  grid = math.isqrt(tensors["visual.positional_embedding"].shape[0] - 1)
+  text_width, projection_width = tensors["text_projection"].shape
+  vision = CLIPVisionConfig(
+    image_size=patch * grid,
+    patch=patch,
+    projection_width=projection_width,
+    width=width,
+    depth=_depth(tensors, "visual.transformer."),
+    num_heads=width // HEAD_WIDTH,
+    mlp_width=4 * width,
+    activation="quick_gelu",
+  )
+  text = CLIPTextConfig(
+    vocab_size=tensors["token_embedding.weight"].shape[0],
+    max_tokens=tensors["positional_embedding_res"].shape[0],
+    projection_width=projection_width,
+    position_split=KEPT_POSITIONS,
+    width=text_width,
+    depth=_depth(tensors, "transformer."),
+    num_heads=text_width // HEAD_WIDTH,
+    mlp_width=4 * text_width,
+    activation="quick_gelu",
+  )
+  return CLIPConfig(vision, text)
+
+
+def _depth(tensors: Mapping[str, np.ndarray], prefix: str) -> int:
+  return sum(name.startswith(prefix) and name.endswith(".ln_1.weight") for name in tensors)
+
+
+def unfuse(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """`attn.in_proj_{weight,bias}` as `attn.{query,key,value}.{weight,bias}`."""
+  out = {}
+  for name, value in tensors.items():
+    stem, found, leaf = name.partition("attn.in_proj_")
+    if not found:
+      out[name] = value
+      continue
+    for part, rows in zip(("query", "key", "value"), np.split(value, 3), strict=True):
+      out[f"{stem}attn.{part}.{leaf}"] = rows
+  return out
+
+
+def fuse(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The inverse of `unfuse`."""
+  out = {}
+  for name, value in tensors.items():
+    stem, found, leaf = name.partition("attn.query.")
+    if found:
+      parts = [value] + [tensors[f"{stem}attn.{part}.{leaf}"] for part in ("key", "value")]
+      out[f"{stem}attn.in_proj_{leaf}"] = np.concatenate(parts)
+    elif "attn.key." not in name and "attn.value." not in name:
+      out[name] = value
+  return out
+
+
+def vision_table(config: CLIPVisionConfig) -> tuple[Row, ...]:
+  """Every parameter of `CLIPVision(config)`."""
+  return (
+    *patch_embed("visual.conv1", config.patch, config.width, bias=False),
+    Row("visual.class_embedding", "class_token"),
+    Row("visual.positional_embedding", "positions"),
+    *norm("visual.ln_pre", "norm_in", bias=True),
+    *blocks(config, "visual.transformer.resblocks.{layer}", BLOCK),
+    *norm("visual.ln_post", "norm_out", bias=True),
+    Row("visual.proj", "projection/kernel"),
+  )
+
+
+def text_table(config: CLIPTextConfig) -> tuple[Row, ...]:
+  """Every parameter of `CLIPText(config)`."""
+  return (
+    Row("token_embedding.weight", "token_embedding"),
+    Row("positional_embedding", "positions"),
+    Row("positional_embedding_res", "late_positions"),
+    *blocks(config, "transformer.resblocks.{layer}", BLOCK),
+    *norm("ln_final", "norm_out", bias=True),
+    Row("text_projection", "projection/kernel"),
+  )
+
+
+def table(config: CLIPConfig) -> tuple[Row, ...]:
+  """Every parameter of `CLIP(config)`."""
+  return (
+    *inside("vision", vision_table(config.vision)),
+    *inside("text", text_table(config.text)),
+    Row("logit_scale", "logit_scale"),
+  )

@@ -1,0 +1,147 @@
+"""diffusers' SD3Transformer2DModel, and PEFT adapters of it, to and from `models.mmdit`.
+
+Source: diffusers 0.42 transformer_sd3.py; PEFT 0.21 `adapter_model.safetensors`.
+"""
+
+from collections.abc import Collection, Iterator
+import dataclasses
+import re
+
+from uae_jax.layers.lora import LoRA
+from uae_jax.models.mmdit import MMDiTConfig
+from uae_jax.weights.table import CONV, TRANSPOSE, Reshape, Row, Then, linear, norm
+
+IGNORED: dict[str, str] = {}
+PEFT = "base_model.model."
+
+# (theirs, ours) of the linear layers outside the blocks.
+OUTER = (
+  ("time_text_embed.timestep_embedder.linear_1", "time_in"),
+  ("time_text_embed.timestep_embedder.linear_2", "time_out"),
+  ("time_text_embed.text_embedder.linear_1", "pooled_in"),
+  ("time_text_embed.text_embedder.linear_2", "pooled_out"),
+  ("context_embedder", "context_embed"),
+  ("norm_out.linear", "out_modulation"),
+  ("proj_out", "out"),
+)
+IMAGE = (
+  ("norm1.linear", "image/modulation"),
+  ("attn.to_q", "image/projections/query"),
+  ("attn.to_k", "image/projections/key"),
+  ("attn.to_v", "image/projections/value"),
+  ("attn.to_out.0", "image/out"),
+  ("ff.net.0.proj", "image/mlp_in"),
+  ("ff.net.2", "image/mlp_out"),
+)
+CONTEXT_READ = (
+  ("norm1_context.linear", "context/modulation"),
+  ("attn.add_q_proj", "context/projections/query"),
+  ("attn.add_k_proj", "context/projections/key"),
+  ("attn.add_v_proj", "context/projections/value"),
+)
+CONTEXT_WRITTEN = (
+  ("attn.to_add_out", "context/out"),
+  ("ff_context.net.0.proj", "context/mlp_in"),
+  ("ff_context.net.2", "context/mlp_out"),
+)
+DUAL = (
+  ("attn2.to_q", "dual_projections/query"),
+  ("attn2.to_k", "dual_projections/key"),
+  ("attn2.to_v", "dual_projections/value"),
+  ("attn2.to_out.0", "dual_out"),
+)
+NORMS = (
+  ("attn.norm_q", "image/projections/query_norm"),
+  ("attn.norm_k", "image/projections/key_norm"),
+  ("attn.norm_added_q", "context/projections/query_norm"),
+  ("attn.norm_added_k", "context/projections/key_norm"),
+)
+DUAL_NORMS = (
+  ("attn2.norm_q", "dual_projections/query_norm"),
+  ("attn2.norm_k", "dual_projections/key_norm"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Blocks that are one module of ours: a stack, or the last block by itself."""
+
+  theirs: str
+  ours: str
+  first: int
+  count: int
+  is_dual: bool
+  is_last: bool
+
+
+def groups(config: MMDiTConfig) -> list[Group]:
+  num_dual, num_plain = config.num_dual, config.depth - 1 - config.num_dual
+  blocks = "transformer_blocks.{layer}"
+  stacks = (
+    Group(blocks, "dual_layers", 0, num_dual, is_dual=True, is_last=False),
+    Group(blocks, "layers", num_dual, num_plain, is_dual=False, is_last=False),
+  )
+  last = Group(f"transformer_blocks.{config.depth - 1}", "last", 0, 1, is_dual=config.last_is_dual, is_last=True)
+  return [group for group in stacks if group.count] + [last]
+
+
+def linears(config: MMDiTConfig) -> Iterator[tuple[str, str, int, int]]:
+  """(theirs, ours, first block, blocks) of every linear layer; the patch embedding is a convolution there."""
+  for theirs, ours in OUTER:
+    yield theirs, ours, 0, 1
+  for group in groups(config):
+    written, dual = () if group.is_last else CONTEXT_WRITTEN, DUAL if group.is_dual else ()
+    for theirs, ours in IMAGE + CONTEXT_READ + written + dual:
+      yield f"{group.theirs}.{theirs}", f"{group.ours}/{ours}", group.first, group.count
+
+
+def flatten_patch(config: MMDiTConfig, out_features: int) -> Then:
+  """A convolution kernel whose stride is its size, as a linear kernel on flattened patches."""
+  patch, channels = config.patch, config.in_channels
+  return Then((CONV, Reshape((patch, patch, channels, out_features), (patch * patch * channels, out_features))))
+
+
+def table(config: MMDiTConfig) -> tuple[Row, ...]:
+  """Every parameter of `MMDiT(config)`, and the position table."""
+  width, size = config.width, config.pos_embed_max_size
+  rows = [
+    Row("pos_embed.proj.weight", "patch_embed/kernel", flatten_patch(config, width)),
+    Row("pos_embed.proj.bias", "patch_embed/bias"),
+    Row("pos_embed.pos_embed", "position_table", Reshape((1, size * size, width), (size, size, width))),
+  ]
+  for theirs, ours, first, _ in linears(config):
+    rows += linear(theirs, ours, first=first)
+  if config.qk_norm:
+    for group in groups(config):
+      for theirs, ours in NORMS + (DUAL_NORMS if group.is_dual else ()):
+        rows += norm(f"{group.theirs}.{theirs}", f"{group.ours}/{ours}", first=group.first)
+  return tuple(rows)
+
+
+def adapter_table(config: MMDiTConfig, lora: LoRA) -> tuple[Row, ...]:
+  """The adapter leaves that `lora.attach(MMDiT(config), lora)` adds, as PEFT names them."""
+  rows = []
+  if re.search(lora.targets, "patch_embed"):
+    one_by_one = Then((CONV, Reshape((1, 1, lora.rank, config.width), (lora.rank, config.width))))
+    rows += [
+      Row(f"{PEFT}pos_embed.proj.lora_A.weight", "patch_embed/lora_a", flatten_patch(config, lora.rank)),
+      Row(f"{PEFT}pos_embed.proj.lora_B.weight", "patch_embed/lora_b", one_by_one),
+    ]
+  for theirs, ours, first, _ in linears(config):
+    if re.search(lora.targets, ours):
+      rows.append(Row(f"{PEFT}{theirs}.lora_A.weight", f"{ours}/lora_a", TRANSPOSE, first=first))
+      rows.append(Row(f"{PEFT}{theirs}.lora_B.weight", f"{ours}/lora_b", TRANSPOSE, first=first))
+  return tuple(rows)
+
+
+def adapter_targets(config: MMDiTConfig, names: Collection[str]) -> str:
+  """The `LoRA.targets` that names the layers of an adapter file, given the names of its tensors.
+
+  A stack is adapted as a whole when any of its blocks is: `load` then reports the blocks that the file leaves out.
+  """
+  found = []
+  for theirs, ours, first, count in (("pos_embed.proj", "patch_embed", 0, 1), *linears(config)):
+    blocks = (theirs.replace("{layer}", str(block)) for block in range(first, first + count))
+    if any(f"{PEFT}{block}.lora_A.weight" in names for block in blocks):
+      found.append(ours)
+  return f"^({'|'.join(found)})$"

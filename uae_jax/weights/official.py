@@ -1,0 +1,334 @@
+"""The official folder of UAE, and plain Qwen2.5-VL and SD3.5 folders laid out the same way, to one UAE.
+
+```
+llm_model/   Qwen2.5-VL, its tokenizer and processor; UAE's connector as projector.*
+llm_lora/    (optional) a full state with adapters, or a PEFT adapter; what it holds replaces what llm_model holds
+dit/         SD3Transformer2DModel; SD3/transformer/ where it is absent
+dit_lora/    (optional) a PEFT adapter
+SD3/         vae/, scheduler/, and the two CLIP text encoders with their tokenizers
+uae.json     (optional) written by our exports: what the other files cannot say
+```
+Source: the loading code of PKU-YuanGroup/UAE; PEFT 0.17 and 0.21 for the names and the scale of adapters.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+import warnings
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+
+from uae_jax import sharding, trees
+from uae_jax.data.processing import Processor
+from uae_jax.layers import lora
+from uae_jax.models.autoencoder_kl import AutoencoderKLConfig
+from uae_jax.models.connector import Connector, ConnectorConfig
+from uae_jax.models.mmdit import MMDiTConfig
+from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
+from uae_jax.models.uae import UAE, UAEConfig
+from uae_jax.weights import autoencoder_kl, connector, mmdit, pooled, qwen25_vl
+from uae_jax.weights.table import Row, WeightError, find_problems, stream
+from uae_jax.weights.tensor_files import Renamed, Safetensors, open_file, open_folder, spec_of
+
+EXTRAS = "uae.json"
+# Beside exported adapters without their base; replaces the connector that llm_model holds.
+CONNECTOR = "projector.safetensors"
+DIFFUSERS_STEM, ADAPTER_STEM, ADAPTER_CONFIG = "diffusion_pytorch_model", "adapter_model", "adapter_config.json"
+# The full state has no adapter_config.json; the published adapters have alpha = 2 * rank.
+ALPHA_PER_RANK = 2.0
+# Numbers of the config and a constant: float32 whatever the weights are.
+EXACT = ("autoencoder/latent_scaling", "autoencoder/latent_shift", "pooled")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One net of the UAE: where its leaves are in the tree, the tensors that fill them, and the rows between."""
+
+  name: str
+  tensors: Mapping[str, np.ndarray]
+  table: tuple[Row, ...]
+  ignored: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Folders:
+  """Where the parts of a UAE lie."""
+
+  root: Path
+
+  @property
+  def language(self) -> Path:
+    return self.root / "llm_model"
+
+  @property
+  def language_adapters(self) -> Path:
+    return self.root / "llm_lora"
+
+  @property
+  def decoder(self) -> Path:
+    own = self.root / "dit"
+    return own if own.is_dir() or not (self.diffusion / "transformer").is_dir() else self.diffusion / "transformer"
+
+  @property
+  def decoder_adapters(self) -> Path:
+    return self.root / "dit_lora"
+
+  @property
+  def diffusion(self) -> Path:
+    return self.root / "SD3"
+
+
+def load_official(path: str | Path, dtype: str, mesh: Mesh) -> dict[str, Any]:
+  """Constructor arguments of `pipeline.UAE`, the weights placed on `mesh`.
+
+  Every tensor is read once and goes straight to its place; problems of all parts are collected before any is read.
+
+  Args:
+    path: the folder.
+    dtype: of the parameters: "bfloat16", "float32", or "auto" for that of the files. Adapters stay float32, as PEFT
+      keeps them (but for "auto").
+    mesh: where the parameters live.
+
+  Raises:
+    FileNotFoundError: the folder is neither official nor plain.
+    WeightError: parts, tensors or settings are missing, unexpected, misshapen or of the wrong type; all in one report.
+  """
+  folders = Folders(Path(path))
+  if not folders.language.is_dir():
+    raise FileNotFoundError(
+      f"{path}: neither a run of uae-jax (config.json and checkpoints/) nor a UAE folder (llm_model/, dit/, SD3/)"
+    )
+  reader = Reader(folders)
+  reader.check()
+  graphdef, abstract = sharding.abstract_model(lambda: UAE(reader.config, rngs=nnx.Rngs(0)), mesh)
+  parts = reader.parts()
+  abstract = _typed(abstract, dtype, parts)
+  missing_connector = reader.has_no_connector
+  for part in parts:
+    try:
+      reader.problems += find_problems(part.tensors, part.table, abstract[part.name], ignored=part.ignored)
+    except WeightError as error:
+      reader.problems += error.problems
+  reader.check()
+  condition = pooled.read(folders.diffusion)
+  if condition.shape != abstract["pooled"].shape:
+    raise WeightError(str(path), [f"pooled embedding of {condition.shape}, dit wants {abstract['pooled'].shape}"])
+  params = {part.name: stream(part.tensors, part.table, abstract[part.name]) for part in parts}
+  if missing_connector:
+    warnings.warn(
+      f"{path}: no projector.* in llm_model or llm_lora: the connector starts from random numbers, train it",
+      stacklevel=4,
+    )
+    params["connector"] = _fresh_connector(reader.config.connector, abstract["connector"])
+  params["pooled"] = jax.make_array_from_callback(
+    condition.shape, abstract["pooled"].sharding, lambda index: condition[index]
+  )
+  return {"graphdef": graphdef, "params": params, "processor": reader.processor} | reader.settings()
+
+
+class Reader:
+  """The small files of a folder: configs, headers, processor. `problems` collects all that is wrong with them."""
+
+  def __init__(self, folders: Folders):
+    self.folders = folders
+    self.problems: list[str] = []
+    self.extras = self._json(folders.root / EXTRAS, default={})
+    self.language = Renamed()
+    for folder, stem in ((folders.language, "model"), (folders.language_adapters, None)):
+      if stem or folder.is_dir():
+        stem = stem or (ADAPTER_STEM if (folder / ADAPTER_CONFIG).exists() else "model")
+        self.language.add(self._open(folder, stem), qwen25_vl.canonical)
+    if (folders.root / CONNECTOR).exists():
+      tensors = self._attempt(lambda: open_file(folders.root / CONNECTOR))
+      self.language.add(tensors or {}, qwen25_vl.canonical)
+    self.decoder = self._open(folders.decoder, DIFFUSERS_STEM)
+    self.decoder_adapters = Renamed()
+    if folders.decoder_adapters.is_dir():
+      self.decoder_adapters.add(
+        self._open(folders.decoder_adapters, ADAPTER_STEM), lambda name: name.replace(".default.", ".")
+      )
+    self.autoencoder = self._open(folders.diffusion / "vae", DIFFUSERS_STEM)
+
+    captioner = self._config(Qwen25VLConfig, folders.language)
+    decoder = self._config(MMDiTConfig, folders.decoder)
+    autoencoder = self._config(AutoencoderKLConfig, folders.diffusion / "vae")
+    self.processor = self._attempt(lambda: Processor.from_folder(folders.language))
+    self.config: UAEConfig | None = None
+    if captioner:
+      pixels = self._json(folders.language / "preprocessor_config.json", default={})
+      statistics = {name: tuple(pixels[name]) for name in ("image_mean", "image_std") if pixels.get(name)}
+      captioner = dataclasses.replace(captioner, vision=dataclasses.replace(captioner.vision, **statistics))
+    if captioner and decoder and autoencoder:
+      language_adapters = self._lora(
+        folders.language_adapters, qwen25_vl.adapter_targets(captioner, self.language), self.language, "llm_lora"
+      )
+      decoder_adapters = None
+      if len(self.decoder_adapters):
+        targets = mmdit.adapter_targets(decoder, self.decoder_adapters)
+        decoder_adapters = self._lora(folders.decoder_adapters, targets, self.decoder_adapters, "dit_lora")
+      self.config = UAEConfig(
+        captioner=captioner,
+        connector=self._connector_config(captioner, decoder),
+        decoder=decoder,
+        autoencoder=autoencoder,
+        captioner_lora=language_adapters,
+        decoder_lora=decoder_adapters,
+        mask_context=self.extras.get("mask_context", False),
+      )
+
+  @property
+  def has_no_connector(self) -> bool:
+    return not any(name.startswith("projector.") for name in self.language)
+
+  def check(self) -> None:
+    """Raises `WeightError` if there is any problem so far."""
+    if self.problems:
+      raise WeightError(str(self.folders.root), self.problems)
+
+  def parts(self) -> list[Part]:
+    """All nets but the pooled condition, and the connector where the files have one."""
+    config = self.config
+    captioner_table = qwen25_vl.table(config.captioner)
+    if config.captioner_lora:
+      captioner_table += qwen25_vl.adapter_table(config.captioner, config.captioner_lora)
+    ignored = dict(qwen25_vl.IGNORED)
+    if not config.captioner.language.ties_embeddings:
+      ignored.pop(r"^lm_head\.weight$")
+    decoder, decoder_table = Renamed(), mmdit.table(config.decoder)
+    for tensors in (self.decoder, self.decoder_adapters):
+      decoder.add(tensors, str)
+    if config.decoder_lora:
+      decoder_table += mmdit.adapter_table(config.decoder, config.decoder_lora)
+    statistics = autoencoder_kl.latent_statistics(config.autoencoder)
+    for name in statistics:
+      if name in self.extras:
+        statistics[name] = np.asarray(self.extras[name], np.float32)
+    autoencoder = Renamed()
+    for tensors in (self.autoencoder, statistics):
+      autoencoder.add(tensors, str)
+    parts = [
+      Part("captioner", self.language, captioner_table, ignored),
+      Part("connector", self.language, connector.table(config.connector), connector.IGNORED),
+      Part("decoder", decoder, decoder_table, mmdit.IGNORED),
+      Part("autoencoder", autoencoder, autoencoder_kl.table(config.autoencoder), autoencoder_kl.IGNORED),
+    ]
+    return [part for part in parts if part.name != "connector" or not self.has_no_connector]
+
+  def settings(self) -> dict[str, Any]:
+    """How the weights are used: the official inference, where `uae.json` says nothing else."""
+    folders, extras = self.folders, self.extras
+    scheduler = self._json(folders.diffusion / "scheduler" / "scheduler_config.json", default={})
+    generation = self._json(folders.language / "generation_config.json", default={})
+    side = self.config.decoder.sample_size * self.config.autoencoder.downsampling
+    return {
+      "text_tower": extras.get("text_tower", "policy"),
+      "is_small_world": extras.get("is_small_world", False),
+      "resolution_px": extras.get("resolution_px", side),
+      "guidance": extras.get("guidance", 5.0),
+      "steps": extras.get("steps", 40),
+      "max_new_tokens": extras.get("max_new_tokens", 512),
+      "shift": scheduler.get("shift", 3.0),
+      "repetition_penalty": generation.get("repetition_penalty") or 1.0,
+    }
+
+  def _attempt(self, make):
+    """What `make` gives, or None and a problem."""
+    try:
+      return make()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      text = f"missing {error}" if isinstance(error, KeyError) else str(error)
+      self.problems.append(text)
+      return None
+
+  def _json(self, file: Path, default: dict | None = None) -> dict:
+    if default is not None and not file.exists():
+      return default
+    return self._attempt(lambda: json.loads(file.read_text())) or {}
+
+  def _open(self, folder: Path, stem: str) -> Safetensors:
+    return self._attempt(lambda: open_folder(folder, stem)) or Safetensors([])
+
+  def _config(self, cls, folder: Path):
+    """A config from `config.json`; the file is named in what is wrong with it."""
+    file = folder / "config.json"
+    if not file.exists():
+      self.problems.append(f"{file}: no such file")
+      return None
+    try:
+      return cls.from_huggingface(json.loads(file.read_text()))
+    except KeyError as error:
+      self.problems.append(f"{file}: no field {error}")
+    except (ValueError, TypeError) as error:
+      self.problems.append(f"{file}: {error}")
+    return None
+
+  def _connector_config(self, captioner: Qwen25VLConfig, decoder: MMDiTConfig) -> ConnectorConfig:
+    """The hidden width stands in the files alone; UAE's is twice the context's."""
+    hidden = 2 * decoder.context_width
+    if "projector.0.weight" in self.language:
+      hidden = self.language.spec("projector.0.weight").shape[0]
+    return ConnectorConfig(captioner.language.width, hidden, decoder.context_width)
+
+  def _lora(self, folder: Path, targets: str | None, tensors: Mapping, name: str) -> lora.LoRA | None:
+    """Rank from the shapes, scale from `adapter_config.json`; None where there are no adapters."""
+    if targets is None:
+      return None
+    first = min((name for name in tensors if name.endswith(".lora_A.weight")), default=None)
+    if first is None:
+      self.problems.append(f"{folder}: no lora_A in it")
+      return None
+    rank = spec_of(tensors, first).shape[0]
+    if not (folder / ADAPTER_CONFIG).exists():
+      if name == "dit_lora":
+        self.problems.append(f"{folder / ADAPTER_CONFIG}: no such file, so the adapters' scale is not known")
+      return lora.LoRA(rank, ALPHA_PER_RANK * rank, targets)
+    settings = self._json(folder / ADAPTER_CONFIG)
+    for field in ("rank_pattern", "alpha_pattern", "use_dora", "modules_to_save"):
+      if settings.get(field):
+        self.problems.append(f"{folder / ADAPTER_CONFIG}: {field} is {settings[field]!r}, which is not supported")
+    if settings.get("r") != rank:
+      self.problems.append(f"{folder / ADAPTER_CONFIG}: r is {settings.get('r')}, the tensors have rank {rank}")
+    alpha = float(settings.get("lora_alpha", rank))
+    # Rank-stabilised adapters are scaled by alpha / sqrt(r).
+    return lora.LoRA(rank, alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha, targets)
+
+
+def _typed(abstract: dict, dtype: str, parts: list[Part]) -> dict:
+  """The abstract tree in the wanted dtypes; "auto" asks the files."""
+  stored = {}
+  if dtype == "auto":
+    for part in parts:
+      for row in part.table:
+        name = row.theirs.replace("{layer}", str(row.first))
+        if name in part.tensors:
+          stored[f"{part.name}/{row.ours}".replace("{layer}", str(row.first))] = spec_of(part.tensors, name).dtype
+
+  def typed(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    kind = jnp.float32
+    if dtype == "auto":
+      kind = stored.get(path, kind)
+    elif path not in EXACT and not lora.is_adapter(path):
+      kind = dtype
+    # A wrong type in the files is reported by the check of the parts, against the type of the model.
+    kind = kind if jnp.issubdtype(kind, jnp.floating) else leaf.dtype
+    return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=leaf.sharding)
+
+  return trees.from_items((path, typed(path, leaf)) for path, leaf in trees.items(abstract))
+
+
+def _fresh_connector(config: ConnectorConfig, abstract: dict) -> dict:
+  """Random numbers of a fixed key, so that two loads agree."""
+
+  def make():
+    with nnx.use_eager_sharding(False):
+      params = nnx.to_pure_dict(nnx.state(Connector(config, rngs=nnx.Rngs(0))))
+    return jax.tree.map(lambda x, want: x.astype(want.dtype), params, abstract)
+
+  return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()

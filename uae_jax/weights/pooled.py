@@ -1,0 +1,61 @@
+"""The decoder's pooled condition: embeddings of the empty prompt by the two CLIP text encoders of SD3, joined.
+
+It is the same vector for every image, so it is computed once, when weights are read; the encoders are not kept.
+"""
+
+import json
+from pathlib import Path
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uae_jax import sharding
+from uae_jax.data import clip_tokens
+from uae_jax.models.clip import CLIPText, CLIPTextConfig
+from uae_jax.weights import clip, table, tensor_files
+
+ENCODERS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
+# Where an export keeps the vector, so that the encoders need not be copied.
+FILE, NAME = "pooled_empty_prompt.safetensors", "pooled"
+
+
+def read(folder: Path) -> np.ndarray:
+  """float32[P] of the empty prompt.
+
+  Args:
+    folder: the `SD3` folder.
+
+  Raises:
+    WeightError: an encoder is missing or is not what its config says.
+  """
+  if (folder / FILE).exists():
+    return np.asarray(tensor_files.open_file(folder / FILE)[NAME], np.float32)
+  problems, parts = [], []
+  for encoder, tokenizer in ENCODERS:
+    try:
+      parts.append(embed(folder / encoder, folder / tokenizer, [""])[0])
+    except table.WeightError as error:
+      problems += [f"{encoder}: {problem}" for problem in error.problems]
+    except (OSError, KeyError, ValueError) as error:
+      problems.append(f"{encoder}: {error}")
+  if problems:
+    raise table.WeightError(str(folder), problems)
+  return np.concatenate(parts)
+
+
+def embed(encoder: Path, tokenizer: Path, texts: list[str]) -> np.ndarray:
+  """Projected text embeddings float32[B, E], computed in float32 on one device."""
+  settings = json.loads((encoder / "config.json").read_text())
+  config = CLIPTextConfig.from_huggingface(settings)
+  # One device of this process: every host computes the same.
+  mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
+  graphdef, abstract = sharding.abstract_model(lambda: CLIPText(config, rngs=nnx.Rngs(0)), mesh)
+  rows, tensors = clip.text_table(config), tensor_files.open_folder(encoder)
+  if problems := table.find_problems(tensors, rows, abstract, ignored=clip.IGNORED_BY_TEXT):
+    raise table.WeightError(str(encoder), problems)
+  params = table.stream(tensors, rows, abstract)
+  tokens = clip_tokens.encode(tokenizer, texts, config.max_tokens)
+  run = jax.jit(lambda params, tokens: nnx.merge(graphdef, params)(tokens))
+  return np.asarray(run(params, jnp.asarray(tokens)), np.float32)
