@@ -47,6 +47,11 @@ def get_config(arg=None):
   config.seed = 0
   config.model = "scenes"
   config.processor = ""  # folder of the processor; the small world builds its own
+  config.dtype = "float32"  # of the nets; what trains is kept in float32 in any case
+  # What the run starts from: a folder of weights, or a stage of another run ("runs/demo:cold_start").
+  config.init = ConfigDict(dict(weights="", checkpoint=""))
+  config.encoders = ConfigDict(dict(clip="fresh", dinov2="fresh"))  # "fresh", a folder of weights, or "" for none
+  config.lora = ConfigDict(dict(rank=16, alpha=16.0))  # where the weights have no adapters yet
   config.mesh = ConfigDict(dict(data=1, fsdp=1, tensor=1))
   config.data = ConfigDict(
     dict(

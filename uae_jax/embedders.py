@@ -15,6 +15,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 from tqdm import tqdm
 
@@ -67,8 +68,12 @@ class ImageEncoder:
   def embed_pixels(self, params: dict, pixels: jax.Array) -> jax.Array:
     """Unit-norm embeddings float32[B, E] of pixels float[B, height, width, 3], resized and normalised."""
     dtype = params["patch_embed"]["kernel"].dtype
-    features = nnx.merge(self.graphdef, params)(pixels.astype(dtype)).astype(jnp.float32)
+    features = self.network(params)(pixels.astype(dtype)).astype(jnp.float32)
     return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), NORM_FLOOR)
+
+  def network(self, params: dict) -> nnx.Module:
+    """The module over its parameters."""
+    return nnx.merge(self.graphdef, params)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,7 +121,7 @@ class Embedder:
     return jax.jit(self.encoder.embed_pixels)
 
 
-def load(kind: str, path: str | Path, dtype: str = "float32") -> Embedder:
+def load(kind: str, path: str | Path, dtype: str = "float32", mesh: Mesh | None = None) -> Embedder:
   """An embedder from its published files.
 
   Args:
@@ -124,17 +129,18 @@ def load(kind: str, path: str | Path, dtype: str = "float32") -> Embedder:
     path: for clip, dinov2 and dinov3 a Hugging Face folder (`config.json`, `preprocessor_config.json`, safetensors);
       for longclip a `.pt` or `.safetensors` file in the layout of OpenAI's CLIP, or a folder with one of them.
     dtype: of the parameters and the computation.
+    mesh: where the parameters live; one device by default.
 
   Raises:
     ValueError: the kind is unknown, or the files are missing, torn or of another network.
   """
-  path = Path(path)
+  path, mesh = Path(path), mesh or sharding.make_mesh(devices=jax.devices()[:1])
   if kind not in KINDS:
     raise ValueError(f"embedder kind {kind!r} is not known; expected one of {', '.join(KINDS)}")
   if not path.exists():
     raise ValueError(f"{path}: no such file or folder ({kind} embedder)")
   if kind == "longclip":
-    return _load_longclip(path, dtype)
+    return _load_longclip(path, dtype, mesh)
   settings, tensors = _read_json(path / "config.json"), tensor_files.open_folder(path)
   preprocessing = Preprocessing.from_huggingface(_processor_settings(path), is_float=kind == "dinov3")
   try:
@@ -149,10 +155,12 @@ def load(kind: str, path: str | Path, dtype: str = "float32") -> Embedder:
       make, rows, ignored = DINOv3, dinov3.table(config, v5=dinov3.is_v5(tensors)), dinov3.IGNORED
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(f"{path / 'config.json'}: not a {kind} network ({error})") from error
-  return _assemble(kind, lambda: make(config, rngs=nnx.Rngs(0)), tensors, rows, ignored, preprocessing, dtype, path)
+  return _assemble(
+    kind, lambda: make(config, rngs=nnx.Rngs(0)), tensors, rows, ignored, preprocessing, dtype, path, mesh
+  )
 
 
-def _load_longclip(path: Path, dtype: str) -> Embedder:
+def _load_longclip(path: Path, dtype: str, mesh: Mesh) -> Embedder:
   if path.is_dir():
     files = sorted(file for file in path.iterdir() if file.suffix in (".pt", ".safetensors"))
     if len(files) != 1:
@@ -166,20 +174,24 @@ def _load_longclip(path: Path, dtype: str) -> Embedder:
   rows, preprocessing = longclip.vision_table(config), Preprocessing.longclip(config.image_size)
   tensors, ignored = longclip.unfuse(tensors), longclip.IGNORED_BY_VISION
   return _assemble(
-    "longclip", lambda: CLIPVision(config, rngs=nnx.Rngs(0)), tensors, rows, ignored, preprocessing, dtype, path
+    "longclip", lambda: CLIPVision(config, rngs=nnx.Rngs(0)), tensors, rows, ignored, preprocessing, dtype, path, mesh
   )
 
 
-def _assemble(kind, build, tensors, rows, ignored, preprocessing: Preprocessing, dtype: str, path: Path) -> Embedder:
+def _assemble(
+  kind, build, tensors, rows, ignored, preprocessing: Preprocessing, dtype: str, path: Path, mesh: Mesh
+) -> Embedder:
   """Fills the network that `build` makes; nothing is initialised."""
-  graphdef, abstract = sharding.abstract_model(build, sharding.make_mesh(devices=jax.devices()[:1]))
-  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), abstract)
+  graphdef, abstract = sharding.abstract_model(build, mesh)
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), abstract)
   params = table.load(tensors, rows, abstract, ignored=ignored, source=str(path))
   height, width = preprocessing.output_size
   if height != width:
     raise ValueError(f"{path}: the preprocessing gives {height} x {width} pixels, expected a square")
   encoder = ImageEncoder(kind, graphdef, height, preprocessing.mean, preprocessing.std)
-  return Embedder(encoder, jax.tree.map(jnp.asarray, params), preprocessing)
+  return Embedder(
+    encoder, jax.tree.map(lambda x, want: jax.device_put(x, want.sharding), params, abstract), preprocessing
+  )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 import functools
-import json
 import os
 from pathlib import Path
 
@@ -329,8 +328,6 @@ def processor_folder(path: Path) -> Path:
   """Where the processor of a source lies."""
   if (path / "llm_model").is_dir():
     return path / "llm_model"
-  if is_run(path) and (own := json.loads((path / "config.json").read_text()).get("processor")):
-    return Path(own)
   return path / "processor"
 
 

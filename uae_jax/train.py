@@ -58,8 +58,8 @@ def train(config, workdir: Path) -> None:
   from uae_jax import sharding
   from uae_jax.evaluation.stages import StageEvaluator
   from uae_jax.report.page import write_report
-  from uae_jax.training import loop
-  from uae_jax.training.build import build, build_processor
+  from uae_jax.training import initial, loop
+  from uae_jax.training.build import build
   from uae_jax.training.checkpoints import Checkpoints
   from uae_jax.training.metrics import MetricWriter
   from uae_jax.training.stage import make_stage, validate
@@ -73,12 +73,13 @@ def train(config, workdir: Path) -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
   # 2. Nets.
-  processor = build_processor(config, workdir / "processor")
-  built = build(config, processor, mesh)
-  params = jax.jit(built.init, out_shardings=built.shardings)(jax.random.key(config.seed))
+  start = initial.read(config, mesh, workdir)
+  built = build(config, start.sizes, start.processor, mesh)
+  params = initial.make_params(config, built, start)
+  del start  # the tree above holds what it needs
 
   # 3. Stages. A finished one is read, the first unfinished one resumed.
-  evaluator = StageEvaluator(config, built.networks, processor.tokenizer, workdir)
+  evaluator = StageEvaluator(config, built.networks, built.processor, workdir)
   writer = MetricWriter(workdir, enabled=jax.process_index() == 0)
   try:
     with mesh, loop.preemption_notice() as is_preempted:

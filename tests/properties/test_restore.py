@@ -12,7 +12,8 @@ import pytest
 
 import uae_jax
 from uae_jax import sharding, trees
-from uae_jax.training.build import build, build_processor
+from uae_jax.training import initial
+from uae_jax.training.build import build
 from uae_jax.training.checkpoints import Checkpoints
 from uae_jax.training.workdir import open_workdir
 
@@ -32,9 +33,9 @@ def run(tmp_path_factory, smoke_config):
   """(workdir, parameters) of a run whose last two stages are finished; nothing was trained."""
   workdir = tmp_path_factory.mktemp("runs") / "smoke"
   plain = open_workdir(workdir, smoke_config)
-  built = build(
-    smoke_config, build_processor(smoke_config, workdir / "processor"), sharding.make_mesh(devices=jax.devices()[:1])
-  )
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  start = initial.read(smoke_config, mesh, workdir)
+  built = build(smoke_config, start.sizes, start.processor, mesh)
   rng = np.random.default_rng(0)
   before = jax.tree.map(
     lambda leaf: jax.device_put(0.1 * rng.normal(size=leaf.shape).astype(np.float32)), built.abstract_params
@@ -96,12 +97,18 @@ def test_no_finished_stage(run, tmp_path):
     uae_jax.UAE.load(workdir)
 
 
-def test_a_run_of_other_sizes(run, tmp_path, monkeypatch):
-  from uae_jax.models import scenes
-
-  monkeypatch.setattr(scenes, "WIDTH", 32)
-  with pytest.raises(ValueError, match="holds another model than its config.json describes"):
-    uae_jax.UAE.load(run[0])
+def test_a_run_of_other_sizes(run, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(run[0], workdir)
+  file = workdir / "model.json"
+  sizes = json.loads(file.read_text())
+  sizes["uae"]["connector"]["hidden_width"] = 32
+  file.write_text(json.dumps(sizes))
+  with pytest.raises(ValueError, match="holds another model than its model.json describes.*connector"):
+    uae_jax.UAE.load(workdir)
+  file.unlink()
+  with pytest.raises(ValueError, match="model.json: no such file"):
+    uae_jax.UAE.load(workdir)
 
 
 def test_foreign_folders(tmp_path):

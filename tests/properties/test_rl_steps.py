@@ -16,10 +16,10 @@ from uae_jax.algorithms.grpo import TokenObjective
 from uae_jax.data import scenes
 from uae_jax.data.processing import Processor
 from uae_jax.data.vocabulary import write_processor
-from uae_jax.layers.lora import is_adapter
+from uae_jax.layers.lora import LoRA, is_adapter
 from uae_jax.models.prompts import generation_rows
 from uae_jax.rollouts import captions
-from uae_jax.training import reinforcement
+from uae_jax.training import reinforcement, sizes
 from uae_jax.training.build import build
 from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
 from uae_jax.training.reinforcement import UpdateOptions
@@ -40,6 +40,7 @@ class Data:
 @dataclasses.dataclass(frozen=True)
 class Config:
   model: str = "scenes"
+  dtype: str = "float32"
   data: Data = Data()
 
 
@@ -47,7 +48,10 @@ class Config:
 def built(tmp_path_factory):
   folder = tmp_path_factory.mktemp("processor")
   write_processor(folder)
-  return build(Config(), Processor.from_folder(folder), sharding.make_mesh(data=4, fsdp=2))
+  processor = Processor.from_folder(folder)
+  encoders = {kind: sizes.fresh_encoder(kind, "scenes") for kind in ("clip", "dinov2")}
+  nets = sizes.Sizes(sizes.named_uae("scenes", processor, LoRA(16, 16.0)), encoders)
+  return build(Config(), nets, processor, sharding.make_mesh(data=4, fsdp=2))
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import numpy as np
 
 from uae_jax.data import scenes, vocabulary
 from uae_jax.data.draws import Draws
+from uae_jax.data.processing import Processor
 from uae_jax.data.sources import BadRecords, ScenesSource, open_source
 
 CAPTIONS = (*scenes.CAPTIONS, "contrastive")
@@ -83,6 +84,7 @@ def make_dataset(
   Returns:
     Batches of b = batch_size / process_count rows; contrastive ones have a group axis after b.
       image: uint8[b, image_px, image_px, 3].
+      captioner_image: the same at the side that the captioner's cells divide, where that is another one.
       tokens: int32[b, caption_tokens]: caption, closing `<|im_end|>`, padding. Longer captions are cut and not closed.
       length: int32[b], tokens that are not padding.
       index: int64[b], of the record in its source.
@@ -111,7 +113,8 @@ def make_dataset(
     batches = order.batch(rows, batch_fn=np.asarray).map(MakeScenes(split, config, tokens, captions, seed))
     return batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches))
   bad = BadRecords(data.max_bad_fraction, len(source), process_count * max(1, num_workers))
-  records = order.map(LoadRecord(source, data.image_px, bad))
+  side = processor.square_px(data.image_px) if isinstance(processor, Processor) else data.image_px
+  records = order.map(LoadRecord(source, data.image_px, side, bad))
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches * rows)
   records = records.to_iter_dataset(options)
   if num_workers:
@@ -248,18 +251,21 @@ class LoadRecord:
 
   source: object
   image_px: int
+  captioner_px: int
   bad: BadRecords
 
   def __call__(self, row: tuple[int, int]) -> dict | None:
     position, index = row[0], row[1] % len(self.source)
     try:
       record = self.source[index]
-      image = fit(record["image"], self.image_px)
+      images = {"image": fit(record["image"], self.image_px)}
+      if self.captioner_px != self.image_px:
+        images["captioner_image"] = fit(record["image"], self.captioner_px)
     except Exception as error:  # A torn file can fail in any decoder.
       self.bad.bad(index, self.source.key(index), error)
       return None
     self.bad.good()
-    return {**record, "image": image, "position": position, "index": index}
+    return {**record, **images, "position": position, "index": index}
 
 
 def fit(image: np.ndarray, size_px: int) -> np.ndarray:
@@ -302,6 +308,8 @@ class CaptionRecords:
       raise ValueError(f"captions = {self.captions!r}: data.source = {self.name!r} has no scenes to leave parts out of")
     tokens, length = self.tokens.of_texts(columns["caption"])
     batch = {"image": image, "tokens": tokens, "length": length, "index": index}
+    if "captioner_image" in columns:
+      batch["captioner_image"] = columns["captioner_image"]
     if self.captions == "full":
       return batch
     groups = {name: batch[name][:, None] for name in ("image", "tokens", "length")}

@@ -150,6 +150,10 @@ class Processor:
       return tuple(math.ceil(side * grow / cell) * cell for side in (height, width))
     return rounded
 
+  def square_px(self, side: int) -> int:
+    """Side of what `resize` makes of a square picture without the demo's own resizing."""
+    return self.fit(side, side, self.min_pixels, self.max_pixels)[0]
+
   # --- Text --------------------------------------------------------------------------------------------------------
 
   @property

@@ -1,6 +1,6 @@
 """Held-out figures and samples after each stage of a run, and one image's captions while the captioner learns.
 
-The scenes, keys and noises are the same after every stage, so all differences between stages are paired.
+The images, keys and noises are the same after every stage, so all differences between stages are paired.
 """
 
 import json
@@ -11,29 +11,36 @@ from PIL import Image
 
 from uae_jax.data import scenes
 from uae_jax.data.draws import Draws
-from uae_jax.evaluation import captions as caption_scores
+from uae_jax.data.processing import Processor
+from uae_jax.evaluation import held_out
+from uae_jax.evaluation.held_out import PAIRS, PLAIN, HeldOut
 from uae_jax.evaluation.reconstruction import ReconstructionOptions, Reconstructor, paired_gain, texts
+from uae_jax.models.scenes import SMALL_WORLD
 from uae_jax.networks import Networks
 
-REWARD, HELD_OUT = "clip", "dinov2"
 EDIT_STREAM = 3
+ENCODERS = ("clip", "dinov2")
 
 
 class StageEvaluator:
-  """Measures a UAE on held-out scenes and writes `evaluation/` and `samples/` of a workdir."""
+  """Measures a UAE on held-out images and writes `evaluation/` and `samples/` of a workdir.
 
-  def __init__(self, config, networks: Networks, tokenizer, workdir: Path):
+  The first of `config.evaluation.encoders` gives `reward_similarity`, the second `held_out_similarity`.
+  """
+
+  def __init__(self, config, networks: Networks, processor: Processor, workdir: Path):
     section = config.evaluation
     self.workdir = Path(workdir)
-    self.prompts, self.tokenizer = networks.prompts, tokenizer
+    self.prompts, self.tokenizer = networks.prompts, processor.tokenizer
     self.section = section
     fields = {name: section[name] for name in ReconstructionOptions.__dataclass_fields__ if name in section}
     self.reconstructor = Reconstructor(networks, ReconstructionOptions(**fields))
-    world = scenes.variant(config.data.variant)
-    indices = np.arange(section.num_images)
-    self.scenes = {split: scenes.scenes(indices, split, world) for split in ("held_out", "held_out_pairs")}
-    self.images = {split: scenes.render_batch(scene) for split, scene in self.scenes.items()}
-    self.history: list[dict] = []
+    if config.model == SMALL_WORLD:
+      self.splits = held_out.of_scenes(section.num_images, config.data.variant)
+    else:
+      self.splits = held_out.of_records(config.data, processor, section.num_images)
+    self.similarities = dict(zip(("reward_similarity", "held_out_similarity"), section.encoders, strict=False))
+    self.similarities["psnr"] = "psnr"
 
   def is_done(self, folder: str) -> bool:
     return self._figures_file(folder).exists()
@@ -47,7 +54,7 @@ class StageEvaluator:
       params: after the stage.
       before: before it.
     """
-    if stage in (REWARD, HELD_OUT):
+    if stage in ENCODERS:
       figures = self._encoder_figures(params, stage)
     elif stage == "autoencoder":
       figures = self._autoencoder_figures(params)
@@ -60,10 +67,9 @@ class StageEvaluator:
 
   def _encoder_figures(self, params: dict, name: str) -> dict:
     """How far an encoder tells a held-out scene from an edit of it, and from another scene."""
-    scene = self.scenes["held_out"]
-    edited = scenes.render_batch(scenes.edit(scene, Draws(np.arange(self.section.num_images), EDIT_STREAM)))
-    images = self.images["held_out"]
-    original, changed = (self.reconstructor.embed(params, name, x) for x in (images, edited))
+    split = self.splits[PLAIN]
+    edited = scenes.render_batch(scenes.edit(split.truth, Draws(np.arange(self.section.num_images), EDIT_STREAM)))
+    original, changed = (self.reconstructor.embed(params, name, x) for x in (split.images, edited))
     other = np.roll(original, 1, axis=0)
     return {
       "edit_similarity": float(np.mean(np.sum(original * changed, axis=-1))),
@@ -72,73 +78,69 @@ class StageEvaluator:
 
   def _autoencoder_figures(self, params: dict) -> dict:
     """The codec alone: the ceiling of every reconstruction."""
-    painted, psnr = self.reconstructor.autoencode(params, self.images["held_out"])
-    accuracy = scenes.detection_accuracy((painted + 1.0) * 127.5, self.scenes["held_out"])
+    split = self.splits[PLAIN]
+    painted, psnr = self.reconstructor.autoencode(params, split.images)
+    accuracy = scenes.detection_accuracy((painted + 1.0) * 127.5, split.truth)
     return {"psnr": float(np.mean(psnr)), **accuracy}
 
   def _caption_figures(self, params: dict) -> dict:
-    figures = {}
+    split, figures = self.splits[PLAIN], {}
     for prefix, temperature in (("", 1.0), ("greedy_", 0.0)):
-      tokens = self.reconstructor.caption(params, self.images["held_out"], temperature=temperature)
-      measured = caption_scores.aggregate(self._scores(tokens, self.scenes["held_out"]))
+      tokens = self.reconstructor.caption(params, split.captioner_images, temperature=temperature)
+      measured = split.figures(self._texts(tokens))
       figures |= {prefix + name: value for name, value in measured.items()}
     return figures
 
   def _uae_figures(self, folder: str, params: dict, before: dict | None) -> dict:
     figures = {}
-    for prefix, split, temperature in (
-      ("", "held_out", 1.0),
-      ("greedy_", "held_out", 0.0),
-      ("held_out_pairs_", "held_out_pairs", 1.0),
-    ):
-      tokens = self.reconstructor.caption(params, self.images[split], temperature=temperature)
+    for prefix, name, temperature in (("", PLAIN, 1.0), ("greedy_", PLAIN, 0.0), ("held_out_pairs_", PAIRS, 1.0)):
+      if name not in self.splits:
+        continue
+      split = self.splits[name]
+      tokens = self.reconstructor.caption(params, split.captioner_images, temperature=temperature)
       noises = 1 if prefix else self.section.num_noises
       measured, painted, details = self._measure(params, split, tokens, noises)
       figures |= {prefix + name: value for name, value in measured.items()}
       if not prefix:
         self._write_gallery(folder, tokens, painted, details)
         if before is not None:
-          _, similarities = self.reconstructor.paint(before, self.images[split], tokens, num_noises=noises)
+          _, similarities = self.reconstructor.paint(before, split.images, tokens, num_noises=noises)
           figures["paired"] = {
-            name: paired_gain(similarities[key], details[key])
-            for name, key in (("reward_similarity", REWARD), ("held_out_similarity", HELD_OUT), ("psnr", "psnr"))
+            name: paired_gain(similarities[key], details[key]) for name, key in self.similarities.items()
           }
-    true_tokens = self._true_tokens("held_out", tokens.shape[1])
-    measured, _, _ = self._measure(params, "held_out", true_tokens)
-    figures |= {f"true_caption_{name}": measured[name] for name in ("reward_similarity", "psnr", "object_accuracy")}
+    split = self.splits[PLAIN]
+    if split.has_captions:
+      measured, _, _ = self._measure(params, split, self._tokens(split.captions, tokens.shape[1]))
+      names = ("reward_similarity", "psnr", "object_accuracy")
+      figures |= {f"true_caption_{name}": measured[name] for name in names if name in measured}
     return figures
 
   def observe(self, folder: str, step: int, params: dict) -> dict:
-    """Caption figures of one batch of held-out scenes, and the caption of the first one, while a stage runs."""
-    count = min(self.section.batch_size, self.section.num_images)
-    images, scene = self.images["held_out"][:count], self.scenes["held_out"][:count]
-    tokens = self.reconstructor.caption(params, images, temperature=1.0)
-    scored = self._scores(tokens, scene)
-    best = int(np.argmax([score.num_true for score in scored]))
-    rows = texts(tokens, self.prompts, self.tokenizer)
-    self._remember(folder, step, scene[best], images[best], rows[best], scored[best])
-    figures = caption_scores.aggregate(scored)
-    return {name: figures[name] for name in ("caption_recall", "caption_precision", "caption_length")}
+    """Caption figures of one batch of held-out images, and the caption of the richest one, while a stage runs."""
+    split = self.splits[PLAIN].first(min(self.section.batch_size, self.section.num_images))
+    rows = self._texts(self.reconstructor.caption(params, split.captioner_images, temperature=1.0))
+    self._remember(folder, step, split, rows)
+    figures = split.figures(rows)
+    return {
+      name: figures[name] for name in ("caption_recall", "caption_precision", "caption_length") if name in figures
+    }
 
-  def _scores(self, tokens: np.ndarray, scene) -> list[caption_scores.CaptionScore]:
-    rows = texts(tokens, self.prompts, self.tokenizer)
-    return [caption_scores.score(row, scene[i]) for i, row in enumerate(rows)]
+  def _texts(self, tokens: np.ndarray) -> list[str]:
+    return texts(tokens, self.prompts, self.tokenizer)
 
-  def _measure(self, params: dict, split: str, tokens: np.ndarray, num_noises: int = 1):
+  def _measure(self, params: dict, split: HeldOut, tokens: np.ndarray, num_noises: int = 1):
     """(figures, first reconstructions, per-image similarities) of captions of a split."""
-    painted, similarities = self.reconstructor.paint(params, self.images[split], tokens, num_noises=num_noises)
-    figures = caption_scores.aggregate(self._scores(tokens, self.scenes[split]))
-    figures["reward_similarity"] = float(np.mean(similarities[REWARD]))
-    figures["held_out_similarity"] = float(np.mean(similarities[HELD_OUT]))
-    figures["psnr"] = float(np.mean(similarities["psnr"]))
-    figures |= scenes.detection_accuracy((painted + 1.0) * 127.5, self.scenes[split])
+    painted, similarities = self.reconstructor.paint(params, split.images, tokens, num_noises=num_noises)
+    figures = split.figures(self._texts(tokens))
+    figures |= {name: float(np.mean(similarities[key])) for name, key in self.similarities.items()}
+    if split.truth is not None:
+      figures |= scenes.detection_accuracy((painted + 1.0) * 127.5, split.truth)
     return figures, painted, similarities
 
-  def _true_tokens(self, split: str, length: int) -> np.ndarray:
-    """int32[N, L] of the full captions."""
-    rows = np.full((self.section.num_images, length), self.prompts.pad, np.int32)
-    for i, row in enumerate(rows):
-      caption = scenes.full_caption(self.scenes[split][i])
+  def _tokens(self, captions: tuple[str, ...], length: int) -> np.ndarray:
+    """int32[N, L] of captions, closed and cut."""
+    rows = np.full((len(captions), length), self.prompts.pad, np.int32)
+    for row, caption in zip(rows, captions, strict=True):
       ids = [*self.tokenizer.encode(caption, add_special_tokens=False), self.prompts.end[0]][:length]
       row[: len(ids)] = ids
     return rows
@@ -157,45 +159,51 @@ class StageEvaluator:
   def _write_gallery(self, folder: str, tokens: np.ndarray, painted: np.ndarray, similarities: dict) -> None:
     directory = self.workdir / "samples" / folder
     directory.mkdir(parents=True, exist_ok=True)
-    count = self.section.gallery_images
-    scored = self._scores(tokens[:count], self.scenes["held_out"][:count])
-    rows = texts(tokens[:count], self.prompts, self.tokenizer)
+    split = self.splits[PLAIN].first(self.section.gallery_images)
+    rows = self._texts(tokens[: len(split.images)])
+    verdicts = self._verdicts(split, rows)
     items = []
-    for i, (row, score) in enumerate(zip(rows, scored, strict=True)):
-      Image.fromarray(self.images["held_out"][i]).save(directory / f"orig_{i}.png")
+    for i, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
+      Image.fromarray(split.images[i]).save(directory / f"orig_{i}.png")
       Image.fromarray(to_uint8(painted[i])).save(directory / f"recon_{i}.png")
+      scores = {
+        name.removesuffix("_similarity"): float(similarities[key][i]) for name, key in self.similarities.items()
+      }
       items.append(
         {
-          "name": f"scene {i}",
+          "name": f"image {i}",
           "original": f"orig_{i}.png",
           "reconstruction": f"recon_{i}.png",
           "caption": row,
-          "true_caption": scenes.full_caption(self.scenes["held_out"][i]),
-          "reward": float(similarities[REWARD][i]),
-          "held_out": float(similarities[HELD_OUT][i]),
-          "words": [list(word) for word in score.words],
-          "missing": list(score.missing),
+          "true_caption": split.captions[i],
+          "reward": scores["reward_similarity"],
+          "held_out": scores.get("held_out_similarity"),
+          **verdict,
         }
       )
     self._write(directory / "gallery.json", {"items": items})
 
-  def _remember(self, folder, step, scene, image, caption, score) -> None:
+  def _verdicts(self, split: HeldOut, rows: list[str]) -> list[dict]:
+    """For each caption its words, right or wrong, and what is missing; empty where there is no ground truth."""
+    if split.truth is None:
+      return [{} for _ in rows]
+    return [
+      {"words": [list(word) for word in score.words], "missing": list(score.missing)} for score in split.scores(rows)
+    ]
+
+  def _remember(self, folder: str, step: int, split: HeldOut, rows: list[str]) -> None:
+    """Adds the caption of one image, that with most to say, to what it said before."""
     directory = self.workdir / "samples" / folder
     directory.mkdir(parents=True, exist_ok=True)
+    scores = split.scores(rows)
+    index = int(np.argmax([score.num_true for score in scores])) if scores else 0
     file = directory / "captions.json"
     steps = json.loads(file.read_text())["steps"] if file.exists() else []
     # A resumed run writes its steps again.
     steps = [entry for entry in steps if entry["step"] < step]
-    steps.append(
-      {
-        "step": step,
-        "caption": caption,
-        "words": [list(word) for word in score.words],
-        "missing": list(score.missing),
-      }
-    )
-    Image.fromarray(image).save(directory / "orig.png")
-    self._write(file, {"image": "orig.png", "true_caption": scenes.full_caption(scene), "steps": steps})
+    steps.append({"step": step, "caption": rows[index], **self._verdicts(split, rows)[index]})
+    Image.fromarray(split.images[index]).save(directory / "orig.png")
+    self._write(file, {"image": "orig.png", "true_caption": split.captions[index], "steps": steps})
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:

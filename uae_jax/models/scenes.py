@@ -11,6 +11,8 @@ from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
 from uae_jax.models.qwen25_vl.vision import VisionConfig
 from uae_jax.models.uae import UAEConfig
 
+# The name of the small world's model in a config.
+SMALL_WORLD = "scenes"
 IMAGE_PX = 32
 WIDTH = 64
 EMBEDDING_WIDTH = 64

@@ -1,28 +1,24 @@
-"""From a config to nets: graph definitions, prompts, and a function that makes fresh parameters."""
+"""From sizes to nets: graph definitions, prompts, and a function that makes fresh parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
-from pathlib import Path
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from uae_jax import sharding, trees
-from uae_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 from uae_jax.data.processing import Processor
-from uae_jax.data.vocabulary import write_processor
 from uae_jax.embedders import ImageEncoder
+from uae_jax.layers import lora
 from uae_jax.layers.buffer import Buffer
 from uae_jax.models import scenes
-from uae_jax.models.clip import CLIPText, CLIPVision, CLIPVisionConfig
-from uae_jax.models.dinov2 import DINOv2, DINOv2Config
+from uae_jax.models.clip import CLIPText
 from uae_jax.models.prompts import Prompts
 from uae_jax.models.uae import UAE, UAEConfig
 from uae_jax.networks import Networks
-
-SMALL_WORLD = "scenes"
-MODELS = (SMALL_WORLD, "uae_3b_sd35_large", "uae_3b_sd35_medium")
+from uae_jax.training.sizes import SMALL_WORLD, Sizes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,65 +46,35 @@ class Built:
     return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
 
 
-def build_processor(config, folder: Path) -> Processor:
-  """The processor of `config.processor`, or the small world's own, written to `folder` at first use."""
-  if config.processor:
-    return Processor.from_folder(config.processor)
-  if config.model != SMALL_WORLD:
-    raise ValueError(f"config.processor is empty: {config.model} needs the folder of its tokenizer and image processor")
-  if not (folder / "tokenizer.json").exists():
-    write_processor(folder)
-  return Processor.from_folder(folder)
+def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
+  """Nets of `sizes` for square images of `config.data.image_px`.
 
-
-def model_configs(name: str, processor: Processor) -> tuple[UAEConfig, dict]:
-  """(sizes of the UAE, encoder name -> its config) of `config.model`.
-
-  Raises:
-    ValueError: unknown model.
+  Args:
+    config: of the run.
+    sizes: of all nets.
+    processor: of the captioner.
+    mesh: where parameters live.
   """
-  if name == SMALL_WORLD:
-    vocabulary = processor.vocab_size
-    encoders = {"clip": scenes.clip_vision(), "dinov2": scenes.dinov2()}
-    return scenes.uae(vocabulary, processor.image_token_id), encoders
-  encoders = {"clip": CLIPVisionConfig.clip_vit_l14(), "dinov2": DINOv2Config.dinov2_large()}
-  if name == "uae_3b_sd35_large":
-    return UAEConfig.uae_3b_sd35_large(), encoders
-  if name == "uae_3b_sd35_medium":
-    return UAEConfig.uae_3b_sd35_medium(), encoders
-  raise ValueError(f"config.model = {name!r}: expected one of {', '.join(MODELS)}")
-
-
-ENCODERS = {"clip": CLIPVision, "dinov2": DINOv2}
-# Side, mean and deviation of what each encoder sees; DINOv2 is stored at 518 px and used at 224.
-ENCODER_PIXELS = {
-  is_small: {"clip": (side, OPENAI_MEAN, OPENAI_STD), "dinov2": (side, IMAGENET_MEAN, IMAGENET_STD)}
-  for is_small, side in ((True, scenes.IMAGE_PX), (False, 224))
-}
-
-
-def build(config, processor: Processor, mesh: Mesh) -> Built:
-  """Nets of `config.model` for square images of `config.data.image_px`."""
-  uae_config, encoder_configs = model_configs(config.model, processor)
-  patch = uae_config.captioner.vision.patch_size
-  prompts = Prompts.from_processor(processor, (config.data.image_px // patch,) * 2)
-
-  builders = {name: lambda rngs, c=c, n=name: ENCODERS[n](c, rngs=rngs) for name, c in encoder_configs.items()}
-  graphdef, abstract_uae = sharding.abstract_model(lambda: UAE(uae_config, rngs=nnx.Rngs(0)), mesh)
+  side = processor.square_px(config.data.image_px)
+  prompts = Prompts.from_processor(processor, (side // processor.patch_size,) * 2)
+  graphdef, abstract_uae = sharding.abstract_model(lambda: UAE(sizes.uae, rngs=nnx.Rngs(0)), mesh)
   encoders, abstract_encoders = {}, {}
-  for name, builder in builders.items():
-    encoder_graphdef, abstract_encoders[name] = sharding.abstract_model(lambda b=builder: b(nnx.Rngs(0)), mesh)
-    encoders[name] = ImageEncoder(name, encoder_graphdef, *ENCODER_PIXELS[config.model == SMALL_WORLD][name])
+  for name, size in sizes.encoders.items():
+    encoder_graphdef, abstract_encoders[name] = sharding.abstract_model(lambda s=size: s.build(nnx.Rngs(0)), mesh)
+    encoders[name] = ImageEncoder(size.kind, encoder_graphdef, size.image_px, size.mean, size.std)
+  buffers = frozenset(path for path, _ in trees.items(buffer_tree(sizes.uae)))
+  abstract = typed({**abstract_uae, "encoders": abstract_encoders}, config.dtype, buffers)
 
   def init(key: jax.Array) -> dict:
     def fresh(make, key):
       with nnx.use_eager_sharding(False):
         return nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key))))
 
-    keys = jax.random.split(key, 1 + len(builders))
-    params = fresh(lambda rngs: UAE(uae_config, rngs=rngs), keys[0])
-    names = sorted(builders)
-    return {**params, "encoders": {n: fresh(builders[n], k) for n, k in zip(names, keys[1:], strict=True)}}
+    keys = jax.random.split(key, 1 + len(sizes.encoders))
+    params = fresh(lambda rngs: UAE(sizes.uae, rngs=rngs), keys[0])
+    names = sorted(sizes.encoders)
+    nets = {n: fresh(sizes.encoders[n].build, k) for n, k in zip(names, keys[1:], strict=True)}
+    return jax.tree.map(lambda x, want: x.astype(want.dtype), {**params, "encoders": nets}, abstract)
 
   make_text_tower = None
   if config.model == SMALL_WORLD:
@@ -117,11 +83,10 @@ def build(config, processor: Processor, mesh: Mesh) -> Built:
     def make_text_tower(rngs: nnx.Rngs) -> CLIPText:
       return CLIPText(text, rngs=rngs)
 
-  buffers = frozenset(path for path, _ in trees.items(buffer_tree(uae_config)))
   return Built(
     networks=Networks(graphdef, prompts, encoders),
     processor=processor,
-    abstract_params={**abstract_uae, "encoders": abstract_encoders},
+    abstract_params=abstract,
     buffers=buffers,
     init=init,
     make_text_tower=make_text_tower,
@@ -133,3 +98,16 @@ def buffer_tree(config: UAEConfig) -> dict:
   with nnx.use_eager_sharding(False):
     model = nnx.eval_shape(lambda: UAE(config, rngs=nnx.Rngs(0)))
   return nnx.to_pure_dict(nnx.state(model, Buffer))
+
+
+def typed(abstract: Mapping, dtype: str, buffers: frozenset[str]) -> dict:
+  """The abstract tree with parameters of `dtype` ("auto": as they are); adapters and stored constants keep theirs."""
+  if dtype == "auto":
+    return dict(abstract)
+
+  def leaf_typed(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    if path in buffers or lora.is_adapter(path) or not jnp.issubdtype(leaf.dtype, jnp.floating):
+      return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=leaf.sharding)
+
+  return trees.from_items((path, leaf_typed(path, leaf)) for path, leaf in trees.items(abstract))

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from uae_jax import trees
 from uae_jax.training.state import State, apply_gradients
 
 
@@ -116,13 +115,13 @@ def update(
   cut = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, cuts, *x.shape[1:]), 0, 1), pieces)
   cut = jax.tree.map(lambda x: x.reshape(options.num_minibatches, options.num_microbatches, *x.shape[1:]), cut)
 
-  def sum_of(trainable, frozen, piece):
-    (total, count), metrics = objective(trees.merge(trainable, frozen), piece)
+  def sum_of(trainable, state, piece):
+    (total, count), metrics = objective(state.assemble(trainable), piece)
     return total, (jax.lax.stop_gradient(count), metrics)
 
   def minibatch(state: State, micro):
     def accumulate(_, piece):
-      (total, (count, metrics)), grads = jax.value_and_grad(sum_of, has_aux=True)(state.trainable, state.frozen, piece)
+      (total, (count, metrics)), grads = jax.value_and_grad(sum_of, has_aux=True)(state.trainable, state, piece)
       return None, (total, count, metrics, grads)
 
     if options.num_microbatches == 1:

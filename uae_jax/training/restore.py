@@ -5,27 +5,28 @@ from pathlib import Path
 from typing import Any
 import warnings
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 import ml_collections
 import orbax.checkpoint as ocp
 
 from uae_jax import trees
 from uae_jax.data.processing import Processor
-from uae_jax.layers import lora
 from uae_jax.models.uae import NETS
-from uae_jax.training.build import SMALL_WORLD, build
+from uae_jax.training import sizes
+from uae_jax.training.build import build, typed
 from uae_jax.training.checkpoints import PARAMS
 from uae_jax.training.order import stage_runs
 from uae_jax.training.workdir import read_config
+
+# A run's own copy of its tokenizer and image processor.
+PROCESSOR = "processor"
 
 
 def load_run(workdir: str | Path, dtype: str, mesh: Mesh) -> dict[str, Any]:
   """Constructor arguments of `pipeline.UAE` from the workdir of `uae-jax train`.
 
   Args:
-    workdir: with `config.json`, `checkpoints/` and, for the small world, `processor/`.
+    workdir: with `config.json`, `model.json`, `processor/` and `checkpoints/`.
     dtype: of the parameters: "bfloat16", "float32", or "auto" for that of the checkpoint. Adapters and stored constants
       stay as they are.
     mesh: where the parameters live.
@@ -38,8 +39,8 @@ def load_run(workdir: str | Path, dtype: str, mesh: Mesh) -> dict[str, Any]:
   config = ml_collections.ConfigDict(read_config(workdir))
   try:
     folders = [folder for folder, _ in stage_runs(config)]
-    evaluation, processor = config.evaluation, read_processor(config, workdir)
-    built = build(config, processor, mesh)
+    evaluation, processor = config.evaluation, Processor.from_folder(workdir / PROCESSOR)
+    built = build(config, sizes.read(workdir), processor, mesh)
   except (AttributeError, KeyError) as error:
     raise ValueError(f"{workdir}/config.json is not the config of a run of uae-jax: {error}") from error
   finished = [step for folder in reversed(folders) for step in finished_steps(workdir / "checkpoints" / folder)]
@@ -58,7 +59,7 @@ def load_run(workdir: str | Path, dtype: str, mesh: Mesh) -> dict[str, Any]:
     "params": read_params(finished, typed(built.abstract_params, dtype, built.buffers)),
     "processor": processor,
     "text_tower": evaluation.text_tower,
-    "is_small_world": config.model == SMALL_WORLD,
+    "is_small_world": config.model == sizes.SMALL_WORLD,
     "resolution_px": config.data.image_px,
     "guidance": evaluation.guidance,
     "steps": evaluation.sampler_steps,
@@ -67,28 +68,10 @@ def load_run(workdir: str | Path, dtype: str, mesh: Mesh) -> dict[str, Any]:
   }
 
 
-def read_processor(config: ml_collections.ConfigDict, workdir: Path) -> Processor:
-  """The processor that the run was trained with; writes nothing."""
-  return Processor.from_folder(config.processor or workdir / "processor")
-
-
 def finished_steps(stage: Path) -> list[Path]:
   """The `params` folders of a stage's checkpoints, newest first; steps that were never committed are left out."""
   steps = [step for step in stage.glob("*") if step.name.isdigit() and (step / PARAMS).is_dir()]
   return [step / PARAMS for step in sorted(steps, key=lambda step: int(step.name), reverse=True)]
-
-
-def typed(abstract: Mapping, dtype: str, buffers: frozenset[str]) -> dict:
-  """The abstract tree with parameters of `dtype`; adapters and stored constants keep theirs."""
-  if dtype == "auto":
-    return dict(abstract)
-
-  def leaf_typed(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    if path in buffers or lora.is_adapter(path) or not jnp.issubdtype(leaf.dtype, jnp.floating):
-      return leaf
-    return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=leaf.sharding)
-
-  return trees.from_items((path, leaf_typed(path, leaf)) for path, leaf in trees.items(abstract))
 
 
 class OtherModelError(ValueError):
@@ -107,7 +90,7 @@ def check_shapes(path: Path, stored: Mapping, abstract: Mapping) -> None:
   if different:
     first = different[0]
     raise OtherModelError(
-      f"{path} holds another model than its config.json describes in this version of uae_jax: {len(different)} "
+      f"{path} holds another model than its model.json describes: {len(different)} "
       f"parameters differ, the first is {first}: {found.get(first, 'absent')} on disk, "
       f"{wanted.get(first, 'absent')} in the model"
     )

@@ -13,11 +13,13 @@ import optax
 from uae_jax.algorithms.advantages import AdvantageOptions
 from uae_jax.algorithms.flow_grpo import FlowObjective
 from uae_jax.algorithms.grpo import TokenObjective
+from uae_jax.models.scenes import SMALL_WORLD
 from uae_jax.training import reinforcement, supervised
 from uae_jax.training.build import Built
 from uae_jax.training.optimizer import OptimizerOptions, learning_rate, make_optimizer
 from uae_jax.training.order import REINFORCEMENT
 from uae_jax.training.reinforcement import Phases, UpdateOptions
+from uae_jax.training.sizes import FRESH
 from uae_jax.training.stages import (
   autoencoder,
   captioner,
@@ -67,6 +69,9 @@ def validate(config) -> None:
       raise ValueError(f"config.stages: unknown stage {name!r}, expected some of {', '.join(known)}")
   if config.rounds < 1:
     raise ValueError(f"config.rounds = {config.rounds}: expected 1 or more")
+  if config.init.weights and config.init.checkpoint:
+    raise ValueError("config.init.weights and config.init.checkpoint are both set: a run starts from one of them")
+  check_encoders(config)
   rows = config.mesh.data * config.mesh.fsdp
   for name in config.stages:
     section = config[name]
@@ -85,6 +90,35 @@ def validate(config) -> None:
       )
     if section.total_steps < 1:
       raise ValueError(f"config.{name}.total_steps = {section.total_steps}: expected 1 or more")
+
+
+def check_encoders(config) -> None:
+  """Refuses rewards and figures of encoders that the run does not have, or has only as random numbers.
+
+  Raises:
+    ValueError: naming the field.
+  """
+  wanted = {name: "config.evaluation.encoders" for name in config.evaluation.encoders if config.evaluation.num_images}
+  for stage in config.stages:
+    options = config[stage].options
+    if stage == "cold_start":
+      wanted[options.encoder] = "config.cold_start.options.encoder"
+    if stage in REINFORCEMENT:
+      wanted |= {name: f"config.{stage}.options.reward_weights" for name, _ in options.reward_weights}
+      wanted |= (
+        {options.held_out_encoder: f"config.{stage}.options.held_out_encoder"} if options.held_out_encoder else {}
+      )
+  for name, field in wanted.items():
+    if not name:
+      continue  # no held-out encoder
+    source = config.encoders.get(name, "")
+    if not source:
+      raise ValueError(f"{field} names {name!r}: set config.encoders.{name} to the folder of its weights")
+    if source == FRESH and config.model != SMALL_WORLD and not config.init.checkpoint:
+      raise ValueError(
+        f"{field} names {name!r}, but config.encoders.{name} = {FRESH!r} is random numbers: "
+        "set the folder of its weights"
+      )
 
 
 def keep(params: dict, images: jax.Array) -> dict:

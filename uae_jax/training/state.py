@@ -23,6 +23,7 @@ class State:
     ema: moving average of `trainable`, or an empty dict.
     skipped: int32[], updates skipped in a row because loss or gradient was not finite.
     rng: key; a step uses `fold_in(rng, step)`.
+    dtypes: of the trainable parameters in the nets, in the order of their leaves; here they are float32.
   """
 
   step: jax.Array
@@ -32,15 +33,22 @@ class State:
   ema: dict
   skipped: jax.Array
   rng: jax.Array
+  dtypes: tuple[jnp.dtype, ...] = flax.struct.field(pytree_node=False)
+
+  def assemble(self, trainable: dict) -> dict:
+    """The nets' parameters: `trainable` in the nets' own dtypes, and what is frozen."""
+    leaves, structure = jax.tree.flatten(trainable)
+    cast = [leaf.astype(dtype) for leaf, dtype in zip(leaves, self.dtypes, strict=True)]
+    return trees.merge(jax.tree.unflatten(structure, cast), self.frozen)
 
   @property
   def params(self) -> dict:
-    return trees.merge(self.trainable, self.frozen)
+    return self.assemble(self.trainable)
 
   @property
   def averaged_params(self) -> dict:
     """Parameters with the moving average where there is one: for evaluation and for the next stage."""
-    return trees.merge(self.ema or self.trainable, self.frozen)
+    return self.assemble(self.ema or self.trainable)
 
 
 def create(
@@ -51,7 +59,7 @@ def create(
   *,
   has_ema: bool,
 ) -> State:
-  """A stage's first state.
+  """A stage's first state. What trains is kept in float32, whatever the nets compute in.
 
   Raises:
     ValueError: no parameter is trainable.
@@ -59,6 +67,8 @@ def create(
   trainable, frozen = trees.split(params, is_trainable)
   if not trainable:
     raise ValueError("the stage trains no parameter: check its `trainable` pattern and config.model's adapters")
+  dtypes = tuple(leaf.dtype for leaf in jax.tree.leaves(trainable))
+  trainable = trees.cast(trainable, jnp.float32)
   return State(
     step=jnp.int32(0),
     trainable=trainable,
@@ -67,6 +77,7 @@ def create(
     ema=jax.tree.map(jnp.copy, trainable) if has_ema else {},
     skipped=jnp.int32(0),
     rng=rng,
+    dtypes=dtypes,
   )
 
 

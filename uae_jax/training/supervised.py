@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from uae_jax import trees
 from uae_jax.training.state import State, apply_gradients
 
 # loss(params, batch, key) -> (float32[], metrics), a mean over the batch.
@@ -27,7 +26,7 @@ def make_step(
 
   def value_and_grad(state, batch, key):
     def objective(trainable):
-      return loss(trees.merge(trainable, state.frozen), batch, key)
+      return loss(state.assemble(trainable), batch, key)
 
     return jax.value_and_grad(objective, has_aux=True)(state.trainable)
 

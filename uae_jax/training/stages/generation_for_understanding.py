@@ -15,13 +15,14 @@ from uae_jax.algorithms import advantages as advantage_functions
 from uae_jax.algorithms import grpo
 from uae_jax.models.uae import captioner_images, to_signed
 from uae_jax.networks import Networks
-from uae_jax.rewards.embedding import cosine_rewards, weighted_sum
+from uae_jax.rewards.ensemble import Ensemble
+from uae_jax.rewards.text import TextRewardOptions
 from uae_jax.rollouts import captions
 from uae_jax.rollouts.captions import Captions
 from uae_jax.rollouts.contexts import Context, encode_captions, encode_negative
 from uae_jax.rollouts.images import sample_ode, velocity_field
 from uae_jax.training import reinforcement
-from uae_jax.training.reinforcement import Phases, UpdateOptions
+from uae_jax.training.reinforcement import Exhibits, Phases, UpdateOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +33,14 @@ class GenerationForUnderstandingOptions:
     max_new_tokens: caption budget, closing token included.
     temperature: of sampling, and of the log-probabilities that are trained.
     conditioning: "text" re-encodes the caption as a generation prompt: the latent really is text; "answer" uses the
-    connector's states at
-      the caption's own positions.
+      connector's states at the caption's own positions.
     text_tower: language model that re-encodes captions: "reference" (adapters off: a moving encoder breaks a frozen
       decoder) or "policy".
     sampler_steps: ODE steps of a reconstruction.
     guidance: of the sampler.
     shift: of the schedule.
     is_noise_shared: one initial noise for all captions of an image.
-    reward_weights: encoder -> weight.
+    reward_weights: (name, weight) of encoders, text rewards and "http", see `rewards.ensemble`.
     held_out_encoder: measured, never rewarded; "" for none.
     decode_chunks: reconstructions are painted in so many pieces, to bound memory.
     logit_chunks: pieces of the caption whose logits are held at a time.
@@ -68,7 +68,7 @@ class CaptionGroups:
   Attributes:
     captions: tokens int32[prompts, rollouts, L] with masks.
     old_log_probs: float32[prompts, rollouts, L], or None when on policy.
-    states: float[prompts, rollouts, L, D], language states at the caption's positions; only for conditioning "answer".
+    states: float[prompts, rollouts, L, D], language states at the caption's positions; None for conditioning "text".
   """
 
   captions: Captions
@@ -85,6 +85,7 @@ def make_phases(
   optimizer: optax.GradientTransformation,
   *,
   ema_decay: float = 0.0,
+  text_rewards: TextRewardOptions = TextRewardOptions(),
 ) -> Phases:
   """The four phases of stage 2.
 
@@ -95,19 +96,14 @@ def make_phases(
     raise ValueError(f"conditioning = {options.conditioning!r}: expected 'answer' or 'text'")
   if options.text_tower not in ("reference", "policy"):
     raise ValueError(f"text_tower = {options.text_tower!r}: expected 'reference' or 'policy'")
-  if objective.top_entropy < 1.0 and update_options.num_microbatches > 1:
-    raise ValueError("objective.top_entropy ranks the tokens of a minibatch: it needs updates.num_microbatches = 1")
+  ensemble = Ensemble(options.reward_weights, options.held_out_encoder, text_rewards)
+  ensemble.check(networks.encoders)
   prompts = networks.prompts
+  scoring = dict(temperature=options.temperature, num_chunks=options.logit_chunks)
 
   def replay(params, images, tokens, *, adapters=True):
-    return captions.caption_log_probs(
-      networks.uae(params, adapters=adapters),
-      prompts,
-      images,
-      tokens,
-      temperature=options.temperature,
-      num_chunks=options.logit_chunks,
-    )
+    model = networks.uae(params, adapters=adapters)
+    return captions.caption_log_probs(model, prompts, images, tokens, **scoring)
 
   def rollout(params, batch, key, step):
     del step  # Nothing here follows a schedule.
@@ -159,26 +155,34 @@ def make_phases(
       return jnp.clip(model.decode_latents(latents), -1.0, 1.0)
 
     painted = in_chunks(paint, (context, noise), options.decode_chunks)
-    names = tuple(name for name, _ in options.reward_weights)
-    held_out = (options.held_out_encoder,) if options.held_out_encoder else ()
-    similarities = cosine_rewards(lambda name, x: networks.embed(params, name, x), names + held_out, images, painted)
-    closed = groups.captions.is_closed
-    rewards = {name: grpo.shaped_rewards(objective, similarities[name], closed) for name in names}
-    metrics = {f"reward_{name}": jnp.nanmean(value) for name, value in rewards.items()}
-    for name in held_out:
-      metrics["held_out_reward"] = jnp.mean(similarities[name])
-    return rewards, metrics | caption_metrics(groups.captions)
+    sampled = groups.captions
+    rewards, metrics = ensemble.measure(
+      lambda name, x: networks.embed(params, name, x),
+      images,
+      painted,
+      (sampled.tokens, sampled.mask, sampled.is_closed),
+    )
+    exhibits = Exhibits(sampled.tokens, to_pixels(painted).reshape(num_prompts, -1, *images.shape[1:]))
+    return (rewards, metrics | caption_metrics(sampled)), exhibits
 
-  def advantages(rewards):
-    weights = dict(options.reward_weights)
-    values = advantage_functions.multi_reward_advantages(rewards, weights, advantage)
-    return values, reward_metrics(weighted_sum(rewards, weights))
+  def entropy_threshold(params, microbatches):
+    """Of all tokens of a minibatch, before its gradient: which ones are learned from must not depend on the cut."""
 
-  def objective_of_piece(params, piece):
+    def entropies(piece):
+      images, sampled, _, _ = piece
+      mask = grpo.effective_mask(objective, sampled.mask, sampled.is_closed)
+      return replay(params, images, sampled.tokens)[1], mask
+
+    return grpo.entropy_threshold(*jax.lax.map(entropies, microbatches), objective.top_entropy)
+
+  def objective_of_piece(params, piece, threshold):
     images, sampled, old, values = piece
     log_probs, entropy = replay(params, images, sampled.tokens)
-    reference = None
-    if objective.beta:
+    reference, exact_kl = None, None
+    if objective.beta and objective.kl == "exact":
+      policy, base = (networks.uae(params, adapters=adapters) for adapters in (True, False))
+      exact_kl = captions.caption_kl(policy, base, prompts, images, sampled.tokens, **scoring)
+    elif objective.beta:
       reference = jax.lax.stop_gradient(replay(params, images, sampled.tokens, adapters=False)[0])
     old = jax.lax.stop_gradient(log_probs) if old is None else old
     loss, metrics = grpo.token_objective(
@@ -188,18 +192,33 @@ def make_phases(
       values,
       sampled.mask,
       reference_log_probs=reference,
+      exact_kl=exact_kl,
       entropy=entropy,
+      entropy_threshold_value=threshold,
+      sampling_log_probs=sampled.log_probs,
       is_closed=sampled.is_closed,
     )
     difference = jnp.abs(jax.lax.stop_gradient(log_probs) - sampled.log_probs) * sampled.mask
     metrics["log_prob_difference"] = (jnp.sum(difference), jnp.sum(sampled.mask))
+    metrics["log_prob_difference_max"] = (jnp.max(difference), 1.0)
     return (loss.sum, loss.count), metrics
 
   def update(state, batch, groups, values):
     pieces = (captioner_images(batch), groups.captions, groups.old_log_probs, values)
-    return reinforcement.update(state, pieces, objective_of_piece, update_options, optimizer, ema_decay=ema_decay)
+    return reinforcement.update(
+      state,
+      pieces,
+      objective_of_piece,
+      update_options,
+      optimizer,
+      ema_decay=ema_decay,
+      # In one piece the objective finds the threshold itself.
+      prepare=entropy_threshold if objective.top_entropy < 1 and update_options.num_microbatches > 1 else None,
+    )
 
-  return Phases(rollout, reward, advantages, update)
+  return Phases(
+    rollout, lambda *arguments: reward(*arguments)[0], lambda r: ensemble.advantages(r, advantage), update, reward
+  )
 
 
 def in_chunks(function, inputs, num_chunks: int):
@@ -218,24 +237,22 @@ def in_chunks(function, inputs, num_chunks: int):
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
 
 
-def reward_metrics(rewards: jax.Array) -> dict:
-  """Scalars of float32[prompts, rollouts] that tell whether there is a signal to learn from."""
-  return {
-    "reward": jnp.mean(rewards),
-    "reward_std_in_group": jnp.mean(jnp.std(rewards, axis=1)),
-    "zero_std_fraction": advantage_functions.zero_std_fraction(rewards),
-  }
+def to_pixels(images: jax.Array) -> jax.Array:
+  """uint8 of float images in [-1, 1]."""
+  return jnp.round(127.5 * (images + 1.0)).astype(jnp.uint8)
 
 
 def caption_metrics(sampled: Captions) -> dict:
   """Length without the closing token, truncation, and how many captions of a group differ."""
-  lengths = jnp.sum(sampled.mask, axis=-1) - sampled.is_closed
+  lengths = (jnp.sum(sampled.mask, axis=-1) - sampled.is_closed).astype(jnp.float32)
   is_equal = jnp.all(sampled.tokens[:, :, None] == sampled.tokens[:, None, :], axis=-1)
   num_rollouts = is_equal.shape[-1]
   # A caption is counted where no earlier one of its group equals it.
   is_first = ~jnp.any(is_equal & (jnp.arange(num_rollouts)[:, None] > jnp.arange(num_rollouts)[None, :]), axis=-1)
   return {
-    "caption_length": jnp.mean(lengths.astype(jnp.float32)),
+    "caption_length": jnp.mean(lengths),
+    "caption_length_min": jnp.min(lengths),
+    "caption_length_max": jnp.max(lengths),
     "truncated_fraction": jnp.mean(1.0 - sampled.is_closed),
     "distinct_captions": jnp.mean(jnp.sum(is_first, axis=-1).astype(jnp.float32)),
   }

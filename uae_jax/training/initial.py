@@ -1,0 +1,161 @@
+"""What a run starts from: official weights, a stage of another run, or fresh random numbers."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+import orbax.checkpoint as ocp
+
+from uae_jax import embedders, trees
+from uae_jax.data.processing import Processor
+from uae_jax.data.vocabulary import write_processor
+from uae_jax.layers.lora import LoRA
+from uae_jax.networks import Networks
+from uae_jax.training import restore
+from uae_jax.training import sizes as sizes_lib
+from uae_jax.training.build import Built
+from uae_jax.training.sizes import FRESH, FROM_WEIGHTS, SMALL_WORLD, EncoderSizes, Sizes
+from uae_jax.weights import native, official
+from uae_jax.weights.export import copy_processor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Start:
+  """What is known before anything is initialised.
+
+  Attributes:
+    sizes: of all nets.
+    processor: tokenizer and image processor.
+    params: what the weights hold, on the mesh; leaves that are absent are made fresh.
+  """
+
+  sizes: Sizes
+  processor: Processor
+  params: dict
+
+
+def read(config, mesh: Mesh, workdir: Path) -> Start:
+  """Reads `config.init.weights`, `config.encoders` and the processor; keeps sizes and processor in the workdir.
+
+  Args:
+    config: of the run.
+    mesh: where the weights go.
+    workdir: of the run.
+
+  Raises:
+    ValueError: a folder is missing or of another model than `config.model`; the message names it.
+    weights.table.WeightError: tensors are missing, unexpected or misshapen.
+  """
+  source = read_weights(config.init.weights, config.dtype, mesh) if config.init.weights else None
+  processor = read_processor(config, workdir / restore.PROCESSOR)
+  lora = LoRA(config.lora.rank, config.lora.alpha)
+  params: dict[str, Any] = {"encoders": {}}
+  if source is None:
+    uae = sizes_lib.named_uae(config.model, processor, lora)
+  else:
+    uae = Networks(source["graphdef"], None, {}).uae(source["params"]).config
+    params |= source["params"]
+    if config.model != FROM_WEIGHTS:
+      check_sizes(sizes_lib.named_uae(config.model, processor, lora), uae, config)
+    uae = sizes_lib.with_adapters(uae, lora)
+  encoders = {}
+  for kind, folder in config.encoders.items():
+    if folder == FRESH:
+      encoders[kind] = sizes_lib.fresh_encoder(kind, config.model)
+    elif folder:
+      embedder = embedders.load(kind, folder, dtype=config.dtype, mesh=mesh)
+      network = embedder.encoder.network(embedder.params).config
+      pixels = embedder.encoder
+      encoders[kind] = EncoderSizes(kind, network, pixels.image_size, tuple(pixels.mean), tuple(pixels.std))
+      params["encoders"][kind] = embedder.params
+  sizes = Sizes(uae, encoders)
+  sizes_lib.write(workdir, sizes)
+  return Start(sizes, processor, params)
+
+
+def read_weights(folder: str, dtype: str, mesh: Mesh) -> dict[str, Any]:
+  """Constructor arguments of `pipeline.UAE` from an official folder or from what `uae-jax convert --to orbax` wrote."""
+  path = Path(folder)
+  if not path.is_dir():
+    raise ValueError(f"config.init.weights = {folder!r}: no such folder")
+  return native.load(path, dtype, mesh) if native.is_native(path) else official.load_official(path, dtype, mesh)
+
+
+def read_processor(config, folder: Path) -> Processor:
+  """The run's own copy of the processor, made at first use: of `config.processor`, of the weights, or the small
+  world's.
+
+  Raises:
+    ValueError: nothing says which.
+  """
+  if not (folder / "preprocessor_config.json").exists():
+    weights = Path(config.init.weights)
+    if config.processor:
+      copy_processor(Path(config.processor), folder)
+    elif config.init.weights:
+      copy_processor(weights / (native.PROCESSOR if native.is_native(weights) else "llm_model"), folder)
+    elif config.model == SMALL_WORLD:
+      write_processor(folder)
+    else:
+      raise ValueError(f"config.processor is empty: {config.model} needs the folder of its tokenizer and processor")
+  return Processor.from_folder(folder)
+
+
+def check_sizes(wanted, found, config) -> None:
+  """Raises `ValueError` where the weights are of another model than `config.model`; adapters may differ."""
+  plain = {name: dataclasses.asdict(getattr(wanted, name)) for name in ("captioner", "decoder", "autoencoder")}
+  for net, fields in plain.items():
+    other = dataclasses.asdict(getattr(found, net))
+    for name, value in trees.items(fields):
+      actual = dict(trees.items(other)).get(name)
+      if value != actual and not name.endswith(("unroll", "remat", "image_token_id")):
+        raise ValueError(
+          f"config.model = {config.model!r} has {net} {name} = {value}, but {config.init.weights} has {actual}: "
+          f"name the right model, or {FROM_WEIGHTS!r} to take what is there"
+        )
+
+
+def make_params(config, built: Built, start: Start) -> dict:
+  """The first parameters, placed as `built.abstract_params` says.
+
+  Leaves that no file holds (adapters of plain folders, encoders of the small world) are drawn from `config.seed`.
+
+  Raises:
+    ValueError: `config.init.checkpoint` cannot be read or is of other sizes.
+  """
+  if config.init.checkpoint:
+    return read_checkpoint(config.init.checkpoint, built.abstract_params)
+  given = dict(trees.items(start.params))
+  missing = [path for path, _ in trees.items(built.abstract_params) if path not in given]
+  shardings = dict(trees.items(built.shardings))
+
+  def fresh(key: jax.Array) -> dict:
+    leaves = dict(trees.items(built.init(key)))
+    return {path: leaves[path] for path in missing}
+
+  # Only what is missing leaves the program, so nothing else is ever made.
+  made = jax.jit(fresh, out_shardings={path: shardings[path] for path in missing})(jax.random.key(config.seed))
+  return trees.from_items((path, given.get(path, made.get(path))) for path, _ in trees.items(built.abstract_params))
+
+
+def read_checkpoint(source: str, abstract: dict) -> dict:
+  """All parameters that a finished stage of another run left.
+
+  Args:
+    source: "WORKDIR:STAGE"; of "WORKDIR" alone the newest finished stage.
+    abstract: `ShapeDtypeStruct`s with shardings.
+
+  Raises:
+    ValueError: no such run or stage, or parameters of other sizes.
+  """
+  workdir, _, stage = source.partition(":")
+  folder = Path(workdir) / "checkpoints"
+  stages = [folder / stage] if stage else sorted(folder.glob("*"), key=lambda path: path.stat().st_mtime, reverse=True)
+  finished = [step for path in stages for step in restore.finished_steps(path)]
+  if not finished:
+    raise ValueError(f"config.init.checkpoint = {source!r}: no finished stage there (WORKDIR:STAGE)")
+  restore.check_shapes(finished[0], ocp.StandardCheckpointHandler().metadata(finished[0].absolute()).tree, abstract)
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(finished[0].absolute(), abstract)
