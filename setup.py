@@ -6,7 +6,7 @@ setup(
   name="uae_jax",
   version="0.1.0",
   description="UAE (unified multimodal models as auto-encoders) and Unified-GRPO for TPU pods, in JAX",
-  packages=find_packages(include=["uae_jax", "uae_jax.*", "launch"]),
+  packages=find_packages(include=["uae_jax", "uae_jax.*"]),
   package_data={"uae_jax": ["report/*.html", "report/*.css"]},
   python_requires=">=3.11",
   install_requires=[
