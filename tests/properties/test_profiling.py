@@ -1,0 +1,58 @@
+"""A profile holds the chosen steps and no others, with their marks."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from uae_jax.training import profiling
+from uae_jax.training.profiling import Profiler
+
+STEP = jax.jit(lambda x: x + 1)
+
+
+def run_steps(profiler, steps):
+  x = jnp.zeros(8)
+  with profiler:
+    for number in steps:
+      with profiler.step(number):
+        with jax.profiler.TraceAnnotation("data"):
+          pass
+        x = STEP(x)
+      profiler.end_step(number, x)
+
+
+def traces(folder):
+  return sorted(folder.rglob("*.xplane.pb"))
+
+
+def events(file) -> list[tuple[str, dict]]:
+  data = jax.profiler.ProfileData.from_file(str(file))
+  return [(event.name, dict(event.stats)) for plane in data.planes for line in plane.lines for event in line.events]
+
+
+def test_the_chosen_steps_are_traced(tmp_path):
+  run_steps(Profiler(tmp_path, first_step=2, num_steps=2), range(1, 6))
+  (file,) = traces(tmp_path)
+  found = events(file)
+  assert sorted(int(stats["step_num"]) for name, stats in found if name == "step") == [2, 3]
+  assert sum(name == "data" for name, _ in found) == 2
+
+
+@pytest.mark.parametrize(
+  ("num_steps", "steps", "count"),
+  [
+    (0, range(1, 4), 0),
+    (2, range(6, 9), 0),  # Resumed behind them.
+    (9, range(1, 4), 1),  # Ends in their midst.
+  ],
+)
+def test_a_trace_is_whole_or_absent(tmp_path, num_steps, steps, count):
+  run_steps(Profiler(tmp_path, first_step=3, num_steps=num_steps), steps)
+  assert len(traces(tmp_path)) == count
+
+
+def test_impossible_settings_name_their_field():
+  with pytest.raises(ValueError, match=r"config\.profile\.first_step = 0: expected 1 or more"):
+    profiling.validate({"first_step": 0, "num_steps": 1})
+  with pytest.raises(ValueError, match=r"config\.profile\.num_steps = -1"):
+    profiling.validate({"first_step": 1, "num_steps": -1})

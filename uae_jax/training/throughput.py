@@ -1,0 +1,113 @@
+"""Where the time of a stage's steps goes, and what is done in it."""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import math
+import time
+
+import jax
+import numpy as np
+
+from uae_jax.training.state import State
+
+# Peak dense bfloat16 FLOP/s of a chip, by how its device calls itself. What is not listed gets no MFU.
+# Source: cloud.google.com/tpu/docs, pages of v4, v5e, v5p, v6e, 7x; NVIDIA data sheets A100, H100 SXM, H200 SXM.
+PEAK_FLOPS = {
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5": 459e12,
+  "TPU v5p": 459e12,
+  "TPU v6 lite": 918e12,
+  "TPU v6e": 918e12,
+  "NVIDIA A100-SXM4-40GB": 312e12,
+  "NVIDIA A100-SXM4-80GB": 312e12,
+  "NVIDIA H100 80GB HBM3": 989e12,
+  "NVIDIA H200": 989e12,
+}
+
+
+class StepClock:
+  """Measures the steps between two log lines. The first step, which compiles, is left out.
+
+  Args:
+    flops: () -> matrix FLOPs of a step on all chips together; asked after the first step.
+    num_rollouts: images painted for one image of the batch; 1 where the stage learns from the batch itself.
+  """
+
+  def __init__(self, flops: Callable[[], float], *, num_rollouts: int = 1):
+    self._flops, self._num_rollouts = flops, num_rollouts
+    self._num_chips = jax.device_count()
+    self._peak_flops = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    self._is_warm = False
+    self._begin()
+
+  def _begin(self) -> None:
+    self._num_steps, self._num_images = 0, 0
+    self._num_tokens: list[jax.Array] = []
+    self._seconds: dict[str, float] = {}
+    self._start = time.perf_counter()
+
+  def _add_seconds(self, name: str, seconds: float) -> None:
+    self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+
+  @contextlib.contextmanager
+  def phase(self, name: str):
+    """Time of the host that goes into `seconds_<name>`; also marked in a trace."""
+    start = time.perf_counter()
+    with jax.profiler.TraceAnnotation(name):
+      yield
+    self._add_seconds(f"seconds_{name}", time.perf_counter() - start)
+
+  @contextlib.contextmanager
+  def paused(self, state: State):
+    """Time that belongs to no step: evaluating, saving. The steps up to `state` are waited for."""
+    jax.block_until_ready(state)
+    start = time.perf_counter()
+    yield
+    self._start += time.perf_counter() - start
+
+  def end_step(self, state: State, batch: dict, metrics: Mapping) -> None:
+    """Counts a step that was given `batch`, image uint8[B, ..., H, W, 3], and returned `state` and `metrics`.
+
+    Of the metrics it looks at `seconds_*`, host floats, and at `caption_length`, the mean number of tokens an image,
+    which it does not wait for.
+    """
+    if not self._is_warm:
+      self._is_warm = True
+      jax.block_until_ready(state)
+      self._begin()
+      return
+    num_images = math.prod(batch["image"].shape[:-3]) * self._num_rollouts
+    self._num_steps += 1
+    self._num_images += num_images
+    if "caption_length" in metrics:
+      self._num_tokens.append((metrics["caption_length"], num_images))
+    for name, value in metrics.items():
+      if name.startswith("seconds_"):
+        self._add_seconds(name, value)
+
+  def read(self, state: State) -> dict[str, float]:
+    """What was measured since the last call; nothing if no step was.
+
+    Returns:
+      `seconds_step`, the mean wall time, and its parts `seconds_data`, `seconds_rollout`, ...;
+      `images_per_second_per_chip`, `tokens_per_second_per_chip`, `tflops_per_second_per_chip`; and `mfu`, the share of
+      the chip's peak, where that is known.
+    """
+    jax.block_until_ready(state)
+    seconds, steps = time.perf_counter() - self._start, self._num_steps
+    measured = {}
+    if steps:
+      chip_seconds = seconds * self._num_chips
+      flops = steps * self._flops() / chip_seconds
+      measured = {"seconds_step": seconds / steps}
+      measured |= {name: value / steps for name, value in self._seconds.items()}
+      measured["images_per_second_per_chip"] = self._num_images / chip_seconds
+      if self._num_tokens:
+        num_tokens = sum(float(np.asarray(length)) * count for length, count in self._num_tokens)
+        measured["tokens_per_second_per_chip"] = num_tokens / chip_seconds
+      measured["tflops_per_second_per_chip"] = flops / 1e12
+      if self._peak_flops is not None:
+        measured["mfu"] = flops / self._peak_flops
+    self._begin()
+    return measured
