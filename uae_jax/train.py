@@ -82,7 +82,7 @@ def train(config, workdir: Path) -> None:
   evaluator = StageEvaluator(config, built.networks, built.processor, workdir)
   writer = MetricWriter(workdir, enabled=jax.process_index() == 0)
   try:
-    with mesh, loop.preemption_notice() as is_preempted:
+    with jax.set_mesh(mesh), loop.preemption_notice() as is_preempted:
       for number, (folder, name) in enumerate(stage_runs(config)):
         checkpoints = Checkpoints(workdir / "checkpoints" / folder)
         before, finished = params, checkpoints.restore_final(built.abstract_params)

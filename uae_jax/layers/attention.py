@@ -1,11 +1,34 @@
-"""The one entry to attention, and attention over a prefix that a group of rollouts shares."""
+"""The one entry to attention, and attention over a prefix that a group of rollouts shares.
+
+Backends: "splash", the blocked kernel of TPUs, which never holds the logits; "cudnn", the fused one of GPUs; "xla",
+plain products, everywhere. The platform of the mesh decides, or UAE_JAX_ATTENTION=xla for a whole process.
+"""
+
+import functools
+import os
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from uae_jax.sharding import RULES
+
+BACKENDS = ("splash", "cudnn", "xla")
+OVERRIDE = "UAE_JAX_ATTENTION"
+# Below, the logits are small, and padding to blocks costs more than they do.
+SPLASH_MIN_TOKENS = 1024
+SPLASH_BLOCKS = (512, 384, 256)
+CUDNN_MAX_HEAD_WIDTH = 128
 
 
 def attend(
-  q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None = None, is_causal: bool = False
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  mask: jax.Array | None = None,
+  is_causal: bool = False,
+  backend: str | None = None,
 ) -> jax.Array:
   """softmax(q k^T / sqrt(H)) v, softmax in float32.
 
@@ -13,13 +36,111 @@ def attend(
     q: float[B, T, N, H].
     k: float[B, S, K, H] with K dividing N (grouped queries).
     v: float[B, S, K, H].
-    mask: bool, broadcastable to [B, N, T, S]; True where a query may look.
+    mask: bool, broadcastable to [B, N, T, S]; True where a query may look. Every query sees at least one key.
     is_causal: query t sees keys up to t (T = S).
+    backend: one of `BACKENDS`; by default the best of the mesh's platform for these shapes.
 
   Returns:
     float[B, T, N, H] in the dtype of q.
   """
-  return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=is_causal, implementation="xla")
+  backend = backend or choose_backend(q, k, mask)
+  if backend == "splash":
+    return splash(q, k, v, mask=mask, is_causal=is_causal)
+  return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=is_causal, implementation=backend)
+
+
+def choose_backend(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> str:
+  """The backend of these shapes on the platform of the mesh that is being traced for.
+
+  Raises:
+    ValueError: UAE_JAX_ATTENTION names no backend.
+  """
+  override = os.environ.get(OVERRIDE)
+  if override:
+    if override not in BACKENDS:
+      raise ValueError(f"{OVERRIDE}={override}: expected one of {', '.join(BACKENDS)}")
+    return override
+  mesh = jax.sharding.get_abstract_mesh()
+  # Not the default backend: a program for a TPU slice may be compiled on a machine without one.
+  device = None if mesh.empty else mesh.abstract_device
+  platform = jax.default_backend() if device is None else device.platform
+  is_key_mask = mask is None or (mask.ndim == 4 and mask.shape[1:3] == (1, 1))
+  rows = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+  if platform == "tpu" and is_key_mask and min(q.shape[1], k.shape[1]) >= SPLASH_MIN_TOKENS and q.shape[0] % rows == 0:
+    return "splash"
+  is_half = q.dtype in (jnp.bfloat16, jnp.float16)
+  if platform == "gpu" and is_half and q.shape[-1] % 8 == 0 and q.shape[-1] <= CUDNN_MAX_HEAD_WIDTH:
+    return "cudnn"
+  return "xla"
+
+
+def splash(
+  q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, is_causal: bool, interpret: bool = False
+) -> jax.Array:
+  """Splash attention on each device's own rows and heads; arguments as `attend`, the mask bool[B, 1, 1, S].
+
+  Args:
+    interpret: runs the kernel's program on any platform, for tests.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  run = functools.partial(splash_rows, is_causal=is_causal, interpret=interpret)
+  key_mask = jnp.ones(k.shape[:2], bool) if mask is None else jnp.broadcast_to(mask[:, 0, 0], k.shape[:2])
+  if mesh.empty or mesh.size == 1:
+    return run(q, k, v, key_mask)
+  tensor = mesh.shape["tensor"]
+  if tensor > 1 and k.shape[2] % tensor:
+    # Too few key heads for the axis: each query head gets its own copy.
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+  heads = PartitionSpec(RULES["batch"], None, RULES["act_heads"], None)
+  specs = (heads, heads, heads, PartitionSpec(RULES["batch"], None))
+  return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)(q, k, v, key_mask)
+
+
+def splash_rows(
+  q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array, *, is_causal: bool, interpret: bool
+) -> jax.Array:
+  """The kernel on one device, queries and keys padded to whole blocks; key_mask bool[B, S]."""
+  # Pallas is slow to import, and only TPUs need it.
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_kernel
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+
+  length, keys = q.shape[1], k.shape[1]
+  (q_block, q_length), (kv_block, kv_length) = padded_blocks(length), padded_blocks(keys)
+  kind = splash_mask.CausalMask if is_causal else splash_mask.FullMask
+  blocks = splash_kernel.BlockSizes(
+    block_q=q_block,
+    block_kv=kv_block,
+    block_kv_compute=kv_block,
+    block_q_dkv=q_block,
+    block_kv_dkv=kv_block,
+    block_kv_dkv_compute=kv_block,
+    block_q_dq=q_block,
+    block_kv_dq=kv_block,
+  )
+  kernel = splash_kernel.make_splash_mha(
+    splash_mask.MultiHeadMask([kind((q_length, kv_length))] * q.shape[2]),
+    block_sizes=blocks,
+    head_shards=1,
+    q_seq_shards=1,
+    interpret=interpret,
+  )
+
+  def padded(x, size):
+    return jnp.pad(x, ((0, 0), (0, size - x.shape[1]), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
+
+  # The kernel has no scale of its own. Hidden keys and padding are a segment that no query belongs to.
+  q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
+  segments = splash_kernel.SegmentIds(
+    q=jnp.ones((q.shape[0], q_length), jnp.int32),
+    kv=jnp.pad(key_mask, ((0, 0), (0, kv_length - keys))).astype(jnp.int32),
+  )
+  out = jax.vmap(kernel)(padded(q, q_length), padded(k, kv_length), padded(v, kv_length), segments)
+  return out.transpose(0, 2, 1, 3)[:, :length]
+
+
+def padded_blocks(length: int) -> tuple[int, int]:
+  """(block, padded length) with the least padding; of equals the larger block."""
+  return min(((block, -(-length // block) * block) for block in SPLASH_BLOCKS), key=lambda pair: (pair[1], -pair[0]))
 
 
 def attend_shared_prefix(

@@ -12,6 +12,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from uae_jax.sharding import gather
+
 ADAPTER_NAMES = ("lora_a", "lora_b")
 FAN_IN = nnx.initializers.lecun_normal()
 
@@ -36,7 +38,7 @@ class Linear(nnx.Module):
   """y = x W + b + (alpha / r)(x A) B, the last term where an adapter is attached and switched on.
 
   float[..., in] -> float[..., out] in the dtype of x; the adapter is applied in its own dtype (float32 in training),
-  as PEFT does.
+  as PEFT does. Weights are gathered here, so a scan over stacked layers holds one whole layer at a time.
   """
 
   def __init__(
@@ -60,11 +62,11 @@ class Linear(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     # Rows in two dimensions: XLA's CPU matrix product, above all its gradient, is slow on more (measured, 20 %).
     rows = x.reshape(-1, x.shape[-1])
-    y = rows @ self.kernel[...].astype(x.dtype)
+    y = rows @ gather(self.kernel[...].astype(x.dtype), *self.axes)
     if self.use_bias:
       y = y + self.bias[...].astype(x.dtype)
     if self.lora_scale and self.adapters:
-      a, b = self.lora_a[...], self.lora_b[...]
+      a, b = gather(self.lora_a[...], self.axes[0], "lora"), gather(self.lora_b[...], "lora", self.axes[1])
       y = y + (self.lora_scale * ((rows.astype(a.dtype) @ a) @ b)).astype(y.dtype)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 

@@ -16,7 +16,7 @@ import numpy as np
 from uae_jax.layers.lora import Linear
 from uae_jax.layers.norms import LayerNorm
 from uae_jax.models.encoder import Encoder, EncoderConfig, patches, prepend
-from uae_jax.sharding import constrain
+from uae_jax.sharding import constrain, gather
 
 # Files written before transformers 4.31 say `eos_token_id: 2` whatever the vocabulary: the end is the largest id.
 LEGACY_EOS = 2
@@ -215,8 +215,8 @@ class CLIPVision(nnx.Module):
     size = self.config.image_size
     if pixels.shape[1:] != (size, size, 3):
       raise ValueError(f"pixels of shape {pixels.shape}, expected [B, {size}, {size}, 3] (image_size)")
-    x = prepend(self.class_token[...], self.patch_embed(patches(pixels, self.config.patch)))
-    x = self.norm_in(x + self.positions[...].astype(x.dtype))
+    x = prepend(gather(self.class_token[...], "embed"), self.patch_embed(patches(pixels, self.config.patch)))
+    x = self.norm_in(x + gather(self.positions[...], None, "embed").astype(x.dtype))
     x = self.encoder(constrain(x, "batch", "act_tokens", "act_embed"))
     return self.projection(self.norm_out(x[:, 0]))
 
@@ -257,7 +257,7 @@ class CLIPText(nnx.Module):
     positions = self.positions[...]
     if config.position_split is not None:
       positions = jnp.concatenate([positions[: config.position_split], self.late_positions[config.position_split :]])
-    x = self.token_embedding[...][tokens] + positions[:length]
+    x = gather(self.token_embedding[...], "vocab", "embed")[tokens] + gather(positions[:length], None, "embed")
     x = self.encoder(constrain(x, "batch", "act_tokens", "act_embed"))
     # argmax finds the first of equals.
     place = jnp.argmax(tokens if config.eos_token == LEGACY_EOS else tokens == config.eos_token, axis=1)

@@ -17,7 +17,7 @@ from uae_jax.layers.lora import Linear
 from uae_jax.layers.norms import LayerNorm
 from uae_jax.layers.resize import resize
 from uae_jax.models.encoder import Encoder, EncoderConfig, patches, prepend
-from uae_jax.sharding import constrain
+from uae_jax.sharding import constrain, gather
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,17 +114,18 @@ class DINOv2(nnx.Module):
       float[B, D].
     """
     config = self.config
-    x = prepend(self.class_token[...], self.patch_embed(patches(pixels, config.patch)))
+    x = prepend(gather(self.class_token[...], "embed"), self.patch_embed(patches(pixels, config.patch)))
     x = x + self.position_table(pixels.shape[1] // config.patch, pixels.shape[2] // config.patch).astype(x.dtype)
     if config.num_registers:
       # Registers have no position: they come in after the table was added.
-      x = jnp.concatenate([x[:, :1], prepend(self.registers[...], x[:, 1:])], axis=1)
+      x = jnp.concatenate([x[:, :1], prepend(gather(self.registers[...], None, "embed"), x[:, 1:])], axis=1)
     x = self.encoder(constrain(x, "batch", "act_tokens", "act_embed"))
     return self.norm_out(x[:, 0])
 
   def position_table(self, height: int, width: int) -> jax.Array:
     """The position table resized to a grid of height x width patches: float32[1 + height * width, D]."""
-    positions, grid = self.positions[...].astype(jnp.float32), self.config.grid
+    positions = gather(self.positions[...], None, "embed").astype(jnp.float32)
+    grid = self.config.grid
     table = positions[1:].reshape(1, grid, grid, -1)
     table = resize(table, height, width, antialias=self.config.num_registers > 0)
     return jnp.concatenate([positions[:1], table.reshape(height * width, -1)])

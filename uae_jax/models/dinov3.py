@@ -18,7 +18,7 @@ from uae_jax.layers.buffer import Buffer
 from uae_jax.layers.lora import Linear
 from uae_jax.layers.norms import LayerNorm
 from uae_jax.models.encoder import Encoder, EncoderConfig, patches, prepend
-from uae_jax.sharding import constrain
+from uae_jax.sharding import constrain, gather
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,8 @@ class DINOv3(nnx.Module):
     """
     config = self.config
     x = self.patch_embed(patches(pixels, config.patch))
-    x = prepend(jnp.concatenate([self.class_token[...][None], self.registers[...]]), x)
+    first = jnp.concatenate([self.class_token[...][None], self.registers[...]])
+    x = prepend(gather(first, None, "embed"), x)
     angles = jnp.asarray(rope_angles(config, pixels.shape[1] // config.patch, pixels.shape[2] // config.patch))
     rotate = functools.partial(rotate_patches, angles=angles)
     x = self.encoder(constrain(x, "batch", "act_tokens", "act_embed"), rotate)

@@ -25,7 +25,7 @@ from uae_jax.layers.buffer import Buffer
 from uae_jax.layers.lora import Linear
 from uae_jax.layers.norms import LayerNorm, RMSNorm
 from uae_jax.layers.stack import scan_layers, stack
-from uae_jax.sharding import constrain
+from uae_jax.sharding import constrain, gather
 
 SINUSOID_WIDTH = 256
 NORM_EPS = 1e-6
@@ -356,5 +356,5 @@ class MMDiT(nnx.Module):
     """The centre of the position table: float32[height * width, D]."""
     size = self.config.pos_embed_max_size
     top, left = (size - height) // 2, (size - width) // 2
-    table = self.position_table[...].astype(jnp.float32)[top : top + height, left : left + width]
-    return table.reshape(height * width, -1)
+    table = gather(self.position_table[...][top : top + height, left : left + width], None, None, "embed")
+    return table.astype(jnp.float32).reshape(height * width, -1)

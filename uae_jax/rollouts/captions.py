@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from uae_jax.models.prompts import Prompts
 from uae_jax.models.qwen25_vl.language import LanguageModel, PrefixCache
 from uae_jax.models.uae import UAE
+from uae_jax.sharding import gathered
 
 
 @flax.struct.dataclass
@@ -70,6 +71,8 @@ def sample_captions(
 ) -> Captions:
   """R captions an image; the loop ends as soon as every caption is closed.
 
+  Weights that rest cut over `fsdp` are made whole once, before the loop: else every token would gather all of them.
+
   Args:
     language: the captioner's language model, adapters as they shall be.
     prompts: ids that close a caption and fill rows.
@@ -85,6 +88,7 @@ def sample_captions(
   batch = prefix.next_position.shape[0]
   shape = (batch, num_rollouts)
   end = jnp.asarray(prompts.end)
+  language = gathered(language)
   logits = jnp.broadcast_to(language.logits(prefix.last_hidden)[:, None], (*shape, language.config.vocab_size))
   suffix = language.init_suffix(batch, num_rollouts, max_tokens, prefix.cache.k.dtype)
 

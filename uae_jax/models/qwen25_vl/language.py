@@ -22,7 +22,7 @@ from uae_jax.layers.lora import Linear
 from uae_jax.layers.mlp import GatedMLP
 from uae_jax.layers.norms import RMSNorm
 from uae_jax.layers.stack import scan_layers, stack
-from uae_jax.sharding import constrain
+from uae_jax.sharding import constrain, gather
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,13 +220,14 @@ class LanguageModel(nnx.Module):
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """int32[...] -> float[..., D] in the dtype of the table."""
-    # The table is gathered over fsdp, as every weight is: left alone, the partitioner replicates the result instead.
-    table = constrain(jnp.asarray(self.embedding[...]), "vocab", None)
+    # Left alone, the partitioner replicates the result instead of gathering the table.
+    table = gather(jnp.asarray(self.embedding[...]), "vocab", "embed")
     return constrain(table[tokens], "batch", *(None,) * (tokens.ndim - 1), "act_embed")
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """float[..., D], after the final norm, -> float32[..., V]."""
     table = (self.embedding if self.config.ties_embeddings else self.head)[...].astype(hidden.dtype)
+    table = gather(table, "vocab", "embed")
     return jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=jnp.float32)
 
   def __call__(self, embeddings: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
