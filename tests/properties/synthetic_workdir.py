@@ -151,7 +151,9 @@ def metric_lines() -> list[dict]:
         "seconds_reward": 0.12,
         "seconds_update": 0.43,
         "seconds_data": 0.02,
-        "images_per_second": 102 + rng.gauss(0, 3),
+        "seconds_step": 1.15,
+        "images_per_second_per_chip": 102 + rng.gauss(0, 0.1),
+        "mfu": 0.412,
       }
       if tokens:
         line |= {
@@ -161,6 +163,7 @@ def metric_lines() -> list[dict]:
           "entropy": 0.8 * (1 - grown) + 0.09,
           "truncated_fraction": 0.01,
           "distinct_captions": 7.9 - 4 * grown,
+          "tokens_per_second_per_chip": 1530,
         }
       lines.append(line)
   return lines

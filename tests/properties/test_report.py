@@ -259,7 +259,14 @@ def test_time_is_split_by_phase(workdir):
   rows = {row["title"]: row for row in times(read_run(workdir))["rows"]}
   parts = {part.label: part.value for part in rows["Stage 2 · Generation for Understanding"]["parts"]}
   assert parts["rollout"] == pytest.approx(120 * 0.55)
+  assert parts["step"] == pytest.approx(120 * (1.15 - 0.55 - 0.12 - 0.43 - 0.02))
   assert sum(parts.values()) == pytest.approx(120 * 1.25)
+
+
+def test_rates_of_a_chip_are_shown_where_they_were_logged(workdir):
+  text = text_of(page(workdir))
+  assert "102 images/s · 1,530 tokens/s · 41.2 % of its peak" in text
+  assert text.count("images/s") == 2
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import math
+import statistics
 
 from uae_jax.report import charts
 from uae_jax.report.findings import true_length
@@ -50,6 +51,13 @@ PHASES = (
   ("seconds_reward", "reward"),
   ("seconds_update", "update"),
   ("seconds_data", "data"),
+)
+# Of a chip; (metric, unit, factor).
+RATES = (
+  ("images_per_second_per_chip", "images/s", 1.0),
+  ("tokens_per_second_per_chip", "tokens/s", 1.0),
+  ("tflops_per_second_per_chip", "TFLOP/s", 1.0),
+  ("mfu", "% of its peak", 100.0),
 )
 
 
@@ -126,24 +134,43 @@ def _stage_seconds(run: Run) -> dict[Stage, float]:
   return spent
 
 
+def _total(lines: list[dict], metric: str) -> float:
+  """Seconds of a stage, from a metric that is the mean seconds a step since the line before."""
+  total, before = 0.0, 0
+  for line in lines:
+    value = number(line.get(metric))
+    total += value * (line["step"] - before) if math.isfinite(value) else 0.0
+    before = line["step"]
+  return total
+
+
+def _rates(lines: list[dict]) -> str:
+  """What a chip does in a second, the median over a stage."""
+  found = []
+  for metric, unit, factor in RATES:
+    values = [value for line in lines if math.isfinite(value := number(line.get(metric)))]
+    if values:
+      found.append(f"{charts.label(factor * statistics.median(values))} {unit}")
+  return " · ".join(found)
+
+
 def times(run: Run) -> dict:
-  """Wall time by stage and phase; a phase metric is the mean seconds a step since the line before."""
+  """Wall time by stage and phase, and what was done in it."""
   spent = _stage_seconds(run)
   rows = []
   for stage, seconds in spent.items():
     lines, parts = run.metrics[stage], []
     for colour, (metric, name) in enumerate(PHASES):
-      total, before = 0.0, 0
-      for line in lines:
-        value = number(line.get(metric))
-        total += value * (line["step"] - before) if math.isfinite(value) else 0.0
-        before = line["step"]
+      total = _total(lines, metric)
       if total > 0:
         parts.append(charts.Part(name, total, colour))
+    rest_of_steps = _total(lines, "seconds_step") - sum(part.value for part in parts)
+    if rest_of_steps > 0:
+      parts.append(charts.Part("step", rest_of_steps, len(PHASES)))
     rest = seconds - sum(part.value for part in parts)
     if rest > 0:
       parts.append(charts.Part("other: compiling, evaluating, saving" if parts else "not split", rest, 5))
-    rows.append({"title": stage.title, "total": charts.duration(seconds), "parts": parts})
+    rows.append({"title": stage.title, "total": charts.duration(seconds), "parts": parts, "rates": _rates(lines)})
   longest = max((sum(part.value for part in row["parts"]) for row in rows), default=0.0)
   legend = {}
   for row in rows:
@@ -155,4 +182,5 @@ def times(run: Run) -> dict:
     "rows": rows,
     "legend": [{"colour": colour, "name": name} for colour, name in sorted(legend.items())],
     "total": charts.duration(sum(spent.values())),
+    "has_rates": any(row["rates"] for row in rows),
   }
