@@ -18,6 +18,7 @@ from uae_jax.training import reinforcement, supervised
 from uae_jax.training.build import Built
 from uae_jax.training.optimizer import OptimizerOptions, learning_rate, make_optimizer
 from uae_jax.training.order import REINFORCEMENT
+from uae_jax.training.placement import state_shardings
 from uae_jax.training.reinforcement import Phases, UpdateOptions
 from uae_jax.training.sizes import FRESH
 from uae_jax.training.stages import (
@@ -173,27 +174,37 @@ def make_stage(config, name: str, built: Built, params: dict, seed: int) -> Stag
   elif name == "autoencoder":
     finish = jax.jit(lambda params, images: autoencoder.standardise_latents(built.networks, params, images))
 
+  init = make_init(section, built, optimizer)
+  mesh = jax.tree.leaves(built.shardings)[0].mesh
+  places = state_shardings(jax.eval_shape(init, params, key), params, mesh)
+  state = jax.jit(init, out_shardings=places)(params, key)
+  if name in REINFORCEMENT:
+    step = phased_step(make_phases(config, name, built, optimizer), places)
+  else:
+    loss = make_loss(config, name, built, text_graphdef)
+    step = jax.jit(
+      supervised.make_step(loss, optimizer, ema_decay=section.ema_decay, num_microbatches=section.num_microbatches),
+      donate_argnums=0,
+      out_shardings=(places, None),
+    )
+  rate = learning_rate(optimizer_options, total)
+  return Stage(name, step, state, rate, optimizer_steps, finish)
+
+
+def make_init(section, built: Built, optimizer: optax.GradientTransformation):
+  """(params, key) -> the first state of a stage."""
   pattern = re.compile(section.trainable)
-  init = jax.jit(
-    lambda params, key: create(
+
+  def init(params: dict, key: jax.Array) -> State:
+    return create(
       params,
       lambda path: bool(pattern.search(path)) and path not in built.buffers,
       optimizer,
       key,
       has_ema=section.ema_decay > 0,
     )
-  )
-  state = init(params, key)
-  if name in REINFORCEMENT:
-    step = phased_step(make_phases(config, name, built, optimizer))
-  else:
-    loss = make_loss(config, name, built, text_graphdef)
-    step = jax.jit(
-      supervised.make_step(loss, optimizer, ema_decay=section.ema_decay, num_microbatches=section.num_microbatches),
-      donate_argnums=0,
-    )
-  rate = learning_rate(optimizer_options, total)
-  return Stage(name, step, state, rate, optimizer_steps, finish)
+
+  return init
 
 
 def make_loss(config, name: str, built: Built, text_graphdef: nnx.GraphDef | None) -> supervised.Loss:
@@ -229,10 +240,13 @@ def make_phases(config, name: str, built: Built, optimizer: optax.GradientTransf
   )
 
 
-def phased_step(phases: Phases) -> Step:
-  """The composition of the phases with each one jitted apart and timed."""
+def phased_step(phases: Phases, places: State | None = None) -> Step:
+  """The composition of the phases with each one jitted apart and timed.
+
+  `places` are the shardings of the state, for several devices.
+  """
   rollout, reward, advantages = jax.jit(phases.rollout), jax.jit(phases.reward), jax.jit(phases.advantages)
-  update = jax.jit(phases.update, donate_argnums=0)
+  update = jax.jit(phases.update, donate_argnums=0, out_shardings=(places, None))
   keys = jax.jit(reinforcement.phase_keys)
 
   def step(state: State, batch: dict) -> tuple[State, dict]:
