@@ -63,11 +63,16 @@ class Linear(nnx.Module):
     # Rows in two dimensions: XLA's CPU matrix product, above all its gradient, is slow on more (measured, 20 %).
     rows = x.reshape(-1, x.shape[-1])
     y = rows @ gather(self.kernel[...].astype(x.dtype), *self.axes)
-    if self.use_bias:
-      y = y + self.bias[...].astype(x.dtype)
-    if self.lora_scale and self.adapters:
-      a, b = gather(self.lora_a[...], self.axes[0], "lora"), gather(self.lora_b[...], "lora", self.axes[1])
-      y = y + (self.lora_scale * ((rows.astype(a.dtype) @ a) @ b)).astype(y.dtype)
+    is_adapted = self.lora_scale and self.adapters
+    if self.use_bias or is_adapted:
+      # Summed in float32 and rounded once, as torch's addmm and PEFT do.
+      total = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+      if self.use_bias:
+        total = total + self.bias[...]
+      if is_adapted:
+        a, b = gather(self.lora_a[...], self.axes[0], "lora"), gather(self.lora_b[...], "lora", self.axes[1])
+        total = total + self.lora_scale * ((rows.astype(a.dtype) @ a) @ b)
+      y = total.astype(x.dtype)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 

@@ -15,7 +15,7 @@ class RMSNorm(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-    return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
+    return (y * self.scale[...]).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
