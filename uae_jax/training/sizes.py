@@ -10,6 +10,7 @@ from flax import nnx
 from uae_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 from uae_jax.data.processing import Processor
 from uae_jax.layers.lora import LoRA
+from uae_jax.layers.stack import REMAT_POLICIES
 from uae_jax.models import scenes
 from uae_jax.models.clip import CLIPVision, CLIPVisionConfig
 from uae_jax.models.dinov2 import DINOv2, DINOv2Config
@@ -87,6 +88,27 @@ def with_adapters(config: UAEConfig, lora: LoRA) -> UAEConfig:
     config,
     captioner_lora=config.captioner_lora or fresh.captioner_lora,
     decoder_lora=config.decoder_lora or fresh.decoder_lora,
+  )
+
+
+def rematerialised(config: UAEConfig, policy: str) -> UAEConfig:
+  """The same UAE whose backward pass keeps of each layer what `policy` of `layers.stack.REMAT_POLICIES` says.
+
+  Raises:
+    ValueError: unknown policy.
+  """
+  if policy not in REMAT_POLICIES:
+    raise ValueError(f"config.remat = {policy!r}: expected one of {', '.join(REMAT_POLICIES)}")
+  captioner = dataclasses.replace(
+    config.captioner,
+    vision=dataclasses.replace(config.captioner.vision, remat=policy),
+    language=dataclasses.replace(config.captioner.language, remat=policy),
+  )
+  return dataclasses.replace(
+    config,
+    captioner=captioner,
+    decoder=dataclasses.replace(config.decoder, remat=policy),
+    autoencoder=dataclasses.replace(config.autoencoder, remat=policy),
   )
 
 

@@ -152,11 +152,7 @@ def make_stage(config, name: str, built: Built, params: dict, seed: int) -> Stag
     seed: of this stage in this run.
   """
   section = config[name]
-  optimizer_options = _options(OptimizerOptions, section.optimizer)
-  update_options = _options(UpdateOptions, section.updates) if name in REINFORCEMENT else UpdateOptions()
-  optimizer_steps = update_options.num_epochs * update_options.num_minibatches
-  total = section.total_steps * optimizer_steps
-  optimizer = make_optimizer(optimizer_options, total)
+  optimizer, rate, optimizer_steps = stage_optimizer(section, name)
   key = jax.random.key(seed)
   finish = keep
   text_graphdef = None
@@ -187,8 +183,16 @@ def make_stage(config, name: str, built: Built, params: dict, seed: int) -> Stag
       donate_argnums=0,
       out_shardings=(places, None),
     )
-  rate = learning_rate(optimizer_options, total)
   return Stage(name, step, state, rate, optimizer_steps, finish)
+
+
+def stage_optimizer(section, name: str) -> tuple[optax.GradientTransformation, optax.Schedule, int]:
+  """(optimizer, optimizer step -> rate, optimizer steps a step) of a stage."""
+  options = _options(OptimizerOptions, section.optimizer)
+  updates = _options(UpdateOptions, section.updates) if name in REINFORCEMENT else UpdateOptions()
+  optimizer_steps = updates.num_epochs * updates.num_minibatches
+  total = section.total_steps * optimizer_steps
+  return make_optimizer(options, total), learning_rate(options, total), optimizer_steps
 
 
 def make_init(section, built: Built, optimizer: optax.GradientTransformation):

@@ -35,10 +35,17 @@ def make_step(
     if num_microbatches == 1:
       (value, metrics), grads = value_and_grad(state, batch, key)
     else:
+      # Piece i takes rows i, i + n, ...: each device keeps its own rows. One set of gradients is alive, not n.
+      pieces = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, num_microbatches, *x.shape[1:]), 0, 1), batch)
       keys = jax.random.split(key, num_microbatches)
-      pieces = jax.tree.map(lambda x: x.reshape(num_microbatches, -1, *x.shape[1:]), batch)
-      _, results = jax.lax.scan(lambda _, piece: (None, value_and_grad(state, *piece)), None, (pieces, keys))
-      (value, metrics), grads = jax.tree.map(lambda x: jnp.mean(x, axis=0), results)
+
+      def accumulate(total, piece):
+        outputs, grads = value_and_grad(state, *piece)
+        return jax.tree.map(jnp.add, total, grads), outputs
+
+      grads, outputs = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, state.trainable), (pieces, keys))
+      grads = jax.tree.map(lambda x: x / num_microbatches, grads)
+      value, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), outputs)
     state, update_metrics = apply_gradients(state, grads, value, optimizer, ema_decay=ema_decay)
     return state, {"loss": value, **metrics, **update_metrics}
 
