@@ -6,7 +6,6 @@ import runpy
 import shutil
 
 from encoder_reference import randomize
-import jax
 import numpy as np
 from official_reference import write_official_folder
 from PIL import Image
@@ -79,7 +78,8 @@ def make_config(official, encoders, pictures):
   config.data.source, config.data.data_dir = "jsonl:{split}.jsonl", str(pictures)
   config.data.image_px, config.data.caption_tokens = SIDE, 6
   config[STAGE].options.update({"max_new_tokens": 6, "sampler_steps": 1})
-  config[STAGE].update({"batch_size": 2, "total_steps": 1})
+  config[STAGE].update({"batch_size": 4, "total_steps": 1})
+  config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
   config.evaluation.update({"num_images": 3, "batch_size": 3, "max_new_tokens": 6, "sampler_steps": 1})
   return config
 
@@ -117,7 +117,7 @@ def test_the_result_opens_as_an_official_folder(workdir, official, tmp_path):
 
 def test_a_run_starts_from_another_run(workdir, official, encoders, pictures, tmp_path):
   config = make_config(official, encoders, pictures)
-  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  mesh = sharding.make_mesh(**config.mesh)
   start = initial.read(config, mesh, tmp_path)
   built = build(config, start.sizes, start.processor, mesh)
   ours = dict(trees.items(uae_jax.UAE.load(workdir, dtype="float32").params))

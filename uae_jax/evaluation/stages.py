@@ -6,6 +6,7 @@ The images, keys and noises are the same after every stage, so all differences b
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -24,6 +25,8 @@ ENCODERS = ("clip", "dinov2")
 
 class StageEvaluator:
   """Measures a UAE on held-out images and writes `evaluation/` and `samples/` of a workdir.
+
+  All processes of a run measure together, the first one writes.
 
   The first of `config.evaluation.encoders` gives `reward_similarity`, the second `held_out_similarity`.
   """
@@ -151,12 +154,16 @@ class StageEvaluator:
     return self.workdir / "evaluation" / f"{folder}.json"
 
   def _write(self, file: Path, value) -> None:
+    if jax.process_index() > 0:
+      return
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=1) + "\n")
     temporary.replace(file)
 
   def _write_gallery(self, folder: str, tokens: np.ndarray, painted: np.ndarray, similarities: dict) -> None:
+    if jax.process_index() > 0:
+      return
     directory = self.workdir / "samples" / folder
     directory.mkdir(parents=True, exist_ok=True)
     split = self.splits[PLAIN].first(self.section.gallery_images)
@@ -166,9 +173,7 @@ class StageEvaluator:
     for i, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
       Image.fromarray(split.images[i]).save(directory / f"orig_{i}.png")
       Image.fromarray(to_uint8(painted[i])).save(directory / f"recon_{i}.png")
-      scores = {
-        name.removesuffix("_similarity"): float(similarities[key][i]) for name, key in self.similarities.items()
-      }
+      scores = {name: float(similarities[key][i]) for name, key in self.similarities.items()}
       items.append(
         {
           "name": f"image {i}",
@@ -193,6 +198,8 @@ class StageEvaluator:
 
   def _remember(self, folder: str, step: int, split: HeldOut, rows: list[str]) -> None:
     """Adds the caption of one image, that with most to say, to what it said before."""
+    if jax.process_index() > 0:
+      return
     directory = self.workdir / "samples" / folder
     directory.mkdir(parents=True, exist_ok=True)
     scores = split.scores(rows)
