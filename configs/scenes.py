@@ -18,6 +18,7 @@ def optimizer(learning_rate, **changes):
     eps=1e-8,
     weight_decay=0.0,
     clip_norm=1.0,
+    spike_factor=0.0,
   )
   return ConfigDict(fields | changes)
 
@@ -40,6 +41,22 @@ def stage(total_steps, batch_size, learning_rate, *, captions, trainable, option
   )
 
 
+def judge():
+  """A reward by HTTP, which `("http", weight)` in a stage's reward_weights switches on; see docs/algorithms.md."""
+  return ConfigDict(
+    dict(
+      url="",
+      timeout_seconds=30.0,
+      retries=3,
+      backoff_seconds=0.5,
+      max_concurrency=8,
+      on_failure="drop",
+      sends_images=True,
+      token_variable="",
+    )
+  )
+
+
 def get_config(arg=None):
   if arg not in (None, "", "smoke"):
     raise ValueError(f"configs/scenes.py:{arg}: the only variant is 'smoke'")
@@ -53,6 +70,10 @@ def get_config(arg=None):
   config.encoders = ConfigDict(dict(clip="fresh", dinov2="fresh"))  # "fresh", a folder of weights, or "" for none
   config.lora = ConfigDict(dict(rank=16, alpha=16.0))  # where the weights have no adapters yet
   config.mesh = ConfigDict(dict(data=1, fsdp=1, tensor=1))
+  config.max_skipped_in_a_row = 20  # updates that are not finite, before the run stops
+  config.tensorboard = True  # event files beside metrics.jsonl
+  # The newest states of a stage that stay on disk, and so many more of the best by a metric of its own.
+  config.checkpoints = ConfigDict(dict(last=2, best=0, metric="loss", mode="min"))
   config.data = ConfigDict(
     dict(
       source="scenes",
@@ -154,8 +175,20 @@ def get_config(arg=None):
     schedule="constant",
   )
   config.generation_for_understanding.objective = ConfigDict(
-    dict(loss="bnpo", clip_low=0.2, clip_high=0.2, beta=0.01, kl="k3")
+    dict(
+      loss="bnpo",
+      clip_low=0.2,
+      clip_high=0.2,
+      beta=0.01,
+      kl="k3",
+      importance_level="token",
+      entropy_bonus=0.0,
+      top_entropy=1.0,
+      truncation="train",
+    )
   )
+  config.generation_for_understanding.text_rewards = ConfigDict(dict(length_free_tokens=0, repetition_ngram=3))
+  config.generation_for_understanding.http_reward = judge()
   config.generation_for_understanding.advantage = ConfigDict(dict(scale="group", eps=1e-2))
   config.generation_for_understanding.updates = ConfigDict(dict(num_epochs=1, num_minibatches=1, num_microbatches=1))
   # Stage 3: Flow-GRPO.
@@ -170,6 +203,7 @@ def get_config(arg=None):
       captions="sampled",
       max_new_tokens=26,
       temperature=1.0,
+      conditioning="text",
       text_tower="reference",
       sampler="flow",
       sampler_steps=8,
@@ -178,15 +212,24 @@ def get_config(arg=None):
       window=2,
       window_range=(0, 4),
       window_strategy="random",
+      window_stride=1,
+      window_hold=1,
       guidance=1.0,
+      is_guided_in_training=True,
       is_noise_shared=True,
+      noising_points=4,
+      samples_from="current",
+      old_decay=0.0,
       reward_weights=(("clip", 1.0),),
       held_out_encoder="dinov2",
       decode_chunks=1,
     ),
     schedule="constant",
   )
-  config.understanding_for_generation.objective = ConfigDict(dict(clip_low=1e-3, clip_high=1e-3, beta=0.0))
+  config.understanding_for_generation.objective = ConfigDict(
+    dict(loss="flow_grpo", clip_low=1e-3, clip_high=1e-3, beta=0.0)
+  )
+  config.understanding_for_generation.http_reward = judge()
   config.understanding_for_generation.advantage = ConfigDict(dict(scale="batch", eps=1e-3, clip=3.0))
   config.understanding_for_generation.updates = ConfigDict(dict(num_epochs=1, num_minibatches=1, num_microbatches=1))
 
@@ -199,6 +242,7 @@ def get_config(arg=None):
       sampler_steps=8,
       guidance=1.0,
       shift=3.0,
+      conditioning="text",
       text_tower="reference",
       encoders=("clip", "dinov2"),
       gallery_images=8,

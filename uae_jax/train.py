@@ -12,9 +12,13 @@ import sys
 from uae_jax.training.order import stage_runs
 
 USAGE = """usage: uae-jax train --config=FILE[:VARIANT] --workdir=DIR [--config.FIELD=VALUE ...]
+                     [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 
 Trains every stage of the config and writes checkpoints, metrics, evaluation and the report to DIR.
 The same command on the same DIR resumes. Any field of the config is a flag: --config.pretrain.total_steps=500.
+
+A run of several processes is the same command in each of them, on a DIR that all of them see. Cloud TPU, Slurm, Open
+MPI and Kubernetes tell each process its place; elsewhere the last three flags do.
 """
 
 
@@ -29,6 +33,9 @@ def main(argv: list[str]) -> int:
   values = flags.FlagValues()
   config_flags.DEFINE_config_file("config", None, "experiment", lock_config=True, flag_values=values)
   flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+  flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
+  flags.DEFINE_integer("num_processes", None, "of the run", lower_bound=1, flag_values=values)
+  flags.DEFINE_integer("process_id", None, "of this process, from 0", lower_bound=0, flag_values=values)
   try:
     rest = values(["uae-jax train", *argv])[1:]
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -38,6 +45,9 @@ def main(argv: list[str]) -> int:
   for name in ("config", "workdir"):
     if getattr(values, name) is None:
       raise argparse.ArgumentError(None, f"--{name} is needed")
+  from uae_jax.training import processes
+
+  processes.join(values.coordinator, values.num_processes, values.process_id)
   train(values.config, Path(values.workdir))
   return 0
 
@@ -52,25 +62,30 @@ def train(config, workdir: Path) -> None:
   Raises:
     ValueError: a foreign workdir, a changed config, an impossible setting; nothing already written is touched.
     NonFiniteError: the loss stopped being a number; the last good state is saved.
+    SaveError: a checkpoint could not be written; those before it are whole.
   """
   import jax
 
   from uae_jax import sharding
   from uae_jax.evaluation.stages import StageEvaluator
   from uae_jax.report.page import write_report
-  from uae_jax.training import initial, loop
+  from uae_jax.training import initial, loop, processes
+  from uae_jax.training.batches import Batches
   from uae_jax.training.build import build
-  from uae_jax.training.checkpoints import Checkpoints
+  from uae_jax.training.checkpoints import Checkpoints, Keep
   from uae_jax.training.metrics import MetricWriter
+  from uae_jax.training.preemption import Preempted, PreemptionNotice
   from uae_jax.training.stage import make_stage, validate
-  from uae_jax.training.workdir import open_workdir
+  from uae_jax.training.workdir import open_workdir, to_plain
 
   # 1. Workdir and mesh.
   validate(config)
   mesh = sharding.make_mesh(**config.mesh)
-  plain_config = open_workdir(workdir, config)
-  jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilation_cache"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  keep = Keep(**config.checkpoints)
+  processes.on_first(lambda: open_workdir(workdir, config))
+  plain_config = to_plain(config)
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilation_cache"))
 
   # 2. Nets.
   start = initial.read(config, mesh, workdir)
@@ -80,11 +95,11 @@ def train(config, workdir: Path) -> None:
 
   # 3. Stages. A finished one is read, the first unfinished one resumed.
   evaluator = StageEvaluator(config, built.networks, built.processor, workdir)
-  writer = MetricWriter(workdir, enabled=jax.process_index() == 0)
+  writer = MetricWriter(workdir, enabled=jax.process_index() == 0, tensorboard=config.tensorboard)
   try:
-    with jax.set_mesh(mesh), loop.preemption_notice() as is_preempted:
+    with jax.set_mesh(mesh), PreemptionNotice(mesh) as notice:
       for number, (folder, name) in enumerate(stage_runs(config)):
-        checkpoints = Checkpoints(workdir / "checkpoints" / folder)
+        checkpoints = Checkpoints(workdir / "checkpoints" / folder, keep)
         before, finished = params, checkpoints.restore_final(built.abstract_params)
         if finished is None:
           seed = 1000 * config.seed + number
@@ -92,12 +107,12 @@ def train(config, workdir: Path) -> None:
             make_stage(config, name, built, params, seed),
             config[name],
             folder,
-            make_batches(config, name, built, seed),
+            Batches(config, name, built.processor, mesh, seed),
             checkpoints,
             writer,
             plain_config,
-            is_preempted,
-            place=lambda batch: jax.device_put(batch, sharding.batch_sharding(mesh)),
+            notice,
+            max_skipped_in_a_row=config.max_skipped_in_a_row,
             observe=functools.partial(evaluator.observe, folder) if name == "generation_for_understanding" else None,
             observe_every_steps=config.evaluation.caption_every_steps,
           )
@@ -105,31 +120,15 @@ def train(config, workdir: Path) -> None:
         else:
           params = finished
         checkpoints.close()
-        if not evaluator.is_done(folder):
-          evaluator.evaluate(folder, name, params, before)
-  except loop.Preempted as notice:
-    print(f"preempted, {notice}: the same command resumes", file=sys.stderr)
+        with notice.nothing_unsaved():
+          if not processes.of_first(evaluator.is_done(folder)):
+            evaluator.evaluate(folder, name, params, before)
+  except Preempted as reason:
+    print(f"preempted, {reason}: the same command resumes", file=sys.stderr)
     return
   finally:
     writer.close()
 
   # 4. Report.
-  print(f"report: {write_report(workdir)}")
-
-
-def make_batches(config, name: str, built, seed: int):
-  """The endless training batches of a stage, this process's part."""
-  import jax
-
-  from uae_jax.data.pipeline import make_dataset
-
-  return make_dataset(
-    config.data,
-    built.processor,
-    split="train",
-    captions=config[name].captions,
-    batch_size=config[name].batch_size,
-    seed=seed,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
+  if jax.process_index() == 0:
+    print(f"report: {write_report(workdir)}")

@@ -1,6 +1,5 @@
 """An interrupted run that is started again ends bit for bit where an uninterrupted one ends."""
 
-import contextlib
 import json
 import os
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from tests.end_to_end.test_smoke_run import smoke_config
 from uae_jax import trees
 from uae_jax.train import train
-from uae_jax.training import loop
+from uae_jax.training.preemption import PreemptionNotice
 
 STEPS = 6
 
@@ -27,6 +26,7 @@ def short_config():
   config.clip.batch_size = 8
   config.clip.total_steps = STEPS
   config.clip.save_every_steps = 2
+  config.tensorboard = False
   return config.lock()
 
 
@@ -59,23 +59,16 @@ def uninterrupted(tmp_path_factory) -> Path:
 def interrupted(tmp_path_factory) -> Path:
   """A run that got SIGTERM in its fourth step; it holds the states after steps 2 and 4."""
   workdir = tmp_path_factory.mktemp("run") / "torn"
-  steps = []
+  original, steps = PreemptionNotice.__call__, []
 
-  @contextlib.contextmanager
-  def notice():
-    with original() as is_preempted:
+  def asked(notice):
+    steps.append(None)
+    if len(steps) == 4:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return original(notice)
 
-      def asked():
-        steps.append(None)
-        if len(steps) == 4:
-          os.kill(os.getpid(), signal.SIGTERM)
-        return is_preempted()
-
-      yield asked
-
-  original = loop.preemption_notice
   patch = pytest.MonkeyPatch()
-  patch.setattr(loop, "preemption_notice", notice)
+  patch.setattr(PreemptionNotice, "__call__", asked)
   train(short_config(), workdir)
   patch.undo()
   return workdir

@@ -1,11 +1,14 @@
-"""A torn step is set aside and the one before it is used; updates that are not finite are skipped."""
+"""States come back to the bit, on any mesh; a torn step is set aside; a full disk is one error; the best are kept."""
+
+import resource
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uae_jax.training.checkpoints import Checkpoints
+from uae_jax import sharding
+from uae_jax.training.checkpoints import Checkpoints, Keep, SaveError
 from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
 from uae_jax.training.state import apply_gradients, create
 
@@ -78,14 +81,69 @@ def test_the_result_of_a_stage_replaces_its_last_state(two_steps):
   assert_same(Checkpoints(folder).restore_final(abstract), fourth.params)
 
 
-def test_non_finite_updates_are_skipped_and_counted():
-  state = create(
-    {"net": {"kernel": np.ones(3, np.float32)}}, lambda path: True, optimizer(), jax.random.key(0), has_ema=True
-  )
-  bad, _ = apply_gradients(state, {"net": {"kernel": np.full(3, np.nan, np.float32)}}, np.float32(1.0), optimizer())
-  worse, metrics = apply_gradients(bad, {"net": {"kernel": np.ones(3, np.float32)}}, np.float32(np.inf), optimizer())
-  np.testing.assert_array_equal(worse.trainable["net"]["kernel"], np.ones(3))
-  assert int(worse.step) == 2 and metrics["skipped_in_a_row"] == 2
-  good, metrics = apply_gradients(worse, {"net": {"kernel": np.ones(3, np.float32)}}, np.float32(1.0), optimizer())
-  assert metrics["skipped_in_a_row"] == 0
-  assert np.all(np.asarray(good.trainable["net"]["kernel"]) < 1.0)
+def test_a_state_moves_to_another_mesh(tmp_path):
+  def placed(state, **shape):
+    mesh = sharding.make_mesh(**shape)
+    cut, whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp")), sharding.replicated(mesh)
+    return jax.tree.map(lambda x: jax.device_put(x, cut if x.shape == (2000,) else whole), state)
+
+  state = placed(advance(fresh_state(), 2), data=4, fsdp=2)
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(2, state, {}, CONFIG)
+  checkpoints.close()
+  target = placed(fresh_state(), fsdp=4, tensor=2)
+  restored, _ = Checkpoints(tmp_path).restore(target)
+  assert_same(restored, state)
+  for ours, theirs in zip(jax.tree.leaves(restored.opt_state), jax.tree.leaves(target.opt_state), strict=True):
+    assert ours.sharding == theirs.sharding
+
+
+@pytest.mark.parametrize("mode, best", [("max", 1), ("min", 3)])
+def test_the_last_and_the_best_are_kept(tmp_path, mode, best):
+  checkpoints = Checkpoints(tmp_path, Keep(last=1, best=1, metric="reward", mode=mode))
+  state = fresh_state()
+  for step, reward in enumerate((0.9, 0.2, 0.1, 0.3, 0.4), 1):
+    checkpoints.save(step, state, {}, CONFIG, {"reward": jnp.float32(reward), "loss": 0.0})
+  checkpoints.save_final(6, state.params, CONFIG)
+  assert Checkpoints(tmp_path).steps() == [6, best]
+  checkpoints.close()
+
+
+def test_a_metric_that_is_not_logged_is_refused(tmp_path):
+  with pytest.raises(ValueError, match=r"config\.checkpoints\.metric = 'reward': the stage logs only loss"):
+    Checkpoints(tmp_path, Keep(best=1, metric="reward")).save(1, fresh_state(), {}, CONFIG, {"loss": 0.0})
+
+
+@pytest.mark.parametrize("wrong, message", [({"last": 0}, r"last = 0"), ({"mode": "most"}, "mode = 'most'")])
+def test_impossible_settings_name_their_field(wrong, message):
+  with pytest.raises(ValueError, match=rf"config\.checkpoints\..*{message}"):
+    Keep(**wrong)
+
+
+@pytest.mark.parametrize("kind", ["state", "final"])
+def test_a_disk_that_takes_no_more_is_one_error_and_loses_nothing(tmp_path, kind):
+  """A limit on the size of files stands for the full disk: the writing layers, native ones too, get the same errors."""
+  checkpoints = Checkpoints(tmp_path)
+  second = advance(fresh_state(), 2)
+  fourth = advance(second, 2)
+  checkpoints.save(2, second, {"position": 2}, CONFIG)
+  checkpoints._manager.wait_until_finished()
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
+  try:
+    with pytest.raises(SaveError, match="could not be written .*steps on disk: 2. Make room"):
+      if kind == "final":
+        checkpoints.save_final(4, fourth.params, CONFIG)
+      else:
+        checkpoints.save(4, fourth, {"position": 4}, CONFIG)
+        checkpoints.close()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  # The same command, once there is room.
+  again = Checkpoints(tmp_path)
+  state, data = again.restore(fresh_state())
+  assert data == {"position": 2}
+  assert_same(state, second)
+  again.save(4, fourth, {"position": 4}, CONFIG)
+  again.close()
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4"]

@@ -61,6 +61,7 @@ def make_dataset(
   num_threads: int = 1,
   num_workers: int = 0,
   prefetch_batches: int = 2,
+  bad_indices: set[int] | None = None,
 ) -> grain.IterDataset:
   """An endless dataset of this process's part of the batches.
 
@@ -80,6 +81,7 @@ def make_dataset(
     num_workers: processes that read records ahead, for large photographs; the procedural source needs none. The state
       of an iterator is bound to their number.
     prefetch_batches: how many are ready.
+    bad_indices: collects the indices of unreadable records that were skipped; not those of worker processes.
 
   Returns:
     Batches of b = batch_size / process_count rows; contrastive ones have a group axis after b.
@@ -112,7 +114,7 @@ def make_dataset(
       raise ValueError(f"data.image_px = {data.image_px}: scenes have {scenes.IMAGE_PX}")
     batches = order.batch(rows, batch_fn=np.asarray).map(MakeScenes(split, config, tokens, captions, seed))
     return batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches))
-  bad = BadRecords(data.max_bad_fraction, len(source), process_count * max(1, num_workers))
+  bad = BadRecords(data.max_bad_fraction, len(source), process_count * max(1, num_workers), bad_indices)
   side = processor.square_px(data.image_px) if isinstance(processor, Processor) else data.image_px
   records = order.map(LoadRecord(source, data.image_px, side, bad))
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches * rows)
@@ -150,6 +152,22 @@ class ProcessRows(grain.MapDataset):
       return self.slice(index)
     batch, row = divmod(index, self._rows)
     return self._parent[(batch * self._process_count + self._process_index) * self._rows + row]
+
+
+def repartition(source: str, states: Sequence[dict], process_count: int) -> dict:
+  """The state of any process's iterator after the number of processes has changed.
+
+  Exact where no record was skipped. Where some were, processes had come differently far: all go on at the place of the
+  last one, and a few records come twice in that epoch.
+
+  Args:
+    source: `config.data.source`.
+    states: of the iterators of all processes, without workers.
+    process_count: from now on.
+  """
+  place = min(state["next_index"] for state in states)
+  # The procedural source counts batches, the others rows of a process.
+  return {"next_index": place if source == "scenes" else place * len(states) // process_count}
 
 
 # --- Tokens -----------------------------------------------------------------------------------------------------------

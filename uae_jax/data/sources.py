@@ -194,13 +194,14 @@ class BadRecords:
     max_fraction: `config.data.max_bad_fraction`.
     num_records: of the source.
     process_count: processes that share an epoch.
+    indices: collects the unreadable records; worker processes collect for themselves.
   """
 
-  def __init__(self, max_fraction: float, num_records: int, process_count: int = 1):
+  def __init__(self, max_fraction: float, num_records: int, process_count: int = 1, indices: set[int] | None = None):
     self._max_fraction, self._num_records, self._process_count = max_fraction, num_records, process_count
     self._lock = threading.Lock()
     self._num_read = 0
-    self._bad: set[int] = set()
+    self._bad = set() if indices is None else indices
 
   def good(self) -> None:
     with self._lock:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
@@ -107,7 +108,8 @@ class Reconstructor:
 
   def _gather(self, count: int, run) -> tuple:
     """Concatenates run(batch index, row indices) over all batches and drops the padding."""
-    outputs = [jax.device_get(run(index, rows)) for index, rows in self._batches(count)]
+    # Rows that live on other processes' devices are fetched too.
+    outputs = [multihost_utils.process_allgather(run(index, rows), tiled=True) for index, rows in self._batches(count)]
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *outputs)
 
   def caption(self, params: dict, images: np.ndarray, *, temperature: float) -> np.ndarray:

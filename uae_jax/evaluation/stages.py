@@ -46,7 +46,8 @@ class StageEvaluator:
     self.similarities["psnr"] = "psnr"
 
   def is_done(self, folder: str) -> bool:
-    return self._figures_file(folder).exists()
+    """Also where there is nothing to measure on."""
+    return not self.section.num_images or self._figures_file(folder).exists()
 
   def evaluate(self, folder: str, stage: str, params: dict, before: dict) -> None:
     """Writes `evaluation/<folder>.json`: what can be measured once this stage is done.

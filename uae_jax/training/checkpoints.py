@@ -5,16 +5,75 @@
 holds `params`, the whole tree.
 """
 
+from collections.abc import Iterator, Mapping
+import contextlib
+import dataclasses
 from pathlib import Path
 import shutil
 
 from absl import logging
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
 
+from uae_jax.training import processes
 from uae_jax.training.state import State
 
 PARAMS, STATE, DATA, CONFIG = "params", "state", "data", "config"
+
+
+class SaveError(OSError):
+  """A checkpoint could not be written: a full disk, most often. Those before it are whole."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+  """Which states of a stage stay on disk.
+
+  Attributes:
+    last: the newest so many.
+    best: besides, so many with the best `metric`; 0 keeps none for that.
+    metric: name of one that the stage logs, as it was at the step that is saved.
+    mode: "max" or "min", what is best.
+  """
+
+  last: int = 2
+  best: int = 0
+  metric: str = "loss"
+  mode: str = "min"
+
+  def __post_init__(self):
+    if self.last < 1 or self.best < 0:
+      raise ValueError(f"config.checkpoints.last = {self.last}, best = {self.best}: expected at least 1 and at least 0")
+    if self.mode not in ("max", "min"):
+      raise ValueError(f"config.checkpoints.mode = {self.mode!r}: expected 'max' or 'min'")
+
+  def score(self, metrics: Mapping) -> dict[str, float]:
+    """What is kept beside a state to judge it.
+
+    Raises:
+      ValueError: the stage does not log it.
+    """
+    if not self.best:
+      return {}
+    if self.metric not in metrics:
+      raise ValueError(f"config.checkpoints.metric = {self.metric!r}: the stage logs only {', '.join(sorted(metrics))}")
+    return {self.metric: float(np.asarray(metrics[self.metric]))}
+
+  def options(self) -> ocp.CheckpointManagerOptions:
+    policies = [checkpoint_managers.LatestN(self.last)]
+    options = {}
+    if self.best:
+      best_first = lambda metrics: metrics[self.metric]  # noqa: E731
+      policies.append(checkpoint_managers.BestN(get_metric_fn=best_first, reverse=self.mode == "min", n=self.best))
+      options = {"best_fn": best_first, "best_mode": self.mode}
+    return ocp.CheckpointManagerOptions(
+      preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+      # What a killed run was writing is of no use and may fill the disk.
+      cleanup_tmp_directories=True,
+      **options,
+    )
 
 
 def _writable(state: State) -> dict:
@@ -34,30 +93,62 @@ def _abstract(tree):
 
 
 class Checkpoints:
-  """The checkpoints of one stage."""
+  """The checkpoints of one stage; all processes call all methods alike."""
 
-  def __init__(self, directory: Path, *, max_to_keep: int = 2):
+  def __init__(self, directory: Path, keep: Keep = Keep()):
     self.directory = Path(directory).absolute()
-    options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True)
-    self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=(PARAMS, STATE, DATA, CONFIG))
+    self._keep = keep
+    items = (PARAMS, STATE, DATA, CONFIG)
+    self._manager = ocp.CheckpointManager(self.directory, options=keep.options(), item_names=items)
 
-  def save(self, step: int, state: State, data: dict, config: dict) -> None:
-    """Starts writing a state; returns as soon as the device arrays are copied."""
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # Each layer under Orbax has its own kind for a disk that takes no more.
+      steps = ", ".join(map(str, sorted(self._manager.all_steps()))) or "none"
+      reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+      raise SaveError(
+        f"{self.directory}: a checkpoint could not be written ({reason}); steps on disk: {steps}. "
+        "Make room and start the same command again"
+      ) from error
+
+  def save(self, step: int, state: State, data: dict, config: dict, metrics: Mapping | None = None) -> None:
+    """Starts writing a state; returns as soon as the device arrays are copied.
+
+    Args:
+      step: of the stage.
+      state: of the stage.
+      data: the place in the data.
+      config: of the run.
+      metrics: of this step, if the best shall be kept.
+
+    Raises:
+      SaveError: this or the save before failed.
+      ValueError: the metric that tells the best is not among them.
+    """
     items = {
       STATE: ocp.args.StandardSave(_writable(state)),
       DATA: ocp.args.JsonSave(data),
       CONFIG: ocp.args.JsonSave(config),
     }
-    self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+    score = self._keep.score(metrics or {}) or None
+    with self._writing():
+      self._manager.save(step, args=ocp.args.Composite(**items), metrics=score, force=True)
 
   def save_final(self, step: int, params: dict, config: dict) -> None:
-    """Writes the stage's whole result and waits until it is on disk."""
-    self._manager.wait_until_finished()
-    if self._manager.latest_step() == step:
-      self._manager.delete(step)
+    """Writes the stage's whole result and waits until it is on disk.
+
+    Raises:
+      SaveError: this or the save before failed.
+    """
     items = {PARAMS: ocp.args.StandardSave(params), CONFIG: ocp.args.JsonSave(config)}
-    self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-    self._manager.wait_until_finished()
+    with self._writing():
+      self._manager.wait_until_finished()
+      if self._manager.latest_step() == step:
+        self._manager.delete(step)
+      self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+      self._manager.wait_until_finished()
 
   def is_final(self, step: int) -> bool:
     return (self.directory / str(step) / PARAMS).exists()
@@ -67,9 +158,10 @@ class Checkpoints:
     return sorted(self._manager.all_steps(), reverse=True)
 
   def restore(self, state: State) -> tuple[State, dict] | None:
-    """(state, data iterator's place) of the newest readable step; None if there is none.
+    """(state, place in the data) of the newest readable step; None if there is none.
 
-    A torn or corrupt step is named in a warning and set aside as `<step>.damaged`, and the one before it is used.
+    A step that any process finds torn or corrupt is named in a warning and set aside as `<step>.damaged`, and the one
+    before it is used.
 
     Args:
       state: of the stage's start, for structure, shardings and frozen parameters.
@@ -78,20 +170,26 @@ class Checkpoints:
     for step in self.steps():
       if self.is_final(step):
         continue
+      problem = ""
       try:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=args)
       except Exception as error:  # Orbax raises many kinds for a damaged step; all mean the same here.
-        aside = self.directory / f"{step}.damaged"
-        logging.warning("checkpoint %s/%d cannot be read (%s): set aside as %s", self.directory, step, error, aside)
-        shutil.rmtree(aside, ignore_errors=True)
-        (self.directory / str(step)).rename(aside)
-        self._manager.reload()
-        continue
-      values = restored[STATE]
-      rng = jax.random.wrap_key_data(values.pop("rng"))
-      return state.replace(**values, rng=rng), restored[DATA]
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+      problem = next(filter(None, processes.gather(problem)), "")
+      if not problem:
+        values = restored[STATE]
+        rng = jax.random.wrap_key_data(values.pop("rng"))
+        return state.replace(**values, rng=rng), restored[DATA]
+      aside = self.directory / f"{step}.damaged"
+      logging.warning("checkpoint %s/%d cannot be read (%s): set aside as %s", self.directory, step, problem, aside)
+      processes.on_first(lambda step=step, aside=aside: self._set_aside(step, aside))
+      self._manager.reload()
     return None
+
+  def _set_aside(self, step: int, aside: Path) -> None:
+    shutil.rmtree(aside, ignore_errors=True)
+    (self.directory / str(step)).rename(aside)
 
   def restore_final(self, abstract_params: dict) -> dict | None:
     """The whole parameters of a finished stage, or None.
@@ -106,5 +204,11 @@ class Checkpoints:
     return None
 
   def close(self) -> None:
-    self._manager.wait_until_finished()
+    """Waits until all is on disk.
+
+    Raises:
+      SaveError: the last save failed.
+    """
+    with self._writing():
+      self._manager.wait_until_finished()
     self._manager.close()

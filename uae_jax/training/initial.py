@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+import shutil
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from uae_jax.data.processing import Processor
 from uae_jax.data.vocabulary import write_processor
 from uae_jax.layers.lora import LoRA
 from uae_jax.networks import Networks
-from uae_jax.training import restore
+from uae_jax.training import processes, restore
 from uae_jax.training import sizes as sizes_lib
 from uae_jax.training.build import Built
 from uae_jax.training.sizes import FRESH, FROM_WEIGHTS, SMALL_WORLD, EncoderSizes, Sizes
@@ -72,7 +73,7 @@ def read(config, mesh: Mesh, workdir: Path) -> Start:
       encoders[kind] = EncoderSizes(kind, network, pixels.image_size, tuple(pixels.mean), tuple(pixels.std))
       params["encoders"][kind] = embedder.params
   sizes = Sizes(uae, encoders)
-  sizes_lib.write(workdir, sizes)
+  processes.on_first(lambda: sizes_lib.write(workdir, sizes))
   return Start(sizes, processor, params)
 
 
@@ -91,17 +92,26 @@ def read_processor(config, folder: Path) -> Processor:
   Raises:
     ValueError: nothing says which.
   """
-  if not (folder / "preprocessor_config.json").exists():
-    weights = Path(config.init.weights)
-    if config.processor:
-      copy_processor(Path(config.processor), folder)
-    elif config.init.weights:
-      copy_processor(weights / (native.PROCESSOR if native.is_native(weights) else "llm_model"), folder)
-    elif config.model == SMALL_WORLD:
-      write_processor(folder)
-    else:
-      raise ValueError(f"config.processor is empty: {config.model} needs the folder of its tokenizer and processor")
+  processes.on_first(lambda: write_run_processor(config, folder))
   return Processor.from_folder(folder)
+
+
+def write_run_processor(config, folder: Path) -> None:
+  """Makes the copy if there is none, whole or not at all."""
+  if folder.exists():
+    return
+  temporary = folder.with_name(f"{folder.name}.tmp")
+  shutil.rmtree(temporary, ignore_errors=True)
+  weights = Path(config.init.weights)
+  if config.processor:
+    copy_processor(Path(config.processor), temporary)
+  elif config.init.weights:
+    copy_processor(weights / (native.PROCESSOR if native.is_native(weights) else "llm_model"), temporary)
+  elif config.model == SMALL_WORLD:
+    write_processor(temporary)
+  else:
+    raise ValueError(f"config.processor is empty: {config.model} needs the folder of its tokenizer and processor")
+  temporary.rename(folder)
 
 
 def check_sizes(wanted, found, config) -> None:

@@ -1,51 +1,34 @@
 """The loop of one stage: batches in, metrics out, saves on the way, an orderly end when the machine is taken away."""
 
 from collections.abc import Callable
-import contextlib
-import signal
 import time
 
 from absl import logging
 import jax
 import numpy as np
 
+from uae_jax.training.batches import Batches
 from uae_jax.training.checkpoints import Checkpoints
 from uae_jax.training.metrics import MetricWriter
+from uae_jax.training.preemption import Preempted
 from uae_jax.training.stage import Stage
-
-MAX_SKIPPED_IN_A_ROW = 20
 
 
 class NonFiniteError(RuntimeError):
   """Loss or gradient was not finite too many times in a row; the last good state is saved."""
 
 
-class Preempted(Exception):
-  """SIGTERM came; the state is saved."""
-
-
-@contextlib.contextmanager
-def preemption_notice():
-  """Yields a function that tells whether SIGTERM has come."""
-  received = []
-  previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
-  try:
-    yield lambda: bool(received)
-  finally:
-    signal.signal(signal.SIGTERM, previous)
-
-
 def run(
   stage: Stage,
   section,
   folder: str,
-  dataset,
+  batches: Batches,
   checkpoints: Checkpoints,
   writer: MetricWriter,
   plain_config: dict,
   is_preempted: Callable[[], bool],
   *,
-  place: Callable[[dict], dict],
+  max_skipped_in_a_row: int,
   observe: Callable[[int, dict], dict] | None = None,
   observe_every_steps: int = 0,
 ) -> dict:
@@ -55,12 +38,13 @@ def run(
     stage: step and first state.
     section: of the config.
     folder: name of the stage in this run.
-    dataset: grain dataset of host batches.
+    batches: of the stage, on the mesh.
     checkpoints: of this stage.
     writer: of metrics.
     plain_config: saved with every checkpoint.
     is_preempted: asked after every step.
-    place: host batch -> device batch.
+    max_skipped_in_a_row: updates that may be skipped because loss or gradient is not finite; looked at when metrics are
+      logged.
     observe: (step, params) -> more metrics, called every `observe_every_steps`; captions of held-out images, for
     instance.
 
@@ -70,45 +54,53 @@ def run(
   Raises:
     Preempted: after saving.
     NonFiniteError: after saving.
+    SaveError: a state could not be written; those before it are whole.
   """
-  state, iterator = stage.state, iter(dataset)
+  state = stage.state
   restored = checkpoints.restore(state)
   if restored is not None:
     state, position = restored
-    iterator.set_state(position)
+    batches.set_state(position)
     logging.info("%s: resuming after step %d", folder, int(state.step))
   step = int(state.step)
   writer.start_stage(folder, step=step, total_steps=section.total_steps)
   batch = None
+
+  def save(metrics: dict, *, wait: bool) -> None:
+    checkpoints.save(step, state, batches.get_state(), plain_config, metrics)
+    if wait:
+      checkpoints.close()
+
   while step < section.total_steps:
     fetch = time.perf_counter()
-    batch = place(next(iterator))
+    batch = next(batches)
     seconds_data = time.perf_counter() - fetch
     if observe is not None and step % observe_every_steps == 0:
-      writer.write(folder, step, observe(step, state.params))
+      writer.write(folder, step, observe(step, state.averaged_params))
     state, metrics = stage.step(state, batch)
     step += 1
     is_last = step == section.total_steps
     if step % section.log_every_steps == 0 or is_last:
       metrics = {name: float(np.asarray(value)) for name, value in metrics.items()}
-      metrics["learning_rate"] = float(stage.learning_rate(step * stage.optimizer_steps))
-      metrics["seconds_data"] = seconds_data
-      writer.write(folder, step, metrics)
-      if metrics["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
-        checkpoints.save(step, state, iterator.get_state(), plain_config)
-        checkpoints.close()
+      logged = metrics | {
+        "learning_rate": float(stage.learning_rate(step * stage.optimizer_steps)),
+        "seconds_data": seconds_data,
+        "bad_records": batches.num_bad(),
+      }
+      writer.write(folder, step, logged)
+      if metrics["skipped_in_a_row"] >= max_skipped_in_a_row:
+        save(metrics, wait=True)
         raise NonFiniteError(
           f"{folder}: loss or gradient was not finite {int(metrics['skipped_in_a_row'])} times in a row, step {step}; "
           f"the last good state is saved in {checkpoints.directory}: lower config.{stage.name}.optimizer.learning_rate"
         )
     if is_preempted() and not is_last:
-      checkpoints.save(step, state, iterator.get_state(), plain_config)
-      checkpoints.close()
+      save(metrics, wait=True)
       raise Preempted(f"{folder}: saved at step {step}")
     if step % section.save_every_steps == 0 and not is_last:
-      checkpoints.save(step, state, iterator.get_state(), plain_config)
+      save(metrics, wait=False)
   if observe is not None:
     writer.write(folder, step, observe(step, state.averaged_params))
-  batch = batch if batch is not None else place(next(iterator))
+  batch = batch if batch is not None else next(batches)
   writer.end_stage()
   return stage.finish(jax.block_until_ready(state.averaged_params), batch["image"])

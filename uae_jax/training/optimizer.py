@@ -3,7 +3,10 @@ split.
 """
 
 import dataclasses
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -17,6 +20,7 @@ class OptimizerOptions:
     warmup_percent: of the stage's steps.
     end_factor: the cosine ends at this fraction of the peak.
     clip_norm: of the global gradient norm.
+    spike_factor: an update whose gradient norm is more than so many times its moving average is skipped; 0 skips none.
   """
 
   learning_rate: float
@@ -28,6 +32,7 @@ class OptimizerOptions:
   eps: float = 1e-8
   weight_decay: float = 0.0
   clip_norm: float = 1.0
+  spike_factor: float = 0.0
 
 
 def learning_rate(options: OptimizerOptions, total_steps: int) -> optax.Schedule:
@@ -46,8 +51,56 @@ def learning_rate(options: OptimizerOptions, total_steps: int) -> optax.Schedule
   raise ValueError(f"optimizer.schedule = {options.schedule!r}: expected 'cosine' or 'constant'")
 
 
+class SpikeState(NamedTuple):
+  """Of `skip_spikes`.
+
+  Attributes:
+    average: float32[], moving average of the gradient norm; 0 before the first.
+    num_skipped: int32[], updates skipped so far.
+    inner: state of the optimizer inside.
+  """
+
+  average: jax.Array
+  num_skipped: jax.Array
+  inner: optax.OptState
+
+
+def skip_spikes(inner: optax.GradientTransformation, factor: float, decay: float = 0.9) -> optax.GradientTransformation:
+  """Leaves parameters and `inner` alone where the gradient norm is more than `factor` times its moving average.
+
+  A spike enters the average as the limit that it broke, so a lasting rise is let through after a few steps. Gradients
+  that are not finite are for `apply_gradients` to refuse, state and all.
+  """
+
+  def init(params):
+    return SpikeState(jnp.float32(0.0), jnp.int32(0), inner.init(params))
+
+  def update(grads, state, params=None):
+    norm = optax.global_norm(grads).astype(jnp.float32)
+    limit = jnp.where(state.average > 0, factor * state.average, jnp.inf)
+    is_spike = norm > limit
+    average = jnp.where(state.average > 0, decay * state.average + (1 - decay) * jnp.minimum(norm, limit), norm)
+    updates, after = inner.update(grads, state.inner, params)
+    updates = jax.tree.map(lambda update: jnp.where(is_spike, 0, update), updates)
+    after = jax.tree.map(lambda new, old: jnp.where(is_spike, old, new), after, state.inner)
+    return updates, SpikeState(average, state.num_skipped + is_spike, after)
+
+  return optax.GradientTransformation(init, update)
+
+
+def spikes_skipped(opt_state: optax.OptState) -> dict[str, jax.Array]:
+  """{"spikes_skipped": float32[]} so far in this stage; empty where spikes are not looked for."""
+  return {"spikes_skipped": opt_state.num_skipped.astype(jnp.float32)} if isinstance(opt_state, SpikeState) else {}
+
+
 def make_optimizer(options: OptimizerOptions, total_steps: int) -> optax.GradientTransformation:
-  return optax.chain(
+  """
+  Raises:
+    ValueError: unknown schedule, or a spike factor that would skip ordinary updates.
+  """
+  if options.spike_factor and options.spike_factor <= 1.0:
+    raise ValueError(f"optimizer.spike_factor = {options.spike_factor}: expected 0 for none, or more than 1")
+  optimizer = optax.chain(
     optax.clip_by_global_norm(options.clip_norm),
     optax.adamw(
       learning_rate(options, total_steps),
@@ -57,3 +110,4 @@ def make_optimizer(options: OptimizerOptions, total_steps: int) -> optax.Gradien
       weight_decay=options.weight_decay,
     ),
   )
+  return skip_spikes(optimizer, options.spike_factor) if options.spike_factor else optimizer

@@ -99,9 +99,8 @@ class AnyProcess:
   process must ask equally often.
   """
 
-  def __init__(self):
-    mesh = Mesh(np.array(jax.devices()), ("devices",))
-    self._sharding = NamedSharding(mesh, PartitionSpec("devices"))
+  def __init__(self, mesh: Mesh):
+    self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     self._any = jax.jit(lambda flags: flags.any(), out_shardings=NamedSharding(mesh, PartitionSpec()))
     self._asked = None
 

@@ -9,6 +9,7 @@ import optax
 
 from uae_jax import trees
 from uae_jax.algorithms import ema
+from uae_jax.training.optimizer import spikes_skipped
 
 
 @flax.struct.dataclass
@@ -94,7 +95,7 @@ def apply_gradients(
     ema_decay: ceiling of the average's decay; used if the state has one.
 
   Returns:
-    (state after, {"grad_norm", "skipped_in_a_row"}).
+    (state after, {"grad_norm", "skipped_in_a_row", and "spikes_skipped" where they are looked for}).
   """
   norm = optax.global_norm(grads)
   is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -110,7 +111,10 @@ def apply_gradients(
     decay = ema.warmup_decay(state.step, ema_decay)
     average = keep(ema.update(average, trainable, decay), average)
   skipped = jnp.where(is_finite, 0, state.skipped + 1)
-  state = state.replace(
-    step=state.step + 1, trainable=trainable, opt_state=keep(opt_state, state.opt_state), ema=average, skipped=skipped
-  )
-  return state, {"grad_norm": norm, "skipped_in_a_row": skipped.astype(jnp.float32)}
+  opt_state = keep(opt_state, state.opt_state)
+  state = state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state, ema=average, skipped=skipped)
+  return state, {
+    "grad_norm": norm,
+    "skipped_in_a_row": skipped.astype(jnp.float32),
+    **spikes_skipped(opt_state),
+  }

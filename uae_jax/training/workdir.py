@@ -6,6 +6,8 @@ from pathlib import Path
 import ml_collections
 
 CONFIG_FILE = "config.json"
+# What may change when a run is resumed: where it runs and what it keeps, not what it computes.
+FREE_FIELDS = ("mesh", "checkpoints")
 
 
 def to_plain(config: ml_collections.ConfigDict) -> dict:
@@ -28,6 +30,8 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
 def open_workdir(workdir: Path, config: ml_collections.ConfigDict) -> dict:
   """Makes the folder of a new run, or checks that an existing one is this run's.
 
+  A run may be resumed on another mesh, and keep other checkpoints; its config then says so from now on.
+
   Returns:
     The plain config.
 
@@ -38,23 +42,36 @@ def open_workdir(workdir: Path, config: ml_collections.ConfigDict) -> dict:
   plain = to_plain(config)
   file = workdir / CONFIG_FILE
   if file.exists():
-    changed = differences(read_config(workdir), plain)
+    old = read_config(workdir)
+    changed = differences(fixed(old), fixed(plain))
     if changed:
       raise ValueError(
         f"{workdir} holds a run with another config ({'; '.join(changed[:5])}): "
         "use the old values to resume it, or another --workdir"
       )
+    if old != plain:
+      _write(file, plain)
     return plain
-  if workdir.exists() and any(workdir.iterdir()):
+  # A run that was killed while it wrote its config left a temporary file and nothing else.
+  if workdir.exists() and any(other.name != file.with_suffix(".tmp").name for other in workdir.iterdir()):
     raise ValueError(
       f"{workdir} is not empty and holds no {CONFIG_FILE}: it is not a run of uae-jax, choose another --workdir"
     )
   workdir.mkdir(parents=True, exist_ok=True)
-  # Written whole or not at all: a torn config would make the folder foreign.
+  _write(file, plain)
+  return plain
+
+
+def fixed(plain: dict) -> dict:
+  """The part of a plain config that a run cannot change."""
+  return {name: value for name, value in plain.items() if name not in FREE_FIELDS}
+
+
+def _write(file: Path, plain: dict) -> None:
+  """Whole or not at all: a torn config would make the folder foreign."""
   temporary = file.with_suffix(".tmp")
   temporary.write_text(json.dumps(plain, indent=2) + "\n")
   temporary.replace(file)
-  return plain
 
 
 def read_config(workdir: Path) -> dict:

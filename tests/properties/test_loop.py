@@ -1,0 +1,127 @@
+"""The loop of a stage on a model of three numbers: resumed to the bit, stopped by NaNs, preempted, bad records told."""
+
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from uae_jax import sharding
+from uae_jax.training import loop
+from uae_jax.training.checkpoints import Checkpoints
+from uae_jax.training.metrics import MetricWriter
+from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
+from uae_jax.training.preemption import Preempted, PreemptionNotice
+from uae_jax.training.stage import Stage, keep
+from uae_jax.training.state import apply_gradients, create
+from uae_jax.training.workdir import differences, fixed
+
+
+class Section:
+  total_steps = 7
+  log_every_steps = 1
+  save_every_steps = 2
+
+
+class Counting:
+  """Batches 0, 1, 2, ...; three of them are said to have been bad."""
+
+  def __init__(self):
+    self.next = 0
+
+  def __next__(self):
+    self.next += 1
+    return {"image": jnp.full(3, self.next - 1.0)}
+
+  def get_state(self):
+    return {"next": self.next}
+
+  def set_state(self, state):
+    self.next = state["next"]
+
+  def num_bad(self):
+    return 3
+
+
+OPTIMIZER = make_optimizer(OptimizerOptions(0.1, schedule="constant"), 10)
+
+
+def make_stage(nan_from: int = 1000) -> Stage:
+  """Gradients are noise around the batch; the loss is NaN from a step on."""
+
+  def step(state, batch):
+    noise = jax.random.normal(jax.random.fold_in(state.rng, state.step), (3,))
+    loss = jnp.where(state.step >= nan_from, jnp.nan, jnp.mean(noise))
+    state, metrics = apply_gradients(state, {"kernel": noise + batch["image"]}, loss, OPTIMIZER, ema_decay=0.9)
+    return state, {"loss": loss, **metrics}
+
+  state = create({"kernel": jnp.zeros(3)}, lambda path: True, OPTIMIZER, jax.random.key(1), has_ema=True)
+  return Stage("toy", jax.jit(step), state, lambda step: 0.1, 1, keep)
+
+
+def run(workdir, is_preempted=lambda: False, **options):
+  checkpoints = Checkpoints(workdir / "checkpoints" / "toy")
+  writer = MetricWriter(workdir, tensorboard=False)
+  try:
+    stage = make_stage(**options)
+    return loop.run(stage, Section, "toy", Counting(), checkpoints, writer, {}, is_preempted, max_skipped_in_a_row=2)
+  finally:
+    writer.close()
+    checkpoints.close()
+
+
+def lines(workdir) -> list[dict]:
+  records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [{name: value for name, value in record.items() if not name.startswith("seconds")} for record in records]
+
+
+def test_a_preempted_run_ends_as_if_it_had_not_been(tmp_path):
+  whole = run(tmp_path / "whole")
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  steps = []
+  with PreemptionNotice(mesh) as notice:
+
+    def asked():
+      steps.append(None)
+      if len(steps) == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+      return notice()
+
+    with pytest.raises(Preempted, match="saved at step 3"):
+      run(tmp_path / "torn", asked)
+  resumed = run(tmp_path / "torn")
+  np.testing.assert_array_equal(resumed["kernel"], whole["kernel"])
+  assert lines(tmp_path / "torn") == lines(tmp_path / "whole")
+  assert {line["bad_records"] for line in lines(tmp_path / "whole")} == {3.0}
+
+
+def test_a_notice_ends_what_has_nothing_unsaved_at_once():
+  with PreemptionNotice(sharding.make_mesh(devices=jax.devices()[:1])) as notice:
+    with pytest.raises(Preempted):
+      with notice.nothing_unsaved():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the notice did not end the block")
+    with pytest.raises(Preempted):
+      with notice.nothing_unsaved():
+        raise AssertionError("the notice was forgotten")
+
+
+def test_nans_in_a_row_stop_the_run_with_its_last_good_state(tmp_path):
+  with pytest.raises(loop.NonFiniteError, match=r"not finite 2 times in a row, step 6; .*config\.toy\.optimizer"):
+    run(tmp_path / "nan", nan_from=4)
+  state, position = Checkpoints(tmp_path / "nan" / "checkpoints" / "toy").restore(make_stage().state)
+  assert int(state.step) == 6 and position == {"next": 6}
+  good = make_stage().state
+  step, batches = make_stage().step, Counting()
+  for _ in range(4):
+    good, _ = step(good, next(batches))
+  np.testing.assert_array_equal(state.trainable["kernel"], good.trainable["kernel"])
+
+
+def test_a_run_may_move_to_another_mesh_but_not_to_another_seed():
+  old = {"seed": 0, "mesh": {"data": 1, "fsdp": 8}, "checkpoints": {"last": 2}}
+  new = {"seed": 1, "mesh": {"data": 2, "fsdp": 4}, "checkpoints": {"last": 5}}
+  assert differences(fixed(old), fixed(new)) == ["config.seed: 0 -> 1"]
