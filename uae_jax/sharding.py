@@ -8,6 +8,7 @@ A weight rests cut over `fsdp` and is made whole by `gather` where it is used, s
 
 from collections.abc import Callable
 import functools
+import math
 
 from flax import nnx
 import jax
@@ -36,6 +37,9 @@ RULES = {
   "mlp": "tensor",
   "vocab": "tensor",
   "lora": None,
+  # The long side of an adapter's factor is always cut over fsdp, also where its layer's is not.
+  "adapter": "fsdp",
+  "adapter_tensor": ("fsdp", "tensor"),
   "patch": None,
   "conv_in": None,
   "conv_out": None,
@@ -92,6 +96,11 @@ def gather(weight: jax.Array, *axes: str | None) -> jax.Array:
   return weight if mesh.shape.get("fsdp", 1) == 1 else _gather(weight, axes)
 
 
+def mesh_axes(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """The mesh axes of a rule, or of an entry of a `PartitionSpec`."""
+  return (rule,) if isinstance(rule, str) else tuple(rule or ())
+
+
 def _pin(x: jax.Array, rules) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*rules))
 
@@ -102,7 +111,7 @@ def _cut(axes: tuple[str | None, ...]):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gather(weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-  return _pin(weight, (None if rule == "fsdp" else rule for rule in _cut(axes)))
+  return _pin(weight, (tuple(axis for axis in mesh_axes(rule) if axis != "fsdp") or None for rule in _cut(axes)))
 
 
 _gather.defvjp(
@@ -138,10 +147,13 @@ def check_divisible(tree: dict, mesh: Mesh) -> None:
   """Raises `ValueError` where the rules cut a dimension into unequal parts, naming the array and the setting."""
   for path, leaf in jax.tree.leaves_with_path(tree):
     for size, rule in zip(leaf.shape, leaf.sharding.spec, strict=False):
-      if rule is not None and size % mesh.shape[rule]:
+      axes = mesh_axes(rule)
+      parts = math.prod(mesh.shape[axis] for axis in axes)
+      if size % parts:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         raise ValueError(
-          f"{name} {leaf.shape}: {size} does not divide by {rule} = {mesh.shape[rule]}: change config.mesh.{rule}"
+          f"{name} {leaf.shape}: {size} does not divide by {' * '.join(axes)} = {parts}: "
+          f"change {' or '.join(f'config.mesh.{axis}' for axis in axes)}"
         )
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from uae_jax.sharding import gather
+from uae_jax.sharding import RULES, gather
 
 ADAPTER_NAMES = ("lora_a", "lora_b")
 FAN_IN = nnx.initializers.lecun_normal()
@@ -70,10 +70,17 @@ class Linear(nnx.Module):
       if self.use_bias:
         total = total + self.bias[...]
       if is_adapted:
-        a, b = gather(self.lora_a[...], self.axes[0], "lora"), gather(self.lora_b[...], "lora", self.axes[1])
+        a = gather(self.lora_a[...], adapter_axis(self.axes[0]), "lora")
+        b = gather(self.lora_b[...], "lora", adapter_axis(self.axes[1]))
         total = total + self.lora_scale * ((rows.astype(a.dtype) @ a) @ b)
       y = total.astype(x.dtype)
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def adapter_axis(axis: str | None) -> str:
+  """The logical name of a factor's long side, given that of its layer's kernel."""
+  rule = None if axis is None else RULES[axis]
+  return {None: "adapter", "tensor": "adapter_tensor"}.get(rule, axis)
 
 
 def attach(model: nnx.Module, lora: LoRA, *, rngs: nnx.Rngs) -> None:
@@ -93,9 +100,9 @@ def attach(model: nnx.Module, lora: LoRA, *, rngs: nnx.Rngs) -> None:
     *stacked, in_features, out_features = module.kernel.shape
     leading = ("layers",) * len(stacked)
     a = jax.random.normal(rngs.params(), (*stacked, in_features, lora.rank)) / lora.rank**0.5
-    module.lora_a = nnx.LoRAParam(a, out_sharding=(*leading, module.axes[0], "lora"))
+    module.lora_a = nnx.LoRAParam(a, out_sharding=(*leading, adapter_axis(module.axes[0]), "lora"))
     module.lora_b = nnx.LoRAParam(
-      jnp.zeros((*stacked, lora.rank, out_features)), out_sharding=(*leading, "lora", module.axes[1])
+      jnp.zeros((*stacked, lora.rank, out_features)), out_sharding=(*leading, "lora", adapter_axis(module.axes[1]))
     )
     module.lora_scale = lora.alpha / lora.rank
   if not found:
