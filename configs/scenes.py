@@ -113,8 +113,8 @@ def get_config(arg=None):
     options=dict(absolute_weight=0.1, kl_weight=2e-4),
   )
   config.captioner = stage(
-    1000,
-    64,
+    2000,
+    32,
     3e-3,
     captions="partial",
     trainable="^captioner/(?!.*lora_)",
@@ -122,12 +122,13 @@ def get_config(arg=None):
   )
   # Stage 0.
   config.pretrain = stage(
-    1500,
-    64,
+    4000,
+    32,
     3e-3,
     captions="mixed",
     trainable="^(decoder|connector)/(?!.*lora_)",
-    options=dict(shift=3.0, context_dropout=0.0),
+    # More noise than the sampler's 3.0 asks for: what binds words to places is learnt where little else is to be seen.
+    options=dict(shift=6.0, context_dropout=0.0),
   )
   # Stage 1.
   config.cold_start = stage(
