@@ -228,8 +228,10 @@ def test_metrics_of_single_steps_add_to_the_whole():
     lambda: call(FlowObjective(trust_region="divergence"), make_rollout(), old_mean=None),
     lambda: call(FlowObjective(beta=0.1), make_rollout(), reference_mean=None),
     lambda: call(FlowObjective(beta=0.1, kl="velocity"), make_rollout(), velocity_scale=None),
-    lambda: ForwardObjective(kind="dpo"),
+    lambda: ForwardObjective(loss="dpo"),
+    lambda: FlowObjective(loss="nft"),
     lambda: forward(ForwardObjective(beta=0.1), make_samples(), reference_velocity=None),
+    lambda: forward(ForwardObjective(average_beta=0.1), make_samples(), average_velocity=None),
   ],
 )
 def test_wrong_options_are_refused(refused):
@@ -244,6 +246,7 @@ def make_samples():
     velocity=old + draw(*shape, seed=1, scale=0.2),
     old_velocity=old,
     reference_velocity=old + draw(*shape, seed=2, scale=0.2),
+    average_velocity=old + draw(*shape, seed=6, scale=0.2),
     x=draw(*shape, seed=3),
     noise=draw(*shape, seed=4),
     sigma=np.linspace(0.1, 0.9, 6),
@@ -263,7 +266,7 @@ def torch_forward_loss(o, samples):
   v = t["velocity"].requires_grad_()
   old, x0, noise, a = t["old_velocity"], t["x"], t["noise"], t["advantages"]
   sigma = t["sigma"].reshape(-1, 1, 1)
-  if o.kind == "nft":
+  if o.loss == "nft":
     noised = (1 - sigma) * x0 + sigma * noise
     losses = []
     for mixed in (o.mix * v + (1 - o.mix) * old, (1 + o.mix) * old - o.mix * v):
@@ -277,13 +280,16 @@ def torch_forward_loss(o, samples):
 
     def log_prob(v):
       error = ((v - (noise - x0)) ** 2).mean((1, 2))
+      if o.weight == "huber":
+        return -(torch.sqrt(error + 1e-10) - 1e-5) * t["sigma"]
       if o.weight == "ghuber":
         return -((error + 1e-10) ** 0.25 - 1e-10**0.25) * t["sigma"] / 0.25
       return -error * t["sigma"] ** {"uniform": 0, "sigma": 1, "sigma_square": 2}[o.weight]
 
     ratio = torch.exp(log_prob(v) - log_prob(old))
     loss = torch.max(-a * ratio, -a * ratio.clamp(1 - o.clip_low, 1 + o.clip_high))
-  loss = loss + o.old_beta * ((v - old) ** 2).mean((1, 2)) + o.beta * ((v - t["reference_velocity"]) ** 2).mean((1, 2))
+  for beta, name in ((o.average_beta, "average_velocity"), (o.beta, "reference_velocity")):
+    loss = loss + beta * ((v - t[name]) ** 2).mean((1, 2))
   loss.mean().backward()
   return loss.mean().item(), v.grad.numpy()
 
@@ -292,10 +298,10 @@ FORWARD = {
   "nft": ForwardObjective(),
   "nft half": ForwardObjective(mix=0.5, beta=0.1),
   **{
-    f"awm {weight}": ForwardObjective(kind="awm", weight=weight, clip_low=0.05, clip_high=0.05)
+    f"awm {weight}": ForwardObjective(loss="awm", weight=weight, clip_low=0.05, clip_high=0.05)
     for weight in AWM_WEIGHTS
   },
-  "awm with kl": ForwardObjective(kind="awm", old_beta=1.0, beta=1e-2),
+  "awm with kl": ForwardObjective(loss="awm", average_beta=1.0, beta=1e-2),
 }
 
 
@@ -318,7 +324,25 @@ def test_forward_objectives_equal_torch_and_add_over_pieces(name):
 def test_forward_objectives_are_still_where_advantages_and_distances_are_zero(name):
   """At v = v_old = v_ref without advantage nothing pulls: nft's two halves cancel, awm has none."""
   samples = make_samples()
-  samples["old_velocity"] = samples["reference_velocity"] = samples["velocity"]
+  samples["old_velocity"] = samples["reference_velocity"] = samples["average_velocity"] = samples["velocity"]
   samples["advantages"] = np.zeros(6)
   gradient = jax.grad(lambda v: forward(FORWARD[name], samples, v)[0].sum)(jnp.asarray(samples["velocity"]))
   np.testing.assert_allclose(gradient, 0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_forward_ratio_is_one_and_distances_zero_before_the_first_update(name):
+  samples = make_samples()
+
+  @jax.jit
+  def metrics_of(velocity, *others):
+    names = ("old_velocity", "average_velocity", "reference_velocity")
+    return forward(FORWARD[name], samples | dict(zip(names, others, strict=True)), velocity)[1]
+
+  velocity = jnp.float32(samples["velocity"])
+  placed = jax.NamedSharding(sharding.make_mesh(data=2, fsdp=4), PartitionSpec("data"))
+  for place in (lambda x: x, lambda x: jax.device_put(x, placed)):
+    metrics = metrics_of(*(place(velocity + 0) for _ in range(4)))
+    for metric in ("old_distance", "average_distance", "kl", "approximate_kl", "ratio_variance", "clip_fraction"):
+      assert metrics.get(metric, (0, 0))[0] == 0
+    assert metrics.get("ratio_mean", (6, 6))[0] == 6

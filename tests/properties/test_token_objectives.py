@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from uae_jax import sharding
-from uae_jax.algorithms import grpo
+from uae_jax.algorithms import grpo, kl
 from uae_jax.algorithms.advantages import AdvantageOptions, group_advantages
 from uae_jax.algorithms.grpo import TokenObjective, token_objective
 
@@ -32,6 +32,7 @@ CONFIGURATIONS = {
   "top entropy": TokenObjective(top_entropy=0.4, beta=0.1),
   "entropy bonus": TokenObjective(loss="dr_grpo", entropy_bonus=0.05),
   "sampling correction": TokenObjective(sampling_cap=1.1),
+  "off-policy mask": TokenObjective(off_policy_threshold=0.02),
   "masked truncation": TokenObjective(loss="grpo", truncation="mask"),
 }
 
@@ -104,11 +105,18 @@ def torch_loss(o, batch):
       elif o.loss == "sapo":
         tau = o.temperature_positive if advantage > 0 else o.temperature_negative
         term = -(4 / tau) * torch.sigmoid(tau * (ratio - 1)) * advantage
+      elif o.loss == "vespo":
+        k, rate = (2.0, 3.0) if advantage > 0 else (3.0, 2.0)
+        log_w = (new - old).sum().clamp(math.log(1e-8), 20).detach()
+        term = -torch.exp(rate + k * log_w - rate * torch.exp(log_w)) * advantage * new
       else:
         capped = ratio if o.delta is None else ratio.clamp(max=o.delta)
         term = -torch.min(capped * advantage, ratio.clamp(1 - o.clip_low, 1 + o.clip_high) * advantage)
       if o.sampling_cap:
         term = term * torch.exp(old - tensors["sampling_log_probs"][i, j, :length]).clamp(max=o.sampling_cap)
+      if o.off_policy_threshold:
+        drift = (tensors["sampling_log_probs"][i, j, :length] - new).mean().detach()
+        term = term * bool(advantage >= 0 or drift <= o.off_policy_threshold)
       if o.top_entropy < 1:
         term = term * (tensors["entropy"][i, j, :length] >= threshold)
       if o.beta:
@@ -224,11 +232,46 @@ def test_entropy_threshold_is_torchs_quantile():
     assert float(actual) == pytest.approx(expected, rel=1e-12)
 
 
-def test_penalised_truncation_lowers_the_reward_before_advantages():
-  rewards, is_closed = jnp.array([[0.5, 0.5]]), jnp.array([[True, False]])
-  objective = TokenObjective(truncation="penalise", truncation_penalty=0.2)
-  np.testing.assert_allclose(grpo.shaped_rewards(objective, rewards, is_closed), [[0.5, 0.3]])
-  np.testing.assert_array_equal(grpo.shaped_rewards(TokenObjective(), rewards, is_closed), rewards)
+def test_the_off_policy_mask_drops_some_rollouts_and_not_all():
+  """Otherwise the comparison with PyTorch would hold without it."""
+  batch = make_batch()
+  gradients = [
+    jax.grad(lambda x, o=o: call(o, batch, x)[0].sum)(jnp.asarray(batch["log_probs"]))
+    for o in (TokenObjective(), TokenObjective(off_policy_threshold=0.02))
+  ]
+  is_kept = [np.any(np.asarray(gradient) != 0, axis=-1) for gradient in gradients]
+  assert 0 < is_kept[1].sum() < is_kept[0].sum()
+  assert np.array_equal(is_kept[1][batch["advantages"] > 0], is_kept[0][batch["advantages"] > 0])
+
+
+def test_entropy_bonus_and_exact_kl_follow_the_logits():
+  """Through log-probability, entropy and KL of the same logits, as the captioner has them."""
+  random = np.random.default_rng(7)
+  batch = make_batch()
+  logits, other = random.normal(size=(2, *batch["mask"].shape, 5))
+  chosen = random.integers(0, 5, size=batch["mask"].shape)
+  objective = TokenObjective(loss="grpo", entropy_bonus=0.05, beta=0.1, kl="exact")
+
+  def loss(logits):
+    log_p = jax.nn.log_softmax(logits)
+    log_probs = jnp.take_along_axis(log_p, jnp.asarray(chosen)[..., None], axis=-1)[..., 0]
+    entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+    changes = dict(entropy=entropy, exact_kl=kl.exact(logits, jnp.asarray(other)))
+    return call(objective, batch, log_probs, **changes)[0].mean
+
+  scores = torch.tensor(logits, requires_grad=True)
+  log_p = torch.log_softmax(scores, -1)
+  new = torch.gather(log_p, -1, torch.tensor(chosen)[..., None])[..., 0]
+  mask, advantages = torch.tensor(batch["mask"]), torch.tensor(batch["advantages"])[..., None]
+  ratio = torch.where(mask, torch.exp(new - torch.where(mask, torch.tensor(batch["old_log_probs"]), 0)), 1)
+  divergence = (log_p.exp() * (log_p - torch.log_softmax(torch.tensor(other), -1))).sum(-1)
+  entropy = -(log_p.exp() * log_p).sum(-1)
+  terms = -torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages) + 0.1 * divergence - 0.05 * entropy
+  expected = ((terms * mask).sum(-1) / mask.sum(-1)).mean()
+  expected.backward()
+  value, gradient = jax.value_and_grad(loss)(jnp.asarray(logits))
+  assert float(value) == pytest.approx(expected.item(), rel=1e-10)
+  np.testing.assert_allclose(gradient, scores.grad.numpy(), atol=1e-12)
 
 
 @pytest.mark.parametrize(

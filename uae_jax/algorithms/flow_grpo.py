@@ -34,6 +34,7 @@ from uae_jax.algorithms.losses import (
   sum_and_count,
 )
 
+LOSSES = ("flow_grpo",)
 RATIOS = ("plain", "guard")
 TRUST_REGIONS = ("clip", "divergence")
 STEP_WEIGHTS = ("uniform", "noise", "inverse_dt")
@@ -44,6 +45,7 @@ class FlowObjective:
   """Static options; defaults are Flow-GRPO's for SD3.5, with its KL off.
 
   Attributes:
+    loss: "flow_grpo"; the forward-process losses have a class of their own.
     ratio: "plain", or "guard" (flow and dance samplers only; clip ranges of order 2e-6).
     trust_region: "clip", or "divergence".
     clip_low: ratio clipped below at 1 - clip_low. Of order 1e-4: log-probabilities are means over elements.
@@ -54,6 +56,7 @@ class FlowObjective:
     kl: "gaussian", "gaussian_no_dt", "velocity" or "mean"; each has its own order of beta, see `kl.flow`.
   """
 
+  loss: str = "flow_grpo"
   ratio: str = "plain"
   trust_region: str = "clip"
   clip_low: float = 1e-4
@@ -64,6 +67,7 @@ class FlowObjective:
   kl: str = "gaussian_no_dt"
 
   def __post_init__(self):
+    require("loss", self.loss, LOSSES)
     require("ratio", self.ratio, RATIOS)
     require("trust_region", self.trust_region, TRUST_REGIONS)
     require("step_weight", self.step_weight, STEP_WEIGHTS)
@@ -119,7 +123,7 @@ def flow_objective(
 
   Returns:
     (Loss, metrics name -> (sum, count)). Names ending in `_step<i>` are those of window step i alone. `ratio_variance`
-    is the mean of (r - 1)^2, `approximate_kl` the mean of D^2 / 2.
+    is the mean of (r - 1)^2, `approximate_kl` the mean of D^2 / 2; `policy_loss` is the loss without the KL.
 
   Raises:
     ValueError: an option lacks its argument.
@@ -155,6 +159,7 @@ def flow_objective(
     "clip_fraction_high": high,
     "approximate_kl": 0.5 * jnp.square(difference),
     "log_ratio_abs": jnp.abs(difference),
+    "policy_loss": terms,
   }
   if objective.beta:
     if mean is None or reference_mean is None:

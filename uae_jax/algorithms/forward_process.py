@@ -12,8 +12,10 @@ policy:
 
     log p = -w(sigma) mean (v - (noise - x))^2,   L = -min(r A, clip(r) A),   r = e^(log p - log p_old)
 
-Both take the KL to the reference in velocity space. Sources: DiffusionNFT arXiv 2509.16117; AWM arXiv 2509.25050; in
-the form of Flow-Factory and verl-omni.
+Both noise every sample several times. The KL to the reference, and to a slow average of the policy, is taken in
+velocity space. v_old is the policy that sampled: the one before the update, or the slow average itself.
+
+Sources: DiffusionNFT arXiv 2509.16117; AWM arXiv 2509.25050; in the form of Flow-Factory and verl-omni.
 """
 
 import dataclasses
@@ -33,8 +35,8 @@ from uae_jax.algorithms.losses import (
   sum_and_count,
 )
 
-KINDS = ("nft", "awm")
-AWM_WEIGHTS = ("uniform", "sigma", "sigma_square", "ghuber")
+LOSSES = ("nft", "awm")
+AWM_WEIGHTS = ("uniform", "sigma", "sigma_square", "huber", "ghuber")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,27 +44,28 @@ class ForwardObjective:
   """Static options.
 
   Attributes:
-    kind: "nft" or "awm".
+    loss: "nft" or "awm".
     mix: beta of nft, how far v+ and v- lie from the old policy; 1 in Flow-Factory, 0.5 in verl-omni.
     max_advantage: A_max of nft.
-    weight: w of awm: 1, sigma, sigma^2, or "ghuber", with log p = -sigma ((mean + 1e-10)^(1/4) - 1e-10^(1/4)) / (1/4).
+    weight: w of awm: 1, sigma, sigma^2, or "huber" and "ghuber", with log p = -sigma ((mean + 1e-10)^q - 1e-10^q) c;
+      q = 1/2, c = 1 and q = 1/4, c = 4.
     clip_low: of awm.
     clip_high: of awm.
-    old_beta: weight of mean (v - v_old)^2, v_old being the slow average; awm collapses without it or the clip.
+    average_beta: weight of mean (v - v_average)^2; awm collapses without it or the clip. 0 needs no average.
     beta: weight of mean (v - v_ref)^2; 0 needs no reference.
   """
 
-  kind: str = "nft"
+  loss: str = "nft"
   mix: float = 1.0
   max_advantage: float = 5.0
   weight: str = "uniform"
   clip_low: float = 1.0
   clip_high: float = 1.0
-  old_beta: float = 0.0
+  average_beta: float = 0.0
   beta: float = 0.0
 
   def __post_init__(self):
-    require("kind", self.kind, KINDS)
+    require("loss", self.loss, LOSSES)
     require("weight", self.weight, AWM_WEIGHTS)
     if self.mix <= 0:
       raise ValueError(f"mix = {self.mix}: expected more than 0")
@@ -94,14 +97,22 @@ def nft_terms(
   return (preference * positive + (1 - preference) * negative) * max_advantage / mix
 
 
-def awm_log_prob(velocity: jax.Array, x: jax.Array, noise: jax.Array, sigma: jax.Array, weight: str) -> jax.Array:
-  """log p of AWM, float32[batch]; arguments as `forward_objective`."""
+def awm_log_ratio(
+  velocity: jax.Array, old_velocity: jax.Array, x: jax.Array, noise: jax.Array, sigma: jax.Array, weight: str
+) -> jax.Array:
+  """log p - log p_old of AWM, float32[batch]; arguments as `forward_objective`.
+
+  The weight multiplies the difference: compiled with fused multiply-add, the difference of two products would not be 0
+  for equal velocities.
+  """
   require("weight", weight, AWM_WEIGHTS)
-  error = mean_square(velocity - velocity_target(x, noise))
-  if weight == "ghuber":
-    power, eps = 0.25, 1e-10
-    return -((error + eps) ** power - eps**power) * sigma / power
-  return -error * {"uniform": jnp.ones_like(sigma), "sigma": sigma, "sigma_square": jnp.square(sigma)}[weight]
+  target = velocity_target(x, noise)
+  error, old_error = mean_square(velocity - target), mean_square(old_velocity - target)
+  if weight in ("huber", "ghuber"):
+    power, factor = (0.5, 1.0) if weight == "huber" else (0.25, 4.0)
+    return factor * sigma * ((old_error + 1e-10) ** power - (error + 1e-10) ** power)
+  scale = {"uniform": jnp.ones_like(sigma), "sigma": sigma, "sigma_square": jnp.square(sigma)}[weight]
+  return scale * (old_error - error)
 
 
 def forward_objective(
@@ -113,6 +124,7 @@ def forward_objective(
   noise: jax.Array,
   sigma: jax.Array,
   advantages: jax.Array,
+  average_velocity: jax.Array | None = None,
   reference_velocity: jax.Array | None = None,
 ) -> tuple[Loss, dict[str, tuple[jax.Array, jax.Array]]]:
   """Numerator and denominator of the loss of a (micro-)batch; the denominator is the number of samples.
@@ -120,37 +132,49 @@ def forward_objective(
   Args:
     objective: static options.
     velocity: float[batch, ...] at `interpolate(x, noise, sigma)`, differentiated.
-    old_velocity: the same of the policy that sampled, or of its slow average.
+    old_velocity: the same of the policy that sampled; on policy, `stop_gradient(velocity)`.
     x: float32[batch, ...], finished samples (latents).
     noise: float32[batch, ...].
     sigma: float32[batch].
     advantages: float32[batch].
-    reference_velocity: the same of the reference; for beta.
+    average_velocity: as `velocity`, of the slow average; for average_beta.
+    reference_velocity: as `velocity`, of the reference; for beta.
 
   Returns:
-    (Loss, metrics name -> (sum, count)).
+    (Loss, metrics name -> (sum, count)); `policy_loss` is the loss without both betas, `old_distance` the mean of
+    (v - v_old)^2.
 
   Raises:
-    ValueError: beta without reference.
+    ValueError: a beta without its velocity.
   """
   velocity, x, noise = at_least_float32(velocity), at_least_float32(x), at_least_float32(noise)
   old_velocity = jax.lax.stop_gradient(at_least_float32(old_velocity))
   advantages = jax.lax.stop_gradient(advantages)
-  old_distance = mean_square(velocity - old_velocity)
-  metrics = {"old_distance": sum_and_count(old_distance)}
-  if objective.kind == "nft":
+  metrics = {"old_distance": sum_and_count(mean_square(velocity - old_velocity))}
+  if objective.loss == "nft":
     options = dict(mix=objective.mix, max_advantage=objective.max_advantage)
     terms = nft_terms(velocity, old_velocity, x, noise, sigma, advantages, **options)
   else:
-    difference = awm_log_prob(velocity, x, noise, sigma, objective.weight)
-    difference = difference - awm_log_prob(old_velocity, x, noise, sigma, objective.weight)
+    difference = awm_log_ratio(velocity, old_velocity, x, noise, sigma, objective.weight)
     ratio = jnp.exp(clip_log_ratio(difference))
     terms = clipped_surrogate(ratio, advantages, objective.clip_low, objective.clip_high)
-    low, high = ratio < 1 - objective.clip_low, ratio > 1 + objective.clip_high
-    metrics["ratio_mean"] = sum_and_count(ratio)
-    metrics["ratio_variance"] = sum_and_count(jnp.square(ratio - 1))
-    metrics["clip_fraction"] = sum_and_count((low & (advantages < 0)) | (high & (advantages > 0)))
-  terms = terms + objective.old_beta * old_distance
+    low = (ratio < 1 - objective.clip_low) & (advantages < 0)
+    high = (ratio > 1 + objective.clip_high) & (advantages > 0)
+    metrics |= {
+      "ratio_mean": sum_and_count(ratio),
+      "ratio_variance": sum_and_count(jnp.square(ratio - 1)),
+      "clip_fraction": sum_and_count(low | high),
+      "clip_fraction_low": sum_and_count(low),
+      "clip_fraction_high": sum_and_count(high),
+      "approximate_kl": sum_and_count(0.5 * jnp.square(difference)),
+    }
+  metrics["policy_loss"] = sum_and_count(terms)
+  if objective.average_beta:
+    if average_velocity is None:
+      raise ValueError("average_beta needs average_velocity")
+    distance = mean_square(velocity - jax.lax.stop_gradient(at_least_float32(average_velocity)))
+    metrics["average_distance"] = sum_and_count(distance)
+    terms = terms + objective.average_beta * distance
   if objective.beta:
     if reference_velocity is None:
       raise ValueError("beta needs reference_velocity")

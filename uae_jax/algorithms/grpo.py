@@ -11,6 +11,10 @@ With D_t = log p_t - log p_old_t, r_t = e^(D_t) at token level or r = e^(mean_t 
     luspo     the same, with the sequence ratio            sum_t m l                rollouts
     cispo     -sg(min(r, ratio_cap)) A log p               sum_t m l                tokens
     sapo      -(4 / tau) sigmoid(tau (r - 1)) A            sum_t m l / |o|          rollouts
+    vespo     -sg(phi(w)) A log p                          sum_t m l                tokens
+
+where vespo's w = exp(sum_t m D_t), the ratio of whole captions within [1e-8, e^20], is weighed by a gamma-shaped
+phi(w) = e^(lambda (1 - w)) w^k with phi(1) = 1.
 
 The last two columns are a `Loss(sum, count)`. Both add over micro-batches and devices, and the count depends on masks
 alone, so `denominator` of a whole batch is known before its update. bnpo and dapo differ in other libraries by what
@@ -18,11 +22,12 @@ they average over (a device's own micro-batch, or everything that one optimizer 
 are the same, and both names are kept. All-masked rollouts count as rollouts.
 
 Sources: GRPO arXiv 2402.03300; DAPO 2503.14476; Dr. GRPO 2503.20783; CISPO (MiniMax-M1) 2506.13585; GSPO 2507.18071;
-SAPO 2511.20347; names and aggregation as in TRL 1.10 GRPOTrainer (its "bnpo" is not the Beta normalisation of the paper
-BNPO).
+SAPO 2511.20347; VESPO and the off-policy mask (DeepSeek-V3.2 section 3.1) in the form of TRL; names and aggregation as
+in TRL 1.10 GRPOTrainer (its "bnpo" is not the Beta normalisation of the paper BNPO).
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +35,14 @@ import jax.numpy as jnp
 from uae_jax.algorithms import kl as kl_functions
 from uae_jax.algorithms.losses import Loss, at_least_float32, clipped_surrogate, require, sum_and_count
 
-LOSSES = ("grpo", "bnpo", "dapo", "dr_grpo", "luspo", "cispo", "sapo")
+LOSSES = ("grpo", "bnpo", "dapo", "dr_grpo", "luspo", "cispo", "sapo", "vespo")
 BY_ROLLOUT = ("grpo", "sapo")
-BY_TOKEN = ("bnpo", "dapo", "cispo")
+BY_TOKEN = ("bnpo", "dapo", "cispo", "vespo")
 LEVELS = ("token", "sequence")
-TRUNCATIONS = ("train", "mask", "penalise")
+TRUNCATIONS = ("train", "mask")
+# (k, lambda) of vespo where A > 0, and elsewhere; TRL's defaults.
+VESPO_POSITIVE, VESPO_NEGATIVE = (2.0, 3.0), (3.0, 2.0)
+MIN_LOG_SEQUENCE_RATIO = math.log(1e-8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +66,10 @@ class TokenObjective:
       all.
     sampling_cap: truncated importance weight min(p_old / p_sampler, cap) for a sampler whose log-probabilities differ;
       0 for none.
-    truncation: what happens to rollouts without closing token: "train" as others, "mask" them out, or "penalise" their
-      reward.
-    truncation_penalty: of "penalise", in units of the reward; see `shaped_rewards`.
+    off_policy_threshold: rollouts with A < 0 whose mean_t (log p_sampler - log p) exceeds it have no policy gradient;
+      0 for none.
+    truncation: what happens to rollouts without closing token: "train" as others, or "mask" them out (DAPO's overlong
+      filtering). To punish them give the text rewards "truncation" or "length" a weight.
   """
 
   loss: str = "dapo"
@@ -77,8 +86,8 @@ class TokenObjective:
   entropy_bonus: float = 0.0
   top_entropy: float = 1.0
   sampling_cap: float = 0.0
+  off_policy_threshold: float = 0.0
   truncation: str = "train"
-  truncation_penalty: float = 0.0
 
   def __post_init__(self):
     require("loss", self.loss, LOSSES)
@@ -91,21 +100,6 @@ class TokenObjective:
       raise ValueError(f"delta = {self.delta}: expected more than 1 + clip_high = {1 + self.clip_high}")
     if not 0 < self.top_entropy <= 1:
       raise ValueError(f"top_entropy = {self.top_entropy}: expected a share in (0, 1]")
-
-
-def shaped_rewards(objective: TokenObjective, rewards: jax.Array, is_closed: jax.Array) -> jax.Array:
-  """Rewards before `group_advantages`: r - truncation_penalty for truncated rollouts under truncation = "penalise".
-
-  Source: DAPO's overlong punishment (arXiv 2503.14476 section 3.4), in its hard form.
-
-  Args:
-    objective: static options.
-    rewards: float32[prompts, rollouts].
-    is_closed: [prompts, rollouts], whether the closing token was sampled within the budget.
-  """
-  if objective.truncation != "penalise":
-    return rewards
-  return rewards - objective.truncation_penalty * (1 - is_closed.astype(rewards.dtype))
 
 
 def effective_mask(objective: TokenObjective, mask: jax.Array, is_closed: jax.Array | None = None) -> jax.Array:
@@ -156,10 +150,23 @@ def entropy_threshold(entropy: jax.Array, mask: jax.Array, top_entropy: float) -
   return ordered[below] + jnp.where(above > below, (position - below) * (ordered[above] - ordered[below]), 0)
 
 
-def _policy_term(objective: TokenObjective, ratio: jax.Array, log_probs: jax.Array, advantages: jax.Array) -> jax.Array:
+def _vespo_weights(difference: jax.Array, advantages: jax.Array) -> jax.Array:
+  """phi(w), [prompts, rollouts, 1], of masked D [prompts, rollouts, L] and advantages [prompts, rollouts, 1]."""
+  log_w = jnp.sum(kl_functions.clip_log_ratio(difference), axis=-1, keepdims=True)
+  log_w = jnp.clip(log_w, MIN_LOG_SEQUENCE_RATIO, kl_functions.MAX_LOG_RATIO)
+  k = jnp.where(advantages > 0, VESPO_POSITIVE[0], VESPO_NEGATIVE[0])
+  rate = jnp.where(advantages > 0, VESPO_POSITIVE[1], VESPO_NEGATIVE[1])
+  return jnp.exp(k * log_w + rate * (1 - jnp.exp(log_w)))
+
+
+def _policy_term(
+  objective: TokenObjective, ratio: jax.Array, difference: jax.Array, log_probs: jax.Array, advantages: jax.Array
+) -> jax.Array:
   """The second column of the table, [prompts, rollouts, L]."""
   if objective.loss == "cispo":
     return -jax.lax.stop_gradient(jnp.minimum(ratio, objective.ratio_cap)) * advantages * log_probs
+  if objective.loss == "vespo":
+    return -jax.lax.stop_gradient(_vespo_weights(difference, advantages)) * advantages * log_probs
   if objective.loss == "sapo":
     tau = jnp.where(advantages > 0, objective.temperature_positive, objective.temperature_negative)
     return -4 / tau * jax.nn.sigmoid(tau * (ratio - 1)) * advantages
@@ -169,7 +176,7 @@ def _policy_term(objective: TokenObjective, ratio: jax.Array, log_probs: jax.Arr
 def _is_clipped(objective: TokenObjective, ratio: jax.Array, advantages: jax.Array) -> tuple[jax.Array, jax.Array]:
   """(below, above): where the ratio has passed a bound in the direction in which the bound acts."""
   never = jnp.zeros(jnp.broadcast_shapes(ratio.shape, advantages.shape), bool)
-  if objective.loss == "sapo":
+  if objective.loss in ("sapo", "vespo"):
     return never, never
   if objective.loss == "cispo":
     return never, (ratio > objective.ratio_cap) & (advantages > 0)
@@ -205,11 +212,13 @@ def token_objective(
     exact_kl: float32[prompts, rollouts, L], see `kl.exact`; for beta with kl = "exact".
     entropy: float32[prompts, rollouts, L]; for `entropy_bonus`, `top_entropy` and its metric.
     entropy_threshold_value: float32[], `entropy_threshold` of the whole batch; None takes it from this micro-batch.
-    sampling_log_probs: float32[prompts, rollouts, L], as the sampler measured them; for `sampling_cap`.
+    sampling_log_probs: float32[prompts, rollouts, L], as the sampler measured them; for `sampling_cap` and
+      `off_policy_threshold`.
     is_closed: [prompts, rollouts]; for truncation = "mask".
 
   Returns:
-    (Loss, metrics name -> (sum, count)). `ratio_variance` is the mean of (r - 1)^2, `approximate_kl` that of D^2 / 2.
+    (Loss, metrics name -> (sum, count)). `ratio_variance` is the mean of (r - 1)^2, `approximate_kl` that of D^2 / 2;
+    `policy_loss` is the loss without KL and entropy.
 
   Raises:
     ValueError: an option lacks its argument.
@@ -231,7 +240,7 @@ def token_objective(
     log_ratio = jnp.broadcast_to(jnp.sum(mask * difference, axis=-1, keepdims=True) / lengths, difference.shape)
   ratio = jnp.exp(kl_functions.clip_log_ratio(log_ratio))
 
-  terms = _policy_term(objective, ratio, log_probs, advantages)
+  terms = _policy_term(objective, ratio, difference, log_probs, advantages)
   if objective.sampling_cap:
     _need(sampling_log_probs, "sampling_cap", "sampling_log_probs")
     mismatch = jnp.exp(old_log_probs - sampling_log_probs)
@@ -243,6 +252,12 @@ def token_objective(
       threshold = entropy_threshold(entropy, mask, objective.top_entropy)
     terms = terms * jax.lax.stop_gradient(entropy >= threshold)
 
+  if objective.off_policy_threshold:
+    drift = mask * (_need(sampling_log_probs, "off_policy_threshold", "sampling_log_probs") - log_probs)
+    drift = jnp.sum(drift, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
+    terms = terms * jax.lax.stop_gradient((advantages >= 0) | (drift <= objective.off_policy_threshold))
+
+  weights, count = _token_weights(objective.loss, mask), denominator(objective, mask, is_closed)
   low, high = _is_clipped(objective, ratio, advantages)
   metrics = {
     "ratio_mean": sum_and_count(ratio, mask),
@@ -251,6 +266,7 @@ def token_objective(
     "clip_fraction_low": sum_and_count(low, mask),
     "clip_fraction_high": sum_and_count(high, mask),
     "approximate_kl": sum_and_count(0.5 * jnp.square(difference), mask),
+    "policy_loss": (jnp.sum(weights * terms), count),
   }
   if objective.beta:
     if objective.kl == "exact":
@@ -265,8 +281,7 @@ def token_objective(
   if objective.entropy_bonus:
     terms = terms - objective.entropy_bonus * _need(entropy, "entropy_bonus", "entropy")
 
-  total = jnp.sum(_token_weights(objective.loss, mask) * terms)
-  return Loss(total, denominator(objective, mask, is_closed)), metrics
+  return Loss(jnp.sum(weights * terms), count), metrics
 
 
 def _need(value, option: str, name: str):
