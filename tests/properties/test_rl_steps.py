@@ -1,6 +1,5 @@
 """The RL stages as pure steps: phases compose, micro-batches add, only adapters move, rollout and replay agree."""
 
-import dataclasses
 import functools
 
 from flax import nnx
@@ -9,205 +8,311 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.properties.rl_world import OPTIMIZER, PROMPTS, ROLLOUTS, STILL, TOKENS, batch, built, mesh, params, state_of
 from uae_jax import sharding, trees
 from uae_jax.algorithms.advantages import AdvantageOptions
 from uae_jax.algorithms.flow_grpo import FlowObjective
+from uae_jax.algorithms.forward_process import ForwardObjective
 from uae_jax.algorithms.grpo import TokenObjective
-from uae_jax.data import scenes
-from uae_jax.data.processing import Processor
-from uae_jax.data.vocabulary import write_processor
-from uae_jax.layers.lora import LoRA, is_adapter
 from uae_jax.models.prompts import generation_rows
+from uae_jax.rewards.text import TEXT_REWARDS
 from uae_jax.rollouts import captions
-from uae_jax.training import reinforcement, sizes
-from uae_jax.training.build import build
-from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
+from uae_jax.rollouts.contexts import encode_captions
+from uae_jax.rollouts.images import sample_sde, velocity_field
+from uae_jax.training import reinforcement
 from uae_jax.training.reinforcement import UpdateOptions
 from uae_jax.training.stages import generation_for_understanding as stage2
 from uae_jax.training.stages import understanding_for_generation as stage3
-from uae_jax.training.state import create
 
-TOKENS = 26
-PROMPTS = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-  image_px: int = 32
-  caption_tokens: int = TOKENS
+WITH_KL = {"captioner": TokenObjective(beta=0.1), "decoder": FlowObjective(beta=0.1)}
+ADVANTAGES = jnp.asarray(np.random.default_rng(0).normal(size=(PROMPTS, ROLLOUTS)), jnp.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-  model: str = "scenes"
-  dtype: str = "float32"
-  data: Data = Data()
+def captioner_phases(optimizer=OPTIMIZER, objective=WITH_KL["captioner"], **changes):
+  update = UpdateOptions(**{name: changes.pop(name) for name in list(changes) if name in UPDATES})
+  fields = dict(num_rollouts=ROLLOUTS, max_new_tokens=TOKENS, sampler_steps=2, held_out_encoder="dinov2") | changes
+  options = stage2.GenerationForUnderstandingOptions(**fields)
+  return stage2.make_phases(built().networks, options, objective, AdvantageOptions(), update, optimizer)
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("processor")
-  write_processor(folder)
-  processor = Processor.from_folder(folder)
-  encoders = {kind: sizes.fresh_encoder(kind, "scenes") for kind in ("clip", "dinov2")}
-  nets = sizes.Sizes(sizes.named_uae("scenes", processor, LoRA(16, 16.0)), encoders)
-  return build(Config(), nets, processor, sharding.make_mesh(data=4, fsdp=2))
-
-
-@pytest.fixture(scope="module")
-def params(built):
-  """Fresh parameters whose zero leaves (adapters, modulations, outputs) are random, so that everything has an
-  effect.
-  """
-  params = jax.jit(built.init)(jax.random.key(0))
-  leaves = []
-  for i, (path, leaf) in enumerate(trees.items(params)):
-    noise = 0.05 * jax.random.normal(jax.random.key(i), leaf.shape, leaf.dtype)
-    leaves.append((path, leaf + noise if path not in built.buffers else leaf))
-  return trees.from_items(leaves)
-
-
-@pytest.fixture(scope="module")
-def batch(built):
-  scene = scenes.scenes(np.arange(PROMPTS))
-  tokens = np.full((PROMPTS, TOKENS), built.networks.prompts.pad, np.int32)
-  for row, i in zip(tokens, range(PROMPTS), strict=True):
-    ids = [*built.processor.encode(scenes.full_caption(scene[i])), built.networks.prompts.end[0]]
-    row[: len(ids)] = ids
-  return {"image": scenes.render_batch(scene), "tokens": tokens}
-
-
-OPTIMIZER = make_optimizer(OptimizerOptions(1e-3, schedule="constant"), 10)
-
-
-def captioner_phases(built, optimizer=OPTIMIZER, **changes):
-  update = UpdateOptions(**{name: changes.pop(name) for name in list(changes) if name.startswith("num_")})
-  options = stage2.GenerationForUnderstandingOptions(
-    num_rollouts=3, max_new_tokens=TOKENS, sampler_steps=2, held_out_encoder="dinov2", **changes
+def decoder_phases(optimizer=OPTIMIZER, objective=WITH_KL["decoder"], **changes):
+  update = UpdateOptions(**{name: changes.pop(name) for name in list(changes) if name in UPDATES})
+  fields = dict(
+    num_rollouts=ROLLOUTS,
+    max_new_tokens=TOKENS,
+    captions="dataset",
+    sampler_steps=5,
+    window_range=(0, 2),
+    window=2,
+    held_out_encoder="dinov2",
   )
-  return stage2.make_phases(built.networks, options, TokenObjective(beta=0.1), AdvantageOptions(), update, optimizer)
+  options = stage3.UnderstandingForGenerationOptions(**(fields | changes))
+  return stage3.make_phases(built().networks, options, objective, AdvantageOptions(), update, optimizer)
 
 
-def decoder_phases(built, optimizer=OPTIMIZER, **changes):
-  update = UpdateOptions(**{name: changes.pop(name) for name in list(changes) if name.startswith("num_")})
-  objective = FlowObjective(beta=changes.pop("beta", 0.1))
-  fields = dict(num_rollouts=3, max_new_tokens=TOKENS, sampler_steps=5, window_range=(0, 2), window=2) | changes
-  options = stage3.UnderstandingForGenerationOptions(**fields)
-  return stage3.make_phases(built.networks, options, objective, AdvantageOptions(), update, optimizer)
-
-
+UPDATES = ("num_epochs", "num_minibatches", "num_microbatches")
 STAGES = {"captioner": captioner_phases, "decoder": decoder_phases}
 
 
-def state_of(params, net):
-  return create(
-    params, lambda path: path.startswith(net) and is_adapter(path), OPTIMIZER, jax.random.key(3), has_ema=False
-  )
+@functools.cache
+def rolled_out(net):
+  """A rollout of the default phases of a stage."""
+  phases, state = STAGES[net](), state_of(net)
+  key, _ = reinforcement.phase_keys(state)
+  return jax.jit(phases.rollout)(state.params, batch(), key, state.step)
+
+
+def updated(net, phases, trajectory=None, state=None, values=ADVANTAGES):
+  """(state, metrics) after the update phase; the rollout too is these phases' own unless one is given."""
+  state = state_of(net) if state is None else state
+  if trajectory is None:
+    key, _ = reinforcement.phase_keys(state)
+    trajectory = jax.jit(phases.rollout)(phases.sampling_params(state), batch(), key, state.step)
+  return jax.jit(phases.update)(state, batch(), trajectory, values)
+
+
+def moved(after, before) -> bool:
+  pairs = zip(*map(jax.tree.leaves, (after.trainable, before.trainable)), strict=True)
+  return any(not np.array_equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("net", STAGES)
-def test_whole_step_equals_phases_and_moves_only_adapters(net, built, params, batch):
-  phases, state = STAGES[net](built), state_of(params, net)
-  whole, metrics = jax.jit(reinforcement.compose(phases))(state, batch)
-  rollout_key, reward_key = reinforcement.phase_keys(state)
-  trajectory = jax.jit(phases.rollout)(state.params, batch, rollout_key, state.step)
-  rewards, _ = jax.jit(phases.reward)(state.params, batch, trajectory, reward_key)
+def test_whole_step_equals_phases_and_moves_only_adapters(net):
+  phases, state = STAGES[net](), state_of(net)
+  whole, metrics = jax.jit(reinforcement.compose(phases))(state, batch())
+  _, reward_key = reinforcement.phase_keys(state)
+  trajectory = rolled_out(net)
+  (rewards, measured), exhibits = jax.jit(phases.reward_and_exhibits)(state.params, batch(), trajectory, reward_key)
   values, _ = phases.advantages(rewards)
-  apart, apart_metrics = jax.jit(phases.update)(state, batch, trajectory, values)
+  apart, apart_metrics = updated(net, phases, trajectory, state, values)
   for (path, ours), (_, theirs) in zip(trees.items(whole.trainable), trees.items(apart.trainable), strict=True):
     np.testing.assert_allclose(ours, theirs, atol=2e-5, err_msg=path)
   assert jax.tree.all(jax.tree.map(np.array_equal, whole.frozen, state.frozen))
-  assert any(
-    not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (whole.trainable, state.trainable)), strict=True)
-  )
+  assert moved(whole, state)
+  assert {"reward", "reward_clip", "reward_clip_std_in_group", "held_out_reward", "advantage_abs_mean"} <= set(metrics)
+  np.testing.assert_allclose(metrics["held_out_reward"], measured["held_out_reward"], atol=1e-5)
+  assert exhibits.images.shape == (PROMPTS, ROLLOUTS, 32, 32, 3) and exhibits.images.dtype == jnp.uint8
   for found in (metrics, apart_metrics):
     assert found["ratio_mean"] == 1.0
     assert found["clip_fraction"] == 0.0
-    assert found["log_prob_difference"] < 1e-4
+    assert found["log_prob_difference_max"] < 1e-4
 
 
 @pytest.mark.parametrize("net", STAGES)
-def test_the_first_of_several_updates_has_ratio_one(net, built, params, batch):
+def test_the_first_of_several_updates_has_ratio_one_on_a_mesh(net):
   """Off policy the old log-probabilities come from a program of their own; bit for bit the same as in the update.
 
-  Without a learning rate every update is a first one.
+  With adapters that do nothing yet the policy is the reference, and the KL is 0 too.
   """
-  still = make_optimizer(OptimizerOptions(0.0, schedule="constant"), 10)
-  phases, state = STAGES[net](built, still, num_epochs=2, num_minibatches=2), state_of(params, net)
-  rollout_key, reward_key = reinforcement.phase_keys(state)
-  trajectory = jax.jit(phases.rollout)(state.params, batch, rollout_key, state.step)
-  rewards, _ = jax.jit(phases.reward)(state.params, batch, trajectory, reward_key)
-  _, metrics = jax.jit(phases.update)(state, batch, trajectory, phases.advantages(rewards)[0])
-  assert metrics["ratio_mean"] == 1.0
-  assert metrics["clip_fraction"] == 0.0
-
-
-@pytest.mark.parametrize("net", STAGES)
-def test_microbatches_add_to_the_batch(net, built, params, batch):
-  results = []
-  for pieces in (1, 2):
-    phases, state = STAGES[net](built, num_microbatches=pieces), state_of(params, net)
-    results.append(jax.jit(reinforcement.compose(phases))(state, batch)[1])
-  for name in ("loss", "grad_norm", "reward"):
-    np.testing.assert_allclose(results[0][name], results[1][name], rtol=1e-4, atol=1e-6)
-
-
-def test_replay_of_sampled_captions_gives_their_log_probs(built, params, batch):
-  model = built.networks.uae(params)
-  language, prompts = model.captioner.language, built.networks.prompts
-  prefix = captions.caption_prefix(model, prompts, batch["image"])
-  sampled = captions.sample_captions(
-    language, prompts, prefix, jax.random.key(0), num_rollouts=3, max_tokens=TOKENS, temperature=1.3
+  plain = trees.from_items(
+    (path, jnp.zeros_like(leaf) if path.endswith("lora_b") else leaf) for path, leaf in trees.items(params())
   )
-  log_probs, entropy = captions.caption_log_probs(model, prompts, batch["image"], sampled.tokens, temperature=1.3)
+  phases = STAGES[net](STILL, num_epochs=2, num_minibatches=2)
+  key = jax.random.key(1)
+  rows = jax.device_put(batch(), sharding.batch_sharding(mesh()).update(spec=jax.P("data")))
+  with jax.set_mesh(mesh()):
+    state = state_of(net, jax.device_put(plain, built().shardings))
+    trajectory = jax.jit(phases.rollout)(state.params, rows, key, state.step)
+    _, metrics = jax.jit(phases.update)(state, rows, trajectory, ADVANTAGES)
+  assert metrics["ratio_mean"] == 1.0
+  for name in ("ratio_variance", "clip_fraction", "approximate_kl", "kl"):
+    assert metrics[name] == 0.0, name
+
+
+def test_microbatches_add_to_the_batch_of_captions():
+  """With the entropy threshold of the whole batch, which no piece can know."""
+  objective = TokenObjective(loss="bnpo", top_entropy=0.4, entropy_bonus=0.01, truncation="mask")
+  results = [
+    updated("captioner", captioner_phases(objective=objective, num_microbatches=pieces), rolled_out("captioner"))
+    for pieces in (1, 2)
+  ]
+  assert_equal_updates(*results)
+
+
+def test_microbatches_and_pieces_of_groups_add_to_the_batch_of_images():
+  phases = decoder_phases(), decoder_phases(num_microbatches=2, replay_chunks=3)
+  assert_equal_updates(*(updated("decoder", each, rolled_out("decoder")) for each in phases))
+
+
+def assert_equal_updates(one, other):
+  for name in one[1]:
+    np.testing.assert_allclose(one[1][name], other[1][name], rtol=2e-4, atol=1e-6, err_msg=name)
+  for (path, ours), (_, theirs) in zip(trees.items(one[0].trainable), trees.items(other[0].trainable), strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=2e-5, err_msg=path)
+
+
+def test_answer_conditioning_guidance_and_own_noise_in_stage_2():
+  """And every text reward beside the encoder, measured on the device."""
+  weights = (("clip", 1.0), *((name, 0.1) for name in TEXT_REWARDS))
+  phases = captioner_phases(conditioning="answer", guidance=2.0, is_noise_shared=False, reward_weights=weights)
+  state = state_of("captioner")
+  trajectory = jax.jit(phases.rollout)(state.params, batch(), jax.random.key(1), state.step)
+  rewards, _ = jax.jit(phases.reward)(state.params, batch(), trajectory, jax.random.key(2))
+  assert set(rewards) == {"clip", *TEXT_REWARDS}
+  assert all(value.shape == (PROMPTS, ROLLOUTS) and np.isfinite(value).all() for value in rewards.values())
+  values, metrics = phases.advantages(rewards)
+  assert np.any(values != 0) and {"reward_length", "reward_format_std_in_group"} <= set(metrics)
+
+
+def test_exact_kl_and_sampler_correction_in_stage_2():
+  """The exact KL at the captions is what its definition gives from all logits."""
+  objective = TokenObjective(beta=0.1, kl="exact", sampling_cap=2.0, off_policy_threshold=1.0)
+  state, metrics = updated("captioner", captioner_phases(objective=objective), rolled_out("captioner"))
+  assert moved(state, state_of("captioner"))
+  sampled, networks = rolled_out("captioner").captions, built().networks
+
+  @jax.jit
+  def divergence(params, images, sampled):
+    models = [networks.uae(params, adapters=adapters) for adapters in (True, False)]
+    logits = []
+    for model in models:
+      prefix = captions.caption_prefix(model, networks.prompts, images)
+      hidden, _ = captions.caption_hidden(model.captioner.language, prefix, sampled.tokens)
+      logits.append(jax.nn.log_softmax(model.captioner.language.logits(hidden)))
+    kl = jnp.sum(jnp.exp(logits[0]) * (logits[0] - logits[1]), axis=-1)
+    return jnp.sum(kl * sampled.mask) / jnp.sum(sampled.mask)
+
+  expected = divergence(params(), batch()["image"], sampled)
+  assert expected > 0
+  np.testing.assert_allclose(metrics["kl"], expected, rtol=1e-4)
+
+
+def test_guidance_off_in_training_alone_and_answer_conditioning_in_stage_3():
+  phases = decoder_phases(
+    guidance=2.0, is_guided_in_training=False, conditioning="answer", window_strategy="progressive", window_stride=2
+  )
+  before = state_of("decoder")
+  state, metrics = updated("decoder", phases)
+  assert moved(state, before)
+  assert metrics["ratio_mean"] == 1.0
+  # The sampler's own log-probabilities are of another velocity.
+  assert metrics["log_prob_difference"] > 1e-4
+
+
+def test_nft_on_policy_from_ode_samples():
+  phases = decoder_phases(objective=ForwardObjective(loss="nft", beta=0.1), sampler="ode", is_noise_shared=False)
+  state, metrics = updated("decoder", phases)
+  assert moved(state, state_of("decoder"))
+  assert metrics["old_distance"] == 0.0 and metrics["kl"] > 0
+
+
+@pytest.mark.parametrize("loss", ["nft", "awm"])
+def test_the_slow_average_samples_and_follows(loss):
+  """A first update finds the old policy equal to its own; afterwards the average is where its decay says."""
+  objective = ForwardObjective(loss=loss, average_beta=0.1)
+  phases = decoder_phases(
+    objective=objective,
+    sampler="ode" if loss == "nft" else "cps",
+    is_noise_shared=loss == "awm",
+    samples_from="old",
+    old_decay=0.5,
+    old_decay_slope=0.25,
+  )
+  first = state_of("decoder", has_old=True)
+  state, metrics = updated("decoder", phases, state=first)
+  assert metrics["old_distance"] == metrics["average_distance"] == 0.0
+  assert metrics.get("ratio_mean", 1.0) == 1.0
+  # The decay grows from 0: the average is a copy after the first rollout, and lags after the second.
+  copied = zip(*map(jax.tree.leaves, (state.old, state.trainable)), strict=True)
+  assert moved(state, first) and all(np.array_equal(a, b) for a, b in copied)
+  if loss == "nft":
+    after, metrics = updated("decoder", phases, state=state)
+    expected = jax.tree.map(lambda old, new: 0.25 * old + 0.75 * new, state.old, after.trainable)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), after.old, expected)
+    assert moved(after, state)
+
+
+@pytest.mark.parametrize(
+  ("refused", "message"),
+  [
+    (lambda: decoder_phases(sampler="ode"), "sampler"),
+    (lambda: decoder_phases(objective=ForwardObjective(), sampler="ode"), "is_noise_shared"),
+    (lambda: decoder_phases(old_decay=0.5), "old_decay is for"),
+    (lambda: decoder_phases(objective=ForwardObjective(), samples_from="old"), "needs old_decay"),
+    (lambda: decoder_phases(objective=ForwardObjective(average_beta=1.0)), "needs old_decay"),
+    (lambda: decoder_phases(reward_weights=(("length", 1.0),)), "one caption"),
+    (lambda: decoder_phases(window_range=(0, 4)), "last with a density"),
+    (lambda: decoder_phases(replay_chunks=2), "replay_chunks"),
+    (lambda: captioner_phases(reward_weights=(("dinov2", 1.0),)), "held_out_encoder"),
+    (lambda: captioner_phases(reward_weights=(("longclip", 1.0),)), "longclip"),
+    (lambda: captioner_phases(reward_weights=(("clip", 0.0),)), "nothing has a weight"),
+    (lambda: captioner_phases(conditioning="caption"), "conditioning"),
+  ],
+)
+def test_contradictions_are_refused(refused, message):
+  with pytest.raises(ValueError, match=message):
+    refused()
+
+
+def test_replay_of_sampled_captions_gives_their_log_probs():
+  networks, images = built().networks, batch()["image"]
+
+  @jax.jit
+  def sample(params):
+    model = networks.uae(params)
+    prefix = captions.caption_prefix(model, networks.prompts, images)
+    key, sizes = jax.random.key(0), dict(num_rollouts=ROLLOUTS, max_tokens=TOKENS, temperature=1.3)
+    return captions.sample_captions(model.captioner.language, networks.prompts, prefix, key, **sizes)
+
+  @functools.partial(jax.jit, static_argnames="num_chunks")
+  def replay(params, tokens, num_chunks):
+    options = dict(temperature=1.3, num_chunks=num_chunks)
+    return captions.caption_log_probs(networks.uae(params), networks.prompts, images, tokens, **options)
+
+  sampled = sample(params())
+  log_probs, entropy = replay(params(), sampled.tokens, 1)
   np.testing.assert_allclose(log_probs * sampled.mask, sampled.log_probs, atol=1e-5)
   assert np.all(entropy >= 0)
-  chunked, _ = captions.caption_log_probs(model, prompts, batch["image"], sampled.tokens, temperature=1.3, num_chunks=2)
+  chunked, _ = replay(params(), sampled.tokens, 2)
   np.testing.assert_allclose(chunked, log_probs, atol=1e-6)
 
 
-def test_templating_on_the_device_equals_the_processor(built, batch):
-  prompts, processor = built.networks.prompts, built.processor
-  mask = captions.caption_mask(jnp.asarray(batch["tokens"]), prompts)
-  rows, row_mask = generation_rows(prompts, jnp.asarray(batch["tokens"]), mask)
-  for row, length, tokens in zip(np.asarray(rows), np.asarray(row_mask.sum(axis=1)), batch["tokens"], strict=True):
-    text = processor.decode(tokens)
-    assert list(row[:length]) == list(processor.generation_prompt(text))
+def test_templating_on_the_device_equals_the_processor():
+  prompts, processor, tokens = built().networks.prompts, built().processor, jnp.asarray(batch()["tokens"])
+  rows, row_mask = generation_rows(prompts, tokens, captions.caption_mask(tokens, prompts))
+  for row, length, ids in zip(np.asarray(rows), np.asarray(row_mask.sum(axis=1)), batch()["tokens"], strict=True):
+    assert list(row[:length]) == list(processor.generation_prompt(processor.decode(ids)))
 
 
-def test_shared_noise_prefix_equals_the_prefix_of_each(built, params, batch):
+def test_shared_noise_prefix_equals_the_prefix_of_each():
   """The ODE prefix run once a group gives the trajectories that running it for every rollout gives."""
-  from uae_jax.rollouts.contexts import encode_captions
-  from uae_jax.rollouts.images import sample_sde, velocity_field
-
-  model = built.networks.uae(params)
-  context = encode_captions(built.networks.prompts, model, jnp.asarray(batch["tokens"]))
+  networks = built().networks
   noise = jax.random.normal(jax.random.key(5), (PROMPTS, 4, 4, 16))
-  run = functools.partial(
-    sample_sde,
-    lambda repeat: velocity_field(model, context.repeat(repeat)),
-    key=jax.random.key(6),
-    window_start=jnp.int32(2),
-    num_rollouts=3,
-    num_steps=6,
-    shift=3.0,
-    window=2,
-    kind="flow",
-    noise_level=0.7,
-  )
-  shared = run(noise=noise, is_noise_shared=True)
-  separate = run(noise=jnp.repeat(noise, 3, axis=0), is_noise_shared=False)
+
+  @functools.partial(jax.jit, static_argnames="is_noise_shared")
+  def run(params, noise, is_noise_shared):
+    model = networks.uae(params)
+    context = encode_captions(networks.prompts, model, jnp.asarray(batch()["tokens"]))
+    return sample_sde(
+      lambda repeat: velocity_field(model, context.repeat(repeat)),
+      noise,
+      jax.random.key(6),
+      jnp.int32(2),
+      num_rollouts=ROLLOUTS,
+      is_noise_shared=is_noise_shared,
+      num_steps=6,
+      shift=3.0,
+      window=2,
+      kind="flow",
+      noise_level=0.7,
+    )
+
+  shared, separate = run(params(), noise, True), run(params(), jnp.repeat(noise, ROLLOUTS, axis=0), False)
   np.testing.assert_allclose(shared.final, separate.final, atol=1e-5)
   np.testing.assert_allclose(shared.log_probs, separate.log_probs, atol=1e-5)
 
 
-def test_adapters_off_is_the_base(built, params, batch):
-  without = nnx.to_pure_dict(nnx.state(built.networks.uae(params)))
+def test_adapters_off_is_the_base():
+  networks = built().networks
+  without = nnx.to_pure_dict(nnx.state(networks.uae(params())))
   zeroed = trees.from_items(
     (path, jnp.zeros_like(leaf) if path.endswith("lora_b") else leaf) for path, leaf in trees.items(without)
   )
-  tokens = jnp.asarray(batch["tokens"])
-  mask = jnp.ones(tokens.shape, bool)
-  reference = built.networks.uae(params, adapters=False).encode_text(tokens, mask)
-  np.testing.assert_array_equal(reference, built.networks.uae(zeroed).encode_text(tokens, mask))
-  assert not np.allclose(reference, built.networks.uae(params).encode_text(tokens, mask))
+  tokens = jnp.asarray(batch()["tokens"])
+  encode = jax.jit(
+    lambda params, adapters: networks.uae(params, adapters=adapters).encode_text(tokens, tokens >= 0),
+    static_argnames="adapters",
+  )
+  reference = encode(params(), adapters=False)
+  np.testing.assert_array_equal(reference, encode(zeroed, adapters=True))
+  assert not np.allclose(reference, encode(params(), adapters=True))

@@ -16,7 +16,7 @@ from uae_jax.models.prompts import Prompts
 from uae_jax.models.uae import to_signed
 from uae_jax.networks import Networks
 from uae_jax.rollouts import captions
-from uae_jax.rollouts.contexts import encode_captions, encode_negative
+from uae_jax.rollouts.contexts import answer_context, encode_captions, encode_negative
 from uae_jax.rollouts.images import sample_ode, velocity_field
 
 
@@ -29,6 +29,7 @@ class ReconstructionOptions:
     sampler_steps: ODE steps.
     guidance: of the sampler.
     shift: of the schedule.
+    conditioning: "text" re-encodes a caption, "answer" uses the states at the caption's own positions.
     text_tower: "reference" or "policy".
     encoders: names of the encoders that compare.
     seed: of captions and noise.
@@ -39,6 +40,7 @@ class ReconstructionOptions:
   sampler_steps: int = 40
   guidance: float = 1.0
   shift: float = 3.0
+  conditioning: str = "text"
   text_tower: str = "reference"
   encoders: tuple[str, ...] = ("clip", "dinov2")
   seed: int = 0
@@ -69,7 +71,10 @@ class Reconstructor:
     options, networks = self.options, self.networks
     model = networks.uae(params)
     tower = networks.uae(params, adapters=options.text_tower == "policy")
-    context = encode_captions(networks.prompts, tower, tokens)
+    if options.conditioning == "answer":
+      context = answer_context(networks.prompts, model, images, tokens)
+    else:
+      context = encode_captions(networks.prompts, tower, tokens)
     negative = None if options.guidance == 1.0 else encode_negative(networks.prompts, tower, context.mask.shape[1])
     x = to_signed(images)
     latents = sample_ode(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import math
+import re
 import statistics
 
 from uae_jax.report import charts
@@ -25,13 +26,21 @@ CURVES = (
     [("clip_fraction", "all"), ("clip_fraction_low", "low"), ("clip_fraction_high", "high")],
     None,
   ),
+  (
+    "Ratio to the old policy",
+    "1 at a rollout's first update; it should stay around 1",
+    [("ratio_mean", "mean"), ("ratio_variance", "mean square from 1")],
+    None,
+  ),
   ("Reward spread in a group", "the signal that is left", [("reward_std_in_group", "standard deviation")], None),
+  ("Range of rewards", "in a batch", [("reward_min", "lowest"), ("reward_max", "highest")], None),
+  ("Advantages", "in size", [("advantage_abs_mean", "mean"), ("advantage_abs_max", "largest")], None),
   ("Entropy", "a collapse to 0 ends exploration", [("entropy", "nats a token")], None),
   ("Gradient norm", "before clipping", [("grad_norm", "norm")], None),
   (
     "|Δ log-prob|, rollout against replay",
     "0 where replay is exact",
-    [("log_prob_difference", "mean difference")],
+    [("log_prob_difference", "mean difference"), ("log_prob_difference_max", "largest difference")],
     None,
   ),
   (
@@ -41,6 +50,14 @@ CURVES = (
     (0.0, 1.0),
   ),
   ("Distinct captions", "a group", [("distinct_captions", "captions")], None),
+  (
+    "Shortest and longest caption",
+    "of a batch",
+    [("caption_length_min", "shortest"), ("caption_length_max", "longest")],
+    None,
+  ),
+  ("Judge failures", "rollouts that a judge outside did not judge", [("judge_failures", "fraction")], (0.0, 1.0)),
+  ("Rollouts a second", "a device, over all phases", [("rollouts_per_second", "rollouts")], None),
   ("Loss", "", [("loss", "loss")], None),
 )
 MOST_OPEN_STAGES = 4
@@ -87,6 +104,15 @@ def _curve_card(
   return {"title": title, "hint": hint, "legend": legend, "charts": pictures, "has_time": len(pictures) == 2}
 
 
+def _by_step(names: list[str]) -> list[tuple[str, str, list[tuple[str, str]]]]:
+  """(title, hint, [(metric, label)]): metrics `<name>_step<i>` of single sampler steps share a card."""
+  cards: dict[str, list[tuple[str, str]]] = {}
+  for name in names:
+    match = re.fullmatch(r"(.+)_step(\d+)", name)
+    cards.setdefault(match[1] if match else name, []).append((name, f"step {match[2]}" if match else name))
+  return [(name, "by step of the window" if metrics[0][0] != name else "", metrics) for name, metrics in cards.items()]
+
+
 def curves(run: Run) -> list[dict]:
   """For every stage the cards a reader wants first, then whatever else was logged; the RL stages come first."""
   sections = []
@@ -102,8 +128,8 @@ def curves(run: Run) -> list[dict]:
       if any(metric in logged for metric, _ in metrics)
     ]
     others = [
-      _curve_card(run, metric.replace("_", " "), "", [(metric, metric)], lines, None)
-      for metric in sorted(logged - known)
+      _curve_card(run, title.replace("_", " "), hint, metrics, lines, None)
+      for title, hint, metrics in _by_step(sorted(logged - known))
     ]
     if cards or others:
       sections.append(

@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from uae_jax.algorithms import kl
 from uae_jax.models.prompts import Prompts
 from uae_jax.models.qwen25_vl.language import LanguageModel, PrefixCache
 from uae_jax.models.uae import UAE
@@ -200,3 +201,37 @@ def caption_log_probs(
   language = model.captioner.language
   hidden, _ = caption_hidden(language, prefix, tokens)
   return token_log_probs(language, hidden, tokens, temperature=temperature, num_chunks=num_chunks)
+
+
+def caption_kl(
+  policy: UAE,
+  reference: UAE,
+  prompts: Prompts,
+  images: jax.Array,
+  tokens: jax.Array,
+  *,
+  temperature: float = 1.0,
+  num_chunks: int = 1,
+) -> jax.Array:
+  """KL(policy, reference) over the whole vocabulary at each token, differentiable in the policy.
+
+  Args:
+    images: uint8[B, h, w, 3].
+    tokens: int32[B, R, L].
+    temperature: of both.
+    num_chunks: L is cut in so many rematerialised pieces.
+
+  Returns:
+    float32[B, R, L], padding not masked.
+  """
+  languages = policy.captioner.language, reference.captioner.language
+  prefixes = (caption_prefix(model, prompts, images) for model in (policy, reference))
+  hidden = [caption_hidden(*pair, tokens)[0] for pair in zip(languages, prefixes, strict=True)]
+  hidden[1] = jax.lax.stop_gradient(hidden[1])
+
+  def chunk(own, other):
+    logits, others = (language.logits(h) / temperature for language, h in zip(languages, (own, other), strict=True))
+    return kl.exact(logits, jax.lax.stop_gradient(others))
+
+  pieces = zip(*(jnp.split(h, num_chunks, axis=2) for h in hidden), strict=True)
+  return jnp.concatenate([jax.checkpoint(chunk)(*piece) for piece in pieces], axis=2)

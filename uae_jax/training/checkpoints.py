@@ -85,6 +85,7 @@ def _writable(state: State) -> dict:
     "opt_state": state.opt_state,
     "ema": state.ema,
     "rng": jax.random.key_data(state.rng),
+    **({"old": state.old} if state.old else {}),
   }
 
 
@@ -143,12 +144,12 @@ class Checkpoints:
       SaveError: this or the save before failed.
     """
     items = {PARAMS: ocp.args.StandardSave(params), CONFIG: ocp.args.JsonSave(config)}
+    self.wait()
     with self._writing():
-      self._manager.wait_until_finished()
       if self._manager.latest_step() == step:
         self._manager.delete(step)
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-      self._manager.wait_until_finished()
+    self.wait()
 
   def is_final(self, step: int) -> bool:
     return (self.directory / str(step) / PARAMS).exists()
@@ -203,12 +204,20 @@ class Checkpoints:
         return self._manager.restore(step, args=args)[PARAMS]
     return None
 
-  def close(self) -> None:
-    """Waits until all is on disk.
+  def wait(self) -> None:
+    """Until all is on disk.
 
     Raises:
       SaveError: the last save failed.
     """
     with self._writing():
       self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits and lets go of the folder.
+
+    Raises:
+      SaveError: the last save failed.
+    """
+    self.wait()
     self._manager.close()

@@ -11,28 +11,69 @@ from collections.abc import Callable
 import dataclasses
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
+from uae_jax.algorithms import ema
 from uae_jax.training.state import State, apply_gradients
+
+
+@flax.struct.dataclass
+class Exhibits:
+  """What a judge outside looks at.
+
+  Attributes:
+    tokens: int32[prompts, rollouts or 1, L], captions; 1 where a group has one caption.
+    images: uint8[prompts, rollouts, H, W, 3].
+  """
+
+  tokens: jax.Array
+  images: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class OldPolicy:
+  """The slow average that forward-process objectives call the old policy, `State.old`.
+
+  Attributes:
+    ceiling: of its decay.
+    slope: the decay after n rollouts is min(slope n, ceiling).
+    samples: whether rollouts are its own, or those of the policy that learns.
+  """
+
+  ceiling: float
+  slope: float
+  samples: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Phases:
-  """Pure functions of one RL stage.
+  """Functions of one RL stage, all pure but the judge.
 
   Attributes:
     rollout: (params, batch, key, step) -> trajectory; step int32[] counts updates, for schedules.
     reward: (params, batch, trajectory, key) -> (rewards, metrics); rewards: dict name -> float32[prompts, rollouts].
     advantages: (rewards) -> (float32[prompts, rollouts], metrics).
     update: (state, batch, trajectory, advantages) -> (state, metrics).
+    reward_and_exhibits: as `reward`, -> ((rewards, metrics), Exhibits): what `judge` is shown.
+    judge: (batch, exhibits) -> further rewards, on the host; None without.
+    old_policy: how `State.old` follows; None without.
   """
 
   rollout: Callable[[dict, dict, jax.Array, jax.Array], Any]
   reward: Callable[[dict, dict, Any, jax.Array], tuple[dict, dict]]
   advantages: Callable[[dict], tuple[jax.Array, dict]]
   update: Callable[[State, dict, Any, jax.Array], tuple[State, dict]]
+  reward_and_exhibits: Callable[[dict, dict, Any, jax.Array], tuple[tuple[dict, dict], Exhibits]] | None = None
+  judge: Callable[[dict, Exhibits], dict] | None = None
+  old_policy: OldPolicy | None = None
+
+  def sampling_params(self, state: State) -> dict:
+    """Parameters of the policy that samples the next rollout."""
+    is_old = self.old_policy is not None and self.old_policy.samples
+    return state.assemble(state.old) if is_old else state.params
 
 
 def phase_keys(state: State) -> tuple[jax.Array, jax.Array]:
@@ -42,11 +83,17 @@ def phase_keys(state: State) -> tuple[jax.Array, jax.Array]:
 
 
 def compose(phases: Phases) -> Callable[[State, dict], tuple[State, dict]]:
-  """step(state, batch) -> (state, metrics): the four phases as one pure function."""
+  """step(state, batch) -> (state, metrics): the four phases as one pure function.
+
+  Raises:
+    ValueError: a reward is judged outside.
+  """
+  if phases.judge is not None:
+    raise ValueError("a step with a judge outside is not one pure function: its phases run apart")
 
   def step(state: State, batch: dict) -> tuple[State, dict]:
     rollout_key, reward_key = phase_keys(state)
-    trajectory = phases.rollout(state.params, batch, rollout_key, state.step)
+    trajectory = phases.rollout(phases.sampling_params(state), batch, rollout_key, state.step)
     rewards, reward_metrics = phases.reward(state.params, batch, trajectory, reward_key)
     advantages, advantage_metrics = phases.advantages(rewards)
     state, update_metrics = phases.update(state, batch, trajectory, advantages)
@@ -75,8 +122,18 @@ class UpdateOptions:
     return self.num_epochs * self.num_minibatches == 1
 
 
-# objective(params, piece) -> ((sum, count) of the loss, metrics as dict name -> (sum, count)).
-Objective = Callable[[dict, Any], tuple[tuple[jax.Array, jax.Array], dict]]
+# objective(params, piece, what `prepare` returned) -> (`Loss`, metrics as dict name -> (sum, count)); in metrics named
+# `..._max` the "sum" is a maximum and the count 1.
+Objective = Callable[[dict, Any, Any], tuple[tuple[jax.Array, jax.Array], dict]]
+
+
+def join_metrics(stacked: dict) -> dict:
+  """name -> (sum, count) of name -> (sums [pieces], counts [pieces])."""
+
+  def join(name, x):
+    return jnp.max(x, axis=0) if name.endswith("_max") else jnp.sum(x, axis=0)
+
+  return {name: tuple(join(name, x) for x in pair) for name, pair in stacked.items()}
 
 
 def update(
@@ -87,6 +144,8 @@ def update(
   optimizer: optax.GradientTransformation,
   *,
   ema_decay: float = 0.0,
+  old_policy: OldPolicy | None = None,
+  prepare: Callable[[dict, Any], Any] | None = None,
 ) -> tuple[State, dict]:
   """All updates of one rollout.
 
@@ -98,9 +157,13 @@ def update(
     options: epochs, minibatches, micro-batches.
     optimizer: of the stage.
     ema_decay: see `apply_gradients`.
+    old_policy: how `state.old` follows after the last update.
+    prepare: (params, minibatch as pieces with a leading axis of micro-batches) -> what `objective` must know of the
+      whole minibatch; no gradient flows through it.
 
   Returns:
-    (state after, metrics of the last update).
+    (state after, metrics). Metrics are means over the updates, maxima where named `..._max`; but
+    `log_prob_difference*`, how far replay is from rollout, is of the first update, when both are of the same policy.
 
   Raises:
     ValueError: the number of prompts is not divisible.
@@ -115,21 +178,28 @@ def update(
   cut = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, cuts, *x.shape[1:]), 0, 1), pieces)
   cut = jax.tree.map(lambda x: x.reshape(options.num_minibatches, options.num_microbatches, *x.shape[1:]), cut)
 
-  def sum_of(trainable, state, piece):
-    (total, count), metrics = objective(state.assemble(trainable), piece)
+  def sum_of(trainable, state, piece, prepared):
+    (total, count), metrics = objective(state.assemble(trainable), piece, prepared)
     return total, (jax.lax.stop_gradient(count), metrics)
 
   def minibatch(state: State, micro):
-    def accumulate(_, piece):
-      (total, (count, metrics)), grads = jax.value_and_grad(sum_of, has_aux=True)(state.trainable, state, piece)
-      return None, (total, count, metrics, grads)
+    prepared = None if prepare is None else jax.lax.stop_gradient(prepare(state.params, micro))
+
+    def gradient(piece):
+      value_and_grad = jax.value_and_grad(sum_of, has_aux=True)
+      (total, (count, metrics)), grads = value_and_grad(state.trainable, state, piece, prepared)
+      return grads, (total, count, metrics)
+
+    def accumulate(grads, piece):
+      more, results = gradient(piece)
+      return jax.tree.map(jnp.add, grads, more), results
 
     if options.num_microbatches == 1:
-      _, results = accumulate(None, jax.tree.map(lambda x: x[0], micro))
+      grads, (total, count, metrics) = gradient(jax.tree.map(lambda x: x[0], micro))
     else:
-      _, results = jax.lax.scan(accumulate, None, micro)
-      results = jax.tree.map(lambda x: jnp.sum(x, axis=0), results)
-    total, count, metrics, grads = results
+      zeros = jax.tree.map(jnp.zeros_like, state.trainable)
+      grads, (totals, counts, metrics) = jax.lax.scan(accumulate, zeros, micro)
+      total, count, metrics = jnp.sum(totals), jnp.sum(counts), join_metrics(metrics)
     count = jnp.maximum(count, 1e-8)
     loss = total / count
     state, update_metrics = apply_gradients(
@@ -140,11 +210,22 @@ def update(
 
   # The state counts rollouts in `step`; each optimizer step inside keeps its own count in opt_state.
   first_step = state.step
-  metrics = {}
   if options.is_on_policy:
     state, metrics = minibatch(state, jax.tree.map(lambda x: x[0], cut))
   else:
     order = jax.tree.map(lambda x: jnp.concatenate([x] * options.num_epochs), cut)
     state, stacked = jax.lax.scan(minibatch, state, order)
-    metrics = jax.tree.map(lambda x: x[-1], stacked)
+    metrics = {name: _over_updates(name, values) for name, values in stacked.items()}
+  if old_policy is not None:
+    decay = ema.linear_decay(first_step, old_policy.slope, old_policy.ceiling)
+    state = state.replace(old=ema.update(state.old, state.trainable, decay))
   return state.replace(step=first_step + 1), metrics
+
+
+def _over_updates(name: str, values: jax.Array) -> jax.Array:
+  """One number of a metric's float32[updates]."""
+  if name.startswith("log_prob_difference"):
+    return values[0]
+  if name == "skipped_in_a_row":
+    return values[-1]
+  return jnp.max(values) if name.endswith("_max") else jnp.mean(values)

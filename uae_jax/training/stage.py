@@ -8,13 +8,19 @@ import time
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import optax
 
+from uae_jax.algorithms import forward_process
 from uae_jax.algorithms.advantages import AdvantageOptions
 from uae_jax.algorithms.flow_grpo import FlowObjective
+from uae_jax.algorithms.forward_process import ForwardObjective
 from uae_jax.algorithms.grpo import TokenObjective
 from uae_jax.models.scenes import SMALL_WORLD
-from uae_jax.training import reinforcement, supervised
+from uae_jax.rewards.ensemble import HTTP, Ensemble
+from uae_jax.rewards.http import HttpReward, HttpRewardOptions
+from uae_jax.rewards.text import TEXT_REWARDS, TextRewardOptions
+from uae_jax.training import judging, reinforcement, supervised
 from uae_jax.training.build import Built
 from uae_jax.training.optimizer import OptimizerOptions, learning_rate, make_optimizer
 from uae_jax.training.order import REINFORCEMENT
@@ -78,6 +84,7 @@ def validate(config) -> None:
     section = config[name]
     cuts = section.num_microbatches
     if name in REINFORCEMENT:
+      check_rewards(name, section)
       cuts = section.updates.num_minibatches * section.updates.num_microbatches
       if section.options.max_new_tokens > config.data.caption_tokens:
         raise ValueError(
@@ -105,7 +112,8 @@ def check_encoders(config) -> None:
     if stage == "cold_start":
       wanted[options.encoder] = "config.cold_start.options.encoder"
     if stage in REINFORCEMENT:
-      wanted |= {name: f"config.{stage}.options.reward_weights" for name, _ in options.reward_weights}
+      encoders = [name for name, _ in options.reward_weights if name not in (*TEXT_REWARDS, HTTP)]
+      wanted |= {name: f"config.{stage}.options.reward_weights" for name in encoders}
       wanted |= (
         {options.held_out_encoder: f"config.{stage}.options.held_out_encoder"} if options.held_out_encoder else {}
       )
@@ -120,6 +128,19 @@ def check_encoders(config) -> None:
         f"{field} names {name!r}, but config.encoders.{name} = {FRESH!r} is random numbers: "
         "set the folder of its weights"
       )
+
+
+def check_rewards(name: str, section) -> None:
+  """
+  Raises:
+    ValueError: the held-out encoder is rewarded, nothing is, or a judge outside has no address.
+  """
+  try:
+    ensemble = Ensemble(_frozen(section.options.reward_weights), section.options.held_out_encoder)
+    if ensemble.has_judge:
+      HttpReward(_options(HttpRewardOptions, section.get("http_reward", ConfigDict())))
+  except ValueError as error:
+    raise ValueError(f"config.{name}: {error}") from error
 
 
 def keep(params: dict, images: jax.Array) -> dict:
@@ -170,12 +191,13 @@ def make_stage(config, name: str, built: Built, params: dict, seed: int) -> Stag
   elif name == "autoencoder":
     finish = jax.jit(lambda params, images: autoencoder.standardise_latents(built.networks, params, images))
 
-  init = make_init(section, built, optimizer)
+  phases = make_phases(config, name, built, optimizer) if name in REINFORCEMENT else None
+  init = make_init(section, built, optimizer, has_old=phases is not None and phases.old_policy is not None)
   mesh = jax.tree.leaves(built.shardings)[0].mesh
   places = state_shardings(jax.eval_shape(init, params, key), params, mesh)
   state = jax.jit(init, out_shardings=places)(params, key)
-  if name in REINFORCEMENT:
-    step = phased_step(make_phases(config, name, built, optimizer), places)
+  if phases is not None:
+    step = phased_step(phases, places)
   else:
     loss = make_loss(config, name, built, text_graphdef)
     step = jax.jit(
@@ -195,7 +217,7 @@ def stage_optimizer(section, name: str) -> tuple[optax.GradientTransformation, o
   return make_optimizer(options, total), learning_rate(options, total), optimizer_steps
 
 
-def make_init(section, built: Built, optimizer: optax.GradientTransformation):
+def make_init(section, built: Built, optimizer: optax.GradientTransformation, *, has_old: bool = False):
   """(params, key) -> the first state of a stage."""
   pattern = re.compile(section.trainable)
 
@@ -206,6 +228,7 @@ def make_init(section, built: Built, optimizer: optax.GradientTransformation):
       optimizer,
       key,
       has_ema=section.ema_decay > 0,
+      has_old=has_old,
     )
 
   return init
@@ -229,33 +252,41 @@ def make_loss(config, name: str, built: Built, text_graphdef: nnx.GraphDef | Non
 def make_phases(config, name: str, built: Built, optimizer: optax.GradientTransformation) -> Phases:
   """The phases of an RL stage."""
   section = config[name]
-  advantage = _options(AdvantageOptions, section.advantage)
-  update = _options(UpdateOptions, section.updates)
+  shared = (_options(AdvantageOptions, section.advantage), _options(UpdateOptions, section.updates), optimizer)
   if name == "generation_for_understanding":
     module = generation_for_understanding
     options = _options(module.GenerationForUnderstandingOptions, section.options)
     objective = _options(TokenObjective, section.objective)
+    text = _options(TextRewardOptions, section.get("text_rewards", ConfigDict()))
+    if not text.forbidden_tokens:
+      text = dataclasses.replace(text, forbidden_tokens=tuple(built.processor.tokenizer.all_special_ids))
+    phases = module.make_phases(
+      built.networks, options, objective, *shared, ema_decay=section.ema_decay, text_rewards=text
+    )
   else:
     module = understanding_for_generation
     options = _options(module.UnderstandingForGenerationOptions, section.options)
-    objective = _options(FlowObjective, section.objective)
-  return module.make_phases(
-    built.networks, options, objective, advantage, update, optimizer, ema_decay=section.ema_decay
-  )
+    is_forward = section.objective.get("loss") in forward_process.LOSSES
+    objective = _options(ForwardObjective if is_forward else FlowObjective, section.objective)
+    phases = module.make_phases(built.networks, options, objective, *shared, ema_decay=section.ema_decay)
+  if HTTP in dict(options.reward_weights):
+    judge = HttpReward(_options(HttpRewardOptions, section.get("http_reward", ConfigDict())))
+    phases = dataclasses.replace(phases, judge=judging.make_judge(judge, built.processor, built.networks.prompts))
+  return phases
 
 
 def phased_step(phases: Phases, places: State | None = None) -> Step:
-  """The composition of the phases with each one jitted apart and timed.
+  """The composition of the phases with each one jitted apart and timed; a judge outside runs between two of them.
 
   `places` are the shardings of the state, for several devices.
   """
-  rollout, reward, advantages = jax.jit(phases.rollout), jax.jit(phases.reward), jax.jit(phases.advantages)
+  rollout, advantages = jax.jit(phases.rollout), jax.jit(phases.advantages)
+  reward = jax.jit(phases.reward if phases.judge is None else phases.reward_and_exhibits)
   update = jax.jit(phases.update, donate_argnums=0, out_shardings=(places, None))
   keys = jax.jit(reinforcement.phase_keys)
 
   def step(state: State, batch: dict) -> tuple[State, dict]:
     rollout_key, reward_key = keys(state)
-    params = state.params
     clock = [time.perf_counter()]
 
     def timed(result):
@@ -263,14 +294,20 @@ def phased_step(phases: Phases, places: State | None = None) -> Step:
       clock.append(time.perf_counter())
       return result
 
-    trajectory = timed(rollout(params, batch, rollout_key, state.step))
-    rewards, reward_metrics = timed(reward(params, batch, trajectory, reward_key))
+    trajectory = timed(rollout(phases.sampling_params(state), batch, rollout_key, state.step))
+    measured = reward(state.params, batch, trajectory, reward_key)
+    if phases.judge is not None:
+      (rewards, reward_metrics), exhibits = measured
+      measured = rewards | phases.judge(batch, exhibits), reward_metrics
+    rewards, reward_metrics = timed(measured)
     values, advantage_metrics = advantages(rewards)
     state, update_metrics = timed(update(state, batch, trajectory, values))
     seconds = {
       f"seconds_{phase}": end - start
       for phase, start, end in zip(("rollout", "reward", "update"), clock[:-1], clock[1:], strict=True)
     }
-    return state, {**reward_metrics, **advantage_metrics, **update_metrics, **seconds}
+    rate = values.size / (clock[-1] - clock[0]) / jax.device_count()
+    timing = {**seconds, "rollouts_per_second": rate}
+    return state, {**reward_metrics, **advantage_metrics, **update_metrics, **timing}
 
   return step

@@ -25,6 +25,7 @@ class State:
     skipped: int32[], updates skipped in a row because loss or gradient was not finite.
     rng: key; a step uses `fold_in(rng, step)`.
     dtypes: of the trainable parameters in the nets, in the order of their leaves; here they are float32.
+    old: slow average of `trainable` that forward-process objectives need, or an empty dict.
   """
 
   step: jax.Array
@@ -35,6 +36,7 @@ class State:
   skipped: jax.Array
   rng: jax.Array
   dtypes: tuple[jnp.dtype, ...] = flax.struct.field(pytree_node=False)
+  old: dict = flax.struct.field(default_factory=dict)
 
   def assemble(self, trainable: dict) -> dict:
     """The nets' parameters: `trainable` in the nets' own dtypes, and what is frozen."""
@@ -59,6 +61,7 @@ def create(
   rng: jax.Array,
   *,
   has_ema: bool,
+  has_old: bool = False,
 ) -> State:
   """A stage's first state. What trains is kept in float32, whatever the nets compute in.
 
@@ -79,6 +82,7 @@ def create(
     skipped=jnp.int32(0),
     rng=rng,
     dtypes=dtypes,
+    old=jax.tree.map(jnp.copy, trainable) if has_old else {},
   )
 
 

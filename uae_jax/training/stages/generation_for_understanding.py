@@ -85,7 +85,7 @@ def make_phases(
   optimizer: optax.GradientTransformation,
   *,
   ema_decay: float = 0.0,
-  text_rewards: TextRewardOptions = TextRewardOptions(),
+  text_rewards: TextRewardOptions | None = None,
 ) -> Phases:
   """The four phases of stage 2.
 
@@ -96,7 +96,7 @@ def make_phases(
     raise ValueError(f"conditioning = {options.conditioning!r}: expected 'answer' or 'text'")
   if options.text_tower not in ("reference", "policy"):
     raise ValueError(f"text_tower = {options.text_tower!r}: expected 'reference' or 'policy'")
-  ensemble = Ensemble(options.reward_weights, options.held_out_encoder, text_rewards)
+  ensemble = Ensemble(options.reward_weights, options.held_out_encoder, text_rewards or TextRewardOptions())
   ensemble.check(networks.encoders)
   prompts = networks.prompts
   scoring = dict(temperature=options.temperature, num_chunks=options.logit_chunks)
@@ -200,7 +200,7 @@ def make_phases(
     )
     difference = jnp.abs(jax.lax.stop_gradient(log_probs) - sampled.log_probs) * sampled.mask
     metrics["log_prob_difference"] = (jnp.sum(difference), jnp.sum(sampled.mask))
-    metrics["log_prob_difference_max"] = (jnp.max(difference), 1.0)
+    metrics["log_prob_difference_max"] = (jnp.max(difference), jnp.float32(1))
     return (loss.sum, loss.count), metrics
 
   def update(state, batch, groups, values):
@@ -217,7 +217,11 @@ def make_phases(
     )
 
   return Phases(
-    rollout, lambda *arguments: reward(*arguments)[0], lambda r: ensemble.advantages(r, advantage), update, reward
+    rollout,
+    lambda *arguments: reward(*arguments)[0],
+    lambda rewards: ensemble.advantages(rewards, advantage),
+    update,
+    reward_and_exhibits=reward,
   )
 
 

@@ -1,26 +1,34 @@
-"""Stage 3: Understanding for Generation. Groups of images compete for one caption; Flow-GRPO moves the decoder.
+"""Stage 3: Understanding for Generation. Groups of images compete for one caption; Flow-GRPO, DiffusionNFT or AWM moves
+the decoder.
 
 Source: arXiv 2509.09666 section 3.3; Flow-GRPO (arXiv 2505.05470); the captioner is frozen.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from uae_jax.algorithms import advantages as advantage_functions
-from uae_jax.algorithms import flow_grpo, samplers
+from uae_jax.algorithms.advantages import AdvantageOptions
+from uae_jax.algorithms.flow_grpo import FlowObjective
+from uae_jax.algorithms.forward_process import ForwardObjective
+from uae_jax.algorithms.losses import Loss
 from uae_jax.models.uae import captioner_images, to_signed
 from uae_jax.networks import Networks
-from uae_jax.rewards.embedding import cosine_rewards, weighted_sum
+from uae_jax.rewards.ensemble import Ensemble
 from uae_jax.rollouts import captions
-from uae_jax.rollouts.contexts import Context, encode_captions, encode_negative
-from uae_jax.rollouts.images import Trajectories, replay, sample_sde, velocity_field
+from uae_jax.rollouts.contexts import Context, answer_context, encode_captions, encode_negative
+from uae_jax.rollouts.images import velocity_field
 from uae_jax.training import reinforcement
-from uae_jax.training.reinforcement import Phases, UpdateOptions
-from uae_jax.training.stages.generation_for_understanding import in_chunks, reward_metrics
+from uae_jax.training.reinforcement import Exhibits, OldPolicy, Phases, UpdateOptions
+from uae_jax.training.stages import forward_policy, trajectory_policy
+from uae_jax.training.stages.generation_for_understanding import in_chunks, to_pixels
+from uae_jax.training.stages.image_policy import Fields, by_prompt, flat
+
+OLD, CURRENT = "old", "current"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,25 +39,39 @@ class UnderstandingForGenerationOptions:
     captions: "sampled" by the frozen captioner, or "dataset".
     max_new_tokens: caption budget of sampled captions.
     temperature: of sampled captions.
-    text_tower: "reference" (adapters off) or "policy".
-    sampler: "flow", "cps" or "dance".
+    conditioning: "text" re-encodes the caption as a generation prompt; "answer" uses the connector's states at the
+      caption's own positions.
+    text_tower: language model that re-encodes captions: "reference" (adapters off) or "policy".
+    sampler: "flow", "cps" or "dance", the SDEs of Flow-GRPO; DiffusionNFT and AWM may use "ode" as well.
     sampler_steps: N of the schedule.
-    noise_level: a of the sampler.
-    shift: of the schedule.
+    noise_level: a of the SDE.
+    shift: of the schedule, and of the noise levels at which DiffusionNFT and AWM look.
     window: number of SDE steps, the same ones for the whole batch.
     window_range: the window starts in [first, last).
-    window_strategy: "random" or "progressive", see `samplers.sde_window`.
-    guidance: in rollout and training.
+    window_strategy: "fixed", "random" or "progressive", see `samplers.sde_window`.
+    window_stride: steps that a "progressive" window moves.
+    window_hold: updates before it moves.
+    guidance: of the sampler.
+    is_guided_in_training: False trains the conditional branch alone. Its log-probabilities are then replayed, so that
+      the ratio starts at 1; `log_prob_difference` shows how far they are from the sampler's.
     is_noise_shared: one initial noise a group.
-    reward_weights: encoder -> weight.
+    noising_points: noise levels an image at which DiffusionNFT and AWM look.
+    noising_density: of these levels before the shift, see `flow_matching.sample_sigmas`.
+    noising_range: part of (0, 1) in which they lie before the shift.
+    samples_from: "current", the policy that learns, or "old", its slow average: DiffusionNFT's off-policy form.
+    old_decay: ceiling of the slow average's decay, for DiffusionNFT and AWM; 0 keeps no average.
+    old_decay_slope: the decay grows by so much a rollout.
+    reward_weights: (name, weight) of encoders and "http", see `rewards.ensemble`.
     held_out_encoder: measured, never rewarded; "" for none.
     decode_chunks: images are decoded in so many pieces.
+    replay_chunks: pieces of each group whose losses are computed one after the other, and again for the gradient.
   """
 
   num_rollouts: int = 24
   captions: str = "sampled"
   max_new_tokens: int = 512
   temperature: float = 0.7
+  conditioning: str = "text"
   text_tower: str = "reference"
   sampler: str = "flow"
   sampler_steps: int = 10
@@ -58,11 +80,28 @@ class UnderstandingForGenerationOptions:
   window: int = 2
   window_range: tuple[int, int] = (0, 5)
   window_strategy: str = "random"
+  window_stride: int = 1
+  window_hold: int = 1
   guidance: float = 1.0
+  is_guided_in_training: bool = True
   is_noise_shared: bool = True
+  noising_points: int = 4
+  noising_density: str = "uniform"
+  noising_range: tuple[float, float] = (0.0, 1.0)
+  samples_from: str = CURRENT
+  old_decay: float = 0.0
+  old_decay_slope: float = 1e-3
   reward_weights: tuple[tuple[str, float], ...] = (("clip", 1.0),)
   held_out_encoder: str = ""
   decode_chunks: int = 1
+  replay_chunks: int = 1
+
+  @property
+  def old_policy(self) -> OldPolicy | None:
+    """How the slow average follows, or None without one."""
+    if not self.old_decay:
+      return None
+    return OldPolicy(self.old_decay, self.old_decay_slope, samples=self.samples_from == OLD)
 
 
 @flax.struct.dataclass
@@ -70,31 +109,52 @@ class ImageGroups:
   """A rollout. Leaves lead with the prompts axis, so that minibatches cut between groups.
 
   Attributes:
+    tokens: int32[prompts, L], the captions.
     context: of the captions, [prompts, T, C].
     negative: one row, or None without guidance.
-    latents: float32[prompts, W + 1, rollouts, h, w, 16].
-    steps: int32[W].
-    log_probs: float32[prompts, W, rollouts]; as measured while sampling.
-    old_log_probs: the same by replay, or None when on policy.
-    old_mean: float32[prompts, W, rollouts, h, w, 16] of the policy that sampled, or None when on policy.
     final: float32[prompts, rollouts, h, w, 16].
+    kept: what the loss looks at, see `trajectory_policy.Steps` and `forward_policy.Noised`.
   """
 
+  tokens: jax.Array
   context: Context
   negative: Context | None
-  latents: jax.Array
-  steps: jax.Array
-  log_probs: jax.Array
-  old_log_probs: jax.Array | None
-  old_mean: jax.Array | None
   final: jax.Array
+  kept: Any
+
+
+def check(options: UnderstandingForGenerationOptions, objective: FlowObjective | ForwardObjective) -> None:
+  """
+  Raises:
+    ValueError: an unknown option, or options that contradict each other.
+  """
+  for name, allowed in (
+    ("captions", ("sampled", "dataset")),
+    ("conditioning", ("answer", "text")),
+    ("text_tower", ("reference", "policy")),
+    ("samples_from", (CURRENT, OLD)),
+  ):
+    value = getattr(options, name)
+    if value not in allowed:
+      raise ValueError(f"{name} = {value!r}: expected {' or '.join(map(repr, allowed))}")
+  is_forward = isinstance(objective, ForwardObjective)
+  if options.replay_chunks < 1 or options.num_rollouts % options.replay_chunks:
+    raise ValueError(f"replay_chunks = {options.replay_chunks} does not divide num_rollouts = {options.num_rollouts}")
+  if not 0 <= options.old_decay < 1:
+    raise ValueError(f"old_decay = {options.old_decay}: expected 0 or more, and less than 1")
+  if options.old_decay and not is_forward:
+    raise ValueError("old_decay is for objective.loss = 'nft' or 'awm': Flow-GRPO samples from the policy that learns")
+  if not options.old_decay and options.samples_from == OLD:
+    raise ValueError("samples_from = 'old' needs old_decay: there is no slow average to sample from")
+  if not options.old_decay and is_forward and objective.average_beta:
+    raise ValueError("objective.average_beta needs old_decay: there is no slow average to stay near")
 
 
 def make_phases(
   networks: Networks,
   options: UnderstandingForGenerationOptions,
-  objective: flow_grpo.FlowObjective,
-  advantage: advantage_functions.AdvantageOptions,
+  objective: FlowObjective | ForwardObjective,
+  advantage: AdvantageOptions,
   update_options: UpdateOptions,
   optimizer: optax.GradientTransformation,
   *,
@@ -103,93 +163,57 @@ def make_phases(
   """The four phases of stage 3.
 
   Raises:
-    ValueError: an unknown option, or a window that does not fit the schedule.
+    ValueError: an unknown option, or options that contradict each other.
   """
-  if options.captions not in ("sampled", "dataset"):
-    raise ValueError(f"captions = {options.captions!r}: expected 'sampled' or 'dataset'")
-  if options.text_tower not in ("reference", "policy"):
-    raise ValueError(f"text_tower = {options.text_tower!r}: expected 'reference' or 'policy'")
-  # The last step lands on sigma = 0: it has no density.
-  if options.window_range[1] - 1 + options.window > options.sampler_steps - 1:
-    raise ValueError(
-      f"window of {options.window} steps starting before {options.window_range[1]} passes step "
-      f"{options.sampler_steps - 1}, the last with a density: lower window_range or raise sampler_steps"
-    )
-  if options.sampler == "cps" and objective.ratio == "guard":
-    raise ValueError("objective.ratio = 'guard' needs a Gaussian log-probability: sampler 'cps' drops its variance")
-  prompts = networks.prompts
-  schedule = dict(num_steps=options.sampler_steps, shift=options.shift)
-  sde = dict(kind=options.sampler, noise_level=options.noise_level)
+  check(options, objective)
+  ensemble = Ensemble(options.reward_weights, options.held_out_encoder)
+  ensemble.check(networks.encoders)
+  if ensemble.texts:
+    raise ValueError(f"reward_weights names {ensemble.texts}: all rollouts of a group have one caption in this stage")
+  make_policy = (forward_policy if isinstance(objective, ForwardObjective) else trajectory_policy).make_policy
+  policy = make_policy(options, objective)
+  prompts, num_rollouts = networks.prompts, options.num_rollouts
+  is_on_policy = update_options.is_on_policy and options.samples_from == CURRENT
+  training_guidance = options.guidance if options.is_guided_in_training else 1.0
 
-  def by_prompt(x, axis):
-    """[..., prompts * rollouts, ...] at `axis` -> [prompts, ..., rollouts, ...]."""
-    x = x.reshape(*x.shape[:axis], -1, options.num_rollouts, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x, axis, 0)
+  def field(params, context, negative, *, repeat=num_rollouts, guidance=training_guidance, adapters=True):
+    model = networks.uae(params, adapters=adapters)
+    return velocity_field(model, context.repeat(repeat), guidance=guidance, negative=negative)
 
-  def flat(x, axis):
-    """The inverse of `by_prompt`."""
-    x = jnp.moveaxis(x, 0, axis)
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
-
-  def field(model, context, negative, repeat):
-    return velocity_field(model, context.repeat(repeat), guidance=options.guidance, negative=negative)
-
-  def replay_groups(model, context, negative, latents, steps):
-    """(log_probs [prompts, W, rollouts], mean [prompts, W, rollouts, h, w, 16], std [W])."""
-    kept = Trajectories(latents=flat(latents, 1), steps=steps, log_probs=None, final=None)
-    velocity = field(model, context, negative, options.num_rollouts)
-    log_probs, mean, std = replay(velocity, kept, **schedule, **sde)
-    return by_prompt(log_probs, 1), by_prompt(mean, 1), std
+  def caption_tokens(params, batch, key):
+    if options.captions == "dataset":
+      return batch["tokens"]
+    model = networks.uae(params)
+    return captions.sample_captions(
+      model.captioner.language,
+      prompts,
+      captions.caption_prefix(model, prompts, captioner_images(batch)),
+      key,
+      num_rollouts=1,
+      max_tokens=options.max_new_tokens,
+      temperature=options.temperature,
+    ).tokens[:, 0]
 
   def rollout(params, batch, key, step):
-    caption_key, noise_key, window_key, sde_key = jax.random.split(key, 4)
-    model = networks.uae(params)
-    tokens = batch["tokens"]
-    if options.captions == "sampled":
-      tokens = captions.sample_captions(
-        model.captioner.language,
-        prompts,
-        captions.caption_prefix(model, prompts, captioner_images(batch)),
-        caption_key,
-        num_rollouts=1,
-        max_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-      ).tokens[:, 0]
-    tower = networks.uae(params, adapters=options.text_tower == "policy")
-    context = encode_captions(prompts, tower, tokens)
-    negative = None
-    if options.guidance != 1.0:
-      negative = encode_negative(prompts, tower, context.mask.shape[1])
+    caption_key, noise_key, sample_key = jax.random.split(key, 3)
+    tokens = caption_tokens(params, batch, caption_key)
+    model, tower = networks.uae(params), networks.uae(params, adapters=options.text_tower == "policy")
+    if options.conditioning == "answer":
+      context = answer_context(prompts, model, captioner_images(batch), tokens)
+    else:
+      context = encode_captions(prompts, tower, tokens)
+    negative = None if options.guidance == 1.0 else encode_negative(prompts, tower, context.mask.shape[1])
     images = to_signed(batch["image"])
-    latents_shape = model.latents_shape(images)
-    rows = images.shape[0] * (1 if options.is_noise_shared else options.num_rollouts)
-    sampled = sample_sde(
-      lambda repeat: field(model, context, negative, repeat),
-      jax.random.normal(noise_key, (rows, *latents_shape)),
-      sde_key,
-      samplers.sde_window(
-        step if options.window_strategy == "progressive" else window_key, options.window_range, options.window_strategy
-      ),
-      num_rollouts=options.num_rollouts,
-      is_noise_shared=options.is_noise_shared,
-      window=options.window,
-      **schedule,
-      **sde,
+    rows = images.shape[0] * (1 if options.is_noise_shared else num_rollouts)
+    final, kept = policy.sample(
+      lambda repeat: field(params, context, negative, repeat=repeat, guidance=options.guidance),
+      jax.random.normal(noise_key, (rows, *model.latents_shape(images))),
+      sample_key,
+      step,
     )
-    latents = by_prompt(sampled.latents, 1)
-    old_log_probs = old_mean = None
-    if not update_options.is_on_policy:
-      old_log_probs, old_mean, _ = replay_groups(model, context, negative, latents, sampled.steps)
-    return ImageGroups(
-      context=context,
-      negative=negative,
-      latents=latents,
-      steps=sampled.steps,
-      log_probs=by_prompt(sampled.log_probs, 1),
-      old_log_probs=old_log_probs,
-      old_mean=old_mean,
-      final=by_prompt(sampled.final, 0),
-    )
+    if not is_on_policy:
+      kept = policy.remember(field(params, context, negative), kept)
+    return ImageGroups(tokens, context, negative, final, kept)
 
   def reward(params, batch, groups, key):
     del key  # Everything random happened in the rollout.
@@ -197,59 +221,64 @@ def make_phases(
     painted = in_chunks(
       lambda x: jnp.clip(model.decode_latents(x), -1.0, 1.0), flat(groups.final, 0), options.decode_chunks
     )
-    names = tuple(name for name, _ in options.reward_weights)
-    held_out = (options.held_out_encoder,) if options.held_out_encoder else ()
-    similarities = cosine_rewards(
-      lambda name, x: networks.embed(params, name, x), names + held_out, to_signed(batch["image"]), painted
-    )
-    rewards = {name: similarities[name] for name in names}
-    metrics = {f"reward_{name}": jnp.mean(value) for name, value in rewards.items()}
-    for name in held_out:
-      metrics["held_out_reward"] = jnp.mean(similarities[name])
-    return rewards, metrics
-
-  def advantages(rewards):
-    weights = dict(options.reward_weights)
-    values = advantage_functions.multi_reward_advantages(rewards, weights, advantage)
-    return values, reward_metrics(weighted_sum(rewards, weights))
-
-  def make_objective(steps, negative):
-    def objective_of_piece(params, piece):
-      context, latents, sampled_log_probs, old_log_probs, old_mean, values = piece
-      log_probs, mean, std = replay_groups(networks.uae(params), context, negative, latents, steps)
-      reference_mean = None
-      if objective.beta:
-        reference = networks.uae(params, adapters=False)
-        reference_mean = jax.lax.stop_gradient(replay_groups(reference, context, negative, latents, steps)[1])
-      if old_log_probs is None:
-        old_log_probs, old_mean = jax.lax.stop_gradient((log_probs, mean))
-      sigmas = samplers.sigmas(options.sampler_steps, options.shift)
-      at = (jnp.asarray(sigmas)[steps], jnp.asarray(sigmas)[steps + 1])
-      loss, metrics = flow_grpo.flow_objective(
-        objective,
-        log_probs=jnp.swapaxes(log_probs, 0, 1),
-        old_log_probs=jnp.swapaxes(old_log_probs, 0, 1),
-        advantages=values,
-        mean=jnp.swapaxes(mean, 0, 1),
-        old_mean=jnp.swapaxes(old_mean, 0, 1),
-        reference_mean=None if reference_mean is None else jnp.swapaxes(reference_mean, 0, 1),
-        std=std,
-        sigma=at[0],
-        sigma_next=at[1],
-        velocity_scale=samplers.velocity_scale(options.sampler, *at, sigmas[1], options.noise_level),
-        mean_std=samplers.mean_std(options.sampler, sigmas, options.noise_level),
-      )
-      difference = jnp.abs(jax.lax.stop_gradient(log_probs) - sampled_log_probs)
-      metrics["log_prob_difference"] = (jnp.sum(difference), jnp.float32(difference.size))
-      return (loss.sum, loss.count), metrics
-
-    return objective_of_piece
+    measured = ensemble.measure(lambda name, x: networks.embed(params, name, x), to_signed(batch["image"]), painted)
+    return measured, Exhibits(groups.tokens[:, None], by_prompt(to_pixels(painted), 0, num_rollouts))
 
   def update(state, batch, groups, values):
-    del batch  # The rollout holds all that replay needs.
-    pieces = (groups.context, groups.latents, groups.log_probs, groups.old_log_probs, groups.old_mean, values)
+    del batch  # The rollout holds all that the loss needs.
+    kept = groups.kept
+    if policy.compare is not None:
+      kept = policy.compare(field(state.assemble(state.old), groups.context, groups.negative), kept)
+
+    def objective_of_piece(params, piece, _):
+      context, kept, values = piece
+      repeat = num_rollouts // options.replay_chunks
+
+      def of_rollouts(kept, values):
+        fields = Fields(
+          field(params, context, groups.negative, repeat=repeat),
+          lambda: field(jax.lax.stop_gradient(params), context, groups.negative, repeat=repeat, adapters=False),
+        )
+        return policy.loss(fields, kept, values)
+
+      return in_pieces_of_groups(of_rollouts, kept, values, options.replay_chunks)
+
     return reinforcement.update(
-      state, pieces, make_objective(groups.steps, groups.negative), update_options, optimizer, ema_decay=ema_decay
+      state,
+      (groups.context, kept, values),
+      objective_of_piece,
+      update_options,
+      optimizer,
+      ema_decay=ema_decay,
+      old_policy=options.old_policy,
     )
 
-  return Phases(rollout, reward, advantages, update)
+  return Phases(
+    rollout,
+    lambda *arguments: reward(*arguments)[0],
+    lambda rewards: ensemble.advantages(rewards, advantage),
+    update,
+    reward_and_exhibits=reward,
+    old_policy=options.old_policy,
+  )
+
+
+def in_pieces_of_groups(loss, kept, values: jax.Array, num_chunks: int):
+  """`loss` of some rollouts of each group at a time, rematerialised; sums and counts add exactly.
+
+  Args:
+    loss: (kept, values) -> (Loss, metrics).
+    kept: leaves have their rollouts on axis 2, or two axes and none.
+    values: float32[prompts, rollouts].
+    num_chunks: pieces of a group.
+  """
+  if num_chunks == 1:
+    return loss(kept, values)
+
+  def cut(x, axis):
+    return jnp.moveaxis(x.reshape(*x.shape[:axis], num_chunks, -1, *x.shape[axis + 1 :]), axis, 0)
+
+  pieces = jax.tree.map(lambda x: cut(x, 2) if x.ndim > 2 else jnp.broadcast_to(x, (num_chunks, *x.shape)), kept)
+  one = jax.checkpoint(lambda _, piece: (None, loss(*piece)))
+  _, (value, metrics) = jax.lax.scan(one, None, (pieces, cut(values, 1)))
+  return Loss(*(jnp.sum(part) for part in value)), reinforcement.join_metrics(metrics)

@@ -1,0 +1,105 @@
+"""A UAE of the smallest real sizes, with which whole RL steps compile in seconds. Made once a test session."""
+
+import dataclasses
+import functools
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uae_jax import sharding, trees
+from uae_jax.data import scenes
+from uae_jax.data.processing import Processor
+from uae_jax.data.vocabulary import write_processor
+from uae_jax.layers.lora import LoRA, is_adapter
+from uae_jax.training import sizes
+from uae_jax.training.build import Built, build
+from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
+from uae_jax.training.state import State, create
+
+TOKENS = 26
+PROMPTS, ROLLOUTS = 4, 3
+OPTIMIZER = make_optimizer(OptimizerOptions(1e-3, schedule="constant"), 10)
+# Without a learning rate every update is a first one.
+STILL = make_optimizer(OptimizerOptions(0.0, schedule="constant"), 10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  image_px: int = 32
+  caption_tokens: int = TOKENS
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  model: str = "scenes"
+  dtype: str = "float32"
+  data: Data = Data()
+
+
+@functools.cache
+def mesh():
+  return sharding.make_mesh(data=4, fsdp=2)
+
+
+@functools.cache
+def built() -> Built:
+  """The small world's nets with one layer each."""
+  with tempfile.TemporaryDirectory() as folder:
+    write_processor(folder)
+    processor = Processor.from_folder(folder)
+  uae = sizes.named_uae("scenes", processor, LoRA(4, 4.0))
+  captioner = dataclasses.replace(
+    uae.captioner,
+    vision=dataclasses.replace(uae.captioner.vision, depth=1, full_attention_layers=(0,)),
+    language=dataclasses.replace(uae.captioner.language, depth=1),
+  )
+  uae = dataclasses.replace(uae, captioner=captioner, decoder=dataclasses.replace(uae.decoder, depth=2))
+  encoders = {kind: sizes.fresh_encoder(kind, "scenes") for kind in ("clip", "dinov2")}
+  encoders = {
+    kind: dataclasses.replace(size, network=dataclasses.replace(size.network, depth=1))
+    for kind, size in encoders.items()
+  }
+  return build(Config(), sizes.Sizes(uae, encoders), processor, mesh())
+
+
+@functools.cache
+def params() -> dict:
+  """Random parameters without a zero leaf (adapters, modulations and outputs start at zero), so that everything has an
+  effect. Drawn by numpy: a program that draws every leaf takes longer to compile than the steps.
+  """
+  random = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    values = random.normal(size=leaf.shape)
+    values = values / np.sqrt(np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 0.05 * values
+    return jnp.asarray(values + ("scal" in path.rsplit("/", 1)[-1]), leaf.dtype)
+
+  def constants(key):
+    leaves = dict(trees.items(built().init(key)))
+    return {path: leaves[path] for path in built().buffers}
+
+  stored = jax.jit(constants)(jax.random.key(0))
+  abstract = trees.items(built().abstract_params)
+  return trees.from_items((path, stored.get(path, draw(path, leaf))) for path, leaf in abstract)
+
+
+@functools.cache
+def batch() -> dict:
+  scene = scenes.scenes(np.arange(PROMPTS))
+  end, pad = built().networks.prompts.end[0], built().networks.prompts.pad
+  tokens = np.full((PROMPTS, TOKENS), pad, np.int32)
+  for i, row in enumerate(tokens):
+    ids = [*built().processor.encode(scenes.full_caption(scene[i])), end]
+    row[: len(ids)] = ids
+  return {"image": scenes.render_batch(scene), "tokens": tokens}
+
+
+def state_of(net: str, tree: dict | None = None, *, has_old: bool = False) -> State:
+  """A stage's first state in which the adapters of one net train."""
+  tree = params() if tree is None else tree
+  key = jax.random.key(3)
+  return create(
+    tree, lambda path: path.startswith(net) and is_adapter(path), OPTIMIZER, key, has_ema=False, has_old=has_old
+  )

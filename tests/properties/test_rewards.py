@@ -1,0 +1,263 @@
+"""Text rewards equal their definitions on lists; an ensemble adds, measures and refuses; a judge may fail."""
+
+import base64
+import contextlib
+import http.server
+import io
+import json
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from PIL import Image
+import pytest
+
+from uae_jax.algorithms.advantages import AdvantageOptions
+from uae_jax.rewards.ensemble import Ensemble
+from uae_jax.rewards.http import HttpReward, HttpRewardOptions, RewardError
+from uae_jax.rewards.text import TEXT_REWARDS, TextRewardOptions, text_reward
+from uae_jax.training import judging
+from uae_jax.training.reinforcement import Exhibits, Phases, compose
+from uae_jax.training.stage import phased_step
+from uae_jax.training.state import create
+
+BUDGET, END, CONTROL = 8, 0, 9
+CAPTIONS = [[], [1], [1, 2, 1, 2, 1, 2], [1, 1, 1, 1, 1, 1, 1, 1], [3, 4, 5], [3, CONTROL, 5], [1, 2, 3, 4, 5, 6, 7]]
+
+
+def rows(captions=CAPTIONS):
+  """(tokens, mask, is_closed) as a rollout has them; a caption of the whole budget is not closed."""
+  tokens = np.full((1, len(captions), BUDGET), 8, np.int32)
+  mask = np.zeros(tokens.shape, bool)
+  for row, kept, caption in zip(tokens[0], mask[0], captions, strict=True):
+    written = [*caption, END][:BUDGET]
+    row[: len(written)], kept[: len(written)] = written, True
+  return jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray([[len(caption) < BUDGET for caption in captions]])
+
+
+def by_hand(name, caption, free, n):
+  if name == "length":
+    return -min(max((len(caption) - free) / (BUDGET - free), 0), 1)
+  if name == "repetition":
+    ngrams = [tuple(caption[i : i + n]) for i in range(len(caption) - n + 1)]
+    return -(len(ngrams) - len(set(ngrams))) / max(len(ngrams), 1)
+  if name == "format":
+    return float(0 < len(caption) < BUDGET and CONTROL not in caption)
+  return -float(len(caption) >= BUDGET)
+
+
+@pytest.mark.parametrize(("free", "n"), [(0, 1), (3, 2), (5, 3), (2, 9)])
+@pytest.mark.parametrize("name", TEXT_REWARDS)
+def test_text_rewards_equal_their_definitions(name, free, n):
+  options = TextRewardOptions(length_free_tokens=free, repetition_ngram=n, forbidden_tokens=(CONTROL,))
+  expected = [by_hand(name, caption, free, n) for caption in CAPTIONS]
+  np.testing.assert_allclose(text_reward(name, options, *rows())[0], expected, atol=1e-6)
+
+
+def test_padding_does_not_matter_to_text_rewards():
+  tokens, mask, is_closed = rows()
+  other = jnp.where(mask, tokens, CONTROL)
+  for name in TEXT_REWARDS:
+    options = TextRewardOptions(repetition_ngram=2, forbidden_tokens=(CONTROL,))
+    np.testing.assert_array_equal(
+      text_reward(name, options, tokens, mask, is_closed), text_reward(name, options, other, mask, is_closed)
+    )
+
+
+def embed(name, images):
+  """Channel sums, scaled by what the encoder is called."""
+  values = jnp.sum(images, axis=(1, 2)) * (jnp.arange(3) + len(name))
+  return values / jnp.linalg.norm(values, axis=-1, keepdims=True)
+
+
+def test_an_ensemble_measures_every_reward_and_pays_for_the_weighted():
+  random = np.random.default_rng(0)
+  images, painted = (jnp.asarray(random.normal(size=(n, 4, 4, 3)), jnp.float32) for n in (1, len(CAPTIONS)))
+  ensemble = Ensemble((("clip", 1.0), ("length", 0.5), ("repetition", 0.0)), "dinov2")
+  rewards, measured = ensemble.measure(embed, images, painted, rows())
+  assert set(rewards) == {"clip", "length", "repetition"} and "held_out_reward" in measured
+  np.testing.assert_allclose(rewards["clip"][0], embed("clip", painted) @ embed("clip", images)[0], atol=1e-6)
+  values, metrics = ensemble.advantages(rewards, AdvantageOptions(scale="none"))
+  total = np.asarray(rewards["clip"] + 0.5 * rewards["length"])
+  np.testing.assert_allclose(values, total - total.mean(), atol=1e-5)
+  assert metrics["reward"] == pytest.approx(total.mean(), abs=1e-6)
+  assert metrics["reward_std_in_group"] == pytest.approx(total.std(), rel=1e-5)
+  assert metrics["reward_repetition"] == pytest.approx(float(np.mean(rewards["repetition"])), abs=1e-6)
+  assert metrics["reward_max"] == pytest.approx(total.max(), abs=1e-6)
+
+
+def test_a_judge_that_is_only_measured_may_fail_without_harm():
+  rewards = {"clip": jnp.array([[0.1, 0.4]]), "http": jnp.array([[np.nan, 1.0]])}
+  measured = Ensemble((("clip", 1.0), ("http", 0.0)))
+  values, metrics = measured.advantages(rewards, AdvantageOptions())
+  assert np.all(np.asarray(values) != 0) and metrics["judge_failures"] == 0.5 and metrics["reward_http"] == 1.0
+  values, _ = Ensemble((("clip", 1.0), ("http", 1.0))).advantages(rewards, AdvantageOptions())
+  assert not np.any(values)
+
+
+@pytest.mark.parametrize(
+  ("refused", "message"),
+  [
+    (lambda: Ensemble((("clip", 1.0), ("dinov2", 1.0)), "dinov2"), "reward hacking"),
+    (lambda: Ensemble((("clip", 1.0), ("clip", 1.0))), "named twice"),
+    (lambda: Ensemble((("clip", 0.0),)), "nothing to learn"),
+    (lambda: Ensemble((("clop", 1.0),)).check(("clip", "dinov2")), "clop"),
+    (lambda: Ensemble((("clip", 1.0),), "dinov3").check(("clip", "dinov2")), "dinov3"),
+    (lambda: TextRewardOptions(repetition_ngram=0), "repetition_ngram"),
+    (lambda: text_reward("length", TextRewardOptions(length_free_tokens=BUDGET), *rows()), "leaves nothing"),
+    (lambda: HttpReward(HttpRewardOptions()), "url is empty"),
+    (lambda: HttpRewardOptions(url="ftp://judge"), "expected http"),
+    (lambda: HttpRewardOptions(retries=-1), "retries"),
+    (lambda: HttpRewardOptions(on_failure="skip"), "on_failure"),
+    (lambda: HttpRewardOptions(token_variable="NO_SUCH_VARIABLE_HERE"), "NO_SUCH_VARIABLE_HERE"),
+  ],
+)
+def test_wrong_options_are_refused(refused, message):
+  with pytest.raises(ValueError, match=message):
+    refused()
+
+
+# --- A judge outside --------------------------------------------------------------------------------------------------
+
+
+class Judge(http.server.BaseHTTPRequestHandler):
+  """Rewards a caption by its length; `server.script` holds what goes wrong first."""
+
+  def do_POST(self):
+    request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    with self.server.lock:
+      self.server.requests.append((request, dict(self.headers)))
+      self.server.open += 1
+      self.server.most_open = max(self.server.most_open, self.server.open)
+      fault = self.server.script.pop(0) if self.server.script else None
+    rewards = [float(len(caption)) for caption in request["captions"]]
+    status, body = 200, json.dumps({"rewards": rewards})
+    if isinstance(fault, int):
+      status, body = fault, ""
+    elif isinstance(fault, str):
+      body = fault
+    elif fault is not None:
+      fault(self, rewards)
+      body = json.dumps({"rewards": rewards})
+    with contextlib.suppress(OSError):
+      self.send_response(status)
+      self.end_headers()
+      self.wfile.write(body.encode())
+    with self.server.lock:
+      self.server.open -= 1
+
+  def log_message(self, *arguments):
+    del arguments
+
+
+@pytest.fixture
+def judge(monkeypatch):
+  monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+  server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+  server.script, server.requests, server.lock, server.open, server.most_open = [], [], threading.Lock(), 0, 0
+  server.url = f"http://127.0.0.1:{server.server_address[1]}/score"
+  thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+  thread.start()
+  yield server
+  server.shutdown()
+  server.server_close()
+  thread.join()
+
+
+def ask(judge, captions=(("a", "bcd"),), **options):
+  fields = dict(url=judge.url, timeout_seconds=5.0, retries=2, backoff_seconds=0.01) | options
+  originals = np.zeros((len(captions), 2, 2, 3), np.uint8)
+  painted = np.full((len(captions), len(captions[0]), 2, 2, 3), 200, np.uint8)
+  return HttpReward(HttpRewardOptions(**fields))(captions, originals, painted)
+
+
+def test_groups_are_judged_with_their_pictures_at_the_same_time(judge, monkeypatch):
+  monkeypatch.setenv("JUDGE_TOKEN", "secret")
+  judge.script = [lambda *_: time.sleep(0.1)] * 6
+  captions = [("a" * i, "b") for i in range(6)]
+  rewards = ask(judge, captions, max_concurrency=3, token_variable="JUDGE_TOKEN")
+  np.testing.assert_array_equal(rewards, [[i, 1] for i in range(6)])
+  assert rewards.dtype == np.float32 and judge.most_open == 3
+  request, headers = judge.requests[0]
+  assert headers["Authorization"] == "Bearer secret"
+  assert len(request["images"]) == 2
+  picture = Image.open(io.BytesIO(base64.b64decode(request["images"][0])))
+  np.testing.assert_array_equal(np.asarray(picture), np.full((2, 2, 3), 200))
+
+
+def test_captions_alone_are_sent_if_asked(judge):
+  ask(judge, sends_images=False)
+  assert set(judge.requests[0][0]) == {"captions"}
+
+
+@pytest.mark.parametrize(
+  "fault", [500, 429, "no json", "[1, 2]", '{"rewards": [1]}', '{"scores": [1, 2]}', lambda *_: time.sleep(0.6)]
+)
+def test_what_may_pass_is_tried_again(judge, fault):
+  judge.script = [fault, fault]
+  np.testing.assert_array_equal(ask(judge, timeout_seconds=0.3), [[1, 3]])
+  assert len(judge.requests) == 3
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("drop", [np.nan, np.nan]), ("zero", [0, 0])])
+def test_a_judge_that_keeps_failing(judge, policy, expected):
+  judge.script = [500] * 3
+  np.testing.assert_array_equal(ask(judge, on_failure=policy), [expected])
+  assert len(judge.requests) == 3
+  judge.script = [500] * 3
+  with pytest.raises(RewardError, match="2 of 2 rollouts were not judged .*500"):
+    ask(judge, on_failure="fail")
+
+
+def test_a_refusal_is_not_repeated(judge):
+  judge.script = [403]
+  assert np.isnan(ask(judge)).all() and len(judge.requests) == 1
+
+
+def test_a_judge_that_is_not_there_costs_its_retries_and_no_more(judge):
+  assert np.isnan(ask(judge, url="http://127.0.0.1:9/none", retries=1)).all()
+
+
+@pytest.mark.parametrize("value", ["null", "NaN", "Infinity", '"high"', "true", "1" + "0" * 400])
+def test_a_number_that_is_none_loses_one_rollout(judge, value):
+  judge.script = [f'{{"rewards": [{value}, 2]}}'] * 2
+  rewards = ask(judge)
+  assert not np.isfinite(rewards[0, 0]) and rewards[0, 1] == 2
+  np.testing.assert_array_equal(ask(judge, on_failure="zero"), [[0, 2]])
+
+
+def test_a_step_shows_the_judge_what_was_painted_and_learns_from_its_answer(judge):
+  """Between the phases, on the host: the advantages see the encoder's and the judge's rewards."""
+
+  class Words:
+    def decode(self, ids):
+      return "".join("ab"[int(i) - 1] for i in ids)
+
+  class Ends:
+    end = (END,)
+
+  exhibits = Exhibits(jnp.array([[[1, 2, END], [1, END, 5]]]), jnp.zeros((1, 2, 2, 2, 3), jnp.uint8))
+
+  def advantages(rewards):
+    return rewards["clip"] + rewards["http"], {}
+
+  def update(state, batch, trajectory, values):
+    return state, {"values": values}
+
+  phases = Phases(
+    rollout=lambda params, batch, key, step: step,
+    reward=lambda *_: None,
+    advantages=advantages,
+    update=update,
+    reward_and_exhibits=lambda *_: (({"clip": jnp.full((1, 2), 10.0)}, {}), exhibits),
+    judge=judging.make_judge(HttpReward(HttpRewardOptions(url=judge.url)), Words(), Ends()),
+  )
+  state = create({"w": jnp.ones(1)}, lambda _: True, optax.sgd(0.1), jax.random.key(0), has_ema=False)
+  _, metrics = phased_step(phases)(state, {"image": np.zeros((1, 2, 2, 3), np.uint8)})
+  np.testing.assert_array_equal(metrics["values"], [[12, 11]])
+  assert judge.requests[0][0]["captions"] == ["ab", "a"]
+  with pytest.raises(ValueError, match="judge outside"):
+    compose(phases)
