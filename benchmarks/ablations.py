@@ -1,0 +1,121 @@
+"""Rows of docs/ablations.md: the RL stages of `configs/scenes_ablations.py` from base runs that are already trained.
+
+for seed in 0 1 2; do uae-jax train --config=configs/scenes.py --workdir=runs/seed$seed --config.seed=$seed; done
+python -m benchmarks.ablations --rows default gspo --seeds 0 1 2 --base runs --out runs/ablations
+
+A row of a seed is one process and one workdir, OUT/<row>/seed<k>; what is finished is not run again. Writes
+OUT/ablations.json and OUT/ablations.md over everything found there.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+import resource
+import runpy
+import subprocess
+import sys
+
+CONFIG = Path(__file__).parents[1] / "configs" / "scenes_ablations.py"
+COST = "cost.json"
+COLUMNS = {
+  "caption_recall": "recall",
+  "caption_precision": "precision",
+  "caption_length": "length",
+  "reward_similarity": "reward",
+  "held_out_similarity": "held out",
+  "psnr": "PSNR",
+  "minutes": "minutes",
+}
+GAINS = {"reward_similarity": "reward gain", "held_out_similarity": "held-out gain", "psnr": "PSNR gain, dB"}
+
+
+def run(row: str, start: str, seed: int, base: Path, workdir: Path) -> None:
+  """Trains one row of one seed, unless that is done.
+
+  Raises:
+    SystemExit: it failed.
+  """
+  if (workdir / COST).exists():
+    return
+  command = [sys.executable, "-m", "uae_jax.cli", "train", f"--config={CONFIG}:{row}", f"--workdir={workdir}"]
+  command += [f"--config.seed={seed}", f"--config.init.checkpoint={base / f'seed{seed}'}:{start}"]
+  before = resource.getrusage(resource.RUSAGE_CHILDREN)
+  if subprocess.run(command, check=False).returncode:
+    raise SystemExit(f"{row}, seed {seed} failed: {' '.join(command)}")
+  after = resource.getrusage(resource.RUSAGE_CHILDREN)
+  cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+  (workdir / COST).write_text(json.dumps({"cpu_minutes": cpu_seconds / 60}) + "\n")
+
+
+def figures(workdir: Path, stages: tuple[str, ...]) -> dict:
+  """Held-out figures after the last stage, of the last round, and what the run cost."""
+  files = sorted((workdir / "evaluation").glob(f"{stages[-1]}*.json"))
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  cost = json.loads((workdir / COST).read_text())
+  minutes = max(line["seconds"] for line in lines) / 60
+  return json.loads(files[-1].read_text()) | {"minutes": minutes} | cost
+
+
+def cell(values: list[float]) -> str:
+  """Mean, and the range over seeds."""
+  values = [value for value in values if math.isfinite(value)]
+  if not values:
+    return ""
+  digits = 1 if max(map(abs, values)) > 5 else 4 if max(map(abs, values)) < 0.1 else 3
+  mean = f"{sum(values) / len(values):.{digits}f}"
+  return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def table(results: dict[str, dict[int, dict]], rows: dict) -> str:
+  """Markdown of all rows: captions first, then what stage 3 gained from the same captions."""
+  lines = ["| row | seeds | " + " | ".join(COLUMNS.values()) + " |", "|---" * (2 + len(COLUMNS)) + "|"]
+  gains = ["| row | seeds | " + " | ".join(GAINS.values()) + " |", "|---" * (2 + len(GAINS)) + "|"]
+  for row in rows:
+    of_seeds = results.get(row, {})
+    if not of_seeds:
+      continue
+    seeds = " ".join(map(str, sorted(of_seeds)))
+    cells = [cell([found.get(name, math.nan) for found in of_seeds.values()]) for name in COLUMNS]
+    lines.append(f"| {row} | {seeds} | " + " | ".join(cells) + " |")
+    paired = [found["paired"] for found in of_seeds.values() if "paired" in found]
+    if paired:
+      cells = [
+        cell([found[name]["gain"] for found in paired])
+        + (f" ± {paired[0][name]['standard_error']:.4f}" if len(paired) == 1 else "")
+        for name in GAINS
+      ]
+      gains.append(f"| {row} | {seeds} | " + " | ".join(cells) + " |")
+  text = "\n".join(lines) + "\n"
+  if len(gains) > 2:
+    text += "\nAfter stage 3 against before it, from the same captions:\n\n" + "\n".join(gains) + "\n"
+  return text
+
+
+def main() -> None:
+  rows = runpy.run_path(str(CONFIG))["ROWS"]
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--rows", nargs="*", default=[], choices=list(rows), metavar="ROW", help=", ".join(rows))
+  parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+  parser.add_argument("--base", type=Path, required=True, help="folder of the base runs, seed<k> in it")
+  parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
+  arguments = parser.parse_args()
+  for row in arguments.rows:
+    for seed in arguments.seeds:
+      run(row, rows[row]["start"], seed, arguments.base, arguments.out / row / f"seed{seed}")
+  results = {}
+  for row in rows:
+    done = sorted((arguments.out / row).glob(f"seed*/{COST}"))
+    results[row] = {
+      int(file.parent.name.removeprefix("seed")): figures(file.parent, rows[row]["stages"]) for file in done
+    }
+  results = {row: of_seeds for row, of_seeds in results.items() if of_seeds}
+  arguments.out.mkdir(parents=True, exist_ok=True)
+  (arguments.out / "ablations.json").write_text(json.dumps(results, indent=1) + "\n")
+  text = table(results, rows)
+  (arguments.out / "ablations.md").write_text(text)
+  print(text)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,110 @@
+"""Ablations of the small world: the RL stages alone, from a run of `configs/scenes.py` that is already trained.
+
+python -m benchmarks.ablations --rows gspo --seeds 0 1 2 --base runs            a row of docs/ablations.md; runs/seed<k>
+uae-jax train --config=configs/scenes_ablations.py:gspo --workdir=DIR --config.init.checkpoint=runs/seed0:cold_start
+
+The argument is the name of a row: what it changes stands below, everything else is the default. A row starts from what
+its `start` stage left, and runs the stages after it.
+"""
+
+from pathlib import Path
+import runpy
+
+from ml_collections import ConfigDict
+
+SCENES = runpy.run_path(str(Path(__file__).with_name("scenes.py")))
+CAPTIONER, DECODER = "generation_for_understanding", "understanding_for_generation"
+
+
+def captioner(objective=None, **options):
+  """A row of stage 2, from the cold start."""
+  changes = {f"{CAPTIONER}.options.{name}": value for name, value in options.items()}
+  if objective is not None:
+    changes[f"{CAPTIONER}.objective"] = dict(clip_low=0.2, clip_high=0.2, beta=0.01, kl="k3") | objective
+    # With one update a rollout every ratio is 1, and the objectives differ in their normaliser alone.
+    changes[f"{CAPTIONER}.updates.num_minibatches"] = 2
+  return dict(start="cold_start", stages=(CAPTIONER,), changes=changes)
+
+
+def decoder(objective=None, **options):
+  """A row of stage 3, from stage 2."""
+  changes = {f"{DECODER}.options.{name}": value for name, value in options.items()}
+  if objective is not None:
+    changes[f"{DECODER}.objective"] = objective
+  return dict(start=CAPTIONER, stages=(DECODER,), changes=changes)
+
+
+FORWARD = dict(sampler="ode", is_noise_shared=False)
+
+ROWS = {
+  # Stage 2: objective, all with two updates a rollout.
+  "bnpo": captioner(dict(loss="bnpo")),
+  "grpo": captioner(dict(loss="grpo")),
+  "dr_grpo": captioner(dict(loss="dr_grpo")),
+  "dapo": captioner(dict(loss="dapo", clip_high=0.28, beta=0.0, truncation="mask")),
+  "cispo": captioner(dict(loss="cispo")),
+  "gspo": captioner(dict(loss="grpo", importance_level="sequence", clip_low=3e-4, clip_high=4e-4)),
+  # Stage 2: group, conditioning, reward, noise, length. "default" is stage 2 of configs/scenes.py.
+  "default": captioner(),
+  "group_4": captioner(num_rollouts=4),
+  "group_16": captioner(num_rollouts=16),
+  "answer": dict(
+    start="pretrain",
+    stages=("cold_start", CAPTIONER),
+    changes={
+      "cold_start.options.conditioning": "answer",
+      f"{CAPTIONER}.options.conditioning": "answer",
+      "evaluation.conditioning": "answer",
+    },
+  ),
+  "own_noise": captioner(is_noise_shared=False),
+  "two_rewards": captioner(reward_weights=(("clip", 0.5), ("dinov2", 0.5)), held_out_encoder=""),
+  "length_price": captioner(reward_weights=(("clip", 1.0), ("length", 0.2))),
+  # Does the growth of captions depend on a decoder that has read long ones?
+  "short_captions": dict(
+    start="captioner",
+    stages=("pretrain", "cold_start", CAPTIONER),
+    changes={"pretrain.captions": "partial", "cold_start.captions": "partial"},
+  ),
+  "long_captions": dict(start="captioner", stages=("pretrain", "cold_start", CAPTIONER), changes={}),
+  # Stage 3: sampler and objective. "flow" is stage 3 of configs/scenes.py.
+  "flow": decoder(),
+  "cps": decoder(sampler="cps", noise_level=0.8),
+  "dance": decoder(sampler="dance", noise_level=0.3),
+  "guard": decoder(dict(ratio="guard", clip_low=2e-6, clip_high=2e-6, step_weight="inverse_dt")),
+  "fixed_window": decoder(window_strategy="fixed"),
+  "images_8": decoder(num_rollouts=8),
+  "nft": decoder(dict(loss="nft"), **FORWARD, samples_from="old", old_decay=0.5),
+  "awm": decoder(dict(loss="awm", average_beta=1.0), **FORWARD, old_decay=0.3),
+  # Co-evolution: one pass against two rounds of half the length.
+  "one_pass": dict(start="cold_start", stages=(CAPTIONER, DECODER), changes={}),
+  "two_rounds": dict(
+    start="cold_start",
+    stages=(CAPTIONER, DECODER),
+    changes={"rounds": 2, f"{CAPTIONER}.total_steps": 70, f"{DECODER}.total_steps": 40},
+  ),
+}
+
+
+def get_config(arg=None):
+  row = arg or "default"
+  if row not in ROWS:
+    raise ValueError(f"configs/scenes_ablations.py:{row}: expected one of {', '.join(ROWS)}")
+  config = SCENES["get_config"]()
+  config.stages = ROWS[row]["stages"]
+  # Half the scenes and one noise of the full evaluation: rows are compared with each other.
+  changes = {"evaluation.num_images": 192, "evaluation.num_noises": 1, "evaluation.caption_every_steps": 20}
+  with config.unlocked():
+    for field, value in (changes | ROWS[row]["changes"]).items():
+      *sections, name = field.split(".")
+      section = config
+      for part in sections:
+        section = section[part]
+      section[name] = ConfigDict(value) if isinstance(value, dict) else value
+  return config
+
+
+def sweep(add):
+  """Every row once; fields whose sections have other names in the default come whole."""
+  for row in ROWS.values():
+    add(stages=row["stages"], **row["changes"])
