@@ -17,6 +17,7 @@ COMMANDS = {
   "reconstruct": ("uae_jax.reconstruct", "caption images and paint them again from the captions, side by side"),
   "convert": ("uae_jax.convert", "write weights as Orbax, PEFT adapters or Hugging Face folders"),
   "bench": ("uae_jax.bench", "score reconstructions (Unified-Bench), or let a model judge captions"),
+  "plan": ("uae_jax.plan", "tell whether a config fits a TPU slice, and what a step costs"),
   "report": ("uae_jax.report.command", "write the HTML report of a training run"),
 }
 

@@ -1,0 +1,97 @@
+"""In compiled programs one layer at a time is whole: no gather is larger than a weight, none of a stack is outside."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import pytest
+
+from uae_jax import sharding, trees
+from uae_jax.layers import lora
+from uae_jax.models.mmdit import MMDiT, MMDiTConfig
+from uae_jax.planning.collectives import collectives, summary
+
+CONFIG = MMDiTConfig(
+  depth=5, num_heads=4, head_width=16, patch=2, context_width=64, pooled_width=32, pos_embed_max_size=8, remat="full"
+)
+LAYERS = CONFIG.depth - 1
+
+
+class Adapted(nnx.Module):
+  """A decoder with adapters everywhere."""
+
+  def __init__(self, rngs: nnx.Rngs):
+    self.net = MMDiT(CONFIG, rngs=rngs)
+    lora.attach(self.net, lora.LoRA(8, 8.0), rngs=rngs)
+
+
+@pytest.fixture(scope="module")
+def world():
+  mesh = sharding.make_mesh(fsdp=4, tensor=2)
+  graphdef, params = sharding.abstract_model(lambda: Adapted(nnx.Rngs(0)), mesh)
+  place = sharding.batch_sharding(mesh)
+  shapes = ((8, 8, 8, 16), (8,), (8, 6, 64), (8, 32))
+  return mesh, graphdef, params, [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place) for shape in shapes]
+
+
+def compiled(world, *, gathers_first: bool):
+  """Gradient of the adapters, as RL trains them; of the negative control the value alone."""
+  mesh, graphdef, params, inputs = world
+  trainable, frozen = trees.split(params, lora.is_adapter)
+
+  def loss(trainable, frozen, *inputs):
+    model = nnx.merge(graphdef, trees.merge(trainable, frozen))
+    model = sharding.gathered(model) if gathers_first else model
+    return jnp.mean(jnp.square(model.net(*inputs)))
+
+  with jax.set_mesh(mesh):
+    places = jax.tree.map(lambda leaf: leaf.sharding, trainable)
+    function = loss if gathers_first else jax.grad(loss)
+    jitted = jax.jit(function, out_shardings=None if gathers_first else places)
+    return jitted.lower(trainable, frozen, *inputs).compile().as_text()
+
+
+def bytes_of(params, is_stacked: bool) -> list[int]:
+  """Of every whole weight, one layer of it where they are stacked."""
+  leaves = [leaf for path, leaf in trees.items(params) if path.startswith("net/layers/") == is_stacked]
+  return [leaf.size * 4 // (leaf.shape[0] if is_stacked else 1) for leaf in leaves]
+
+
+def test_one_layer_at_a_time_is_whole(world):
+  found = [item for item in collectives(compiled(world, gathers_first=False)) if item.kind == "all-gather"]
+  largest = max(bytes_of(world[2], is_stacked=True))
+  in_loops = [item for item in found if item.is_in_loop]
+  assert in_loops and max(item.bytes for item in in_loops) <= largest
+  assert {item.times for item in in_loops} == {LAYERS}
+  outside = [item for item in found if not item.is_in_loop]
+  # Those of the last block and of the ends; a stack of four layers would be larger than any of them.
+  assert max(item.bytes for item in outside) <= max(bytes_of(world[2], is_stacked=False))
+
+
+def test_a_stack_gathered_whole_is_found(world):
+  """The check above can fail."""
+  found = collectives(compiled(world, gathers_first=True))
+  stack = LAYERS * max(bytes_of(world[2], is_stacked=True))
+  assert max(item.bytes for item in found if item.kind == "all-gather" and not item.is_in_loop) >= stack // 2
+
+
+def test_a_summary_adds_what_loops_repeat():
+  text = """HloModule m
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %g = f32[4,8]{1,0} all-gather(%x), channel_id=1, dimensions={0}
+}
+
+%limit (p: s32[]) -> pred[] {
+  %n = s32[]{:T(128)} constant(38)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %w = (s32[], f32[8]) while(%t), condition=%limit, body=%body
+  %r = (bf16[2], bf16[6]) all-reduce-start(%a, %b), channel_id=2, to_apply=%sum
+}
+"""
+  assert summary(collectives(text)) == {
+    "all-gather": {"count": 1, "in_loops": 1, "largest_bytes": 128, "total_bytes": 38 * 128},
+    "all-reduce": {"count": 1, "in_loops": 0, "largest_bytes": 12, "total_bytes": 12},
+  }

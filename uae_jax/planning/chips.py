@@ -1,0 +1,38 @@
+"""Published figures of TPU chips.
+
+Source: docs.cloud.google.com/tpu/docs, pages v5e, v5p and v6e (peak compute, HBM bandwidth, bidirectional inter-chip
+bandwidth a chip). The HBM limit is the capacity that libtpu 0.0.42 compiles for, which is a little less than the
+published 16, 95 and 32 GB.
+"""
+
+import dataclasses
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """
+  Attributes:
+    name: of the generation, as topologies call it.
+    hbm_bytes: that a program may use.
+    flops: peak bfloat16 FLOP/s.
+    hbm_bandwidth: bytes/s.
+    link_bandwidth: bytes/s into the chip over all its links: half the published bidirectional figure.
+  """
+
+  name: str
+  hbm_bytes: float
+  flops: float
+  hbm_bandwidth: float
+  link_bandwidth: float
+
+
+CHIPS = {
+  chip.name: chip
+  for chip in (
+    Chip("v5e", 15.75 * GIB, 197e12, 819e9, 200e9),
+    Chip("v5p", 95.74 * GIB, 459e12, 2765e9, 600e9),
+    Chip("v6e", 31.25 * GIB, 918e12, 1638e9, 400e9),
+  )
+}

@@ -1,0 +1,150 @@
+"""Work of a program from its trace: matrix products with the trip counts that XLA's own cost analysis leaves out.
+
+A product costs the larger of its FLOPs at the chip's peak and the bytes of its operands and result at the bandwidth of
+the memory. What stands between products is taken as fused into them and free, so the sum is a lower bound of the time.
+
+A trace is of all devices together. What depends on the batch is shared by all of them; a weight is whole on every row
+of the mesh where it is used (`sharding.gather`), and only `tensor` cuts it.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import math
+
+import jax
+from jax.extend import core
+
+from uae_jax.planning.chips import Chip
+from uae_jax.training.programs import matrix_flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """Of one device: FLOPs, bytes moved to and from HBM, and seconds at the chip's peaks."""
+
+  flops: float = 0.0
+  bytes: float = 0.0
+  seconds: float = 0.0
+
+  def __add__(self, other: "Work") -> "Work":
+    return Work(self.flops + other.flops, self.bytes + other.bytes, self.seconds + other.seconds)
+
+  def __mul__(self, times: float) -> "Work":
+    return Work(times * self.flops, times * self.bytes, times * self.seconds)
+
+
+@dataclasses.dataclass
+class Counter:
+  """Counts one program.
+
+  Attributes:
+    chip: whose peaks are meant.
+    num_rows: devices that share the batch, `data` * `fsdp`.
+    num_columns: devices that share a weight, `tensor`.
+    trips: of the while loops whose bound is not in the trace, in program order; 1 for those beyond.
+  """
+
+  chip: Chip
+  num_rows: int
+  num_columns: int
+  trips: Iterator[float]
+
+  def count(self, jaxpr: core.Jaxpr, is_batch: Sequence[bool]) -> tuple[Work, list[bool]]:
+    """(work, which results depend on the batch), given which arguments do."""
+    known = dict(zip(jaxpr.invars, is_batch, strict=True))
+    total = Work()
+    for equation in jaxpr.eqns:
+      inputs = [known.get(x, False) if isinstance(x, core.Var) else False for x in equation.invars]
+      work, outputs = self._equation(equation, inputs)
+      total = total + work
+      known.update(zip(equation.outvars, outputs, strict=True))
+    return total, [known.get(x, False) if isinstance(x, core.Var) else False for x in jaxpr.outvars]
+
+  def _equation(self, equation, inputs: list[bool]) -> tuple[Work, list[bool]]:
+    name, params = equation.primitive.name, equation.params
+    everywhere = [any(inputs)] * len(equation.outvars)
+    if name in ("dot_general", "conv_general_dilated"):
+      wrapped = core.Jaxpr((), equation.invars, equation.outvars, [equation])
+      return self._product(equation, inputs, matrix_flops(wrapped)), everywhere
+    if name == "pallas_call":
+      flops = math.prod(params["grid_mapping"].grid) * matrix_flops(params["jaxpr"])
+      return self._product(equation, inputs, flops), everywhere
+    if name == "scan":
+      num_constants, num_carry = params["num_consts"], params["num_carry"]
+      return self._loop(params["jaxpr"].jaxpr, inputs, num_constants, num_carry, params["length"])
+    if name == "while":
+      num_conditions = params["cond_nconsts"]
+      trips = loop_bound(params["cond_jaxpr"].jaxpr) or next(self.trips, 1.0)
+      num_constants = params["body_nconsts"]
+      num_carry = len(inputs) - num_conditions - num_constants
+      return self._loop(params["body_jaxpr"].jaxpr, inputs[num_conditions:], num_constants, num_carry, trips)
+    if name == "cond":
+      branches = [self.count(branch.jaxpr, inputs[1:]) for branch in params["branches"]]
+      work = max((work for work, _ in branches), key=lambda work: work.seconds)
+      return work, [any(flags) for flags in zip(*(outputs for _, outputs in branches), strict=True)]
+    inner = next((x for x in jaxprs(params) if len(x.invars) == len(inputs)), None)
+    if inner is None:
+      return Work(), everywhere
+    if name == "shard_map":
+      # Shapes inside are those of one device.
+      return dataclasses.replace(self, num_rows=1, num_columns=1).count(inner, inputs)
+    return self.count(inner, inputs)
+
+  def _loop(self, body: core.Jaxpr, inputs: list[bool], num_constants: int, num_carry: int, trips: float):
+    """A body run so often; what the batch enters in one turn stays of the batch in the next."""
+    inputs = list(inputs)
+    trips_left = list(self.trips)
+    while True:
+      self.trips = iter(trips_left)
+      work, outputs = self.count(body, inputs)
+      carry = slice(num_constants, num_constants + num_carry)
+      grown = [a or b for a, b in zip(inputs[carry], outputs[:num_carry], strict=True)]
+      if grown == inputs[carry]:
+        return work * trips, outputs
+      inputs[carry] = grown
+
+  def _product(self, equation, inputs: list[bool], flops: float) -> Work:
+    columns = self.num_columns
+    share = self.num_rows * columns
+    moved = sum(size(x) / (share if is_batch else columns) for x, is_batch in zip(equation.invars, inputs, strict=True))
+    moved += sum(size(x) for x in equation.outvars) / (share if any(inputs) else columns)
+    flops = flops / (share if any(inputs) else columns)
+    return Work(flops, moved, max(flops / self.chip.flops, moved / self.chip.hbm_bandwidth))
+
+
+def size(variable) -> float:
+  """Bytes of an array of the trace; of Pallas' references those of what they point to."""
+  aval = variable.aval
+  return math.prod(aval.shape) * aval.dtype.itemsize if hasattr(aval, "dtype") else 0.0
+
+
+def jaxprs(params: dict) -> Iterator[core.Jaxpr]:
+  for value in params.values():
+    if isinstance(value, core.ClosedJaxpr):
+      yield value.jaxpr
+    elif isinstance(value, core.Jaxpr):
+      yield value
+
+
+def loop_bound(condition: core.Jaxpr) -> int | None:
+  """N of a loop that goes on while counter < N and whatever else, if N is a number of the program."""
+  for equation in condition.eqns:
+    if equation.primitive.name == "lt" and isinstance(equation.invars[1], core.Literal):
+      return int(equation.invars[1].val)
+  return None
+
+
+def count(
+  traced: jax.stages.Traced, is_batch: Sequence[bool], chip: Chip, mesh: jax.sharding.Mesh, trips: Sequence[float] = ()
+) -> Work:
+  """Work of one device in a traced function.
+
+  Args:
+    traced: `jax.jit(...).trace(...)`.
+    is_batch: for each leaf of its arguments, whether the batch's rows are in it.
+    chip: of the mesh.
+    mesh: with axes data, fsdp, tensor.
+    trips: see `Counter`.
+  """
+  counter = Counter(chip, mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"], iter(trips))
+  return counter.count(traced.jaxpr.jaxpr, is_batch)[0]

@@ -1,0 +1,174 @@
+"""A plan: every program of the chosen stages compiled for a slice, and whether it fits."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import re
+import time
+
+import jax
+from jax.sharding import Mesh
+
+from uae_jax.planning import collectives, cost
+from uae_jax.planning.chips import Chip
+from uae_jax.planning.programs import LEVERS, Program, bytes_a_device, stage_programs
+from uae_jax.sharding import batch_sharding, replicated
+from uae_jax.training.build import Built
+
+# XLA's own switches; "low" was measured to compile a full-size training step four times faster.
+EFFORTS = {"default": {}, "low": {"exec_time_optimization_effort": -1.0}}
+EXCEEDED = re.compile(r"\(?([\d.]+)([KMGT])\)? (?:exceeds available|of [\d.]+[KMGT] hbm)", re.IGNORECASE)
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """HBM of one chip, in bytes.
+
+  Attributes:
+    arguments: of the program.
+    outputs: that do not take an argument's place.
+    temporaries: while it runs.
+    held: alive beside it: optimizer state during a rollout, the parameters from before the stage.
+    limit: of the chip.
+  """
+
+  arguments: float
+  outputs: float
+  temporaries: float
+  held: float
+  limit: float
+
+  @property
+  def total(self) -> float:
+    return self.arguments + self.outputs + self.temporaries + self.held
+
+  @property
+  def fits(self) -> bool:
+    return self.total <= self.limit
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramPlan:
+  """
+  Attributes:
+    stage: of the config.
+    phase: of the stage.
+    memory: of one chip.
+    is_compiled: False where XLA gave up: it does not fit, and only arguments and what XLA wanted are known.
+    work: of one chip.
+    collectives: see `collectives.summary`.
+    link_seconds: bytes that the collectives bring to a chip, over its links at their peak.
+    lever: the setting that bounds its memory.
+    compile_seconds: wall time.
+  """
+
+  stage: str
+  phase: str
+  memory: Memory
+  is_compiled: bool
+  work: cost.Work
+  collectives: dict[str, dict]
+  link_seconds: float
+  lever: str
+  compile_seconds: float
+
+  @property
+  def seconds(self) -> float:
+    """No step can be faster: products and links at their peaks, fully overlapped."""
+    return max(self.work.seconds, self.link_seconds)
+
+  @property
+  def fits(self) -> bool:
+    return self.is_compiled and self.memory.fits
+
+
+def plan_stage(
+  config, name: str, built: Built, mesh: Mesh, chip: Chip, effort: str, log: Callable[[str], None]
+) -> list[ProgramPlan]:
+  """Compiles the programs of a stage one after the other; each gets what those before it give."""
+  plans, outputs = [], None
+  generator = stage_programs(config, name, built, mesh)
+  while True:
+    try:
+      program = generator.send(outputs)
+    except StopIteration:
+      return plans
+    log(f"{program.stage} {program.phase}: compiling")
+    plan, outputs = plan_program(program, mesh, chip, effort)
+    plans.append(plan)
+
+
+def plan_program(program: Program, mesh: Mesh, chip: Chip, effort: str) -> tuple[ProgramPlan, object]:
+  """(the plan, abstract outputs with shardings) of one program."""
+  start = time.perf_counter()
+  with jax.set_mesh(mesh):
+    traced = program.function.trace(*program.arguments)
+    flags = [
+      flag
+      for argument, flag in zip(program.arguments, program.is_batch, strict=True)
+      for _ in jax.tree.leaves(argument)
+    ]
+    work = cost.count(traced, flags, chip, mesh, program.trips)
+    try:
+      compiled = traced.lower().compile(compiler_options=EFFORTS[effort] or None)
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      compiled, wanted = None, _wanted(str(error), chip)
+  if compiled is None:
+    memory = Memory(
+      _arguments(program), 0.0, max(wanted - _arguments(program), 0.0), program.held_bytes, chip.hbm_bytes
+    )
+    outputs = jax.tree.map(lambda leaf: _place_rows(leaf, mesh), traced.out_info)
+    found = []
+  else:
+    analysis = compiled.memory_analysis()
+    memory = Memory(
+      analysis.argument_size_in_bytes,
+      analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+      analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes,
+      program.held_bytes,
+      chip.hbm_bytes,
+    )
+    outputs = jax.tree.map(
+      lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+      traced.out_info,
+      compiled.output_shardings,
+    )
+    found = collectives.collectives(compiled.as_text())
+  table = collectives.summary(found)
+  # An all-reduce sends everything twice round the ring.
+  link_bytes = sum(row["total_bytes"] * (2 if kind == "all-reduce" else 1) for kind, row in table.items())
+  plan = ProgramPlan(
+    program.stage,
+    program.phase,
+    memory,
+    compiled is not None,
+    work,
+    table,
+    link_bytes / chip.link_bandwidth,
+    LEVERS[program.phase],
+    time.perf_counter() - start,
+  )
+  return plan, outputs
+
+
+def _arguments(program: Program) -> float:
+  return bytes_a_device(program.arguments)
+
+
+def _wanted(message: str, chip: Chip) -> float:
+  """Bytes that XLA says it needed; the limit itself where it does not say."""
+  match = EXCEEDED.search(message)
+  return float(match[1]) * UNITS[match[2].upper()] if match else chip.hbm_bytes
+
+
+def _place_rows(leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
+  """An output that no compiler has placed: rows over the mesh if they divide."""
+  rows = mesh.shape["data"] * mesh.shape["fsdp"]
+  place = batch_sharding(mesh) if leaf.ndim and leaf.shape[0] % rows == 0 else replicated(mesh)
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
+def is_fitting(plans: Sequence[ProgramPlan]) -> bool:
+  return all(plan.fits for plan in plans)

@@ -1,0 +1,166 @@
+"""The programs of a run's stages: the functions that training jits, with abstract arguments placed as training places
+them. Nothing is allocated.
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from uae_jax import sharding
+from uae_jax.layers.lora import LoRA
+from uae_jax.training import initial, placement, supervised
+from uae_jax.training import sizes as sizes_lib
+from uae_jax.training.build import Built, build
+from uae_jax.training.order import REINFORCEMENT
+from uae_jax.training.sizes import FROM_WEIGHTS, Sizes
+from uae_jax.training.stage import make_init, make_loss, make_phases, stage_optimizer
+
+# Which setting bounds the memory of a program, besides more chips.
+LEVERS = {
+  "step": "num_microbatches (and batch_size)",
+  "rollout": "options.num_rollouts, options.max_new_tokens or batch_size",
+  "reward": "options.decode_chunks, options.num_rollouts or batch_size",
+  "update": "updates.num_microbatches, options.logit_chunks or options.replay_chunks, or options.num_rollouts",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """
+  Attributes:
+    stage: of the config.
+    phase: a key of `LEVERS`.
+    function: jitted.
+    arguments: pytrees of `ShapeDtypeStruct` with shardings.
+    is_batch: for each argument, whether the batch's rows are in it.
+    held_bytes: on each chip, of arrays that are no argument but alive while it runs.
+    trips: of loops whose length depends on data, see `cost.Counter`.
+  """
+
+  stage: str
+  phase: str
+  function: Callable
+  arguments: tuple
+  is_batch: tuple[bool, ...]
+  held_bytes: float
+  trips: tuple[float, ...] = ()
+
+
+def build_abstract(config, mesh: Mesh, folder: Path) -> Built:
+  """The nets of a config without weights; the processor is copied to `folder`.
+
+  Raises:
+    ValueError: the config names no model of known sizes, or no processor.
+  """
+  if config.model == FROM_WEIGHTS:
+    names = " or ".join(sizes_lib.FULL_SIZE)
+    raise ValueError(f"config.model = {FROM_WEIGHTS!r} takes its sizes from files: name {names}")
+  weights = config.init.weights
+  if not config.processor and weights and not Path(weights).is_dir():
+    raise ValueError(
+      f"config.init.weights = {weights!r}: no such folder. Prompts need the tokenizer and processor files, no weights: "
+      "--config.processor=DIR"
+    )
+  processor = initial.read_processor(config, folder)
+  uae = sizes_lib.named_uae(config.model, processor, LoRA(config.lora.rank, config.lora.alpha))
+  uae = sizes_lib.rematerialised(uae, config.get("remat", "none"))
+  encoders = {kind: sizes_lib.fresh_encoder(kind, config.model) for kind, source in config.encoders.items() if source}
+  return build(config, Sizes(uae, encoders), processor, mesh)
+
+
+def bytes_a_device(tree) -> float:
+  """Of arrays with shardings, the largest share of one device."""
+  leaves = jax.tree.leaves(tree)
+  return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * item_bytes(leaf.dtype) for leaf in leaves)
+
+
+def item_bytes(dtype) -> int:
+  """Of a key that of its two words."""
+  return 8 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
+
+
+def placed(shape: tuple[int, ...], dtype, place) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+
+def abstract_batch(config, name: str, built: Built, mesh: Mesh) -> dict:
+  """A batch of a stage as `data.pipeline` makes it."""
+  rows, place, side = config[name].batch_size, sharding.batch_sharding(mesh), config.data.image_px
+  batch = {
+    "image": placed((rows, side, side, 3), jnp.uint8, place),
+    "tokens": placed((rows, config.data.caption_tokens), jnp.int32, place),
+    "length": placed((rows,), jnp.int32, place),
+    "index": placed((rows,), jnp.int32, place),
+  }
+  captioner_side = built.processor.square_px(side)
+  if captioner_side != side:
+    batch["captioner_image"] = placed((rows, captioner_side, captioner_side, 3), jnp.uint8, place)
+  return batch
+
+
+def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Iterator[Program]:
+  """The programs of one step of a stage. `send` the outputs of each, with shardings, to get the next."""
+  section = config[name]
+  optimizer, _, _ = stage_optimizer(section, name)
+  batch = abstract_batch(config, name, built, mesh)
+  # The loop keeps the parameters from before the stage, to measure what it gained.
+  before = bytes_a_device(built.abstract_params)
+  if name not in REINFORCEMENT:
+    loss = make_loss(config, name, built, None)
+    state = placement.abstract_state(make_init(section, built, optimizer), built.abstract_params, mesh)
+    step = supervised.make_step(loss, optimizer, ema_decay=section.ema_decay, num_microbatches=section.num_microbatches)
+    function = jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(state), None))
+    yield Program(name, "step", function, (state, batch), (False, True), before)
+    return
+
+  phases = make_phases(config, name, built, optimizer)
+  has_old = phases.old_policy is not None
+  init = make_init(section, built, optimizer, has_old=has_old)
+  state = placement.abstract_state(init, built.abstract_params, mesh)
+  everywhere = sharding.replicated(mesh)
+  key = placed((), jax.random.key(0).dtype, everywhere)
+  params = jax.tree.map(
+    lambda leaf, place: placed(leaf.shape, leaf.dtype, place),
+    jax.eval_shape(phases.sampling_params, state),
+    jax.tree.map(lambda leaf: leaf.sharding, built.abstract_params),
+  )
+  rest = before + bytes_a_device(state) - bytes_a_device(params)
+  trajectory = yield Program(
+    name,
+    "rollout",
+    jax.jit(phases.rollout),
+    (params, batch, key, placed((), jnp.int32, everywhere)),
+    (False, True, True, False),
+    rest,
+    window_trips(section.options),
+  )
+  rewards, _ = yield Program(
+    name,
+    "reward",
+    jax.jit(phases.reward),
+    (params, batch, trajectory, key),
+    (False, True, True, True),
+    rest,
+  )
+  values, _ = jax.eval_shape(phases.advantages, rewards)
+  values = placed(values.shape, values.dtype, sharding.batch_sharding(mesh))
+  update = jax.jit(phases.update, donate_argnums=0, out_shardings=(shardings_of(state), None))
+  yield Program(name, "update", update, (state, batch, trajectory, values), (False, True, True, True), before)
+
+
+def window_trips(options) -> tuple[float, ...]:
+  """Steps before and after a window of SDE steps that starts in the middle of its range; none without a window."""
+  if "window" not in options:
+    return ()
+  first, last = options.window_range
+  start = (first + last - 1) / 2
+  return (start, options.sampler_steps - options.window - start)
+
+
+def shardings_of(tree):
+  return jax.tree.map(lambda leaf: leaf.sharding, tree)
