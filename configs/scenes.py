@@ -70,6 +70,7 @@ def get_config(arg=None):
   config.encoders = ConfigDict(dict(clip="fresh", dinov2="fresh"))  # "fresh", a folder of weights, or "" for none
   config.lora = ConfigDict(dict(rank=16, alpha=16.0))  # where the weights have no adapters yet
   config.mesh = ConfigDict(dict(data=1, fsdp=1, tensor=1))
+  config.profile = ConfigDict(dict(first_step=10, num_steps=0))  # traced steps of every stage, see docs/profiling.md
   config.max_skipped_in_a_row = 20  # updates that are not finite, before the run stops
   config.tensorboard = True  # event files beside metrics.jsonl
   # The newest states of a stage that stay on disk, and so many more of the best by a metric of its own.

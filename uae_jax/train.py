@@ -75,6 +75,7 @@ def train(config, workdir: Path) -> None:
   from uae_jax.training.checkpoints import Checkpoints, Keep
   from uae_jax.training.metrics import MetricWriter
   from uae_jax.training.preemption import Preempted, PreemptionNotice
+  from uae_jax.training.profiling import Profiler
   from uae_jax.training.stage import make_stage, validate
   from uae_jax.training.workdir import open_workdir, to_plain
 
@@ -103,19 +104,21 @@ def train(config, workdir: Path) -> None:
         before, finished = params, checkpoints.restore_final(built.abstract_params)
         if finished is None:
           seed = 1000 * config.seed + number
-          params = loop.run(
-            make_stage(config, name, built, params, seed),
-            config[name],
-            folder,
-            Batches(config, name, built.processor, mesh, seed),
-            checkpoints,
-            writer,
-            plain_config,
-            notice,
-            max_skipped_in_a_row=config.max_skipped_in_a_row,
-            observe=functools.partial(evaluator.observe, folder) if name == "generation_for_understanding" else None,
-            observe_every_steps=config.evaluation.caption_every_steps,
-          )
+          with Profiler(workdir / "profile" / folder, **config.profile) as profiler:
+            params = loop.run(
+              make_stage(config, name, built, params, seed),
+              config[name],
+              folder,
+              Batches(config, name, built.processor, mesh, seed),
+              checkpoints,
+              writer,
+              plain_config,
+              notice,
+              max_skipped_in_a_row=config.max_skipped_in_a_row,
+              observe=functools.partial(evaluator.observe, folder) if name == "generation_for_understanding" else None,
+              observe_every_steps=config.evaluation.caption_every_steps,
+              profiler=profiler,
+            )
           checkpoints.save_final(config[name].total_steps, params, plain_config)
         else:
           params = finished

@@ -50,8 +50,11 @@ def assert_same_end(workdir: Path, uninterrupted: Path):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
+  """Its third step is traced, which changes nothing."""
   workdir = tmp_path_factory.mktemp("run") / "whole"
-  train(short_config(), workdir)
+  config = short_config()
+  config.profile.first_step, config.profile.num_steps = 3, 1
+  train(config, workdir)
   return workdir
 
 
@@ -89,3 +92,15 @@ def test_a_kill_leaves_what_was_saved(uninterrupted, tmp_path):
   step.rename(step.with_name(f"{STEPS}.orbax-checkpoint-tmp"))
   train(short_config(), workdir)
   assert_same_end(workdir, uninterrupted)
+
+
+def test_the_chosen_step_is_traced_and_all_are_measured(uninterrupted):
+  assert len(list((uninterrupted / "profile" / "clip").rglob("*.xplane.pb"))) == 1
+  lines = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
+  first, *others = [line for line in lines if "loss" in line]
+  assert "seconds_step" not in first  # It compiles.
+  assert len(others) == STEPS - 1
+  for line in others:
+    assert 0 < line["seconds_data"] < line["seconds_step"]
+    assert line["images_per_second_per_chip"] > 0 and line["tflops_per_second_per_chip"] > 0
+    assert "mfu" not in line  # Of an unknown peak.

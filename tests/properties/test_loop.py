@@ -15,6 +15,8 @@ from uae_jax.training.checkpoints import Checkpoints
 from uae_jax.training.metrics import MetricWriter
 from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
 from uae_jax.training.preemption import Preempted, PreemptionNotice
+from uae_jax.training.profiling import Profiler
+from uae_jax.training.programs import Program
 from uae_jax.training.stage import Stage, keep
 from uae_jax.training.state import apply_gradients, create
 from uae_jax.training.workdir import differences, fixed
@@ -24,6 +26,7 @@ class Section:
   total_steps = 7
   log_every_steps = 1
   save_every_steps = 2
+  options = {}
 
 
 class Counting:
@@ -59,7 +62,7 @@ def make_stage(nan_from: int = 1000) -> Stage:
     return state, {"loss": loss, **metrics}
 
   state = create({"kernel": jnp.zeros(3)}, lambda path: True, OPTIMIZER, jax.random.key(1), has_ema=True)
-  return Stage("toy", jax.jit(step), state, lambda step: 0.1, 1, keep)
+  return Stage("toy", Program(step), state, lambda step: 0.1, 1, keep)
 
 
 def run(workdir, is_preempted=lambda: False, **options):
@@ -67,7 +70,9 @@ def run(workdir, is_preempted=lambda: False, **options):
   writer = MetricWriter(workdir, tensorboard=False)
   try:
     stage = make_stage(**options)
-    return loop.run(stage, Section, "toy", Counting(), checkpoints, writer, {}, is_preempted, max_skipped_in_a_row=2)
+    profiler = Profiler(workdir / "profile", first_step=1, num_steps=0)
+    options = {"profiler": profiler, "max_skipped_in_a_row": 2}
+    return loop.run(stage, Section, "toy", Counting(), checkpoints, writer, {}, is_preempted, **options)
   finally:
     writer.close()
     checkpoints.close()
@@ -75,7 +80,7 @@ def run(workdir, is_preempted=lambda: False, **options):
 
 def lines(workdir) -> list[dict]:
   records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  return [{name: value for name, value in record.items() if not name.startswith("seconds")} for record in records]
+  return [{name: value for name, value in record.items() if "second" not in name} for record in records]
 
 
 def test_a_preempted_run_ends_as_if_it_had_not_been(tmp_path):

@@ -2,23 +2,41 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from uae_jax.training import profiling
 from uae_jax.training.profiling import Profiler
+from uae_jax.training.reinforcement import Phases
+from uae_jax.training.stage import phased_step
+from uae_jax.training.state import create
 
-STEP = jax.jit(lambda x: x + 1)
+WIDTH = 4
+
+
+def update(state, batch, groups, values):
+  return state.replace(step=state.step + 1), {"loss": jnp.sum(values @ groups)}
+
+
+STEP = phased_step(
+  Phases(
+    rollout=lambda params, batch, key, step: batch["x"] @ params["w"],
+    reward=lambda params, batch, groups, key: ({"clip": groups}, {"reward": jnp.mean(groups)}),
+    advantages=lambda rewards: (rewards["clip"], {}),
+    update=update,
+  )
+)
 
 
 def run_steps(profiler, steps):
-  x = jnp.zeros(8)
+  params, batch = {"w": jnp.ones((WIDTH, WIDTH))}, {"x": jnp.ones((WIDTH, WIDTH))}
+  state = create(params, lambda path: True, optax.sgd(0.1), jax.random.key(0), has_ema=False)
   with profiler:
     for number in steps:
       with profiler.step(number):
-        with jax.profiler.TraceAnnotation("data"):
-          pass
-        x = STEP(x)
-      profiler.end_step(number, x)
+        state, metrics = STEP(state, batch)
+      profiler.end_step(number, state)
+  return metrics
 
 
 def traces(folder):
@@ -31,11 +49,14 @@ def events(file) -> list[tuple[str, dict]]:
 
 
 def test_the_chosen_steps_are_traced(tmp_path):
-  run_steps(Profiler(tmp_path, first_step=2, num_steps=2), range(1, 6))
+  metrics = run_steps(Profiler(tmp_path, first_step=2, num_steps=2), range(1, 6))
   (file,) = traces(tmp_path)
   found = events(file)
   assert sorted(int(stats["step_num"]) for name, stats in found if name == "step") == [2, 3]
-  assert sum(name == "data" for name, _ in found) == 2
+  for phase in ("rollout", "reward", "update"):
+    assert sum(name == phase for name, _ in found) == 2
+    assert metrics[f"seconds_{phase}"] > 0
+  assert STEP.flops == 2 * 2 * WIDTH**3
 
 
 @pytest.mark.parametrize(

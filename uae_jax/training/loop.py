@@ -1,7 +1,6 @@
 """The loop of one stage: batches in, metrics out, saves on the way, an orderly end when the machine is taken away."""
 
 from collections.abc import Callable
-import time
 
 from absl import logging
 import jax
@@ -11,7 +10,9 @@ from uae_jax.training.batches import Batches
 from uae_jax.training.checkpoints import Checkpoints
 from uae_jax.training.metrics import MetricWriter
 from uae_jax.training.preemption import Preempted
+from uae_jax.training.profiling import Profiler
 from uae_jax.training.stage import Stage
+from uae_jax.training.throughput import StepClock
 
 
 class NonFiniteError(RuntimeError):
@@ -28,6 +29,7 @@ def run(
   plain_config: dict,
   is_preempted: Callable[[], bool],
   *,
+  profiler: Profiler,
   max_skipped_in_a_row: int,
   observe: Callable[[int, dict], dict] | None = None,
   observe_every_steps: int = 0,
@@ -43,6 +45,7 @@ def run(
     writer: of metrics.
     plain_config: saved with every checkpoint.
     is_preempted: asked after every step.
+    profiler: of this stage.
     max_skipped_in_a_row: updates that may be skipped because loss or gradient is not finite; looked at when metrics are
       logged.
     observe: (step, params) -> more metrics, called every `observe_every_steps`; captions of held-out images, for
@@ -65,6 +68,7 @@ def run(
   step = int(state.step)
   writer.start_stage(folder, step=step, total_steps=section.total_steps)
   batch = None
+  clock = StepClock(lambda: stage.step.flops, num_rollouts=section.options.get("num_rollouts", 1))
 
   def save(metrics: dict, *, wait: bool) -> None:
     checkpoints.save(step, state, batches.get_state(), plain_config, metrics)
@@ -72,21 +76,24 @@ def run(
       checkpoints.close()
 
   while step < section.total_steps:
-    fetch = time.perf_counter()
-    batch = next(batches)
-    seconds_data = time.perf_counter() - fetch
     if observe is not None and step % observe_every_steps == 0:
-      writer.write(folder, step, observe(step, state.averaged_params))
-    state, metrics = stage.step(state, batch)
+      with clock.paused(state):
+        writer.write(folder, step, observe(step, state.averaged_params))
+    with profiler.step(step + 1):
+      with clock.phase("data"):
+        batch = next(batches)
+      state, metrics = stage.step(state, batch)
     step += 1
+    clock.end_step(state, batch, metrics)
+    profiler.end_step(step, state)
     is_last = step == section.total_steps
     if step % section.log_every_steps == 0 or is_last:
-      metrics = {name: float(np.asarray(value)) for name, value in metrics.items()}
+      metrics = {n: float(np.asarray(value)) for n, value in metrics.items() if not n.startswith("seconds_")}
       logged = metrics | {
         "learning_rate": float(stage.learning_rate(step * stage.optimizer_steps)),
-        "seconds_data": seconds_data,
         "bad_records": batches.num_bad(),
       }
+      logged |= clock.read(state)
       writer.write(folder, step, logged)
       if metrics["skipped_in_a_row"] >= max_skipped_in_a_row:
         save(metrics, wait=True)
@@ -98,7 +105,8 @@ def run(
       save(metrics, wait=True)
       raise Preempted(f"{folder}: saved at step {step}")
     if step % section.save_every_steps == 0 and not is_last:
-      save(metrics, wait=False)
+      with clock.paused(state):
+        save(metrics, wait=False)
   if observe is not None:
     writer.write(folder, step, observe(step, state.averaged_params))
   batch = batch if batch is not None else next(batches)

@@ -1,6 +1,6 @@
 """Jitted functions that know their work: XLA's own count takes the body of a loop once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import math
 
 import jax
@@ -19,13 +19,32 @@ class Program:
   def __init__(self, function: Callable, *, while_trips: int = 1, **options):
     self._jitted = jax.jit(function, **options)
     self._while_trips = while_trips
-    self.flops = 0.0
+    self._flops: float | None = None
+
+  @property
+  def flops(self) -> float:
+    """Of a call, on all devices together; 0 before the first."""
+    return self._flops or 0.0
 
   def __call__(self, *args):
-    if not self.flops:
+    if self._flops is None:
       # The trace is kept: the call below does not trace again.
-      self.flops = matrix_flops(self._jitted.trace(*args).jaxpr.jaxpr, self._while_trips)
+      self._flops = matrix_flops(self._jitted.trace(*args).jaxpr.jaxpr, self._while_trips)
     return self._jitted(*args)
+
+
+class Composed:
+  """A host function that calls each of some programs once, with their work."""
+
+  def __init__(self, function: Callable, programs: Sequence[Program]):
+    self._function, self._programs = function, programs
+
+  @property
+  def flops(self) -> float:
+    return sum(program.flops for program in self._programs)
+
+  def __call__(self, *args):
+    return self._function(*args)
 
 
 def matrix_flops(jaxpr: core.Jaxpr, while_trips: int = 1) -> float:

@@ -1,6 +1,7 @@
 """A stage of the config, made ready to run: its step, its first state, its data, and what becomes of its result."""
 
 from collections.abc import Callable
+import contextlib
 import dataclasses
 import re
 import time
@@ -20,11 +21,12 @@ from uae_jax.models.scenes import SMALL_WORLD
 from uae_jax.rewards.ensemble import HTTP, Ensemble
 from uae_jax.rewards.http import HttpReward, HttpRewardOptions
 from uae_jax.rewards.text import TEXT_REWARDS, TextRewardOptions
-from uae_jax.training import judging, reinforcement, supervised
+from uae_jax.training import judging, profiling, reinforcement, supervised
 from uae_jax.training.build import Built
 from uae_jax.training.optimizer import OptimizerOptions, learning_rate, make_optimizer
 from uae_jax.training.order import REINFORCEMENT
 from uae_jax.training.placement import state_shardings
+from uae_jax.training.programs import Composed, Program
 from uae_jax.training.reinforcement import Phases, UpdateOptions
 from uae_jax.training.sizes import FRESH
 from uae_jax.training.stages import (
@@ -41,7 +43,8 @@ from uae_jax.training.state import State, create
 CONTRASTIVE = ("clip", "dinov2")
 SUPERVISED = ("autoencoder", "captioner", "pretrain", "cold_start")
 
-Step = Callable[[State, dict], tuple[State, dict]]
+# (state, batch) -> (state, metrics).
+Step = Program | Composed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +82,7 @@ def validate(config) -> None:
   if config.init.weights and config.init.checkpoint:
     raise ValueError("config.init.weights and config.init.checkpoint are both set: a run starts from one of them")
   check_encoders(config)
+  profiling.validate(config.profile)
   rows = config.mesh.data * config.mesh.fsdp
   for name in config.stages:
     section = config[name]
@@ -177,6 +181,8 @@ def make_stage(config, name: str, built: Built, params: dict, seed: int) -> Stag
   key = jax.random.key(seed)
   finish = keep
   text_graphdef = None
+  # The decode loop is the only one of unknown length.
+  while_trips = section.options.get("max_new_tokens", config.data.caption_tokens)
 
   if name in CONTRASTIVE:
     with nnx.use_eager_sharding(False):
@@ -197,11 +203,12 @@ def make_stage(config, name: str, built: Built, params: dict, seed: int) -> Stag
   places = state_shardings(jax.eval_shape(init, params, key), params, mesh)
   state = jax.jit(init, out_shardings=places)(params, key)
   if phases is not None:
-    step = phased_step(phases, places)
+    step = phased_step(phases, places, while_trips=while_trips)
   else:
     loss = make_loss(config, name, built, text_graphdef)
-    step = jax.jit(
+    step = Program(
       supervised.make_step(loss, optimizer, ema_decay=section.ema_decay, num_microbatches=section.num_microbatches),
+      while_trips=while_trips,
       donate_argnums=0,
       out_shardings=(places, None),
     )
@@ -275,39 +282,40 @@ def make_phases(config, name: str, built: Built, optimizer: optax.GradientTransf
   return phases
 
 
-def phased_step(phases: Phases, places: State | None = None) -> Step:
+def phased_step(phases: Phases, places: State | None = None, *, while_trips: int = 1) -> Composed:
   """The composition of the phases with each one jitted apart and timed; a judge outside runs between two of them.
 
-  `places` are the shardings of the state, for several devices.
+  `places` are the shardings of the state, for several devices; `while_trips` is the length of the decode loop, for the
+  count of FLOPs.
   """
-  rollout, advantages = jax.jit(phases.rollout), jax.jit(phases.advantages)
-  reward = jax.jit(phases.reward if phases.judge is None else phases.reward_and_exhibits)
-  update = jax.jit(phases.update, donate_argnums=0, out_shardings=(places, None))
+  rollout, advantages = Program(phases.rollout, while_trips=while_trips), Program(phases.advantages)
+  reward = Program(phases.reward if phases.judge is None else phases.reward_and_exhibits)
+  update = Program(phases.update, donate_argnums=0, out_shardings=(places, None))
   keys = jax.jit(reinforcement.phase_keys)
 
   def step(state: State, batch: dict) -> tuple[State, dict]:
     rollout_key, reward_key = keys(state)
-    clock = [time.perf_counter()]
+    seconds = {}
 
-    def timed(result):
-      jax.block_until_ready(result)
-      clock.append(time.perf_counter())
-      return result
+    @contextlib.contextmanager
+    def phase(name):
+      start = time.perf_counter()
+      with jax.profiler.TraceAnnotation(name):
+        yield
+      seconds[f"seconds_{name}"] = time.perf_counter() - start
 
-    trajectory = timed(rollout(phases.sampling_params(state), batch, rollout_key, state.step))
-    measured = reward(state.params, batch, trajectory, reward_key)
-    if phases.judge is not None:
-      (rewards, reward_metrics), exhibits = measured
-      measured = rewards | phases.judge(batch, exhibits), reward_metrics
-    rewards, reward_metrics = timed(measured)
+    with phase("rollout"):
+      trajectory = jax.block_until_ready(rollout(phases.sampling_params(state), batch, rollout_key, state.step))
+    with phase("reward"):
+      measured = reward(state.params, batch, trajectory, reward_key)
+      if phases.judge is not None:
+        (rewards, reward_metrics), exhibits = measured
+        measured = rewards | phases.judge(batch, exhibits), reward_metrics
+      rewards, reward_metrics = jax.block_until_ready(measured)
     values, advantage_metrics = advantages(rewards)
-    state, update_metrics = timed(update(state, batch, trajectory, values))
-    seconds = {
-      f"seconds_{phase}": end - start
-      for phase, start, end in zip(("rollout", "reward", "update"), clock[:-1], clock[1:], strict=True)
-    }
-    rate = values.size / (clock[-1] - clock[0]) / jax.device_count()
-    timing = {**seconds, "rollouts_per_second": rate}
+    with phase("update"):
+      state, update_metrics = jax.block_until_ready(update(state, batch, trajectory, values))
+    timing = {**seconds, "rollouts_per_second": values.size / sum(seconds.values()) / jax.device_count()}
     return state, {**reward_metrics, **advantage_metrics, **update_metrics, **timing}
 
-  return step
+  return Composed(step, (rollout, reward, advantages, update))

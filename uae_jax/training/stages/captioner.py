@@ -52,6 +52,7 @@ def make_loss(networks: Networks, options: CaptionerOptions) -> Loss:
     counted = row_mask[:, 1:] & (jnp.arange(1, rows.shape[1]) >= len(prompts.generation_prefix))
     text_only = -jnp.sum(text_log_probs[:, 0] * counted) / jnp.sum(counted)
     value = with_image + options.text_only_weight * text_only
-    return value, {"nll": with_image, "nll_text_only": text_only}
+    length = jnp.mean(jnp.sum(mask, axis=-1).astype(jnp.float32))
+    return value, {"nll": with_image, "nll_text_only": text_only, "caption_length": length}
 
   return loss
