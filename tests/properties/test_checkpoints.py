@@ -127,7 +127,7 @@ def test_a_disk_that_takes_no_more_is_one_error_and_loses_nothing(tmp_path, kind
   second = advance(fresh_state(), 2)
   fourth = advance(second, 2)
   checkpoints.save(2, second, {"position": 2}, CONFIG)
-  checkpoints._manager.wait_until_finished()
+  checkpoints.wait()
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
   try:

@@ -228,6 +228,48 @@ def test_resume_of_files_with_bad_records(small_source):
   np.testing.assert_array_equal([next(resumed)["index"] for _ in range(6)], expected)
 
 
+@pytest.mark.parametrize("process_count", (2, 4))
+def test_resume_of_one_process_among_several(small_source, process_count):
+  """Every process goes on at its own place, which bad records have moved."""
+  data, break_records = small_source
+  break_records(3, 7)
+  data = DataConfig(**{**vars(data), "max_bad_fraction": 0.5})
+  for index in range(process_count):
+    part = dict(batch_size=4, process_index=index, process_count=process_count)
+    iterator = iter(dataset(data, **part))
+    for _ in range(9):
+      next(iterator)
+    resumed = iter(dataset(data, **part))
+    resumed.set_state(json.loads(json.dumps(iterator.get_state())))
+    np.testing.assert_array_equal(next(resumed)["index"], next(iterator)["index"])
+
+
+@pytest.mark.parametrize("source", ("scenes", "folder"))
+@pytest.mark.parametrize("before, after", ((4, 2), (2, 4), (4, 1), (1, 3)))
+def test_resume_with_another_number_of_processes(source, before, after, tmp_path):
+  """The global batches go on as if the number had not changed."""
+  for i in range(GRAYS if source == "folder" else 0):
+    (tmp_path / f"{i:03d}.png").write_bytes(png(i * 5))
+  data = PLAIN if source == "scenes" else DataConfig(source=f"folder:{tmp_path}", image_px=16)
+
+  def iterators(process_count):
+    return [
+      iter(dataset(data, batch_size=12, process_index=p, process_count=process_count)) for p in range(process_count)
+    ]
+
+  def global_batch(parts):
+    return np.concatenate([next(part)["index"] for part in parts])
+
+  old, new, whole = iterators(before), iterators(after), iterators(1)
+  for _ in range(3):
+    np.testing.assert_array_equal(global_batch(old), global_batch(whole))
+  state = pipeline.repartition(data.source, [part.get_state() for part in old], after)
+  for part in new:
+    part.set_state(state)
+  for _ in range(3):
+    np.testing.assert_array_equal(global_batch(new), global_batch(whole))
+
+
 def test_grain_checkpoints_hold_the_iterator(tmp_path):
   import orbax.checkpoint as ocp
 
@@ -259,7 +301,10 @@ def test_bad_records_are_logged_and_skipped(small_source, caplog):
   data, break_records = small_source
   break_records(7)
   data = DataConfig(**{**vars(data), "max_bad_fraction": 0.05})
-  seen = np.concatenate([batch["index"] for batch in take(dataset(data, batch_size=11), 4)])
+  bad = set()
+  seen = np.concatenate([batch["index"] for batch in take(dataset(data, batch_size=11, bad_indices=bad), 4)])
+  # Once, though two epochs met it.
+  assert bad == {7}
   assert sorted(seen[:22]) == sorted(seen[22:]) == [i for i in range(GRAYS) if i != 7]
   assert "skipped record" in caplog.text
   assert open_source(data.source, "train", data_dir=data.data_dir).key(7) in caplog.text
