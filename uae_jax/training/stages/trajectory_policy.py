@@ -93,7 +93,7 @@ def make_policy(options, objective: flow_grpo.FlowObjective) -> ImagePolicy:
   def replay_steps(velocity, steps: Steps):
     """(log_probs [prompts, W, rollouts], mean [prompts, W, rollouts, h, w, 16], std [W])."""
     kept = Trajectories(latents=flat(steps.latents, 1), steps=steps.index[0], log_probs=None, final=None)
-    log_probs, mean, std = replay(velocity, kept, **_sde(options))
+    log_probs, mean, std = replay(velocity, kept, **_sde(options), remat=options.remat_steps)
     return by_prompt(log_probs, 1, num_rollouts), by_prompt(mean, 1, num_rollouts), std
 
   def sample(velocity_of, noise, key, step):

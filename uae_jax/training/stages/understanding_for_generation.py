@@ -64,6 +64,8 @@ class UnderstandingForGenerationOptions:
     reward_weights: (name, weight) of encoders and "http", see `rewards.ensemble`.
     held_out_encoder: measured, never rewarded; "" for none.
     decode_chunks: images are decoded in so many pieces.
+    remat_steps: each SDE step is computed again in the backward pass, so that the activations of one are held at a
+      time; a third more work.
     replay_chunks: pieces of each group whose losses are computed one after the other, and again for the gradient.
   """
 
@@ -94,6 +96,7 @@ class UnderstandingForGenerationOptions:
   reward_weights: tuple[tuple[str, float], ...] = (("clip", 1.0),)
   held_out_encoder: str = ""
   decode_chunks: int = 1
+  remat_steps: bool = True
   replay_chunks: int = 1
 
   @property

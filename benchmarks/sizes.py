@@ -1,0 +1,123 @@
+"""What is computed: sizes of nets and work as plain numbers, which a process without jax can read."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """One choice of nets and work.
+
+  Attributes:
+    name: of `--size`.
+    dtype: of weights and activations; adapters stay float32.
+    shares_weights: all backends read the same files; otherwise each draws its own random weights.
+    prompts: images, or captions, a batch.
+    rollouts: captions an image, or images a caption.
+    caption_px: side of the captioner's images.
+    question_tokens: of the caption prompt, apart from the image's.
+    caption_tokens: length of every caption; nothing ends early, so that all backends do the same work.
+    image_px: side of painted images.
+    sampling_px: side of the images of the sampling suite.
+    context_tokens: of the sampling suite.
+    sampling_batch: images of the sampling suite.
+    sampling_steps: of the sampling suite.
+    guidance: of the sampling suite.
+    reward_steps: sampler steps of a reconstruction in stage 2.
+    sde_steps: of the schedule in stage 3.
+    window: stochastic steps of stage 3.
+    encoder_batch: images of the embedders and autoencoder suites.
+    autoencoder_px: side of the autoencoder suite's images.
+    update_chunks: pieces of the captions whose logits are held at a time in an update.
+    decode_chunks: pieces in which reconstructions are painted and decoded.
+    rank: of the adapters.
+  """
+
+  name: str
+  dtype: str = "float32"
+  shares_weights: bool = True
+  prompts: int = 2
+  rollouts: int = 8
+  caption_px: int = 224
+  question_tokens: int = 64
+  caption_tokens: int = 64
+  image_px: int = 128
+  sampling_px: int = 256
+  context_tokens: int = 128
+  sampling_batch: int = 1
+  sampling_steps: int = 8
+  guidance: float = 5.0
+  reward_steps: int = 4
+  sde_steps: int = 6
+  window: int = 2
+  encoder_batch: int = 8
+  autoencoder_px: int = 128
+  update_chunks: int = 1
+  decode_chunks: int = 1
+  rank: int = 32
+
+  @property
+  def alpha(self) -> float:
+    return 2.0 * self.rank
+
+
+SIZES = {
+  # Seconds: for looking at the harness itself.
+  "small": Size(
+    "small",
+    prompts=1,
+    rollouts=4,
+    caption_px=56,
+    question_tokens=8,
+    caption_tokens=8,
+    image_px=32,
+    sampling_px=64,
+    context_tokens=8,
+    sampling_steps=3,
+    reward_steps=2,
+    sde_steps=4,
+    encoder_batch=2,
+    autoencoder_px=32,
+    rank=4,
+  ),
+  # Nets of 20 to 90 million parameters: minutes on a few cores.
+  "medium": Size("medium"),
+  # Qwen2.5-VL-3B and SD3.5-large on one GPU with 140 GB.
+  "h200": Size(
+    "h200",
+    dtype="bfloat16",
+    shares_weights=False,
+    prompts=4,
+    caption_px=252,
+    question_tokens=70,
+    caption_tokens=512,
+    image_px=512,
+    sampling_px=1024,
+    context_tokens=384,
+    sampling_batch=2,
+    sampling_steps=20,
+    reward_steps=10,
+    sde_steps=10,
+    encoder_batch=64,
+    autoencoder_px=1024,
+    update_chunks=8,
+    decode_chunks=4,
+  ),
+}
+
+
+def vocabulary(size: Size) -> int:
+  """Rows of the embedding table."""
+  return {"small": 256, "medium": 16384, "h200": 151936}[size.name]
+
+
+def image_token(size: Size) -> int:
+  """The id that an image token replaces; ids below it are words."""
+  return {"small": 250, "medium": 16000, "h200": 151655}[size.name]
+
+
+ROOF_ROWS = 16  # of the products that do little more than read a matrix: a decoding step of so many captions
+
+
+def roof_widths(size: Size) -> tuple[int, int]:
+  """(side of the square product, side of the matrix that is read) of the roof suite."""
+  return {"small": (512, 1024), "medium": (2048, 8192), "h200": (8192, 32768)}[size.name]

@@ -1,0 +1,32 @@
+"""The reward and metric encoders on images that have their size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import inputs
+from benchmarks.costs import matrix_flops
+from benchmarks.timing import Case
+from benchmarks.world import World
+
+
+def cases(world: World) -> dict:
+  size = world.size
+
+  def embed(name):
+    encoder, params = world.networks.encoders[name], world.params["encoders"][name]
+    pixels = jnp.asarray(inputs.pixels(size, encoder.image_size, size.encoder_batch))
+    compiled = jax.jit(encoder.embed_pixels)
+
+    def run():
+      return jax.block_until_ready(compiled(params, pixels))
+
+    return Case(
+      run=run,
+      unit="images",
+      amount=size.encoder_batch,
+      flops=matrix_flops(encoder.embed_pixels, params, pixels),
+      check=lambda: np.asarray(run()).ravel()[::17].tolist(),
+    )
+
+  return {f"{name}, {size.encoder_batch} images": lambda n=name: embed(n) for name in ("clip", "dinov2")}

@@ -1,0 +1,89 @@
+"""One prefix a group against one a caption, in rollout and update, over the group's size; and the early end of a group.
+
+"naive" runs the same functions on every image repeated for each of its captions.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import inputs
+from benchmarks.costs import matrix_flops
+from benchmarks.suites.rollout import sampler
+from benchmarks.timing import Case
+from benchmarks.world import World
+from uae_jax import trees
+from uae_jax.layers.lora import is_adapter
+from uae_jax.rollouts import captions
+
+GROUPS = (1, 4, 8, 16, 32)
+
+
+def cases(world: World) -> dict:
+  size = world.size
+  length = size.caption_tokens // 2
+  image = jnp.asarray(inputs.images(size, size.caption_px, 1))
+
+  def place(group, is_shared):
+    """(images, rollouts an image)."""
+    return (image, group) if is_shared else (jnp.repeat(image, group, axis=0), 1)
+
+  def case(compiled, function, arguments, group, while_trips=1):
+    memory = compiled.memory_analysis()
+    return Case(
+      run=lambda: jax.block_until_ready(compiled(*arguments)),
+      unit="captions",
+      amount=group,
+      flops=matrix_flops(function, *arguments, while_trips=while_trips),
+      facts={"group": group, "temporaries_mb": memory.temp_size_in_bytes / 1e6},
+    )
+
+  def rollout(group, is_shared):
+    images, rollouts = place(group, is_shared)
+    sample = sampler(world, rollouts, length)
+    arguments = (world.params, images, jax.random.key(0), jnp.float32(1.0))
+    return case(jax.jit(sample).lower(*arguments).compile(), sample, arguments, group, length)
+
+  def update(group, is_shared):
+    images, rollouts = place(group, is_shared)
+    tokens = jnp.asarray(inputs.words(size, len(images), rollouts, length, seed=10))
+    trainable, frozen = trees.split(world.params, lambda path: path.startswith("captioner") and is_adapter(path))
+
+    def gradient(trainable, frozen, images, tokens):
+      def loss(trainable):
+        model = world.networks.uae(trees.merge(trainable, frozen))
+        log_probs, _ = captions.caption_log_probs(model, world.networks.prompts, images, tokens)
+        return jnp.mean(log_probs)
+
+      return jax.grad(loss)(trainable)
+
+    arguments = (trainable, frozen, images, tokens)
+    return case(jax.jit(gradient).lower(*arguments).compile(), gradient, arguments, group)
+
+  def early(closes_early):
+    """Greedy captions of a whole group: all alike, so that a token they contain can close them."""
+    sample = jax.jit(sampler(world, size.rollouts, size.caption_tokens))
+    arguments = (world.params, image, jax.random.key(0), jnp.float32(0.0))
+    tokens = np.asarray(sample(*arguments).tokens)[0, 0]
+    first = max(i for i, token in enumerate(tokens[: len(tokens) // 4 + 1]) if token not in tokens[:i])
+    if closes_early:
+      ended = dataclasses.replace(world.networks.prompts, end=(int(tokens[first]),))
+      networks = dataclasses.replace(world.networks, prompts=ended)
+      sample = jax.jit(sampler(dataclasses.replace(world, networks=networks), size.rollouts, size.caption_tokens))
+    written = first + 1 if closes_early else size.caption_tokens
+    return Case(
+      run=lambda: jax.block_until_ready(sample(*arguments)),
+      unit="captions",
+      amount=size.rollouts,
+      facts={"tokens_before_end": written},
+    )
+
+  found = {
+    f"{name} {'shared' if is_shared else 'naive'} G={group}": lambda f=function, g=group, s=is_shared: f(g, s)
+    for name, function in (("rollout", rollout), ("update", update))
+    for group in GROUPS
+    for is_shared in (True, False)
+  }
+  return found | {"no caption closes": lambda: early(False), "all captions close early": lambda: early(True)}

@@ -1,0 +1,56 @@
+"""Images from contexts: Euler steps under classifier-free guidance, both branches in one batch, one compiled scan."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import inputs
+from benchmarks.costs import matrix_flops
+from benchmarks.timing import Case
+from benchmarks.world import World
+from uae_jax.rollouts.contexts import Context
+from uae_jax.rollouts.images import sample_ode, velocity_field
+
+SHIFT = 3.0
+
+
+def contexts(world: World, rows: int) -> tuple[Context, Context]:
+  """(positive rows, one negative row)."""
+  width = world.config.connector.out_width
+  states = jnp.asarray(inputs.context(world.size, rows + 1, width), world.size.dtype)
+  mask = jnp.ones(states.shape[:2], bool)
+  return Context(states[:rows], mask[:rows]), Context(states[rows:], mask[rows:])
+
+
+def painter(world: World, steps: int, guidance: float):
+  """(params, context, negative, noise) -> latents, without adapters."""
+
+  def paint(params, context, negative, noise):
+    model = world.networks.uae(params, adapters=False)
+    velocity = velocity_field(model, context, guidance=guidance, negative=negative)
+    return sample_ode(velocity, noise, num_steps=steps, shift=SHIFT)
+
+  return paint
+
+
+def cases(world: World) -> dict:
+  size = world.size
+
+  def guided():
+    paint = painter(world, size.sampling_steps, size.guidance)
+    noise = jnp.asarray(inputs.noise(size, size.sampling_px, size.sampling_batch))
+    arguments = (world.params, *contexts(world, size.sampling_batch), noise)
+    compiled = jax.jit(paint)
+
+    def run():
+      return jax.block_until_ready(compiled(*arguments))
+
+    return Case(
+      run=run,
+      unit="images",
+      amount=size.sampling_batch,
+      flops=matrix_flops(paint, *arguments),
+      check=lambda: np.asarray(run()).ravel()[::97].tolist(),
+    )
+
+  return {f"{size.sampling_px} px, {size.sampling_steps} steps, guidance": guided}

@@ -1,0 +1,77 @@
+"""The phases of stages 2 and 3 at a size, for the suites of whole steps and of updates alone."""
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import inputs
+from benchmarks.world import World
+from uae_jax.algorithms.advantages import AdvantageOptions
+from uae_jax.algorithms.flow_grpo import FlowObjective
+from uae_jax.algorithms.grpo import TokenObjective
+from uae_jax.training.reinforcement import Phases, UpdateOptions
+from uae_jax.training.stages import generation_for_understanding, understanding_for_generation
+
+
+def captioner_phases(world: World, **options) -> Phases:
+  """Stage 2: DAPO's token mean, no reference."""
+  size = world.size
+  settings = dict(
+    num_rollouts=size.rollouts,
+    max_new_tokens=size.caption_tokens,
+    sampler_steps=size.reward_steps,
+    logit_chunks=size.update_chunks,
+    decode_chunks=size.decode_chunks,
+  )
+  return generation_for_understanding.make_phases(
+    world.networks,
+    generation_for_understanding.GenerationForUnderstandingOptions(**settings | options),
+    TokenObjective(),
+    AdvantageOptions(),
+    UpdateOptions(),
+    world.optimizer,
+  )
+
+
+def decoder_phases(world: World) -> Phases:
+  """Stage 3: the window at the start of the schedule, one initial noise a group."""
+  size = world.size
+  return understanding_for_generation.make_phases(
+    world.networks,
+    understanding_for_generation.UnderstandingForGenerationOptions(
+      num_rollouts=size.rollouts,
+      max_new_tokens=size.caption_tokens,
+      temperature=1.0,
+      sampler_steps=size.sde_steps,
+      window=size.window,
+      window_strategy="fixed",
+      window_range=(0, 1),
+      # What stands between is kept by block, as the decoder's `remat` says; the window is short.
+      remat_steps=False,
+      decode_chunks=size.decode_chunks,
+    ),
+    FlowObjective(),
+    AdvantageOptions(),
+    UpdateOptions(),
+    world.optimizer,
+  )
+
+
+def batch(world: World) -> dict:
+  size = world.size
+  return {
+    "image": jnp.asarray(inputs.images(size, size.image_px, size.prompts)),
+    "tokens": jnp.asarray(inputs.captions(size)[:, 0]),
+    "captioner_image": jnp.asarray(inputs.images(size, size.caption_px, size.prompts)),
+  }
+
+
+class Stepper:
+  """Runs `step(state, ...) -> (state, metrics)` on a state that every call consumes."""
+
+  def __init__(self, step, state):
+    self._step, self._state = step, state
+
+  def __call__(self, *arguments):
+    self._state, metrics = self._step(self._state, *arguments)
+    jax.block_until_ready((self._state.trainable, metrics))
+    return metrics

@@ -1,0 +1,42 @@
+"""One update of the captioner's adapters from given captions: replay over the shared prefix, gradient, AdamW."""
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import inputs
+from benchmarks.costs import matrix_flops
+from benchmarks.suites import stages
+from benchmarks.timing import Case
+from benchmarks.world import World
+from uae_jax.rollouts.captions import Captions
+from uae_jax.training.stages.generation_for_understanding import CaptionGroups
+
+
+def cases(world: World) -> dict:
+  size = world.size
+
+  def update():
+    phases, batch = stages.captioner_phases(world), stages.batch(world)
+    tokens = jnp.asarray(inputs.captions(size))
+    sampled = Captions(tokens, jnp.ones(tokens.shape, bool), jnp.zeros(tokens.shape), jnp.ones(tokens.shape[:2], bool))
+    arguments = (batch, CaptionGroups(sampled, None, None), jnp.asarray(inputs.advantages(size)))
+    first = None
+    flops = matrix_flops(phases.update, world.state("captioner"), *arguments)
+    step = stages.Stepper(jax.jit(phases.update, donate_argnums=0), world.state("captioner"))
+
+    def run():
+      nonlocal first
+      metrics = step(*arguments)
+      first = first or metrics
+      return metrics
+
+    return Case(
+      run=run,
+      unit="captions",
+      amount=size.prompts * size.rollouts,
+      flops=flops,
+      # Of the first update: later ones start from other adapters.
+      check=lambda: [float(first["loss"]), float(first["grad_norm"])],
+    )
+
+  return {f"G={size.rollouts} T={size.caption_tokens}": update}

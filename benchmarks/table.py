@@ -1,0 +1,124 @@
+"""Results as a table in Markdown."""
+
+from collections.abc import Iterator, Sequence
+import math
+import statistics
+
+OURS = "uae_jax"
+HEADER = (
+  "suite",
+  "case",
+  "backend",
+  "seconds",
+  "range",
+  "processor s",
+  "rate",
+  "ratio",
+  "roof",
+  "peak MB",
+  "compile s",
+)
+
+
+def roofs(rows: Sequence[dict]) -> dict[str, float]:
+  """The best that any backend reached in the roof suite: "flops" and "bytes" a second, 0 where it did not run."""
+  best = {"flops": 0.0, "bytes": 0.0}
+  for row in rows:
+    if row["suite"] == "roof" and "seconds" in row:
+      kind = "flops" if row["case"] == "matrix product" else "bytes"
+      best[kind] = max(best[kind], row[kind] / row["fastest"])
+  return best
+
+
+def seconds_at_roof(row: dict, best: dict[str, float]) -> float | None:
+  """What the work would take at the roof that bounds it; None where nobody counted."""
+  parts = [row[kind] / best[kind] for kind in best if row.get(kind) and best[kind]]
+  return max(parts, default=None)
+
+
+def ratio(row: dict, rows: Sequence[dict], field: str = "seconds") -> float | None:
+  """How many times our time the fastest peer of the case takes; None for peers and where there is none."""
+  if row["backend"] != OURS or "seconds" not in row:
+    return None
+  peers = [
+    other[field]
+    for other in rows
+    if (other["suite"], other["case"]) == (row["suite"], row["case"]) and other["backend"] != OURS and field in other
+  ]
+  return min(peers) / row[field] if peers else None
+
+
+def disagreement(row: dict, rows: Sequence[dict]) -> float | None:
+  """Largest difference of a peer's numbers from ours, over the largest of ours; None without both."""
+  ours = next(
+    (
+      other
+      for other in rows
+      if (other["suite"], other["case"], other["backend"]) == (row["suite"], row["case"], OURS) and other.get("check")
+    ),
+    None,
+  )
+  if row["backend"] == OURS or not row.get("check") or ours is None:
+    return None
+  largest = max(map(abs, ours["check"])) or 1.0
+  return max(abs(a - b) for a, b in zip(row["check"], ours["check"], strict=True)) / largest
+
+
+def exponents(rows: Sequence[dict]) -> list[tuple[str, str, float]]:
+  """(axis, "run" or "compile", e) of t ~ x ** e, least squares in logarithms over the cases of an axis."""
+  found = []
+  axes = dict.fromkeys(row["facts"]["axis"] for row in rows if "axis" in row.get("facts", {}))
+  for axis in axes:
+    points = [row for row in rows if row.get("facts", {}).get("axis") == axis]
+    for kind, field in (("run", "seconds"), ("compile", "seconds_compile")):
+      xs = [math.log(row["facts"]["x"]) for row in points]
+      ys = [math.log(max(row[field], 1e-6)) for row in points]
+      slope, _ = statistics.linear_regression(xs, ys)
+      found.append((axis, kind, slope))
+  return found
+
+
+def number(value: float | None, suffix: str = "") -> str:
+  """Three digits."""
+  return "" if value is None else f"{value:.3g}{suffix}"
+
+
+def table(rows: Sequence[dict]) -> str:
+  """One line a case and backend, then what could not run and whether the numbers agree."""
+  best = roofs(rows)
+  return "\n".join(_lines(rows, best)) + "\n"
+
+
+def _lines(rows: Sequence[dict], best: dict[str, float]) -> Iterator[str]:
+  yield "| " + " | ".join(HEADER) + " |"
+  yield "|---" * len(HEADER) + "|"
+  for row in rows:
+    if "error" in row:
+      continue
+    at_roof = seconds_at_roof(row, best)
+    cells = (
+      row["suite"],
+      row["case"],
+      row["backend"],
+      number(row["seconds"]),
+      f"{number(row['fastest'])} to {number(row['slowest'])}",
+      number(row["processor_seconds"]),
+      f"{number(row['rate'])} {row['unit']}/s",
+      number(ratio(row, rows), "x"),
+      "" if at_roof is None else f"{at_roof / row['seconds']:.0%}",
+      f"{row['memory_peak_mb']:.0f}",
+      number(row["seconds_compile"]),
+    )
+    yield "| " + " | ".join(cells) + " |"
+  yield ""
+  yield (
+    f"Roof: {best['flops'] / 1e9:.0f} GFLOP/s, {best['bytes'] / 1e9:.1f} GB/s. "
+    "Ratio: time of the fastest peer over ours. Roof column: time at the roof that bounds the case over measured time."
+  )
+  for axis, kind, slope in exponents(rows):
+    yield f"\n{kind} time grows as ({axis}) ** {slope:.2f}"
+  for row in rows:
+    if "error" in row:
+      yield f"\n{row['suite']} {row['case']}, {row['backend']}: {row['error']}"
+    elif (difference := disagreement(row, rows)) is not None:
+      yield f"\n{row['suite']} {row['case']}, {row['backend']}: numbers differ by {difference:.1e} of the largest"

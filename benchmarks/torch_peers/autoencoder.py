@@ -1,0 +1,42 @@
+"""Images to latents and back with diffusers' AutoencoderKL."""
+
+import torch
+
+from benchmarks import inputs
+from benchmarks.timing import Case
+from benchmarks.torch_peers.nets import Nets
+
+
+def cases(nets: Nets) -> dict:
+  size = nets.size
+  side, count = size.autoencoder_px, max(1, size.encoder_batch // 8)
+
+  def direction(name, array):
+    model, config = nets.autoencoder, nets.autoencoder.config
+    x = nets.noise(array).to(nets.dtype)
+
+    def encode(x):
+      return (model.encode(x).latent_dist.mode() - config.shift_factor) * config.scaling_factor
+
+    def decode(x):
+      return model.decode(x / config.scaling_factor + config.shift_factor, return_dict=False)[0]
+
+    apply = nets.compiled(encode if name == "encode" else decode)
+
+    @torch.no_grad()
+    def run():
+      result = apply(x)
+      nets.wait()
+      return result
+
+    return Case(
+      run=run,
+      unit="images",
+      amount=count,
+      check=lambda: run().movedim(1, -1).flatten()[::97].float().tolist(),
+    )
+
+  return {
+    f"encode {count} x {side} px": lambda: direction("encode", inputs.pixels(size, side, count)),
+    f"decode {count} x {side} px": lambda: direction("decode", inputs.noise(size, side, count)),
+  }

@@ -1,0 +1,94 @@
+"""Images with diffusers' SD3 transformer and scheduler: guided Euler sampling, stochastic groups and their replay."""
+
+from collections.abc import Callable
+import math
+
+from diffusers import FlowMatchEulerDiscreteScheduler
+import torch
+
+from benchmarks.torch_peers.nets import Nets
+
+NOISE_LEVEL = 0.7
+
+
+def schedule(nets: Nets, steps: int) -> FlowMatchEulerDiscreteScheduler:
+  scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+  scheduler.set_timesteps(steps, device=nets.device)
+  return scheduler
+
+
+def make_velocity(nets: Nets, model) -> Callable:
+  """velocity(latents [B, C, h, w], timestep, context) -> float32[B, C, h, w]."""
+  pooled = nets.pooled.to(nets.dtype)
+
+  def velocity(latents, timestep, context):
+    rows = len(latents)
+    return model(
+      hidden_states=latents.to(nets.dtype),
+      timestep=timestep.expand(rows),
+      encoder_hidden_states=context,
+      pooled_projections=pooled.expand(rows, -1),
+      return_dict=False,
+    )[0].float()
+
+  return nets.compiled(velocity)
+
+
+@torch.no_grad()
+def sample(nets: Nets, velocity, context, latents, steps: int, *, negative=None, guidance: float = 1.0):
+  """The loop of StableDiffusion3Pipeline: both branches of the guidance in one batch."""
+  scheduler = schedule(nets, steps)
+  for timestep in scheduler.timesteps:
+    if guidance == 1.0:
+      v = velocity(latents, timestep, context)
+    else:
+      both = velocity(torch.cat([latents, latents]), timestep, torch.cat([negative.expand_as(context), context]))
+      without, given = both.chunk(2)
+      v = without + guidance * (given - without)
+    latents = scheduler.step(v, timestep, latents, return_dict=False)[0]
+  return latents
+
+
+def sde_moments(v, latents, sigma, sigma_next, sigma_first):
+  """(mean, std) of a step of Flow-GRPO's sampler. Source: its authors' sde_step_with_logprob."""
+  change = sigma_next - sigma
+  g = NOISE_LEVEL * torch.sqrt(sigma / (1 - (sigma_first if sigma == 1 else sigma)))
+  mean = latents * (1 + g**2 / (2 * sigma) * change) + v * (1 + g**2 * (1 - sigma) / (2 * sigma)) * change
+  return mean, g * torch.sqrt(-change)
+
+
+def log_prob(after, mean, std):
+  """float32[B], a mean over elements."""
+  values = -((after - mean) ** 2) / (2 * std**2) - torch.log(std) - 0.5 * math.log(2 * math.pi)
+  return values.mean(dim=(1, 2, 3))
+
+
+@torch.no_grad()
+def sample_group(nets: Nets, velocity, context, noise, steps: int, window: int):
+  """(kept latents, a list of window + 1, final latents): stochastic steps first, then Euler."""
+  scheduler = schedule(nets, steps)
+  sigmas, latents, kept = scheduler.sigmas, noise, [noise]
+  for i, timestep in enumerate(scheduler.timesteps):
+    v = velocity(latents, timestep, context)
+    if i < window:
+      mean, std = sde_moments(v, latents, sigmas[i], sigmas[i + 1], sigmas[1])
+      latents = mean + std * torch.randn_like(mean)
+      kept.append(latents)
+    else:
+      latents = latents + (sigmas[i + 1] - sigmas[i]) * v
+  return kept, latents
+
+
+def flow_update(nets: Nets, velocity, kept, context, advantages, steps: int, optimizer) -> tuple[float, float]:
+  """One update of Flow-GRPO: a backward pass for every step of the window, as its authors do; (loss, gradient norm)."""
+  scheduler = schedule(nets, steps)
+  sigmas, window, total = scheduler.sigmas, len(kept) - 1, 0.0
+  for i in range(window):
+    v = velocity(kept[i], scheduler.timesteps[i], context)
+    mean, std = sde_moments(v, kept[i], sigmas[i], sigmas[i + 1], sigmas[1])
+    new = log_prob(kept[i + 1], mean, std)
+    ratio = torch.exp(new - new.detach())
+    loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - 1e-4, 1 + 1e-4) * advantages).mean() / window
+    loss.backward()
+    total += float(loss.detach())
+  return total, optimizer.step()

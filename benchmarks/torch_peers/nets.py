@@ -1,0 +1,134 @@
+"""The reference models: from the files of the shared weights, or random at full size."""
+
+import contextlib
+import functools
+import json
+from pathlib import Path
+
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+import torch
+from transformers import (
+  CLIPVisionConfig,
+  CLIPVisionModelWithProjection,
+  Dinov2Config,
+  Dinov2Model,
+  Qwen2_5_VLConfig,
+  Qwen2_5_VLForConditionalGeneration,
+)
+
+from benchmarks.sizes import Size
+
+LANGUAGE_TARGETS = r".*language_model.layers.\d+.(self_attn|mlp).(q|k|v|o|gate|up|down)_proj"
+
+
+class Nets:
+  """The models of a size, made when they are first asked for.
+
+  Args:
+    size: of nets and work.
+    folder: of `world.write`.
+    is_compiled: whether `torch.compile` is used, where the peer can.
+  """
+
+  def __init__(self, size: Size, folder: Path, *, is_compiled: bool):
+    self.size, self.folder, self.is_compiled = size, folder, is_compiled
+    self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    self.dtype = getattr(torch, size.dtype)
+
+  def wait(self) -> None:
+    if self.device.type == "cuda":
+      torch.cuda.synchronize()
+
+  def tensor(self, array) -> torch.Tensor:
+    return torch.from_numpy(array).to(self.device)
+
+  def noise(self, array) -> torch.Tensor:
+    """Latents [..., h, w, C] as [..., C, h, w]."""
+    return self.tensor(array).movedim(-1, -3).contiguous()
+
+  def compiled(self, function):
+    """`torch.compile(function)` for fixed shapes, or the function itself."""
+    return torch.compile(function, dynamic=False) if self.is_compiled else function
+
+  def _build(self, make, name: str):
+    """A frozen model in evaluation mode; weights of `folder / name`, or random ones."""
+    with self.device if not self.size.shares_weights else contextlib.nullcontext():
+      model = make(json.loads((self.folder / name / "config.json").read_text())).to(self.dtype)
+    if self.size.shares_weights:
+      tensors = {}
+      for file in sorted((self.folder / name).glob("*.safetensors")):
+        tensors |= load_file(file)
+      self._fill(model, tensors)
+    return model.to(self.device).eval().requires_grad_(False)
+
+  @staticmethod
+  def _fill(model, tensors: dict) -> None:
+    """Strictly, but for the connector that is stored beside the language model and a tied head."""
+    tensors = {name: value for name, value in tensors.items() if not name.startswith("projector.")}
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    missing = [name for name in missing if name != "lm_head.weight"]
+    if missing or unexpected:
+      raise ValueError(f"{type(model).__name__}: missing {missing[:3]}, unexpected {unexpected[:3]}")
+
+  @functools.cached_property
+  def captioner(self) -> Qwen2_5_VLForConditionalGeneration:
+    if self.size.shares_weights:
+      # Reads the published names, which are not those in memory.
+      model = Qwen2_5_VLForConditionalGeneration.from_pretrained(self.folder / "llm_model", dtype=self.dtype)
+      return model.to(self.device).eval().requires_grad_(False)
+    return self._build(lambda settings: Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**settings)), "llm_model")
+
+  @functools.cached_property
+  def captioner_policy(self) -> PeftModel:
+    """The captioner with trainable adapters."""
+    return self._adapted(self.captioner, "llm_lora", LANGUAGE_TARGETS)
+
+  @functools.cached_property
+  def decoder(self) -> SD3Transformer2DModel:
+    return self._build(SD3Transformer2DModel.from_config, "dit")
+
+  @functools.cached_property
+  def decoder_policy(self) -> PeftModel:
+    """The decoder with trainable adapters on every linear layer."""
+    return self._adapted(self.decoder, "dit_lora", "all-linear")
+
+  def _adapted(self, model, name: str, targets: str) -> PeftModel:
+    if self.size.shares_weights:
+      policy = PeftModel.from_pretrained(model, str(self.folder / name), is_trainable=True)
+    else:
+      policy = get_peft_model(model, LoraConfig(r=self.size.rank, lora_alpha=self.size.alpha, target_modules=targets))
+    return policy.to(self.device)
+
+  @functools.cached_property
+  def autoencoder(self) -> AutoencoderKL:
+    return self._build(AutoencoderKL.from_config, "SD3/vae")
+
+  @functools.cached_property
+  def connector(self) -> torch.nn.Module:
+    settings = json.loads((self.folder / "connector" / "config.json").read_text())
+    widths = settings["in_width"], settings["hidden_width"], settings["out_width"]
+    module = torch.nn.Sequential(torch.nn.Linear(*widths[:2]), torch.nn.GELU(), torch.nn.Linear(*widths[1:]))
+    if self.size.shares_weights:
+      tensors = {}
+      for file in (self.folder / "llm_model").glob("*.safetensors"):
+        tensors |= load_file(file)
+      names = (name for name in tensors if name.startswith("projector."))
+      module.load_state_dict({name.removeprefix("projector."): tensors[name] for name in names})
+    return module.to(self.device, self.dtype).requires_grad_(False)
+
+  @functools.cached_property
+  def clip(self) -> CLIPVisionModelWithProjection:
+    return self._build(lambda settings: CLIPVisionModelWithProjection(CLIPVisionConfig(**settings)), "clip")
+
+  @functools.cached_property
+  def dinov2(self) -> Dinov2Model:
+    return self._build(lambda settings: Dinov2Model(Dinov2Config(**settings)), "dinov2")
+
+  @functools.cached_property
+  def pooled(self) -> torch.Tensor:
+    """The pooled embedding of the empty prompt, [1, P]."""
+    if self.size.shares_weights:
+      return next(iter(load_file(next((self.folder / "SD3").glob("pooled*"))).values())).to(self.device)[None]
+    return torch.zeros(1, self.decoder.config.pooled_projection_dim, dtype=self.dtype, device=self.device)

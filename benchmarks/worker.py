@@ -1,0 +1,119 @@
+"""One suite in one backend, in a process of its own: reads commands from stdin, answers a line of JSON to each.
+
+python -m benchmarks.worker --suite rollout --backend torch --size small --folder DIR --threads 2
+"""
+
+import argparse
+import importlib
+import json
+import os
+from pathlib import Path
+import sys
+import traceback
+
+
+def restrict(threads: int) -> None:
+  """The first `threads` cores of this process, before any library has made its pool."""
+  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+  os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+
+
+def open_suite(suite: str, backend: str, size_name: str, folder: Path, threads: int) -> dict:
+  """name -> function that makes the case."""
+  from benchmarks.sizes import SIZES
+
+  size = SIZES[size_name]
+  if backend == "uae_jax":
+    from benchmarks import world
+
+    return importlib.import_module(f"benchmarks.suites.{suite}").cases(world.make(size))
+  if backend not in ("torch", "torch_compiled"):
+    raise ValueError(f"backend {backend!r} is not known")
+  import torch
+
+  from benchmarks.torch_peers.nets import Nets
+
+  torch.set_num_threads(threads)
+  nets = Nets(size, folder, is_compiled=backend == "torch_compiled")
+  return importlib.import_module(f"benchmarks.torch_peers.{suite}").cases(nets)
+
+
+class Worker:
+  """Answers `prepare`, `run` and `drop`."""
+
+  def __init__(self, arguments):
+    self._cases = open_suite(arguments.suite, arguments.backend, arguments.size, arguments.folder, arguments.threads)
+    self._backend = arguments.backend
+    self._ready = {}
+
+  def names(self) -> list[str]:
+    return list(self._cases)
+
+  def prepare(self, name: str) -> dict:
+    """Makes the case, runs it twice, and tells what the first run took longer than the second."""
+    from benchmarks.timing import Memory, timed
+
+    case = self._ready[name] = self._cases[name]()
+    memory = Memory(self._backend)
+    before = memory.start()
+    (first, _), (second, _) = timed(case.run), timed(case.run)
+    return {
+      "unit": case.unit,
+      "amount": case.amount,
+      "flops": case.flops,
+      "bytes": case.bytes,
+      "facts": case.facts,
+      "seconds_first_run": first,
+      "seconds_compile": max(first - second, 0.0),
+      "check": None if case.check is None else list(map(float, case.check())),
+      "memory_before_mb": before,
+      "memory_peak_mb": memory.peak(),
+    }
+
+  def run(self, name: str) -> dict:
+    from benchmarks.timing import timed
+
+    wall, processor = timed(self._ready[name].run)
+    return {"seconds": wall, "processor_seconds": processor}
+
+  def drop(self, name: str) -> dict:
+    del self._ready[name]
+    return {}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--suite", required=True)
+  parser.add_argument("--backend", required=True)
+  parser.add_argument("--size", required=True)
+  parser.add_argument("--folder", type=Path, required=True)
+  parser.add_argument("--threads", type=int, required=True)
+  arguments = parser.parse_args()
+  # Libraries print to stdout: answers have a channel of their own.
+  answers = os.fdopen(os.dup(1), "w")
+  os.dup2(2, 1)
+
+  def answer(function, *values):
+    try:
+      result = function(*values)
+    except Exception as error:  # Whatever a backend cannot do is a result of the benchmark.
+      traceback.print_exc()
+      result = {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]}
+    print(json.dumps(result), file=answers, flush=True)
+
+  restrict(arguments.threads)
+  worker = None
+
+  def start():
+    nonlocal worker
+    worker = Worker(arguments)
+    return worker.names()
+
+  answer(start)
+  for line in sys.stdin:
+    command, *values = json.loads(line)
+    answer(getattr(worker, command), *values)
+
+
+if __name__ == "__main__":
+  main()

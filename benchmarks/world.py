@@ -1,0 +1,285 @@
+"""Our side of a size: nets, weights and states, and the files that PyTorch reads the same weights from.
+
+python -m benchmarks.world small DIR
+"""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import inputs
+from benchmarks.sizes import SIZES, Size, image_token, vocabulary
+from uae_jax import sharding, trees
+from uae_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
+from uae_jax.data.vocabulary import write_processor
+from uae_jax.embedders import ImageEncoder
+from uae_jax.layers.lora import LoRA, is_adapter
+from uae_jax.models.autoencoder_kl import AutoencoderKLConfig
+from uae_jax.models.clip import CLIPVision, CLIPVisionConfig
+from uae_jax.models.connector import ConnectorConfig
+from uae_jax.models.dinov2 import DINOv2, DINOv2Config
+from uae_jax.models.mmdit import MMDiTConfig
+from uae_jax.models.prompts import Prompts
+from uae_jax.models.qwen25_vl.language import LanguageConfig
+from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
+from uae_jax.models.qwen25_vl.vision import VisionConfig
+from uae_jax.models.uae import UAE, UAEConfig
+from uae_jax.networks import Networks
+from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
+from uae_jax.training.state import State, create
+from uae_jax.weights import clip, dinov2, export, huggingface_configs, tensor_files
+
+ENCODERS = {"clip": CLIPVision, "dinov2": DINOv2}
+PIXELS = {"clip": (OPENAI_MEAN, OPENAI_STD), "dinov2": (IMAGENET_MEAN, IMAGENET_STD)}
+LEARNING_RATE = 1e-4
+
+
+def uae_config(size: Size, **changes) -> UAEConfig:
+  """Sizes of the five nets. `changes` are fields of the language model or the decoder, for scaling."""
+  adapters = dict(
+    captioner_lora=LoRA(size.rank, size.alpha, targets="^language/layers/"),
+    decoder_lora=LoRA(size.rank, size.alpha),
+  )
+  if size.name == "h200":
+    config = UAEConfig.uae_3b_sd35_large(size.rank, size.alpha)
+    return dataclasses.replace(
+      config,
+      captioner=dataclasses.replace(
+        config.captioner, language=dataclasses.replace(config.captioner.language, remat="full")
+      ),
+      decoder=dataclasses.replace(config.decoder, remat="full"),
+    )
+  is_small = size.name == "small"
+  width, depth = (64, 2) if is_small else (512, 12)
+  vision = VisionConfig(
+    depth=2 if is_small else 8,
+    width=64 if is_small else 384,
+    num_heads=2 if is_small else 6,
+    mlp_width=128 if is_small else 1024,
+    out_width=width,
+    full_attention_layers=(1,) if is_small else (3, 7),
+  )
+  language = LanguageConfig(
+    vocab_size=vocabulary(size),
+    width=width,
+    depth=changes.get("language_depth", depth),
+    num_heads=width // 64,
+    num_kv_heads=1 if is_small else 2,
+    head_width=64,
+    mlp_width=4 * width,
+    mrope_sections=(8, 12, 12),
+    ties_embeddings=True,
+  )
+  decoder = MMDiTConfig(
+    depth=changes.get("decoder_depth", 2 if is_small else 8),
+    num_heads=width // 64,
+    head_width=64,
+    patch=2,
+    context_width=width,
+    pooled_width=128,
+    pos_embed_max_size=64,
+    sample_size=64,
+  )
+  return UAEConfig(
+    captioner=Qwen25VLConfig(vision, language, image_token(size)),
+    connector=ConnectorConfig(width, 2 * width, width),
+    decoder=decoder,
+    autoencoder=AutoencoderKLConfig(
+      block_channels=(8, 16, 16, 16) if is_small else (32, 64, 128, 128),
+      layers_per_block=1 if is_small else 2,
+      norm_groups=4 if is_small else 16,
+      scaling_factor=1.5305,
+      shift_factor=0.0609,
+    ),
+    **adapters,
+  )
+
+
+def encoder_configs(size: Size) -> dict:
+  """CLIP ViT-L/14 and DINOv2-large, or their base and small sizes."""
+  if size.name == "h200":
+    return {"clip": CLIPVisionConfig.clip_vit_l14(), "dinov2": DINOv2Config.dinov2_large()}
+  if size.name == "small":
+    common = dict(image_size=56, width=64, depth=2, num_heads=2, mlp_width=128)
+    return {
+      "clip": CLIPVisionConfig(patch=14, projection_width=32, **common),
+      "dinov2": DINOv2Config(patch=14, **common),
+    }
+  return {
+    "clip": CLIPVisionConfig(
+      image_size=224,
+      patch=32,
+      width=768,
+      depth=12,
+      num_heads=12,
+      mlp_width=3072,
+      activation="quick_gelu",
+      projection_width=512,
+    ),
+    "dinov2": DINOv2Config(image_size=224, patch=14, width=384, depth=12, num_heads=6, mlp_width=1536),
+  }
+
+
+def prompts(size: Size) -> Prompts:
+  """Templates whose closing token does not exist: every caption has its full length."""
+  before, after, negative = inputs.generation_template(size)
+  side = size.caption_px // inputs.PATCH_PX // inputs.MERGE
+  return Prompts(
+    caption=inputs.caption_prompt(size),
+    generation_prefix=before,
+    generation_suffix=after,
+    negative=negative,
+    image_grid=(side, side),
+    pad=0,
+    end=(vocabulary(size),),
+  )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class World:
+  """The nets of a size.
+
+  Attributes:
+    size: of nets and work.
+    config: of the UAE.
+    networks: graph definitions and prompts.
+    abstract: every parameter's shape.
+  """
+
+  size: Size
+  config: UAEConfig
+  networks: Networks
+  abstract: dict
+
+  @functools.cached_property
+  def params(self) -> dict:
+    """The same random weights in every process; adapters are not zero."""
+    leaves = {}
+    for i, (path, leaf) in enumerate(trees.items(self.abstract)):
+      dtype = jnp.float32 if is_adapter(path) else jnp.dtype(self.size.dtype)
+      leaves[path] = _draw(i, path, leaf.shape, dtype, self)
+    return trees.from_items(leaves.items())
+
+  @functools.cached_property
+  def optimizer(self):
+    return make_optimizer(OptimizerOptions(LEARNING_RATE, schedule="constant", warmup_percent=0.0), 1000)
+
+  def state(self, net: str) -> State:
+    """The first state of a stage that trains the adapters of `net`; its own copy, because updates consume it."""
+    params = jax.tree.map(lambda x: x, self.params)
+    state = create(
+      params, lambda path: path.startswith(net) and is_adapter(path), self.optimizer, jax.random.key(1), has_ema=False
+    )
+    return state.replace(trainable=jax.tree.map(jnp.copy, state.trainable))
+
+
+def _draw(number: int, path: str, shape: tuple, dtype, world: World) -> jax.Array:
+  """One leaf: weights of order 1 / sqrt(fan in), scales near 1, everything else small."""
+  if path.endswith(("latent_scaling", "latent_shift")):
+    config = world.config.autoencoder
+    value = config.scaling_factor if path.endswith("scaling") else config.shift_factor
+    return jnp.full(shape, value, jnp.float32)
+  if world.size.shares_weights:
+    # numpy draws a leaf faster than XLA compiles its shape.
+    noise = jnp.asarray(np.random.default_rng(number).standard_normal(shape, np.float32))
+  else:
+    noise = jax.random.normal(jax.random.key(number), shape, dtype)
+  if path.endswith("kernel"):
+    fan_in = np.prod(shape[:-1]) if len(shape) == 4 else shape[-2]
+    noise = noise / np.sqrt(fan_in)
+  elif path.endswith("scale"):
+    noise = 1 + 0.02 * noise
+  else:
+    noise = 0.02 * noise
+  return noise.astype(dtype)
+
+
+def make(size: Size, **changes) -> World:
+  """Allocates nothing; `changes` as in `uae_config`."""
+  from flax import nnx
+
+  config = uae_config(size, **changes)
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  graphdef, abstract = sharding.abstract_model(lambda: UAE(config, rngs=nnx.Rngs(0)), mesh)
+  encoders, abstract_encoders = {}, {}
+  for name, encoder in encoder_configs(size).items():
+    encoder_graphdef, abstract_encoders[name] = sharding.abstract_model(
+      lambda n=name, c=encoder: ENCODERS[n](c, rngs=nnx.Rngs(0)), mesh
+    )
+    side = 224 if size.name == "h200" else encoder.image_size
+    encoders[name] = ImageEncoder(name, encoder_graphdef, side, *PIXELS[name])
+  return World(size, config, Networks(graphdef, prompts(size), encoders), {**abstract, "encoders": abstract_encoders})
+
+
+def write(size: Size, folder: Path) -> None:
+  """What the PyTorch side needs: `config.json` files, and the weights if they are shared."""
+  world = make(size)
+  if not size.shares_weights:
+    _write_configs(world, folder)
+    return
+  processor = folder / "processor"
+  write_processor(processor)
+  settings = dict(
+    is_small_world=False,
+    resolution_px=size.image_px,
+    guidance=size.guidance,
+    steps=size.sampling_steps,
+    max_new_tokens=size.caption_tokens,
+    text_tower="reference",
+    shift=3.0,
+    processor=SimpleNamespace(end_ids=(3,), pad_id=0),
+  )
+  export.write_uae(folder, world.config, world.params, settings, processor, merged=False)
+  _write_configs(world, folder)
+  encoders = world.params["encoders"]
+  for name, table in (
+    ("clip", clip.vision_table(encoder_configs(size)["clip"])),
+    ("dinov2", dinov2.table(encoder_configs(size)["dinov2"], v5=True)),
+  ):
+    tensor_files.write(folder / name / "model.safetensors", export.Dump(encoders[name], table))
+
+
+def _write_configs(world: World, folder: Path) -> None:
+  """`config.json` of every net, in the library's words."""
+  config, encoders = world.config, encoder_configs(world.size)
+  clip_config, dino = encoders["clip"], encoders["dinov2"]
+  common = {
+    name: dict(
+      image_size=encoder.image_size,
+      patch_size=encoder.patch,
+      hidden_size=encoder.width,
+      num_hidden_layers=encoder.depth,
+      num_attention_heads=encoder.num_heads,
+    )
+    for name, encoder in encoders.items()
+  }
+  files = {
+    "llm_model": huggingface_configs.qwen25_vl(config.captioner, world.size.dtype)
+    | {"eos_token_id": None, "pad_token_id": 0, "bos_token_id": 0},
+    "dit": huggingface_configs.mmdit(config.decoder),
+    "SD3/vae": huggingface_configs.autoencoder_kl(
+      config.autoencoder, config.autoencoder.scaling_factor, config.autoencoder.shift_factor
+    ),
+    "clip": common["clip"]
+    | dict(
+      intermediate_size=clip_config.mlp_width,
+      projection_dim=clip_config.projection_width,
+      hidden_act=clip_config.activation,
+    ),
+    "dinov2": common["dinov2"] | dict(mlp_ratio=dino.mlp_width // dino.width),
+    "connector": dataclasses.asdict(config.connector),
+  }
+  for name, settings in files.items():
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / name / "config.json").write_text(json.dumps(settings))
+
+
+if __name__ == "__main__":
+  write(SIZES[sys.argv[1]], Path(sys.argv[2]))
