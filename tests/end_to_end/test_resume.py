@@ -6,6 +6,7 @@ from pathlib import Path
 import shutil
 import signal
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -30,9 +31,12 @@ def short_config():
   return config.lock()
 
 
-def final_params(workdir: Path) -> dict:
-  tree = ocp.StandardCheckpointer().restore((workdir / "checkpoints" / "clip" / str(STEPS) / "params").absolute())
-  return {path: np.asarray(leaf) for path, leaf in trees.items(tree)}
+def final_params(folder: Path) -> dict[str, np.ndarray]:
+  """Name -> array of the `params` of a checkpoint, wherever they were when they were saved."""
+  folder = folder.absolute()
+  stored = ocp.StandardCheckpointHandler().metadata(folder).tree
+  target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), stored)
+  return dict(trees.items(ocp.StandardCheckpointer().restore(folder, target)))
 
 
 def losses(workdir: Path) -> dict[int, float]:
@@ -41,7 +45,9 @@ def losses(workdir: Path) -> dict[int, float]:
 
 
 def assert_same_end(workdir: Path, uninterrupted: Path):
-  ours, theirs = final_params(workdir), final_params(uninterrupted)
+  ours, theirs = (
+    final_params(run / "checkpoints" / "clip" / str(STEPS) / "params") for run in (workdir, uninterrupted)
+  )
   assert ours.keys() == theirs.keys()
   for path in ours:
     np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)

@@ -1,0 +1,97 @@
+"""A run of one small stage, without nets: what several processes share, at the price of their imports.
+
+python -m tests.end_to_end.small_run WORKDIR COORDINATOR NUM_PROCESSES PROCESS_ID
+"""
+
+from pathlib import Path
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uae_jax import sharding
+from uae_jax.data.vocabulary import make_tokenizer
+from uae_jax.training import loop, processes
+from uae_jax.training.batches import Batches
+from uae_jax.training.checkpoints import Checkpoints
+from uae_jax.training.metrics import MetricWriter
+from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
+from uae_jax.training.placement import state_shardings
+from uae_jax.training.preemption import Preempted, PreemptionNotice
+from uae_jax.training.profiling import Profiler
+from uae_jax.training.programs import Program
+from uae_jax.training.stage import Stage, keep
+from uae_jax.training.state import create
+from uae_jax.training.supervised import make_step
+
+PIXELS, WIDTH, STEPS = 32 * 32 * 3, 8, 6
+
+
+class Config(dict):
+  """A dict whose fields are attributes too."""
+
+  __getattr__ = dict.__getitem__
+
+
+def make_config(total_steps: int) -> Config:
+  data = Config(source="scenes", data_dir="", image_px=32, caption_tokens=26, max_bad_fraction=0.0, variant="plain")
+  section = Config(captions="mixed", batch_size=8, total_steps=total_steps, log_every_steps=1, save_every_steps=2)
+  section["options"] = {}
+  return Config(data=data, small=section)
+
+
+def loss(params: dict, batch: dict, key: jax.Array):
+  """Tokens from noisy pixels by one matrix."""
+  pixels = batch["image"].reshape(-1, PIXELS) / 255.0 + 0.1 * jax.random.normal(key, (len(batch["image"]), PIXELS))
+  return jnp.mean(jnp.square(pixels @ params["kernel"] - batch["tokens"][:, :WIDTH] / 10.0)), {}
+
+
+def run(workdir: Path, total_steps: int = STEPS) -> None:
+  """Trains to the end, or to a notice; or resumes.
+
+  Raises:
+    Preempted: after saving.
+  """
+  mesh = sharding.make_mesh(data=4, fsdp=2)
+  config = make_config(total_steps)
+  optimizer = make_optimizer(OptimizerOptions(1e-2, eps=1e-3), total_steps)
+  cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+  params = {"kernel": jax.make_array_from_callback((PIXELS, WIDTH), cut, lambda rows: np.zeros((PIXELS, WIDTH))[rows])}
+  processes.on_first(lambda: workdir.mkdir(parents=True, exist_ok=True))
+  with jax.set_mesh(mesh), PreemptionNotice(mesh) as notice:
+
+    def init(params, key):
+      return create(params, lambda path: True, optimizer, key, has_ema=True)
+
+    key = jax.random.key(0)
+    places = state_shardings(jax.eval_shape(init, params, key), params, mesh)
+    state = jax.jit(init, out_shardings=places)(params, key)
+    step = Program(make_step(loss, optimizer, ema_decay=0.9), donate_argnums=0, out_shardings=(places, None))
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    writer = MetricWriter(workdir, enabled=jax.process_index() == 0, tensorboard=False)
+    try:
+      params = loop.run(
+        Stage("small", step, state, lambda step: 1e-2, 1, keep),
+        config.small,
+        "small",
+        Batches(config, "small", make_tokenizer(), mesh, seed=5),
+        checkpoints,
+        writer,
+        config,
+        notice,
+        profiler=Profiler(workdir / "profile", first_step=1, num_steps=0),
+        max_skipped_in_a_row=3,
+      )
+      checkpoints.save_final(total_steps, params, config)
+    finally:
+      writer.close()
+      checkpoints.close()
+
+
+if __name__ == "__main__":
+  processes.join(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+  try:
+    run(Path(sys.argv[1]))
+  except Preempted as reason:
+    print(f"preempted, {reason}")

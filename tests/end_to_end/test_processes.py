@@ -1,0 +1,127 @@
+"""Two processes of four devices are one run: they train, save, end and resume as one process of eight does."""
+
+import json
+import os
+from pathlib import Path
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.end_to_end import small_run
+from tests.end_to_end.test_resume import STEPS, final_params, losses, short_config
+from tests.end_to_end.test_smoke_run import CONFIG
+from uae_jax.train import train
+
+TIMEOUT_SECONDS = 300
+
+
+def start(*command: str) -> list[subprocess.Popen]:
+  """Two processes of one run, four virtual devices each. COORDINATOR and PROCESS_ID in the command are replaced."""
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    coordinator = f"localhost:{probe.getsockname()[1]}"
+  environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+
+  def one(process_id: int) -> subprocess.Popen:
+    words = [word.replace("COORDINATOR", coordinator).replace("PROCESS_ID", str(process_id)) for word in command]
+    return subprocess.Popen(
+      [sys.executable, "-m", *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+  return [one(0), one(1)]
+
+
+def finish(processes: list[subprocess.Popen]) -> list[str]:
+  """What each wrote, once all have ended well; none outlives the test."""
+  deadline = time.monotonic() + TIMEOUT_SECONDS
+  try:
+    outputs = [process.communicate(timeout=max(1.0, deadline - time.monotonic())) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  for process, (_, errors) in zip(processes, outputs, strict=True):
+    assert process.returncode == 0, errors
+  return ["".join(output) for output in outputs]
+
+
+def end_early(processes: list[subprocess.Popen], file: Path) -> list[str]:
+  """Tells process 0 to end as soon as it has made `file`, which it does while it listens and before its first step."""
+  deadline = time.monotonic() + TIMEOUT_SECONDS
+  while not file.exists() and time.monotonic() < deadline and all(process.poll() is None for process in processes):
+    time.sleep(0.1)
+  processes[0].send_signal(signal.SIGTERM)
+  return finish(processes)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+  workdir = tmp_path_factory.mktemp("run") / "alone"
+  small_run.run(workdir)
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory) -> Path:
+  workdir = tmp_path_factory.mktemp("run") / "together"
+  command = ("tests.end_to_end.small_run", str(workdir), "COORDINATOR", "2", "PROCESS_ID")
+  for output in end_early(start(*command), workdir / "checkpoints"):
+    assert "preempted, small: saved at step" in output
+  saved = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
+  assert 0 < max(saved) < small_run.STEPS
+  finish(start(*command))
+  return workdir
+
+
+def small_params(workdir: Path) -> np.ndarray:
+  return final_params(workdir / "checkpoints" / str(small_run.STEPS) / "params")["kernel"]
+
+
+def test_two_processes_end_where_one_does(together, alone):
+  np.testing.assert_allclose(small_params(together), small_params(alone), atol=1e-6)
+  ours, theirs = losses(together), losses(alone)
+  assert ours.keys() == theirs.keys() == set(range(1, small_run.STEPS + 1))
+  for step in theirs:
+    np.testing.assert_allclose(ours[step], theirs[step], rtol=1e-5)
+
+
+def test_one_process_resumes_what_two_have_left(together, alone, tmp_path):
+  """The last step of two processes is thrown away; one process of eight devices goes on from the state before."""
+  workdir = shutil.copytree(together, tmp_path / "run")
+  shutil.rmtree(workdir / "checkpoints" / str(small_run.STEPS))
+  small_run.run(workdir)
+  np.testing.assert_allclose(small_params(workdir), small_params(alone), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_whole_program_in_two_processes(tmp_path):
+  """`uae-jax train` itself: nets, a stage, an end on notice, a resumed rest, figures and report."""
+  train(short_config(), tmp_path / "alone")
+  flags = [
+    "--config.mesh.data=4",
+    "--config.mesh.fsdp=2",
+    "--config.clip.batch_size=8",
+    f"--config.clip.total_steps={STEPS}",
+    "--config.clip.save_every_steps=2",
+    "--config.tensorboard=False",
+  ]
+  workdir = tmp_path / "together"
+  command = ("uae_jax.cli", "train", f"--config={CONFIG}:smoke", f"--workdir={workdir}", "--config.stages=('clip',)")
+  command += (*flags, "--coordinator=COORDINATOR", "--num_processes=2", "--process_id=PROCESS_ID")
+  for output in end_early(start(*command), workdir / "checkpoints" / "clip"):
+    assert "preempted, clip: saved at step" in output
+  outputs = finish(start(*command))
+  assert "report:" in outputs[0] and "report:" not in outputs[1]
+  runs = (workdir, tmp_path / "alone")
+  ours, theirs = (final_params(run / "checkpoints" / "clip" / str(STEPS) / "params") for run in runs)
+  for path in theirs:
+    np.testing.assert_allclose(ours[path], theirs[path], atol=1e-4, err_msg=path)
+  ours, theirs = (json.loads((run / "evaluation" / "clip.json").read_text()) for run in runs)
+  assert ours.keys() == theirs.keys()
+  for name in theirs:
+    np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4, err_msg=name)
