@@ -1,11 +1,16 @@
 """Slices by name, and plans for them where libtpu is installed."""
 
 import json
+import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from uae_jax import cli
+from uae_jax import cli, sharding
+from uae_jax.layers.attention import attend
 from uae_jax.planning import topology
+from uae_jax.planning.plan import EFFORTS
 
 
 def test_names_of_cloud_are_understood():
@@ -28,31 +33,65 @@ def test_a_missing_compiler_is_named(monkeypatch):
     topology.slice_devices("v5e:4x4")
 
 
-def plan(capsys, *arguments: str) -> tuple[int, str, str]:
-  config = ["--config=configs/scenes.py:smoke", "--config.evaluation.num_images=0", "--stages=pretrain"]
-  code = cli.main(["plan", *config, "--config.pretrain.batch_size=8", *arguments])
-  captured = capsys.readouterr()
-  return code, captured.out, captured.err
+@pytest.fixture
+def plan(capsys, monkeypatch):
+  """Runs the command on the smallest stage: flags -> (exit code, output, errors)."""
+
+  def run(*flags: str) -> tuple[int, str, str]:
+    config = ["--config=configs/scenes.py:smoke", "--config.evaluation.num_images=0", "--config.pretrain.batch_size=8"]
+    arguments = ["plan", *config, "--stages=pretrain", *flags]
+    # Config flags are looked up there.
+    monkeypatch.setattr(sys, "argv", ["uae-jax", *arguments])
+    return cli.main(arguments), *capsys.readouterr()
+
+  return run
 
 
-def test_a_slice_that_does_not_exist(capsys):
+def test_a_slice_that_does_not_exist(plan):
   pytest.importorskip("libtpu")
-  code, _, error = plan(capsys, "--topology=v5e:3x3")
+  code, _, error = plan("--topology=v5e:3x3")
   assert code == 1 and "--topology=v5e:3x3: libtpu knows no such slice" in error and error.count("\n") == 1
 
 
-def test_a_mesh_of_another_size(capsys):
+def test_a_mesh_of_another_size(plan):
   pytest.importorskip("libtpu")
-  code, _, error = plan(capsys, "--topology=v5e:2x4")
+  code, _, error = plan("--topology=v5e:2x4")
   assert code == 1 and "mesh (data=1, fsdp=1, tensor=1) needs 1 devices, found 8: change config.mesh" in error
 
 
-def test_a_plan_of_two_slices(capsys, tmp_path):
+def test_a_plan_of_two_slices(plan, tmp_path):
   """The smallest stage on a hybrid mesh, compiled for real."""
   pytest.importorskip("libtpu")
   mesh = ["--slices=2", "--config.mesh.data=2", "--config.mesh.fsdp=4"]
-  code, text, _ = plan(capsys, "--topology=v5e:2x2", f"--json={tmp_path / 'plan.json'}", *mesh)
+  code, text, _ = plan("--topology=v5e:2x2", f"--json={tmp_path / 'plan.json'}", *mesh)
   (program,) = json.loads((tmp_path / "plan.json").read_text())["programs"]
   assert code == 0 and text.endswith("fits\n")
   assert program["memory"]["total"] < program["memory"]["limit"]
   assert program["work"]["flops"] > 0 and program["collectives"]["all-gather"]["count"] > 0
+
+
+@pytest.mark.parametrize("slice_name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+@pytest.mark.parametrize(
+  ("tokens", "heads", "kv_heads", "width", "is_causal"),
+  [(1584, 6, 6, 64, False), (1024, 4, 2, 128, True), (4096, 1, 1, 512, False)],
+  ids=["decoder", "language", "codec"],
+)
+def test_splash_compiles_for_every_generation(slice_name, tokens, heads, kv_heads, width, is_causal):
+  """Forward and backward, at the shapes of the models' attentions, without ever holding the logits."""
+  pytest.importorskip("libtpu")
+  _, devices = topology.slice_devices(slice_name)
+  mesh = sharding.make_mesh(fsdp=4, devices=devices)
+  place = sharding.batch_sharding(mesh)
+  q, k = (jax.ShapeDtypeStruct((8, tokens, n, width), jnp.bfloat16, sharding=place) for n in (heads, kv_heads))
+  mask = jax.ShapeDtypeStruct((8, 1, 1, tokens), bool, sharding=place)
+
+  def loss(q, k, v, mask):
+    return jnp.sum(attend(q, k, v, mask=mask, is_causal=is_causal).astype(jnp.float32))
+
+  # The tests' own float32 products are not for a kernel of bfloat16.
+  with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
+    lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, k, mask)
+    compiled = lowered.compile(compiler_options=EFFORTS["low"])
+  assert "tpu_custom_call" in compiled.as_text()
+  logits = 2 * heads * tokens**2 * 4
+  assert compiled.memory_analysis().temp_size_in_bytes < logits

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from uae_jax.planning import collectives, cost
-from uae_jax.planning.chips import Chip
+from uae_jax.planning.chips import GIB, Chip
 from uae_jax.planning.programs import LEVERS, Program, bytes_a_device, stage_programs
 from uae_jax.sharding import batch_sharding, replicated
 from uae_jax.training.build import Built
@@ -96,6 +96,10 @@ def plan_stage(
     log(f"{program.stage} {program.phase}: compiling")
     plan, outputs = plan_program(program, mesh, chip, effort)
     plans.append(plan)
+    log(
+      f"{program.stage} {program.phase}: {plan.memory.total / GIB:.2f} of {chip.hbm_bytes / GIB:.2f} GiB, "
+      f"compiled in {plan.compile_seconds:.0f} s"
+    )
 
 
 def plan_program(program: Program, mesh: Mesh, chip: Chip, effort: str) -> tuple[ProgramPlan, object]:

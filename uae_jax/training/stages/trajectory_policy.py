@@ -94,7 +94,8 @@ def make_policy(options, objective: flow_grpo.FlowObjective) -> ImagePolicy:
     """(log_probs [prompts, W, rollouts], mean [prompts, W, rollouts, h, w, 16], std [W])."""
     kept = Trajectories(latents=flat(steps.latents, 1), steps=steps.index[0], log_probs=None, final=None)
     log_probs, mean, std = replay(velocity, kept, **_sde(options), remat=options.remat_steps)
-    return by_prompt(log_probs, 1, num_rollouts), by_prompt(mean, 1, num_rollouts), std
+    rollouts = steps.latents.shape[2]  # of this piece of the groups
+    return by_prompt(log_probs, 1, rollouts), by_prompt(mean, 1, rollouts), std
 
   def sample(velocity_of, noise, key, step):
     sampled = sample_trajectories(velocity_of, noise, key, step)
