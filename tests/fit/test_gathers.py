@@ -1,5 +1,7 @@
 """In compiled programs one layer at a time is whole: no gather is larger than a weight, none of a stack is outside."""
 
+import types
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,9 @@ import pytest
 from uae_jax import sharding, trees
 from uae_jax.layers import lora
 from uae_jax.models.mmdit import MMDiT, MMDiTConfig
+from uae_jax.models.qwen25_vl.language import LanguageConfig, LanguageModel, PrefixCache
 from uae_jax.planning.collectives import collectives, summary
+from uae_jax.rollouts import captions
 
 CONFIG = MMDiTConfig(
   depth=5, num_heads=4, head_width=16, patch=2, context_width=64, pooled_width=32, pos_embed_max_size=8, remat="full"
@@ -95,3 +99,40 @@ ENTRY %main (a: f32[8]) -> f32[8] {
     "all-gather": {"count": 1, "in_loops": 1, "largest_bytes": 128, "total_bytes": 38 * 128},
     "all-reduce": {"count": 1, "in_loops": 0, "largest_bytes": 12, "total_bytes": 12},
   }
+
+
+def test_decoding_gathers_its_weights_once():
+  """Before the loop over tokens; in it, nothing as large as a weight moves."""
+  config = LanguageConfig(
+    vocab_size=64,
+    width=64,
+    depth=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_width=16,
+    mlp_width=96,
+    mrope_sections=(2, 3, 3),
+    ties_embeddings=True,
+  )
+  mesh = sharding.make_mesh(fsdp=8)
+  graphdef, params = sharding.abstract_model(lambda: LanguageModel(config, rngs=nnx.Rngs(0)), mesh)
+
+  def array(*shape, dtype=jnp.float32, axis=0):
+    spec = jax.sharding.PartitionSpec(*(None,) * axis, sharding.RULES["batch"])
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
+
+  keys = array(config.depth, 8, 5, 2, 16, axis=1)
+  cache = PrefixCache(keys, keys, array(8, 5, dtype=bool))
+  prefix = captions.Prefix(cache, array(8, config.width), array(8, dtype=jnp.int32))
+  prompts = types.SimpleNamespace(end=(1,), pad=0)
+
+  def decode(params, prefix):
+    language, key = nnx.merge(graphdef, params), jax.random.key(0)
+    options = dict(num_rollouts=2, max_tokens=4, temperature=1.0)
+    return captions.sample_captions(language, prompts, prefix, key, **options).tokens
+
+  with jax.set_mesh(mesh):
+    found = collectives(jax.jit(decode).lower(params, prefix).compile().as_text())
+  largest = config.depth * config.width * config.mlp_width * 4
+  assert max(item.bytes for item in found if not item.is_in_loop) == largest
+  assert all(item.bytes <= 64 for item in found if item.is_in_loop)
