@@ -53,7 +53,7 @@ def run(workdir: Path, total_steps: int = STEPS) -> None:
   Raises:
     Preempted: after saving.
   """
-  mesh = sharding.make_mesh(data=4, fsdp=2)
+  mesh = sharding.make_mesh(data=jax.device_count() // 2 or 1, fsdp=min(2, jax.device_count()))
   config = make_config(total_steps)
   optimizer = make_optimizer(OptimizerOptions(1e-2, eps=1e-3), total_steps)
   cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))

@@ -1,0 +1,75 @@
+"""What a save costs: how long the step waits for it, how long until it is on disk, how long a resume reads.
+
+python -m benchmarks.checkpoints --megabytes 16 256 --folder DIR
+
+The state is that of a stage with Adam and a moving average (four float32 numbers a parameter). The step waits while the
+arrays are copied; writing goes on beside the next steps. Medians over the repeats; the first save of a process, which
+also opens the folder, is not counted.
+"""
+
+import argparse
+import json
+from pathlib import Path
+import statistics
+import tempfile
+import time
+
+ARRAYS = 16
+COPIES = 4  # parameter, two moments, average
+
+
+def measure(folder: Path, megabytes: float, repeats: int) -> dict[str, float]:
+  """Seconds of a save's stall, of the whole save, and of a restore."""
+  import jax
+  import jax.numpy as jnp
+
+  from uae_jax.training.checkpoints import Checkpoints
+  from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
+  from uae_jax.training.state import create
+
+  size = int(megabytes * 2**20 / 4 / COPIES / ARRAYS)
+  params = {f"kernel_{i}": jax.random.normal(jax.random.key(i), (size,), jnp.float32) for i in range(ARRAYS)}
+  optimizer = make_optimizer(OptimizerOptions(1e-3), 10)
+  state = create(params, lambda path: True, optimizer, jax.random.key(0), has_ema=True)
+  jax.block_until_ready(state)
+  checkpoints = Checkpoints(folder)
+  stalls, saves, restores = [], [], []
+  for step in range(repeats + 1):
+    start = time.perf_counter()
+    checkpoints.save(step, state, {}, {})
+    stalls.append(time.perf_counter() - start)
+    checkpoints.wait()
+    saves.append(time.perf_counter() - start)
+  for _ in range(repeats):
+    start = time.perf_counter()
+    jax.block_until_ready(checkpoints.restore(state)[0])
+    restores.append(time.perf_counter() - start)
+  checkpoints.close()
+  return {
+    "megabytes": megabytes,
+    "seconds_stall": statistics.median(stalls[1:]),
+    "seconds_save": statistics.median(saves[1:]),
+    "seconds_restore": statistics.median(restores),
+  }
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--megabytes", type=float, nargs="+", default=[16, 256], help="of the state")
+  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--folder", type=Path, help="on the disk to measure; a temporary one by default")
+  parser.add_argument("--json", type=Path, help="also write the rows there")
+  options = parser.parse_args()
+  rows = []
+  for megabytes in options.megabytes:
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+      rows.append(measure(Path(folder), megabytes, options.repeats))
+  print("| state, MB | step waits, s | on disk after, s | resume reads, s |\n|---|---|---|---|")
+  for row in rows:
+    print("| {megabytes:.0f} | {seconds_stall:.3f} | {seconds_save:.3f} | {seconds_restore:.3f} |".format(**row))
+  if options.json:
+    options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  main()

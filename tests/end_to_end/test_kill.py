@@ -1,0 +1,20 @@
+"""A run that is killed at random moments ends bit for bit where an undisturbed one ends."""
+
+import pytest
+
+from benchmarks.kill_resume import outcome, torment
+from tests.end_to_end import small_run
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_runs_end_as_if_nothing_had_happened(tmp_path, kills):
+  result = torment(
+    tmp_path,
+    small_run.run,
+    lambda run: outcome(run / "checkpoints" / str(small_run.STEPS) / "params", run / "metrics.jsonl"),
+    preload=["tests.end_to_end.small_run"],
+    kills=kills,
+    seed=0,
+  )
+  assert result["kills"] == kills
+  assert result["differences"] == []
