@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uae_jax import sharding
+from uae_jax import command_line, sharding
 from uae_jax.training.checkpoints import Checkpoints, Keep, SaveError
 from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
 from uae_jax.training.state import apply_gradients, create
@@ -131,7 +131,7 @@ def test_a_disk_that_takes_no_more_is_one_error_and_loses_nothing(tmp_path, kind
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
   try:
-    with pytest.raises(SaveError, match="could not be written .*steps on disk: 2. Make room"):
+    with pytest.raises(SaveError, match="could not be written .*steps on disk: 2. Make room") as caught:
       if kind == "final":
         checkpoints.save_final(4, fourth.params, CONFIG)
       else:
@@ -139,6 +139,8 @@ def test_a_disk_that_takes_no_more_is_one_error_and_loses_nothing(tmp_path, kind
         checkpoints.close()
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  # What the command prints.
+  assert command_line.one_line(caught.value) == str(caught.value)
   # The same command, once there is room.
   again = Checkpoints(tmp_path)
   state, data = again.restore(fresh_state())

@@ -3,6 +3,9 @@
 import json
 import math
 
+import pytest
+
+from uae_jax.command_line import one_line
 from uae_jax.training.metrics import MetricWriter, rewind
 
 STAGE = "generation_for_understanding"
@@ -74,6 +77,16 @@ def test_a_torn_line_is_dropped(tmp_path):
   write_run(tmp_path, steps=(), start=3)
   assert [line["step"] for line in read(tmp_path)] == [1, 2, 3]
   assert not (tmp_path / "metrics.tmp").exists()
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+  writer = MetricWriter(tmp_path, tensorboard=False)
+  writer.start_stage(STAGE, step=0, total_steps=3)
+  (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+  with pytest.raises(OSError) as caught:
+    writer.write(STAGE, 1, {"reward": 0.0})
+  writer.close()
+  assert one_line(caught.value) == f"{tmp_path / 'metrics.jsonl'}: No space left on device"
 
 
 def test_rewinding_nothing_writes_nothing(tmp_path):

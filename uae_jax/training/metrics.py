@@ -82,8 +82,11 @@ class MetricWriter:
     scalars = {metric: float(value) for metric, value in metrics.items()} | {"seconds": seconds}
     # JSON has no NaN: null says that the value was not finite.
     finite = {metric: value if math.isfinite(value) else None for metric, value in scalars.items()}
-    with self._file.open("a", encoding="utf-8") as file:
-      file.write(json.dumps({"stage": name, "step": int(step), "round": round_number} | finite) + "\n")
+    try:
+      with self._file.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"stage": name, "step": int(step), "round": round_number} | finite) + "\n")
+    except OSError as error:  # A full disk does not say where it is.
+      raise OSError(error.errno, error.strerror, str(self._file)) from error
     if self._summaries is not None:
       self._summaries.write_scalars(int(step), {f"{stage}/{metric}": value for metric, value in scalars.items()})
     if self._bar is not None:
