@@ -1,5 +1,6 @@
 """With `ema_decay` the moving average is what is observed, evaluated and handed on; the live policy only trains."""
 
+from pathlib import Path
 import types
 
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 import optax
 
 from uae_jax.training import loop, supervised
+from uae_jax.training.profiling import Profiler
+from uae_jax.training.programs import Program
 from uae_jax.training.stage import Stage, keep
 from uae_jax.training.state import create
 
@@ -38,9 +41,9 @@ def test_the_average_is_observed_and_handed_on():
   optimizer = optax.sgd(1.0)
   state = create({"w": jnp.zeros(())}, lambda _: True, optimizer, jax.random.key(0), has_ema=True)
   # Every update adds 1 to the parameter.
-  step = supervised.make_step(lambda params, *_: (-params["w"], {}), optimizer, ema_decay=CEILING)
+  step = Program(supervised.make_step(lambda params, *_: (-params["w"], {}), optimizer, ema_decay=CEILING))
   stage = Stage("stage", step, state, lambda _: 0.0, 1, keep)
-  section = types.SimpleNamespace(total_steps=STEPS, log_every_steps=1, save_every_steps=100)
+  section = types.SimpleNamespace(total_steps=STEPS, log_every_steps=1, save_every_steps=100, options={})
   seen = []
 
   def observe(step, params):
@@ -56,6 +59,7 @@ def test_the_average_is_observed_and_handed_on():
     Nothing(),
     {},
     lambda: False,
+    profiler=Profiler(Path(), first_step=1, num_steps=0),
     max_skipped_in_a_row=20,
     observe=observe,
     observe_every_steps=1,
