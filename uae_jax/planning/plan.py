@@ -58,7 +58,7 @@ class ProgramPlan:
     work: of one chip.
     collectives: see `collectives.summary`.
     link_seconds: bytes that the collectives bring to a chip, over its links at their peak.
-    lever: the setting that bounds its memory.
+    lever: what to change where it does not fit.
     compile_seconds: wall time.
   """
 

@@ -20,12 +20,12 @@ from uae_jax.training.order import REINFORCEMENT
 from uae_jax.training.sizes import FROM_WEIGHTS, Sizes
 from uae_jax.training.stage import make_init, make_loss, make_phases, stage_optimizer
 
-# Which setting bounds the memory of a program, besides more chips.
+# What to change where a program does not fit, besides more chips.
 LEVERS = {
-  "step": "num_microbatches (and batch_size)",
-  "rollout": "options.num_rollouts, options.max_new_tokens or batch_size",
-  "reward": "options.decode_chunks, options.num_rollouts or batch_size",
-  "update": "updates.num_microbatches, options.logit_chunks or options.replay_chunks, or options.num_rollouts",
+  "step": "raise num_microbatches or lower batch_size",
+  "rollout": "lower batch_size, options.num_rollouts or options.max_new_tokens",
+  "reward": "raise options.decode_chunks, or lower batch_size or options.num_rollouts",
+  "update": "raise updates.num_microbatches, options.logit_chunks (stage 2) or options.replay_chunks (stage 3)",
 }
 
 

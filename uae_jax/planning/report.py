@@ -70,7 +70,7 @@ def to_text(plans: Sequence[ProgramPlan], chip: Chip, num_chips: int) -> str:
       over = (plan.memory.total - chip.hbm_bytes) / GIB
       text = f"by {over:.2f} GiB a chip" if over > 0 else "(the compiler gave up)"
       lines.append(
-        f"{plan.stage} {plan.phase} does not fit {text}: lower config.{plan.stage}.{plan.lever}, "
+        f"{plan.stage} {plan.phase} does not fit {text}: in config.{plan.stage}, {plan.lever}; "
         "or take more chips on config.mesh.fsdp"
       )
   lines.append("fits" if all(plan.fits for plan in plans) else "does not fit")
