@@ -7,7 +7,7 @@ import ml_collections
 
 CONFIG_FILE = "config.json"
 # What may change when a run is resumed: where it runs and what it keeps, not what it computes.
-FREE_FIELDS = ("mesh", "checkpoints", "profile")
+FREE_FIELDS = ("mesh", "checkpoints", "profile", "tensorboard")
 
 
 def to_plain(config: ml_collections.ConfigDict) -> dict:
