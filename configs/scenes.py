@@ -106,7 +106,7 @@ def get_config(arg=None):
     500, 32, 3e-3, captions="contrastive", trainable="^(encoders/dinov2|contrastive)/", options=contrast
   )
   config.autoencoder = stage(
-    800,
+    1000,
     32,
     5e-3,
     captions="full",
@@ -154,9 +154,9 @@ def get_config(arg=None):
   )
   # Stage 2: token GRPO.
   config.generation_for_understanding = stage(
-    140,
+    220,
     16,
-    2e-3,
+    1.5e-3,
     captions="full",
     trainable="^captioner/.*lora_",
     options=dict(
@@ -174,7 +174,6 @@ def get_config(arg=None):
       decode_chunks=1,
       logit_chunks=1,
     ),
-    schedule="constant",
   )
   config.generation_for_understanding.objective = ConfigDict(
     dict(
