@@ -1,7 +1,7 @@
 """The paper's system at full size: Qwen2.5-VL-3B and SD3.5-large, LoRA 32, on a TPU slice.
 
 uae-jax plan  --config=configs/uae_3b_sd35l.py:512 --topology=v5e:4x4       does it fit, and what does a step cost
-uae-jax train --config=configs/uae_3b_sd35l.py:512 --workdir=gs://BUCKET/run --config.mesh.fsdp=16
+uae-jax train --config=configs/uae_3b_sd35l.py:512 --workdir=/mnt/bucket/run --config.mesh.fsdp=16
 uae-jax train --config=configs/uae_3b_sd35l.py:1024 ...                     the resolution of the paper's inference
 
 The argument is the side of the images in pixels. The mesh is that of v5e-16; another slice needs

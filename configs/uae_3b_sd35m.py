@@ -1,7 +1,7 @@
 """UAE with the smaller decoder, SD3.5-medium: the model of Flow-GRPO's published settings.
 
 uae-jax plan  --config=configs/uae_3b_sd35m.py:512 --topology=v5e:4x4
-uae-jax train --config=configs/uae_3b_sd35m.py:512 --workdir=gs://BUCKET/run --config.mesh.fsdp=16
+uae-jax train --config=configs/uae_3b_sd35m.py:512 --workdir=/mnt/bucket/run --config.mesh.fsdp=16
 
 All else is `uae_3b_sd35l.py`, with its sources.
 """
