@@ -20,6 +20,8 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) ->
 def scan_layers(body: Callable, carry, layers: nnx.Module, xs=None, *, remat: str = "none", unroll: int | bool = 1):
   """Runs `carry, y = body(carry, layer, x)` over stacked layers.
 
+  Layers gather their own weights (`layers.lora.Linear`): inside the loop, and again in a rematerialised backward pass.
+
   Args:
     body: takes the carry, one unstacked layer and this layer's slice of `xs`; returns (carry, y).
     carry: pytree of fixed shapes.
