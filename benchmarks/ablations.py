@@ -3,8 +3,8 @@
 for seed in 0 1 2; do uae-jax train --config=configs/scenes.py --workdir=runs/seed$seed --config.seed=$seed; done
 python -m benchmarks.ablations --rows default gspo --seeds 0 1 2 --base runs --out runs/ablations
 
-A row of a seed is one process and one workdir, OUT/<row>/seed<k>; what is finished is not run again. Writes
-OUT/ablations.json and OUT/ablations.md over everything found there.
+A row of a seed is one process and one workdir, OUT/<row>/seed<k>; what is finished is not run again. Further flags
+(--config.FIELD=VALUE) go to every run. Writes OUT/ablations.json and OUT/ablations.md over everything found there.
 """
 
 import argparse
@@ -30,7 +30,7 @@ COLUMNS = {
 GAINS = {"reward_similarity": "reward gain", "held_out_similarity": "held-out gain", "psnr": "PSNR gain, dB"}
 
 
-def run(row: str, start: str, seed: int, base: Path, workdir: Path) -> None:
+def run(row: str, start: str, seed: int, base: Path, workdir: Path, flags: list[str]) -> None:
   """Trains one row of one seed, unless that is done.
 
   Raises:
@@ -39,7 +39,7 @@ def run(row: str, start: str, seed: int, base: Path, workdir: Path) -> None:
   if (workdir / COST).exists():
     return
   command = [sys.executable, "-m", "uae_jax.cli", "train", f"--config={CONFIG}:{row}", f"--workdir={workdir}"]
-  command += [f"--config.seed={seed}", f"--config.init.checkpoint={base / f'seed{seed}'}:{start}"]
+  command += [f"--config.seed={seed}", f"--config.init.checkpoint={base / f'seed{seed}'}:{start}", *flags]
   before = resource.getrusage(resource.RUSAGE_CHILDREN)
   if subprocess.run(command, check=False).returncode:
     raise SystemExit(f"{row}, seed {seed} failed: {' '.join(command)}")
@@ -99,10 +99,13 @@ def main() -> None:
   parser.add_argument("--seeds", nargs="+", type=int, default=[0])
   parser.add_argument("--base", type=Path, required=True, help="folder of the base runs, seed<k> in it")
   parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
-  arguments = parser.parse_args()
+  arguments, flags = parser.parse_known_args()
+  unknown = [flag for flag in flags if not flag.startswith("--config.")]
+  if unknown:
+    parser.error(f"unknown argument {unknown[0]!r}: flags of a run start with --config.")
   for row in arguments.rows:
     for seed in arguments.seeds:
-      run(row, rows[row]["start"], seed, arguments.base, arguments.out / row / f"seed{seed}")
+      run(row, rows[row]["start"], seed, arguments.base, arguments.out / row / f"seed{seed}", flags)
   results = {}
   for row in rows:
     done = sorted((arguments.out / row).glob(f"seed*/{COST}"))

@@ -21,8 +21,6 @@ from uae_jax.training.state import State, create
 TOKENS = 26
 PROMPTS, ROLLOUTS = 4, 3
 OPTIMIZER = make_optimizer(OptimizerOptions(1e-3, schedule="constant"), 10)
-# Without a learning rate every update is a first one.
-STILL = make_optimizer(OptimizerOptions(0.0, schedule="constant"), 10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +74,14 @@ def params() -> dict:
     values = values / np.sqrt(np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 0.05 * values
     return jnp.asarray(values + ("scal" in path.rsplit("/", 1)[-1]), leaf.dtype)
 
+  nets = built()
+
   def constants(key):
-    leaves = dict(trees.items(built().init(key)))
-    return {path: leaves[path] for path in built().buffers}
+    leaves = dict(trees.items(nets.init(key)))
+    return {path: leaves[path] for path in nets.buffers}
 
   stored = jax.jit(constants)(jax.random.key(0))
-  abstract = trees.items(built().abstract_params)
+  abstract = trees.items(nets.abstract_params)
   return trees.from_items((path, stored.get(path, draw(path, leaf))) for path, leaf in abstract)
 
 

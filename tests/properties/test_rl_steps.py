@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.properties.rl_world import OPTIMIZER, PROMPTS, ROLLOUTS, STILL, TOKENS, batch, built, mesh, params, state_of
+from tests.properties.rl_world import OPTIMIZER, PROMPTS, ROLLOUTS, TOKENS, batch, built, mesh, params, state_of
 from uae_jax import sharding, trees
 from uae_jax.algorithms.advantages import AdvantageOptions
 from uae_jax.algorithms.flow_grpo import FlowObjective
@@ -99,15 +99,17 @@ def test_whole_step_equals_phases_and_moves_only_adapters(net):
 
 
 @pytest.mark.parametrize("net", STAGES)
-def test_the_first_of_several_updates_has_ratio_one_on_a_mesh(net):
-  """Off policy the old log-probabilities come from a program of their own; bit for bit the same as in the update.
+def test_the_first_of_several_updates_has_ratio_one_on_a_mesh(net, monkeypatch):
+  """Exactly, though off policy the old log-probabilities come from a program of their own.
 
-  With adapters that do nothing yet the policy is the reference, and the KL is 0 too.
+  With adapters that do nothing yet the policy is the reference: the KL to it is 0, of images to rounding, since the
+  step is compiled once with and once without its gradient.
   """
+  monkeypatch.setattr(reinforcement, "_over_updates", lambda name, values: values[0])
   plain = trees.from_items(
     (path, jnp.zeros_like(leaf) if path.endswith("lora_b") else leaf) for path, leaf in trees.items(params())
   )
-  phases = STAGES[net](STILL, num_epochs=2, num_minibatches=2)
+  phases = STAGES[net](num_epochs=2, num_minibatches=2)
   key = jax.random.key(1)
   rows = jax.device_put(batch(), sharding.batch_sharding(mesh()).update(spec=jax.P("data")))
   with jax.set_mesh(mesh()):
@@ -115,8 +117,9 @@ def test_the_first_of_several_updates_has_ratio_one_on_a_mesh(net):
     trajectory = jax.jit(phases.rollout)(state.params, rows, key, state.step)
     _, metrics = jax.jit(phases.update)(state, rows, trajectory, ADVANTAGES)
   assert metrics["ratio_mean"] == 1.0
-  for name in ("ratio_variance", "clip_fraction", "approximate_kl", "kl"):
+  for name in ("ratio_variance", "clip_fraction", "approximate_kl"):
     assert metrics[name] == 0.0, name
+  assert metrics["kl"] <= (0.0 if net == "captioner" else 1e-13)
 
 
 def test_microbatches_add_to_the_batch_of_captions():
@@ -210,15 +213,16 @@ def test_the_slow_average_samples_and_follows(loss):
   )
   first = state_of("decoder", has_old=True)
   state, metrics = updated("decoder", phases, state=first)
-  assert metrics["old_distance"] == metrics["average_distance"] == 0.0
-  assert metrics.get("ratio_mean", 1.0) == 1.0
+  # The rollout is a program of its own: equal to rounding.
+  assert metrics["old_distance"] < 1e-10 and metrics["average_distance"] < 1e-10
+  np.testing.assert_allclose(metrics.get("ratio_mean", 1.0), 1.0, atol=1e-6)
   # The decay grows from 0: the average is a copy after the first rollout, and lags after the second.
-  copied = zip(*map(jax.tree.leaves, (state.old, state.trainable)), strict=True)
-  assert moved(state, first) and all(np.array_equal(a, b) for a, b in copied)
+  assert moved(state, first)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.old, state.trainable)
   if loss == "nft":
     after, metrics = updated("decoder", phases, state=state)
     expected = jax.tree.map(lambda old, new: 0.25 * old + 0.75 * new, state.old, after.trainable)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), after.old, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.old, expected)
     assert moved(after, state)
 
 

@@ -122,9 +122,31 @@ class UpdateOptions:
     return self.num_epochs * self.num_minibatches == 1
 
 
-# objective(params, piece, what `prepare` returned) -> (`Loss`, metrics as dict name -> (sum, count)); in metrics named
-# `..._max` the "sum" is a maximum and the count 1.
-Objective = Callable[[dict, Any, Any], tuple[tuple[jax.Array, jax.Array], dict]]
+@flax.struct.dataclass
+class Known:
+  """What an objective is told beside its piece.
+
+  Attributes:
+    is_first: bool[], whether this is the first update of the rollout: the policy is still the one that sampled.
+    prepared: what `prepare` made of the whole minibatch.
+  """
+
+  is_first: jax.Array
+  prepared: Any = None
+
+  def old(self, stored: jax.Array | None, current: jax.Array) -> jax.Array:
+    """What the policy that sampled makes of a piece, if that is the policy that learns.
+
+    `stored` comes from a program of its own and may differ from `current` in the last bit. At the first update the two
+    are the same by definition, so that the ratio is exactly 1. On policy nothing is stored.
+    """
+    current = jax.lax.stop_gradient(current)
+    return current if stored is None else jnp.where(self.is_first, current, stored)
+
+
+# objective(params, piece, known) -> (`Loss`, metrics as dict name -> (sum, count)). In metrics named `..._max` the
+# "sum" is a maximum and the count 1.
+Objective = Callable[[dict, Any, Known], tuple[tuple[jax.Array, jax.Array], dict]]
 
 
 def join_metrics(stacked: dict) -> dict:
@@ -178,16 +200,19 @@ def update(
   cut = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, cuts, *x.shape[1:]), 0, 1), pieces)
   cut = jax.tree.map(lambda x: x.reshape(options.num_minibatches, options.num_microbatches, *x.shape[1:]), cut)
 
-  def sum_of(trainable, state, piece, prepared):
-    (total, count), metrics = objective(state.assemble(trainable), piece, prepared)
+  def sum_of(trainable, state, piece, known):
+    (total, count), metrics = objective(state.assemble(trainable), piece, known)
     return total, (jax.lax.stop_gradient(count), metrics)
 
-  def minibatch(state: State, micro):
-    prepared = None if prepare is None else jax.lax.stop_gradient(prepare(state.params, micro))
+  def minibatch(state: State, pair):
+    micro, is_first = pair
+    known = Known(is_first)
+    if prepare is not None:
+      known = known.replace(prepared=jax.lax.stop_gradient(prepare(state.params, micro)))
 
     def gradient(piece):
       value_and_grad = jax.value_and_grad(sum_of, has_aux=True)
-      (total, (count, metrics)), grads = value_and_grad(state.trainable, state, piece, prepared)
+      (total, (count, metrics)), grads = value_and_grad(state.trainable, state, piece, known)
       return grads, (total, count, metrics)
 
     def accumulate(grads, piece):
@@ -211,10 +236,11 @@ def update(
   # The state counts rollouts in `step`; each optimizer step inside keeps its own count in opt_state.
   first_step = state.step
   if options.is_on_policy:
-    state, metrics = minibatch(state, jax.tree.map(lambda x: x[0], cut))
+    state, metrics = minibatch(state, (jax.tree.map(lambda x: x[0], cut), jnp.bool_(True)))
   else:
     order = jax.tree.map(lambda x: jnp.concatenate([x] * options.num_epochs), cut)
-    state, stacked = jax.lax.scan(minibatch, state, order)
+    is_first = jnp.arange(options.num_epochs * options.num_minibatches) == 0
+    state, stacked = jax.lax.scan(minibatch, state, (order, is_first))
     metrics = {name: _over_updates(name, values) for name, values in stacked.items()}
   if old_policy is not None:
     decay = ema.linear_decay(first_step, old_policy.slope, old_policy.ceiling)

@@ -83,7 +83,7 @@ def make_policy(options, objective: forward_process.ForwardObjective) -> ImagePo
   def compare(velocity, kept: Noised):
     return kept.replace(average_velocity=by_prompt(velocities(velocity, kept), 1, num_rollouts))
 
-  def loss(fields: Fields, kept: Noised, advantages):
+  def loss(fields: Fields, kept: Noised, advantages, old):
     def joined(x):
       """[T, prompts * rollouts, ...] -> [T * prompts * rollouts, ...]."""
       return x.reshape(-1, *x.shape[2:])
@@ -93,12 +93,12 @@ def make_policy(options, objective: forward_process.ForwardObjective) -> ImagePo
       return joined(flat(x, 1))
 
     velocity = joined(velocities(fields.policy, kept))
-    old = jax.lax.stop_gradient(velocity) if kept.old_velocity is None else rows(kept.old_velocity)
+    stored = None if kept.old_velocity is None else rows(kept.old_velocity)
     reference = joined(velocities(fields.reference(), kept)) if objective.beta else None
     return forward_process.forward_objective(
       objective,
       velocity=velocity,
-      old_velocity=old,
+      old_velocity=old(stored, velocity),
       x=rows(jnp.broadcast_to(kept.x, kept.noise.shape)),
       noise=rows(kept.noise),
       sigma=rows(kept.sigma),

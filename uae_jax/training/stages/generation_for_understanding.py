@@ -175,7 +175,7 @@ def make_phases(
 
     return grpo.entropy_threshold(*jax.lax.map(entropies, microbatches), objective.top_entropy)
 
-  def objective_of_piece(params, piece, threshold):
+  def objective_of_piece(params, piece, known):
     images, sampled, old, values = piece
     log_probs, entropy = replay(params, images, sampled.tokens)
     reference, exact_kl = None, None
@@ -184,17 +184,16 @@ def make_phases(
       exact_kl = captions.caption_kl(policy, base, prompts, images, sampled.tokens, **scoring)
     elif objective.beta:
       reference = jax.lax.stop_gradient(replay(params, images, sampled.tokens, adapters=False)[0])
-    old = jax.lax.stop_gradient(log_probs) if old is None else old
     loss, metrics = grpo.token_objective(
       objective,
       log_probs,
-      old,
+      known.old(old, log_probs),
       values,
       sampled.mask,
       reference_log_probs=reference,
       exact_kl=exact_kl,
       entropy=entropy,
-      entropy_threshold_value=threshold,
+      entropy_threshold_value=known.prepared,
       sampling_log_probs=sampled.log_probs,
       is_closed=sampled.is_closed,
     )

@@ -108,23 +108,20 @@ def make_policy(options, objective: flow_grpo.FlowObjective) -> ImagePolicy:
     old_log_probs, old_mean, _ = replay_steps(velocity, steps)
     return steps.replace(old_log_probs=old_log_probs, old_mean=old_mean)
 
-  def loss(fields: Fields, steps: Steps, advantages):
+  def loss(fields: Fields, steps: Steps, advantages, old):
     log_probs, mean, std = replay_steps(fields.policy, steps)
     reference_mean = None
     if objective.beta:
       reference_mean = jax.lax.stop_gradient(replay_steps(fields.reference(), steps)[1])
-    old_log_probs, old_mean = steps.old_log_probs, steps.old_mean
-    if old_log_probs is None:
-      old_log_probs, old_mean = jax.lax.stop_gradient((log_probs, mean))
     sigmas = samplers.sigmas(options.sampler_steps, options.shift)
     at = (jnp.asarray(sigmas)[steps.index[0]], jnp.asarray(sigmas)[steps.index[0] + 1])
     value, metrics = flow_grpo.flow_objective(
       objective,
       log_probs=jnp.swapaxes(log_probs, 0, 1),
-      old_log_probs=jnp.swapaxes(old_log_probs, 0, 1),
+      old_log_probs=jnp.swapaxes(old(steps.old_log_probs, log_probs), 0, 1),
       advantages=advantages,
       mean=jnp.swapaxes(mean, 0, 1),
-      old_mean=jnp.swapaxes(old_mean, 0, 1),
+      old_mean=jnp.swapaxes(old(steps.old_mean, mean), 0, 1),
       reference_mean=None if reference_mean is None else jnp.swapaxes(reference_mean, 0, 1),
       std=std,
       sigma=at[0],

@@ -233,16 +233,18 @@ def make_phases(
     if policy.compare is not None:
       kept = policy.compare(field(state.assemble(state.old), groups.context, groups.negative), kept)
 
-    def objective_of_piece(params, piece, _):
+    def objective_of_piece(params, piece, known):
       context, kept, values = piece
       repeat = num_rollouts // options.replay_chunks
+      # The slow average is another policy than the one that learns, at the first update too.
+      old = known.old if options.samples_from == CURRENT else lambda stored, _: stored
 
       def of_rollouts(kept, values):
         fields = Fields(
           field(params, context, groups.negative, repeat=repeat),
           lambda: field(jax.lax.stop_gradient(params), context, groups.negative, repeat=repeat, adapters=False),
         )
-        return policy.loss(fields, kept, values)
+        return policy.loss(fields, kept, values, old)
 
       return in_pieces_of_groups(of_rollouts, kept, values, options.replay_chunks)
 
