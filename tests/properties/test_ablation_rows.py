@@ -1,0 +1,75 @@
+"""Every row of the ablations is a config that can run, and the runner's table says what the runs found."""
+
+import json
+from pathlib import Path
+import runpy
+
+import pytest
+
+from benchmarks import ablations
+from uae_jax.training import stage
+from uae_jax.training.order import REINFORCEMENT
+
+MODULE = runpy.run_path(str(Path(ablations.CONFIG)))
+ROWS = MODULE["ROWS"]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_is_valid_and_starts_before_its_stages(row):
+  config = MODULE["get_config"](row)
+  config.init.checkpoint = f"base:{ROWS[row]['start']}"
+  stage.validate(config)
+  order = list(MODULE["SCENES"]["get_config"]().stages)
+  assert order.index(ROWS[row]["start"]) < order.index(config.stages[0])
+
+  class Built:
+    """As much as the makers of phases look at before they are called."""
+
+    class networks:
+      prompts, encoders = None, dict.fromkeys(config.encoders)
+
+    class processor:
+      class tokenizer:
+        all_special_ids = ()
+
+  for name in config.stages:
+    optimizer, _, _ = stage.stage_optimizer(config[name], name)
+    if name in REINFORCEMENT:
+      assert stage.make_phases(config, name, Built, optimizer)
+    else:
+      assert stage.make_loss(config, name, Built, None)
+
+
+def test_rows_differ_and_unknown_ones_are_refused():
+  plain = {row: json.dumps(MODULE["get_config"](row).to_dict(), sort_keys=True) for row in ROWS}
+  assert len(set(plain.values())) == len(ROWS)
+  with pytest.raises(ValueError, match="expected one of"):
+    MODULE["get_config"]("no_such_row")
+  points = []
+  MODULE["sweep"](lambda **fields: points.append(fields))
+  assert len(points) == len(ROWS)
+
+
+def write_run(folder: Path, stage_name: str, recall: float, gain: float | None):
+  figures = {"caption_recall": recall, "caption_precision": 0.9, "caption_length": 12.0, "psnr": 20.0}
+  figures |= {"reward_similarity": 0.95, "held_out_similarity": 0.94}
+  if gain is not None:
+    names = ("reward_similarity", "held_out_similarity", "psnr")
+    figures["paired"] = {name: {"gain": gain, "standard_error": 0.001} for name in names}
+  (folder / "evaluation").mkdir(parents=True)
+  (folder / "evaluation" / f"{stage_name}.json").write_text(json.dumps(figures))
+  (folder / "metrics.jsonl").write_text('{"seconds": 60.0}\n{"seconds": 150.0}\n')
+  (folder / ablations.COST).write_text('{"cpu_minutes": 4.0}')
+
+
+def test_the_table_has_mean_and_range_over_seeds(tmp_path, monkeypatch, capsys):
+  for seed, recall in ((0, 0.8), (1, 0.9)):
+    write_run(tmp_path / "gspo" / f"seed{seed}", "generation_for_understanding", recall, None)
+  write_run(tmp_path / "nft" / "seed0", "understanding_for_generation", 0.9, 0.01)
+  monkeypatch.setattr("sys.argv", ["ablations", "--base", str(tmp_path), "--out", str(tmp_path)])
+  ablations.main()
+  text = capsys.readouterr().out
+  assert "| gspo | 0 1 | 0.850 (0.800 to 0.900) | 0.900 (0.900 to 0.900) | 12.0 (12.0 to 12.0) |" in text
+  assert "| 2.500 |" in text
+  assert "| nft | 0 | 0.0100 ± 0.0010 |" in text
+  assert json.loads((tmp_path / "ablations.json").read_text())["gspo"]["1"]["caption_recall"] == 0.9
