@@ -76,7 +76,6 @@ def uae_config(size: Size, **changes) -> UAEConfig:
     mlp_width=4 * width,
     mrope_sections=(8, 12, 12),
     ties_embeddings=True,
-    unroll_decode=True,
   )
   decoder = MMDiTConfig(
     depth=changes.get("decoder_depth", 2 if is_small else 8),

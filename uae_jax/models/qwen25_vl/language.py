@@ -43,8 +43,6 @@ class LanguageConfig:
     norm_eps: of every norm.
     remat: a key of `layers.stack.REMAT_POLICIES`.
     unroll: writes the layers out instead of scanning them.
-    unroll_decode: does so in `extend` with a cache alone. In a loop over tokens the weights of each layer are then cut
-      out of their stack once, not copied at every token; for CPUs, where no fast memory hides the copy.
   """
 
   vocab_size: int
@@ -60,7 +58,6 @@ class LanguageConfig:
   norm_eps: float = 1e-6
   remat: str = "none"
   unroll: bool = False
-  unroll_decode: bool = False
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
@@ -309,8 +306,7 @@ class LanguageModel(nnx.Module):
 
       return block(x, rotation, write_and_attend), None
 
-    layers = (jnp.arange(self.config.depth), prefix.k, prefix.v)
-    (x, suffix), _ = self._scan(decode, (embeddings, suffix), layers, unroll=self.config.unroll_decode)
+    (x, suffix), _ = self._scan(decode, (embeddings, suffix), (jnp.arange(self.config.depth), prefix.k, prefix.v))
     return self.norm(x), suffix
 
   def init_suffix(self, batch: int, rollouts: int, length: int, dtype=jnp.float32) -> SuffixCache:
@@ -323,6 +319,5 @@ class LanguageModel(nnx.Module):
     """(cos, sin) of int32[3, ..., T]."""
     return rope.rotation(rope.mrope_angles(positions, self.config.mrope_sections, self.config.rope_theta))
 
-  def _scan(self, body: Callable, carry, xs, *, unroll: bool = False):
-    unroll = unroll or self.config.unroll or 1
-    return scan_layers(body, carry, self.layers, xs, remat=self.config.remat, unroll=unroll)
+  def _scan(self, body: Callable, carry, xs):
+    return scan_layers(body, carry, self.layers, xs, remat=self.config.remat, unroll=self.config.unroll or 1)
