@@ -60,6 +60,8 @@ def plan(config, topology: str, num_slices: int, stages: list[str] | None, effor
   """
   # JAX reads it when it is imported; a slice is compiled for from the CPU wherever this runs.
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  import jax
+
   from uae_jax import sharding
   from uae_jax.planning import report
   from uae_jax.planning import topology as slices
@@ -73,6 +75,8 @@ def plan(config, topology: str, num_slices: int, stages: list[str] | None, effor
       raise ValueError(f"--stages names {name!r}, config.stages are {', '.join(config.stages)}")
   config.stages = tuple(stages)
   validate(config)
+  # Programs for a TPU cannot be read back from the cache without one.
+  jax.config.update("jax_enable_compilation_cache", False)
   chip, devices = slices.slice_devices(topology, num_slices)
   mesh = sharding.make_mesh(**config.mesh, devices=devices)
   with tempfile.TemporaryDirectory() as folder:

@@ -28,7 +28,7 @@ class Memory:
     arguments: of the program.
     outputs: that do not take an argument's place.
     temporaries: while it runs.
-    held: alive beside it: optimizer state during a rollout, the parameters from before the stage.
+    held: alive beside it: nets and optimizer state that it does not use, and the parameters from before the stage.
     limit: of the chip.
   """
 
@@ -120,9 +120,9 @@ def plan_program(program: Program, mesh: Mesh, chip: Chip, effort: str) -> tuple
         raise
       compiled, wanted = None, _wanted(str(error), chip)
   if compiled is None:
-    memory = Memory(
-      _arguments(program), 0.0, max(wanted - _arguments(program), 0.0), program.held_bytes, chip.hbm_bytes
-    )
+    arguments = bytes_a_device(program.arguments)
+    held = max(program.alive_bytes - arguments, 0.0)
+    memory = Memory(arguments, 0.0, max(wanted - arguments, 0.0), held, chip.hbm_bytes)
     outputs = jax.tree.map(lambda leaf: _place_rows(leaf, mesh), traced.out_info)
     found = []
   else:
@@ -131,7 +131,8 @@ def plan_program(program: Program, mesh: Mesh, chip: Chip, effort: str) -> tuple
       analysis.argument_size_in_bytes,
       analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
       analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes,
-      program.held_bytes,
+      # `jax.jit` leaves out what a program does not use.
+      max(program.alive_bytes - analysis.argument_size_in_bytes, 0.0),
       chip.hbm_bytes,
     )
     outputs = jax.tree.map(
@@ -155,10 +156,6 @@ def plan_program(program: Program, mesh: Mesh, chip: Chip, effort: str) -> tuple
     time.perf_counter() - start,
   )
   return plan, outputs
-
-
-def _arguments(program: Program) -> float:
-  return bytes_a_device(program.arguments)
 
 
 def _wanted(message: str, chip: Chip) -> float:

@@ -38,7 +38,7 @@ class Program:
     function: jitted.
     arguments: pytrees of `ShapeDtypeStruct` with shardings.
     is_batch: for each argument, whether the batch's rows are in it.
-    held_bytes: on each chip, of arrays that are no argument but alive while it runs.
+    alive_bytes: on each chip, of all arrays that exist when it starts: those it takes, and those it does not.
     trips: of loops whose length depends on data, see `cost.Counter`.
   """
 
@@ -47,7 +47,7 @@ class Program:
   function: Callable
   arguments: tuple
   is_batch: tuple[bool, ...]
-  held_bytes: float
+  alive_bytes: float
   trips: tuple[float, ...] = ()
 
 
@@ -115,7 +115,8 @@ def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Iterator[Prog
     state = placement.abstract_state(make_init(section, built, optimizer), built.abstract_params, mesh)
     step = supervised.make_step(loss, optimizer, ema_decay=section.ema_decay, num_microbatches=section.num_microbatches)
     function = jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(state), None))
-    yield Program(name, "step", function, (state, batch), (False, True), before)
+    alive = before + bytes_a_device((state, batch))
+    yield Program(name, "step", function, (state, batch), (False, True), alive)
     return
 
   phases = make_phases(config, name, built, optimizer)
@@ -129,14 +130,14 @@ def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Iterator[Prog
     jax.eval_shape(phases.sampling_params, state),
     jax.tree.map(lambda leaf: leaf.sharding, built.abstract_params),
   )
-  rest = before + bytes_a_device(state) - bytes_a_device(params)
+  alive = before + bytes_a_device((state, batch))
   trajectory = yield Program(
     name,
     "rollout",
     jax.jit(phases.rollout),
     (params, batch, key, placed((), jnp.int32, everywhere)),
     (False, True, True, False),
-    rest,
+    alive,
     window_trips(section.options),
   )
   rewards, _ = yield Program(
@@ -145,12 +146,13 @@ def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Iterator[Prog
     jax.jit(phases.reward),
     (params, batch, trajectory, key),
     (False, True, True, True),
-    rest,
+    alive + bytes_a_device(trajectory),
   )
   values, _ = jax.eval_shape(phases.advantages, rewards)
   values = placed(values.shape, values.dtype, sharding.batch_sharding(mesh))
   update = jax.jit(phases.update, donate_argnums=0, out_shardings=(shardings_of(state), None))
-  yield Program(name, "update", update, (state, batch, trajectory, values), (False, True, True, True), before)
+  alive += bytes_a_device((trajectory, values))
+  yield Program(name, "update", update, (state, batch, trajectory, values), (False, True, True, True), alive)
 
 
 def window_trips(options) -> tuple[float, ...]:
