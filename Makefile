@@ -24,7 +24,7 @@ demo: .venv/.installed
 	@$(BIN)/uae-jax report --workdir $(WORKDIR)
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

@@ -34,6 +34,7 @@ setup(
     # References for the parity tests; never imported by the package.
     "test": [
       "pytest>=9,<10",
+      "pytest-xdist>=3.8,<4",
       "ruff",
       "scikit-image",
       "torch==2.13.0",
