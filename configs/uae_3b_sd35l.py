@@ -65,6 +65,7 @@ def get_config(arg=None):
   config.model = "uae_3b_sd35_large"
   config.processor = ""  # of the weights
   config.dtype = "bfloat16"
+  config.xla_flags = ""  # of the compiler, as in the environment's XLA_FLAGS
   config.remat = "full"  # layers are computed again in the backward pass
   config.init = ConfigDict(dict(weights="weights/UAE", checkpoint=""))
   config.encoders = ConfigDict(dict(clip="weights/clip-vit-large-patch14", dinov2="weights/dinov2-large"))

@@ -6,6 +6,7 @@ command again resumes.
 
 import argparse
 import functools
+import os
 from pathlib import Path
 import sys
 
@@ -45,11 +46,17 @@ def main(argv: list[str]) -> int:
   for name in ("config", "workdir"):
     if getattr(values, name) is None:
       raise argparse.ArgumentError(None, f"--{name} is needed")
+  add_xla_flags(values.config.xla_flags)
   from uae_jax.training import processes
 
   processes.join(values.coordinator, values.num_processes, values.process_id)
   train(values.config, Path(values.workdir))
   return 0
+
+
+def add_xla_flags(flags: str) -> None:
+  """Adds to XLA_FLAGS, where a flag of the environment comes later and so wins; XLA reads them with its first device."""
+  os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 
 def train(config, workdir: Path) -> None:
