@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
 
 
 def add_xla_flags(flags: str) -> None:
-  """Adds to XLA_FLAGS, where a flag of the environment comes later and so wins; XLA reads them with its first device."""
+  """Adds to XLA_FLAGS, which XLA reads with its first device; a flag of the environment comes later and so wins."""
   os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 
