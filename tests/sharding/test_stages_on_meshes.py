@@ -154,14 +154,17 @@ def recorded_step(name: str, built, rollouts: list):
   optimizer, _, _ = stage_optimizer(config()[name], name)
   phases = make_phases(config(), name, built, optimizer)
   rollout, reward, update = jax.jit(phases.rollout), jax.jit(phases.reward), jax.jit(phases.update)
+  advantages = jax.jit(phases.advantages)
+  # One program at a time: virtual devices on few cores wait for each other for ever when two programs' collectives mix.
+  wait = jax.block_until_ready
 
   def step(state, batch):
     rollout_key, reward_key = reinforcement.phase_keys(state)
-    trajectory = rollout(phases.sampling_params(state), batch, rollout_key, state.step)
-    rewards, measured = reward(state.params, batch, trajectory, reward_key)
-    values, more = phases.advantages(rewards)
+    trajectory = wait(rollout(wait(phases.sampling_params(state)), batch, rollout_key, state.step))
+    rewards, measured = wait(reward(wait(state.params), batch, trajectory, reward_key))
+    values, more = wait(advantages(rewards))
     rollouts.append(trajectory.captions.tokens if name == REINFORCEMENT[0] else trajectory.final)
-    state, updated = update(state, batch, trajectory, values)
+    state, updated = wait(update(state, batch, trajectory, values))
     return state, {**measured, **more, **updated}
 
   return step
