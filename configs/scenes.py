@@ -65,6 +65,7 @@ def get_config(arg=None):
   config.model = "scenes"
   config.processor = ""  # folder of the processor; the small world builds its own
   config.dtype = "float32"  # of the nets; what trains is kept in float32 in any case
+  config.remat = "none"  # or "full", "dots": what of a layer is computed again in the backward pass
   config.xla_flags = ""  # of the compiler, as in the environment's XLA_FLAGS
   # What the run starts from: a folder of weights, or a stage of another run ("runs/demo:cold_start").
   config.init = ConfigDict(dict(weights="", checkpoint=""))
@@ -225,6 +226,7 @@ def get_config(arg=None):
       reward_weights=(("clip", 1.0),),
       held_out_encoder="dinov2",
       decode_chunks=1,
+      replay_chunks=1,
     ),
     schedule="constant",
   )
@@ -232,7 +234,7 @@ def get_config(arg=None):
     dict(loss="flow_grpo", clip_low=1e-3, clip_high=1e-3, beta=0.0)
   )
   config.understanding_for_generation.http_reward = judge()
-  config.understanding_for_generation.advantage = ConfigDict(dict(scale="batch", eps=1e-3, clip=3.0))
+  config.understanding_for_generation.advantage = ConfigDict(dict(scale="batch", eps=1e-3, is_unbiased=True, clip=3.0))
   config.understanding_for_generation.updates = ConfigDict(dict(num_epochs=1, num_minibatches=1, num_microbatches=1))
 
   config.evaluation = ConfigDict(

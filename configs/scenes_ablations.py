@@ -30,7 +30,7 @@ def decoder(objective=None, **options):
   """A row of stage 3, from stage 2."""
   changes = {f"{DECODER}.options.{name}": value for name, value in options.items()}
   if objective is not None:
-    changes[f"{DECODER}.objective"] = objective
+    changes[f"{DECODER}.objective"] = dict(loss="flow_grpo") | objective
   return dict(start=CAPTIONER, stages=(DECODER,), changes=changes)
 
 

@@ -54,6 +54,22 @@ def stage(
   )
 
 
+def judge():
+  """A reward by HTTP, which `("http", weight)` in a stage's reward_weights switches on; see docs/algorithms.md."""
+  return ConfigDict(
+    dict(
+      url="",
+      timeout_seconds=30.0,
+      retries=3,
+      backoff_seconds=0.5,
+      max_concurrency=8,
+      on_failure="drop",
+      sends_images=True,
+      token_variable="",
+    )
+  )
+
+
 def get_config(arg=None):
   if arg not in (None, "", *map(str, IMAGE_PX)):
     raise ValueError(f"configs/uae_3b_sd35l.py:{arg}: expected one of {', '.join(map(str, IMAGE_PX))} (pixels)")
@@ -145,8 +161,20 @@ def get_config(arg=None):
     weight_decay=0.0,
   )
   config.generation_for_understanding.objective = ConfigDict(
-    dict(loss="grpo", clip_low=0.2, clip_high=0.2, beta=0.01, kl="k3")
+    dict(
+      loss="grpo",
+      clip_low=0.2,
+      clip_high=0.2,
+      beta=0.01,
+      kl="k3",
+      importance_level="token",
+      entropy_bonus=0.0,
+      top_entropy=1.0,
+      truncation="train",
+    )
   )
+  config.generation_for_understanding.text_rewards = ConfigDict(dict(length_free_tokens=0, repetition_ngram=3))
+  config.generation_for_understanding.http_reward = judge()
   config.generation_for_understanding.advantage = ConfigDict(dict(scale="group", eps=1e-4))
   config.generation_for_understanding.updates = ConfigDict(dict(num_epochs=1, num_minibatches=1, num_microbatches=1))
   # Stage 3, Flow-GRPO. Its SD3.5 configs: rate 3e-4, group 24, 10 steps, guidance 4.5, noise level 0.7, advantages over
@@ -163,6 +191,7 @@ def get_config(arg=None):
       captions="sampled",
       max_new_tokens=512,
       temperature=0.7,  # UAE's inference
+      conditioning="text",
       text_tower="reference",
       sampler="flow",
       sampler_steps=10,
@@ -171,15 +200,24 @@ def get_config(arg=None):
       window=2,
       window_range=(0, 5),
       window_strategy="random",
+      window_stride=1,
+      window_hold=1,
       guidance=4.5,
+      is_guided_in_training=True,
       is_noise_shared=True,
+      noising_points=4,
+      samples_from="current",
+      old_decay=0.0,
       reward_weights=(("clip", 1.0),),
       held_out_encoder="dinov2",
       decode_chunks=24,
       replay_chunks=6 * pieces,
     ),
   )
-  config.understanding_for_generation.objective = ConfigDict(dict(clip_low=1e-5, clip_high=1e-5, beta=0.0))
+  config.understanding_for_generation.objective = ConfigDict(
+    dict(loss="flow_grpo", clip_low=1e-5, clip_high=1e-5, beta=0.0)
+  )
+  config.understanding_for_generation.http_reward = judge()
   config.understanding_for_generation.advantage = ConfigDict(dict(scale="batch", eps=1e-4, is_unbiased=False, clip=5.0))
   config.understanding_for_generation.updates = ConfigDict(dict(num_epochs=1, num_minibatches=1, num_microbatches=1))
 
@@ -193,6 +231,7 @@ def get_config(arg=None):
       sampler_steps=40,
       guidance=5.0,
       shift=3.0,
+      conditioning="text",
       text_tower="reference",
       encoders=("clip", "dinov2"),
       gallery_images=8,

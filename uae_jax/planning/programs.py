@@ -68,7 +68,7 @@ def build_abstract(config, mesh: Mesh, folder: Path) -> Built:
     )
   processor = initial.read_processor(config, folder)
   uae = sizes_lib.named_uae(config.model, processor, LoRA(config.lora.rank, config.lora.alpha))
-  uae = sizes_lib.rematerialised(uae, config.get("remat", "none"))
+  uae = sizes_lib.rematerialised(uae, config.remat)
   encoders = {kind: sizes_lib.fresh_encoder(kind, config.model) for kind, source in config.encoders.items() if source}
   return build(config, Sizes(uae, encoders), processor, mesh)
 

@@ -61,7 +61,7 @@ def read(config, mesh: Mesh, workdir: Path) -> Start:
     if config.model != FROM_WEIGHTS:
       check_sizes(sizes_lib.named_uae(config.model, processor, lora), uae, config)
     uae = sizes_lib.with_adapters(uae, lora)
-  uae = sizes_lib.rematerialised(uae, config.get("remat", "none"))
+  uae = sizes_lib.rematerialised(uae, config.remat)
   encoders = {}
   for kind, folder in config.encoders.items():
     if folder == FRESH:

@@ -9,7 +9,6 @@ import time
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import optax
 
 from uae_jax.algorithms import forward_process
@@ -142,7 +141,7 @@ def check_rewards(name: str, section) -> None:
   try:
     ensemble = Ensemble(_frozen(section.options.reward_weights), section.options.held_out_encoder)
     if ensemble.has_judge:
-      HttpReward(_options(HttpRewardOptions, section.get("http_reward", ConfigDict())))
+      HttpReward(_options(HttpRewardOptions, section.http_reward))
   except ValueError as error:
     raise ValueError(f"config.{name}: {error}") from error
 
@@ -264,7 +263,7 @@ def make_phases(config, name: str, built: Built, optimizer: optax.GradientTransf
     module = generation_for_understanding
     options = _options(module.GenerationForUnderstandingOptions, section.options)
     objective = _options(TokenObjective, section.objective)
-    text = _options(TextRewardOptions, section.get("text_rewards", ConfigDict()))
+    text = _options(TextRewardOptions, section.text_rewards)
     if not text.forbidden_tokens:
       text = dataclasses.replace(text, forbidden_tokens=tuple(built.processor.tokenizer.all_special_ids))
     phases = module.make_phases(
@@ -273,11 +272,11 @@ def make_phases(config, name: str, built: Built, optimizer: optax.GradientTransf
   else:
     module = understanding_for_generation
     options = _options(module.UnderstandingForGenerationOptions, section.options)
-    is_forward = section.objective.get("loss") in forward_process.LOSSES
+    is_forward = section.objective.loss in forward_process.LOSSES
     objective = _options(ForwardObjective if is_forward else FlowObjective, section.objective)
     phases = module.make_phases(built.networks, options, objective, *shared, ema_decay=section.ema_decay)
   if HTTP in dict(options.reward_weights):
-    judge = HttpReward(_options(HttpRewardOptions, section.get("http_reward", ConfigDict())))
+    judge = HttpReward(_options(HttpRewardOptions, section.http_reward))
     phases = dataclasses.replace(phases, judge=judging.make_judge(judge, built.processor, built.networks.prompts))
   return phases
 
