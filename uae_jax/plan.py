@@ -1,11 +1,12 @@
 """`uae-jax plan`: whether a config fits a TPU slice, and what a step of it costs, without a TPU."""
 
-import argparse
 import json
 import os
 from pathlib import Path
 import sys
 import tempfile
+
+from uae_jax.command_line import parse_config_flags
 
 USAGE = """usage: uae-jax plan --config=FILE[:VARIANT] --topology=SLICE [--slices=N] [--stages=NAME,...]
                     [--effort=low|default] [--json=FILE] [--config.FIELD=VALUE ...]
@@ -26,30 +27,20 @@ def main(argv: list[str]) -> int:
   if not argv or "--help" in argv or "-h" in argv:
     print(USAGE, end="")
     return 0
-  from absl import flags
-  from ml_collections import config_flags
-
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", None, "experiment", lock_config=True, flag_values=values)
-  flags.DEFINE_string("topology", None, "slice", flag_values=values)
-  flags.DEFINE_integer("slices", 1, "how many", lower_bound=1, flag_values=values)
-  flags.DEFINE_list("stages", None, "some of the config's", flag_values=values)
-  flags.DEFINE_enum("effort", "low", ["low", "default"], "of the compiler", flag_values=values)
-  flags.DEFINE_string("json", None, "file", flag_values=values)
-  try:
-    rest = values(["uae-jax plan", *argv])[1:]
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-    raise argparse.ArgumentError(None, " ".join(str(error).split())) from error
-  if rest:
-    raise argparse.ArgumentError(None, f"unknown argument {rest[0]!r}")
-  for name in ("config", "topology"):
-    if getattr(values, name) is None:
-      raise argparse.ArgumentError(None, f"--{name} is needed")
+  values = parse_config_flags("plan", argv, define_flags, needed=("config", "topology"))
   result, text = plan(values.config, values.topology, values.slices, values.stages, values.effort)
   print(text)
   if values.json:
     Path(values.json).write_text(json.dumps({"command": ["uae-jax", "plan", *argv]} | result, indent=1) + "\n")
   return 0 if result["fits"] else 1
+
+
+def define_flags(flags, values) -> None:
+  flags.DEFINE_string("topology", None, "slice", flag_values=values)
+  flags.DEFINE_integer("slices", 1, "how many", lower_bound=1, flag_values=values)
+  flags.DEFINE_list("stages", None, "some of the config's", flag_values=values)
+  flags.DEFINE_enum("effort", "low", ["low", "default"], "of the compiler", flag_values=values)
+  flags.DEFINE_string("json", None, "file", flag_values=values)
 
 
 def plan(config, topology: str, num_slices: int, stages: list[str] | None, effort: str) -> tuple[dict, str]:

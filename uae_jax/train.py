@@ -4,12 +4,12 @@ Chapters: workdir and mesh; nets; stages, each with its loop, its evaluation and
 command again resumes.
 """
 
-import argparse
 import functools
 import os
 from pathlib import Path
 import sys
 
+from uae_jax.command_line import parse_config_flags
 from uae_jax.training.order import stage_runs
 
 USAGE = """usage: uae-jax train --config=FILE[:VARIANT] --workdir=DIR [--config.FIELD=VALUE ...]
@@ -28,30 +28,20 @@ def main(argv: list[str]) -> int:
   if not argv or "--help" in argv or "-h" in argv:
     print(USAGE, end="")
     return 0
-  from absl import flags
-  from ml_collections import config_flags
-
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", None, "experiment", lock_config=True, flag_values=values)
-  flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
-  flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
-  flags.DEFINE_integer("num_processes", None, "of the run", lower_bound=1, flag_values=values)
-  flags.DEFINE_integer("process_id", None, "of this process, from 0", lower_bound=0, flag_values=values)
-  try:
-    rest = values(["uae-jax train", *argv])[1:]
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-    raise argparse.ArgumentError(None, " ".join(str(error).split())) from error
-  if rest:
-    raise argparse.ArgumentError(None, f"unknown argument {rest[0]!r}")
-  for name in ("config", "workdir"):
-    if getattr(values, name) is None:
-      raise argparse.ArgumentError(None, f"--{name} is needed")
+  values = parse_config_flags("train", argv, define_flags, needed=("config", "workdir"))
   add_xla_flags(values.config.xla_flags)
   from uae_jax.training import processes
 
   processes.join(values.coordinator, values.num_processes, values.process_id)
   train(values.config, Path(values.workdir))
   return 0
+
+
+def define_flags(flags, values) -> None:
+  flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+  flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
+  flags.DEFINE_integer("num_processes", None, "of the run", lower_bound=1, flag_values=values)
+  flags.DEFINE_integer("process_id", None, "of this process, from 0", lower_bound=0, flag_values=values)
 
 
 def add_xla_flags(flags: str) -> None:
