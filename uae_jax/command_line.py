@@ -53,8 +53,10 @@ def parse_config_flags(command: str, argv: list[str], define: Callable, needed: 
   try:
     rest = values([f"uae-jax {command}", *argv])[1:]
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-    # A KeyError's own text is the representation of its message.
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    # ml_collections wraps a KeyError in an AttributeError; a KeyError's own text is the representation of its message.
+    message = error
+    while isinstance(message, (AttributeError, KeyError)) and message.args:
+      message = message.args[0]
     raise argparse.ArgumentError(None, " ".join(str(message).split())) from error
   if rest:
     raise argparse.ArgumentError(None, f"unknown argument {rest[0]!r}")
