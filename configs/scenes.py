@@ -19,6 +19,7 @@ def optimizer(learning_rate, **changes):
     weight_decay=0.0,
     clip_norm=1.0,
     spike_factor=0.0,
+    muon="",
   )
   return ConfigDict(fields | changes)
 

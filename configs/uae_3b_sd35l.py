@@ -30,6 +30,7 @@ def optimizer(learning_rate, **changes):
     weight_decay=1e-4,
     clip_norm=1.0,
     spike_factor=0.0,
+    muon="",
   )
   return ConfigDict(fields | changes)
 

@@ -1,18 +1,24 @@
-"""The optimizer of every stage: AdamW under a global-norm clip. What trains is decided by the trainable/frozen
-split.
+"""The optimizer of every stage: AdamW under a global-norm clip, and Muon for the matrices it is wanted for. What trains
+is decided by the trainable/frozen split.
 """
 
 import dataclasses
+import re
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
+
+# Root mean square of an orthogonalised update over the learning rate: AdamW's own, so that both share a rate.
+# arXiv 2502.16982 section 2.2.
+_MUON_RMS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerOptions:
-  """AdamW and its schedule.
+  """AdamW, its schedule, and where Muon takes its place.
 
   Attributes:
     learning_rate: peak.
@@ -21,6 +27,8 @@ class OptimizerOptions:
     end_factor: the cosine ends at this fraction of the peak.
     clip_norm: of the global gradient norm.
     spike_factor: an update whose gradient norm is more than so many times its moving average is skipped; 0 skips none.
+    muon: regex of the trainable matrices float[..., in, out] whose momentum is orthogonalised, each by itself; the rest
+      keeps AdamW, then with Nesterov momentum, as embeddings, first and last layers should. Empty: AdamW for all.
   """
 
   learning_rate: float
@@ -33,6 +41,7 @@ class OptimizerOptions:
   weight_decay: float = 0.0
   clip_norm: float = 1.0
   spike_factor: float = 0.0
+  muon: str = ""
 
 
 def learning_rate(options: OptimizerOptions, total_steps: int) -> optax.Schedule:
@@ -93,6 +102,27 @@ def spikes_skipped(opt_state: optax.OptState) -> dict[str, jax.Array]:
   return {"spikes_skipped": opt_state.num_skipped.astype(jnp.float32)} if isinstance(opt_state, SpikeState) else {}
 
 
+def muon_matrices(params: dict, pattern: str) -> dict:
+  """The tree of `params` with what Muon needs to know of a matrix, and None for what AdamW updates.
+
+  Raises:
+    ValueError: the pattern is that of no parameter, or of one that is no matrix.
+  """
+
+  def dimensions(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if not re.search(pattern, name):
+      return None
+    if leaf.ndim < 2:
+      raise ValueError(f"optimizer.muon = {pattern!r} matches {name}, shape {leaf.shape}, which is no matrix")
+    return contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+
+  tree = jax.tree.map_with_path(dimensions, params)
+  if not jax.tree.leaves(tree):
+    raise ValueError(f"optimizer.muon = {pattern!r} matches nothing that this stage trains")
+  return tree
+
+
 def make_optimizer(options: OptimizerOptions, total_steps: int) -> optax.GradientTransformation:
   """
   Raises:
@@ -100,14 +130,19 @@ def make_optimizer(options: OptimizerOptions, total_steps: int) -> optax.Gradien
   """
   if options.spike_factor and options.spike_factor <= 1.0:
     raise ValueError(f"optimizer.spike_factor = {options.spike_factor}: expected 0 for none, or more than 1")
-  optimizer = optax.chain(
-    optax.clip_by_global_norm(options.clip_norm),
-    optax.adamw(
-      learning_rate(options, total_steps),
-      b1=options.b1,
-      b2=options.b2,
+  rate = learning_rate(options, total_steps)
+  if options.muon:
+    update = contrib.muon(
+      rate,
       eps=options.eps,
       weight_decay=options.weight_decay,
-    ),
-  )
+      adam_b1=options.b1,
+      adam_b2=options.b2,
+      adam_weight_decay=options.weight_decay,
+      muon_weight_dimension_numbers=lambda params: muon_matrices(params, options.muon),
+      consistent_rms=_MUON_RMS,
+    )
+  else:
+    update = optax.adamw(rate, b1=options.b1, b2=options.b2, eps=options.eps, weight_decay=options.weight_decay)
+  optimizer = optax.chain(optax.clip_by_global_norm(options.clip_norm), update)
   return skip_spikes(optimizer, options.spike_factor) if options.spike_factor else optimizer
