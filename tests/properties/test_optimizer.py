@@ -52,7 +52,10 @@ def test_momentum_lies_as_its_matrix_does():
   mesh = sharding.make_mesh(data=1, fsdp=8, tensor=1)
   cut = jax.NamedSharding(mesh, PartitionSpec(None, "fsdp"))
   params = {"layers": {"kernel": jax.ShapeDtypeStruct((3, 8, 16), np.float32, sharding=cut)}}
-  init = lambda params, key: create(params, lambda path: True, make(), key, has_ema=False)
+
+  def init(params, key):
+    return create(params, lambda path: True, make(), key, has_ema=False)
+
   state = abstract_state(init, params, mesh)
   copies = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == (3, 8, 16)]
   assert copies and all(leaf.sharding == cut for leaf in copies)
