@@ -126,13 +126,15 @@ def get_config(arg=None):
   )
   # Stage 0.
   config.pretrain = stage(
-    4000,
+    3000,
     32,
-    3e-3,
-    captions="mixed",
+    5e-3,
+    # Long captions, as the paper has it: what a caption leaves out, or does not place, teaches to guess.
+    captions="full",
     trainable="^(decoder|connector)/(?!.*lora_)",
     # More noise than the sampler's 3.0 asks for: what binds words to places is learnt where little else is to be seen.
     options=dict(shift=6.0, context_dropout=0.0),
+    muon="^decoder/(layers|last)/.*kernel$",
   )
   # Stage 1.
   config.cold_start = stage(

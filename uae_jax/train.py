@@ -73,7 +73,8 @@ def train(config, workdir: Path) -> None:
   from uae_jax.training.metrics import MetricWriter
   from uae_jax.training.preemption import Preempted, PreemptionNotice
   from uae_jax.training.profiling import Profiler
-  from uae_jax.training.stage import make_stage, validate
+  from uae_jax.training.stage import kept_before, make_stage, validate
+  from uae_jax.training.state import release
   from uae_jax.training.workdir import open_workdir, to_plain
 
   # 1. Workdir and mesh.
@@ -98,12 +99,14 @@ def train(config, workdir: Path) -> None:
     with jax.set_mesh(mesh), PreemptionNotice(mesh) as notice:
       for number, (folder, name) in enumerate(stage_runs(config)):
         checkpoints = Checkpoints(workdir / "checkpoints" / folder, keep)
-        before, finished = params, checkpoints.restore_final(built.abstract_params)
+        before, finished = kept_before(config, name, params), checkpoints.restore_final(built.abstract_params)
         if finished is None:
           seed = 1000 * config.seed + number
+          stage = make_stage(config, name, built, params, seed)
+          release(params, before)  # the state has its own copy
           with Profiler(workdir / "profile" / folder, **config.profile) as profiler:
             params = loop.run(
-              make_stage(config, name, built, params, seed),
+              stage,
               config[name],
               folder,
               Batches(config, name, built.processor, mesh, seed),
@@ -118,6 +121,7 @@ def train(config, workdir: Path) -> None:
             )
           checkpoints.save_final(config[name].total_steps, params, plain_config)
         else:
+          release(params, before)
           params = finished
         checkpoints.close()
         with notice.nothing_unsaved():

@@ -56,6 +56,12 @@ def merge(*trees: Tree) -> dict:
   return from_items(merged.items())
 
 
+def replace(tree: Tree, leaves: Tree) -> dict:
+  """The tree with the leaves of another in their places."""
+  new = dict(items(leaves))
+  return from_items((path, new.get(path, leaf)) for path, leaf in items(tree))
+
+
 def cast(tree: Tree, dtype) -> dict:
   """Floating leaves as `dtype`; integer leaves unchanged."""
   return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)

@@ -45,8 +45,6 @@ def decoder_phases(world: World) -> Phases:
       window=size.window,
       window_strategy="fixed",
       window_range=(0, 1),
-      # What stands between is kept by block, as the decoder's `remat` says; the window is short.
-      remat_steps=False,
       decode_chunks=size.decode_chunks,
     ),
     FlowObjective(),

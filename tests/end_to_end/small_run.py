@@ -1,9 +1,12 @@
 """A run of one small stage, without nets: what several processes share, at the price of their imports.
 
-python -m tests.end_to_end.small_run WORKDIR COORDINATOR NUM_PROCESSES PROCESS_ID
+python -m tests.end_to_end.small_run WORKDIR COORDINATOR NUM_PROCESSES PROCESS_ID [NOTICE_AT]
 """
 
+import itertools
+import os
 from pathlib import Path
+import signal
 import sys
 
 import jax
@@ -47,13 +50,18 @@ def loss(params: dict, batch: dict, key: jax.Array):
   return jnp.mean(jnp.square(pixels @ params["kernel"] - batch["tokens"][:, :WIDTH] / 10.0)), {}
 
 
-def run(workdir: Path, total_steps: int = STEPS) -> None:
-  """Trains to the end, or to a notice; or resumes.
+def run(workdir: Path, total_steps: int = STEPS, notice_at: int = 0) -> None:
+  """Trains to the end, or to a notice; or resumes. Every process holds, and writes, a part of the parameters.
+
+  Args:
+    workdir: of the run.
+    total_steps: of its stage.
+    notice_at: process 0 gets SIGTERM in this step of the stage; 0 for never.
 
   Raises:
     Preempted: after saving.
   """
-  mesh = sharding.make_mesh(data=jax.device_count() // 2 or 1, fsdp=min(2, jax.device_count()))
+  mesh = sharding.make_mesh(fsdp=jax.device_count())
   config = make_config(total_steps)
   optimizer = make_optimizer(OptimizerOptions(1e-2, eps=1e-3), total_steps)
   cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
@@ -63,6 +71,13 @@ def run(workdir: Path, total_steps: int = STEPS) -> None:
 
     def init(params, key):
       return create(params, lambda path: True, optimizer, key, has_ema=True)
+
+    asked = itertools.count(1)
+
+    def is_preempted() -> bool:
+      if next(asked) == notice_at and jax.process_index() == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+      return notice()
 
     key = jax.random.key(0)
     places = state_shardings(jax.eval_shape(init, params, key), params, mesh)
@@ -79,7 +94,7 @@ def run(workdir: Path, total_steps: int = STEPS) -> None:
         checkpoints,
         writer,
         config,
-        notice,
+        is_preempted,
         profiler=Profiler(workdir / "profile", first_step=1, num_steps=0),
         max_skipped_in_a_row=3,
       )
@@ -92,6 +107,6 @@ def run(workdir: Path, total_steps: int = STEPS) -> None:
 if __name__ == "__main__":
   processes.join(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
   try:
-    run(Path(sys.argv[1]))
+    run(Path(sys.argv[1]), notice_at=int(sys.argv[5]) if len(sys.argv) > 5 else 0)
   except Preempted as reason:
     print(f"preempted, {reason}")

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.damage import tear
 from tests.end_to_end import small_run
 from tests.end_to_end.test_resume import STEPS, final_params, losses, short_config
 from tests.end_to_end.test_smoke_run import CONFIG
@@ -68,13 +69,17 @@ def alone(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> Path:
+  """Two processes end on a notice to the first; what the second has written is torn; both go back to the same step."""
   workdir = tmp_path_factory.mktemp("run") / "together"
   command = ("tests.end_to_end.small_run", str(workdir), "COORDINATOR", "2", "PROCESS_ID")
-  for output in end_early(start(*command), workdir / "checkpoints"):
-    assert "preempted, small: saved at step" in output
-  saved = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
-  assert 0 < max(saved) < small_run.STEPS
-  finish(start(*command))
+  for output in finish(start(*command, "3")):
+    assert "preempted, small: saved at step 4" in output
+  checkpoints = workdir / "checkpoints"
+  assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "4"]
+  tear(checkpoints / "4" / "state" / "ocdbt.process_1")
+  for output in finish(start(*command)):
+    assert output.count("set aside as") == 1 and str(checkpoints / "4.damaged") in output
+  assert sorted(path.name for path in checkpoints.iterdir()) == ["4", "4.damaged", "6"]
   return workdir
 
 
@@ -83,6 +88,7 @@ def small_params(workdir: Path) -> np.ndarray:
 
 
 def test_two_processes_end_where_one_does(together, alone):
+  """With a notice, a torn part and a way back in between."""
   np.testing.assert_allclose(small_params(together), small_params(alone), atol=1e-6)
   ours, theirs = losses(together), losses(alone)
   assert ours.keys() == theirs.keys() == set(range(1, small_run.STEPS + 1))

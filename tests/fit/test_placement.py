@@ -1,5 +1,8 @@
 """At full size nothing large rests on every chip: parameters, adapters, master copies and both moments."""
 
+from pathlib import Path
+import runpy
+
 from flax import nnx
 import jax
 import numpy as np
@@ -11,7 +14,9 @@ from uae_jax.models.uae import UAE, UAEConfig
 from uae_jax.sharding import mesh_axes
 from uae_jax.training import placement, state
 from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
+from uae_jax.training.stage import kept_before
 
+CONFIG = Path(__file__).parents[2] / "configs" / "uae_3b_sd35l.py"
 MEBIBYTE = 2**20
 
 
@@ -39,6 +44,15 @@ def test_every_large_parameter_is_cut(full):
 def test_both_factors_of_every_adapter_are_cut(full):
   factors = [leaf for path, leaf in trees.items(full[1]) if lora.is_adapter(path)]
   assert factors and all("fsdp" in cut_over(leaf) for leaf in factors)
+
+
+def test_of_the_nets_before_a_stage_only_what_stage_3_trains_is_kept(full):
+  params = full[1]
+  config = runpy.run_path(str(CONFIG))["get_config"]()
+  kept = {name: kept_before(config, name, params) for name in config.stages}
+  assert [name for name in config.stages if kept[name]] == ["understanding_for_generation"]
+  paths = {path for path, _ in trees.items(kept["understanding_for_generation"])}
+  assert paths == {path for path, _ in trees.items(params) if path.startswith("decoder/") and lora.is_adapter(path)}
 
 
 def test_a_state_lies_as_its_parameters_do(full):

@@ -1,5 +1,6 @@
 """States come back to the bit, on any mesh; a torn step is set aside; a full disk is one error; the best are kept."""
 
+import re
 import resource
 
 import jax
@@ -7,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.damage import tear
 from uae_jax import command_line, sharding
+from uae_jax.algorithms import ema
 from uae_jax.training.checkpoints import Checkpoints, Keep, SaveError
 from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
 from uae_jax.training.state import apply_gradients, create
@@ -16,18 +19,21 @@ CONFIG = {"seed": 0}
 
 
 def optimizer():
-  return make_optimizer(OptimizerOptions(0.1, schedule="constant"), 10)
+  return make_optimizer(OptimizerOptions(0.1, schedule="constant", muon="matrix"), 10)
 
 
 def fresh_state():
-  params = {"net": {"kernel": jnp.arange(2000.0), "bias": jnp.zeros(3)}}
-  return create(params, lambda path: path.endswith("kernel"), optimizer(), jax.random.key(0), has_ema=True)
+  """With everything that a state can hold: two kinds of moments, both averages."""
+  params = {"net": {"kernel": jnp.arange(2000.0), "matrix": jnp.eye(4, 8), "bias": jnp.zeros(3)}}
+  is_trainable = re.compile("kernel|matrix").search
+  return create(params, is_trainable, optimizer(), jax.random.key(0), has_ema=True, has_old=True)
 
 
 def advance(state, steps: int):
   for i in range(steps):
-    state, _ = apply_gradients(state, {"net": {"kernel": jnp.full(2000, 1.0 + i)}}, jnp.float32(1.0), optimizer())
-  return state
+    grads = {"net": {"kernel": jnp.full(2000, 1.0 + i), "matrix": jnp.full((4, 8), 1.0 + i)}}
+    state, _ = apply_gradients(state, grads, jnp.float32(1.0), optimizer())
+  return state.replace(old=ema.update(state.old, state.trainable, jnp.float32(0.5)))
 
 
 def assert_same(ours, theirs):
@@ -59,9 +65,7 @@ def test_the_newest_state_comes_back_whole(two_steps):
 @pytest.mark.parametrize("item", ["state", "data"])
 def test_a_torn_step_is_set_aside_for_the_one_before(two_steps, item):
   folder, second, fourth = two_steps
-  for file in (folder / "4" / item).rglob("*"):
-    if file.is_file():
-      file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+  tear(folder / "4" / item)
   checkpoints = Checkpoints(folder)
   state, data = checkpoints.restore(fresh_state())
   assert data == {"position": 2}
@@ -79,6 +83,16 @@ def test_the_result_of_a_stage_replaces_its_last_state(two_steps):
   checkpoints.save_final(4, fourth.params, CONFIG)
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fourth.params)
   assert_same(Checkpoints(folder).restore_final(abstract), fourth.params)
+
+
+def test_a_torn_result_is_set_aside_for_the_state_before(two_steps):
+  folder, second, fourth = two_steps
+  checkpoints = Checkpoints(folder)
+  checkpoints.save_final(4, fourth.params, CONFIG)
+  tear(folder / "4" / "params")
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fourth.params)
+  assert checkpoints.restore_final(abstract) is None
+  assert_same(checkpoints.restore(fresh_state())[0], second)
 
 
 def test_a_state_moves_to_another_mesh(tmp_path):

@@ -65,11 +65,11 @@ def make_stage(nan_from: int = 1000) -> Stage:
   return Stage("toy", Program(step), state, lambda step: 0.1, 1, keep)
 
 
-def run(workdir, is_preempted=lambda: False, **options):
+def run(workdir, is_preempted=lambda: False, stage: Stage | None = None, **options):
   checkpoints = Checkpoints(workdir / "checkpoints" / "toy")
   writer = MetricWriter(workdir, tensorboard=False)
   try:
-    stage = make_stage(**options)
+    stage = stage or make_stage(**options)
     profiler = Profiler(workdir / "profile", first_step=1, num_steps=0)
     options = {"profiler": profiler, "max_skipped_in_a_row": 2}
     return loop.run(stage, Section, "toy", Counting(), checkpoints, writer, {}, is_preempted, **options)
@@ -97,10 +97,13 @@ def test_a_preempted_run_ends_as_if_it_had_not_been(tmp_path):
 
     with pytest.raises(Preempted, match="saved at step 3"):
       run(tmp_path / "torn", asked)
-  resumed = run(tmp_path / "torn")
+  stage = make_stage()
+  resumed = run(tmp_path / "torn", stage=stage)
   np.testing.assert_array_equal(resumed["kernel"], whole["kernel"])
   assert lines(tmp_path / "torn") == lines(tmp_path / "whole")
   assert {line["bad_records"] for line in lines(tmp_path / "whole")} == {3.0}
+  # The first state does not stay beside the one that was read.
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(stage.state))
 
 
 def test_a_notice_ends_what_has_nothing_unsaved_at_once():

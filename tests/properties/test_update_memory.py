@@ -13,7 +13,6 @@ from uae_jax.layers import lora
 from uae_jax.models.mmdit import MMDiT, MMDiTConfig
 from uae_jax.models.qwen25_vl.language import LanguageConfig, LanguageModel
 from uae_jax.rollouts.captions import Prefix, caption_hidden, token_log_probs
-from uae_jax.rollouts.images import Trajectories, replay
 from uae_jax.training import reinforcement
 from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
 from uae_jax.training.reinforcement import UpdateOptions
@@ -124,28 +123,33 @@ def test_the_memory_of_a_group_grows_by_its_captions_not_by_its_prefix():
   assert group < repeated / 3
 
 
-def test_steps_kept_or_computed_again_have_one_gradient():
-  """Without rematerialisation the activations of all steps are held, with it those of one."""
-  width, window = 64, 4
-  latents = jax.random.normal(jax.random.key(0), (window + 1, 8, 4, 4, 16))
-  kept = Trajectories(latents, jnp.arange(window), log_probs=None, final=None)
+def test_parts_of_an_objective_are_held_one_at_a_time_and_have_its_gradient():
+  """Steps of a window: their gradients add up to that of the whole, which holds the activations of all."""
+  window, rows = 4, 256
+  key = jax.random.key(0)
+  latents = jax.random.normal(key, (1, window, rows, 16))
+  weights = {"first": 0.1 * jax.random.normal(key, (16, 64)), "more": 0.1 * jax.random.normal(key, (4, 64, 64))}
 
-  def gradient(weights, remat):
-    def loss(weights):
-      def velocity(x, sigma):
-        hidden = x @ weights[0]
-        for _ in range(4):
-          hidden = jnp.tanh(hidden @ weights[1])
-        return hidden @ weights[0].T
+  def squares(params, latents):
+    hidden = latents @ params["first"]
+    for weight in params["more"]:
+      hidden = jnp.tanh(hidden @ weight)
+    return (jnp.sum(jnp.square(hidden)), jnp.float32(hidden.size)), {}
 
-      log_probs, _, _ = replay(velocity, kept, num_steps=6, shift=3.0, kind="flow", noise_level=0.7, remat=remat)
-      return jnp.sum(log_probs)
+  def part(params, latents, known):
+    return squares(params, latents[:, known.part])
 
-    return jax.grad(loss)(weights)
+  def program(objective, num_parts):
+    def update(state, latents):
+      return reinforcement.update(state, latents, objective, UpdateOptions(), OPTIMIZER, num_parts=num_parts)
 
-  weights = (0.1 * jax.random.normal(jax.random.key(1), (16, width)), 0.1 * jnp.eye(width))
-  programs = [jax.jit(lambda w, r=remat: gradient(w, r)).lower(weights).compile() for remat in (True, False)]
-  again, once = (program.memory_analysis().temp_size_in_bytes for program in programs)
-  assert once > 2 * again
-  for ours, theirs in zip(*(program(weights) for program in programs), strict=True):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    state = create(weights, lambda path: True, OPTIMIZER, key, has_ema=False)
+    compiled = jax.jit(update).lower(state, latents).compile()
+    return compiled(state, latents), compiled.memory_analysis().temp_size_in_bytes
+
+  (whole, metrics), all_held = program(lambda params, latents, _: squares(params, latents), 1)
+  (parts, part_metrics), one_held = program(part, window)
+  assert all_held > 2 * one_held
+  for name in metrics:
+    np.testing.assert_allclose(part_metrics[name], metrics[name], rtol=1e-5, err_msg=name)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), parts.trainable, whole.trainable)

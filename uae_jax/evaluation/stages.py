@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from uae_jax import trees
 from uae_jax.data import scenes
 from uae_jax.data.draws import Draws
 from uae_jax.data.processing import Processor
@@ -56,7 +57,7 @@ class StageEvaluator:
       folder: of the stage.
       stage: its name.
       params: after the stage.
-      before: before it.
+      before: what `training.stage.kept_before` kept.
     """
     if stage in ENCODERS:
       figures = self._encoder_figures(params, stage)
@@ -65,8 +66,7 @@ class StageEvaluator:
     elif stage == "captioner":
       figures = self._caption_figures(params)
     else:
-      # Stage 3 leaves the captioner alone: its gain is measured image by image, from the same captions.
-      figures = self._uae_figures(folder, params, before if stage == "understanding_for_generation" else None)
+      figures = self._uae_figures(folder, params, trees.replace(params, before) if before else None)
     self._write(self._figures_file(folder), figures)
 
   def _encoder_figures(self, params: dict, name: str) -> dict:

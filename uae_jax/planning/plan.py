@@ -127,10 +127,15 @@ def plan_program(program: Program, mesh: Mesh, chip: Chip, effort: str) -> tuple
     found = []
   else:
     analysis = compiled.memory_analysis()
+    outputs_bytes = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     memory = Memory(
       analysis.argument_size_in_bytes,
-      analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
-      analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes,
+      outputs_bytes,
+      # The peak is what libtpu compares with the limit; `temp_size_in_bytes` is larger and is compared with nothing.
+      analysis.peak_memory_in_bytes
+      - analysis.argument_size_in_bytes
+      - outputs_bytes
+      + analysis.generated_code_size_in_bytes,
       # `jax.jit` leaves out what a program does not use.
       max(program.alive_bytes - analysis.argument_size_in_bytes, 0.0),
       chip.hbm_bytes,

@@ -18,7 +18,7 @@ from uae_jax.training import sizes as sizes_lib
 from uae_jax.training.build import Built, build
 from uae_jax.training.order import REINFORCEMENT
 from uae_jax.training.sizes import FROM_WEIGHTS, Sizes
-from uae_jax.training.stage import make_init, make_loss, make_phases, stage_optimizer
+from uae_jax.training.stage import kept_before, make_init, make_loss, make_phases, stage_optimizer
 
 # What to change where a program does not fit, besides more chips.
 LEVERS = {
@@ -108,14 +108,13 @@ def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Iterator[Prog
   section = config[name]
   optimizer, _, _ = stage_optimizer(section, name)
   batch = abstract_batch(config, name, built, mesh)
-  # The loop keeps the parameters from before the stage, to measure what it gained.
-  before = bytes_a_device(built.abstract_params)
+  kept = bytes_a_device(kept_before(config, name, built.abstract_params))
   if name not in REINFORCEMENT:
     loss = make_loss(config, name, built, None)
     state = placement.abstract_state(make_init(section, built, optimizer), built.abstract_params, mesh)
     step = supervised.make_step(loss, optimizer, ema_decay=section.ema_decay, num_microbatches=section.num_microbatches)
     function = jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(state), None))
-    alive = before + bytes_a_device((state, batch))
+    alive = kept + bytes_a_device((state, batch))
     yield Program(name, "step", function, (state, batch), (False, True), alive)
     return
 
@@ -130,7 +129,7 @@ def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Iterator[Prog
     jax.eval_shape(phases.sampling_params, state),
     jax.tree.map(lambda leaf: leaf.sharding, built.abstract_params),
   )
-  alive = before + bytes_a_device((state, batch))
+  alive = kept + bytes_a_device((state, batch))
   trajectory = yield Program(
     name,
     "rollout",
@@ -153,6 +152,16 @@ def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Iterator[Prog
   update = jax.jit(phases.update, donate_argnums=0, out_shardings=(shardings_of(state), None))
   alive += bytes_a_device((trajectory, values))
   yield Program(name, "update", update, (state, batch, trajectory, values), (False, True, True, True), alive)
+
+
+def images_and_captions(config, name: str) -> dict[str, int]:
+  """{"images", "captions"} of a step on all chips together: learned from or painted, and sampled."""
+  section = config[name]
+  rows, options = section.batch_size, section.options
+  rollouts = rows * options.get("num_rollouts", 1)
+  if name == "generation_for_understanding":
+    return {"images": rollouts, "captions": rollouts}
+  return {"images": rollouts, "captions": rows if options.get("captions") == "sampled" else 0}
 
 
 def window_trips(options) -> tuple[float, ...]:

@@ -157,11 +157,8 @@ def replay(
   shift: float,
   kind: str,
   noise_level: float,
-  remat: bool = True,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Moments and log-probabilities of kept steps under a policy.
-
-  `remat` computes each step again in the backward pass: the activations of one step are held at a time, not of all.
 
   Returns:
     (log_probs float32[W, B], mean float32[W, B, ...], std float32[W]).
@@ -174,5 +171,5 @@ def replay(
     return None, (samplers.log_prob(kind, after, mean, std), mean, std)
 
   inputs = (trajectories.latents[:-1], trajectories.latents[1:], trajectories.steps)
-  _, outputs = jax.lax.scan(jax.checkpoint(step) if remat else step, None, inputs)
+  _, outputs = jax.lax.scan(step, None, inputs)
   return outputs

@@ -5,11 +5,12 @@
 holds `params`, the whole tree.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 from pathlib import Path
 import shutil
+from typing import Any
 
 from absl import logging
 import jax
@@ -162,47 +163,60 @@ class Checkpoints:
     """(state, place in the data) of the newest readable step; None if there is none.
 
     A step that any process finds torn or corrupt is named in a warning and set aside as `<step>.damaged`, and the one
-    before it is used.
+    before it is used, on all processes.
 
     Args:
       state: of the stage's start, for structure, shardings and frozen parameters.
     """
     target = _abstract(_writable(state))
+
+    def read(folder: Path) -> tuple[dict, dict]:
+      values = ocp.StandardCheckpointHandler().restore(folder / STATE, args=ocp.args.StandardRestore(target))
+      return values, ocp.JsonCheckpointHandler().restore(folder / DATA, args=ocp.args.JsonRestore())
+
     for step in self.steps():
-      if self.is_final(step):
-        continue
-      problem = ""
-      try:
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=args)
-      except Exception as error:  # Orbax raises many kinds for a damaged step; all mean the same here.
-        problem = " ".join(f"{type(error).__name__}: {error}".split())
-      problem = next(filter(None, processes.gather(problem)), "")
-      if not problem:
-        values = restored[STATE]
+      found = None if self.is_final(step) else self._read(step, read)
+      if found is not None:
+        values, data = found
         rng = jax.random.wrap_key_data(values.pop("rng"))
-        return state.replace(**values, rng=rng), restored[DATA]
-      aside = self.directory / f"{step}.damaged"
-      logging.warning("checkpoint %s/%d cannot be read (%s): set aside as %s", self.directory, step, problem, aside)
-      processes.on_first(lambda step=step, aside=aside: self._set_aside(step, aside))
-      self._manager.reload()
+        return state.replace(**values, rng=rng), data
+    return None
+
+  def restore_final(self, abstract_params: dict) -> dict | None:
+    """The whole parameters of a finished stage; None if it is not finished, or if they are torn and set aside.
+
+    Args:
+      abstract_params: `ShapeDtypeStruct`s, with shardings where the result shall be placed.
+    """
+
+    def read(folder: Path) -> dict:
+      return ocp.StandardCheckpointHandler().restore(folder / PARAMS, args=ocp.args.StandardRestore(abstract_params))
+
+    return next((self._read(step, read) for step in self.steps() if self.is_final(step)), None)
+
+  def _read(self, step: int, read: Callable[[Path], Any]) -> Any:
+    """What `read` makes of a step's folder; None where it fails in any process, and then the step is set aside.
+
+    Orbax's handlers are asked directly: its managers wait for all processes at the end of a read, and one that cannot
+    read its part would never get there.
+    """
+    problem, found = "", None
+    try:
+      found = read(self.directory / str(step))
+    except Exception as error:  # Orbax raises many kinds for a damaged step; all mean the same here.
+      problem = " ".join(f"{type(error).__name__}: {error}".split())
+    problem = next(filter(None, processes.gather(problem)), "")
+    if not problem:
+      return found
+    aside = self.directory / f"{step}.damaged"
+    logging.warning("checkpoint %s/%d cannot be read (%s): set aside as %s", self.directory, step, problem, aside)
+    processes.on_first(lambda: self._set_aside(step, aside))
+    self._manager.reload()
     return None
 
   def _set_aside(self, step: int, aside: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     (self.directory / str(step)).rename(aside)
-
-  def restore_final(self, abstract_params: dict) -> dict | None:
-    """The whole parameters of a finished stage, or None.
-
-    Args:
-      abstract_params: `ShapeDtypeStruct`s, with shardings where the result shall be placed.
-    """
-    for step in self.steps():
-      if self.is_final(step):
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
-        return self._manager.restore(step, args=args)[PARAMS]
-    return None
 
   def wait(self) -> None:
     """Until all is on disk.

@@ -12,6 +12,7 @@ from uae_jax.training.metrics import MetricWriter
 from uae_jax.training.preemption import Preempted
 from uae_jax.training.profiling import Profiler
 from uae_jax.training.stage import Stage
+from uae_jax.training.state import release
 from uae_jax.training.throughput import StepClock
 
 
@@ -37,7 +38,7 @@ def run(
   """Trains a stage to its end, from its newest checkpoint if there is one.
 
   Args:
-    stage: step and first state.
+    stage: step and first state, whose memory is given to the states after it.
     section: of the config.
     folder: name of the stage in this run.
     batches: of the stage, on the mesh.
@@ -63,6 +64,7 @@ def run(
   restored = checkpoints.restore(state)
   if restored is not None:
     state, position = restored
+    release(stage.state, state)
     batches.set_state(position)
     logging.info("%s: resuming after step %d", folder, int(state.step))
   step = int(state.step)

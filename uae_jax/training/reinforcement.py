@@ -128,10 +128,12 @@ class Known:
 
   Attributes:
     is_first: bool[], whether this is the first update of the rollout: the policy is still the one that sampled.
+    part: int32[], which part of the piece's objective is asked for, see `update`.
     prepared: what `prepare` made of the whole minibatch.
   """
 
   is_first: jax.Array
+  part: jax.Array | int = 0
   prepared: Any = None
 
   def old(self, stored: jax.Array | None, current: jax.Array) -> jax.Array:
@@ -168,8 +170,12 @@ def update(
   ema_decay: float = 0.0,
   old_policy: OldPolicy | None = None,
   prepare: Callable[[dict, Any], Any] | None = None,
+  num_parts: int = 1,
 ) -> tuple[State, dict]:
   """All updates of one rollout.
+
+  The gradients of micro-batches, and of the parts of each, are taken one after the other and added up: activations of
+  one part are held at a time, and nothing is computed again for that.
 
   Args:
     state: before.
@@ -182,6 +188,7 @@ def update(
     old_policy: how `state.old` follows after the last update.
     prepare: (params, minibatch as pieces with a leading axis of micro-batches) -> what `objective` must know of the
       whole minibatch; no gradient flows through it.
+    num_parts: the objective of a piece is the sum of so many, each asked for by `Known.part`.
 
   Returns:
     (state after, metrics). Metrics are means over the updates, maxima where named `..._max`; but
@@ -204,26 +211,31 @@ def update(
     (total, count), metrics = objective(state.assemble(trainable), piece, known)
     return total, (jax.lax.stop_gradient(count), metrics)
 
+  num_gradients = options.num_microbatches * num_parts
+
   def minibatch(state: State, pair):
     micro, is_first = pair
     known = Known(is_first)
     if prepare is not None:
       known = known.replace(prepared=jax.lax.stop_gradient(prepare(state.params, micro)))
 
-    def gradient(piece):
+    def gradient(i):
+      piece = jax.tree.map(lambda x: x[i // num_parts], micro)
       value_and_grad = jax.value_and_grad(sum_of, has_aux=True)
-      (total, (count, metrics)), grads = value_and_grad(state.trainable, state, piece, known)
+      (total, (count, metrics)), grads = value_and_grad(
+        state.trainable, state, piece, known.replace(part=i % num_parts)
+      )
       return grads, (total, count, metrics)
 
-    def accumulate(grads, piece):
-      more, results = gradient(piece)
+    def accumulate(grads, i):
+      more, results = gradient(i)
       return jax.tree.map(jnp.add, grads, more), results
 
-    if options.num_microbatches == 1:
-      grads, (total, count, metrics) = gradient(jax.tree.map(lambda x: x[0], micro))
+    if num_gradients == 1:
+      grads, (total, count, metrics) = gradient(0)
     else:
       zeros = jax.tree.map(jnp.zeros_like, state.trainable)
-      grads, (totals, counts, metrics) = jax.lax.scan(accumulate, zeros, micro)
+      grads, (totals, counts, metrics) = jax.lax.scan(accumulate, zeros, jnp.arange(num_gradients))
       total, count, metrics = jnp.sum(totals), jnp.sum(counts), join_metrics(metrics)
     count = jnp.maximum(count, 1e-8)
     loss = total / count

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from uae_jax import trees
 from uae_jax.algorithms import forward_process
 from uae_jax.algorithms.advantages import AdvantageOptions
 from uae_jax.algorithms.flow_grpo import FlowObjective
@@ -163,6 +164,18 @@ def _options(cls, section):
 
 def _frozen(value):
   return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def kept_before(config, name: str, params: dict) -> dict:
+  """What measuring a stage needs to know of the parameters before it; all others may be freed while it trains.
+
+  Stage 3 leaves the captioner alone: its gain is measured image by image, from the same captions, and needs the
+  leaves that it is about to train. Other stages need none.
+  """
+  if name != "understanding_for_generation" or not config.evaluation.num_images:
+    return {}
+  pattern = re.compile(config[name].trainable)
+  return trees.split(params, lambda path: bool(pattern.search(path)))[0]
 
 
 def make_stage(config, name: str, built: Built, params: dict, seed: int) -> Stage:

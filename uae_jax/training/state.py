@@ -86,6 +86,14 @@ def create(
   )
 
 
+def release(old, *kept) -> None:
+  """Frees the device memory of a tree's arrays, whoever still names them, but of those that are also in `kept`."""
+  ids = {id(leaf) for leaf in jax.tree.leaves(kept)}
+  for leaf in jax.tree.leaves(old):
+    if id(leaf) not in ids:
+      leaf.delete()
+
+
 def apply_gradients(
   state: State, grads: dict, loss: jax.Array, optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0
 ) -> tuple[State, dict]:

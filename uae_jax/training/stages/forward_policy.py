@@ -31,6 +31,14 @@ class Noised:
   old_velocity: jax.Array | None = None
   average_velocity: jax.Array | None = None
 
+  def at(self, i: jax.Array) -> "Noised":
+    """Point i of each image alone."""
+
+    def cut(x):
+      return None if x is None else jax.lax.dynamic_slice_in_dim(x, i, 1, axis=1)
+
+    return Noised(self.x, *map(cut, (self.noise, self.sigma, self.old_velocity, self.average_velocity)))
+
 
 def make_policy(options, objective: forward_process.ForwardObjective) -> ImagePolicy:
   """
@@ -68,14 +76,14 @@ def make_policy(options, objective: forward_process.ForwardObjective) -> ImagePo
     return final, Noised(final[:, None], jax.random.normal(noise_key, (*points, *final.shape[2:])), sigma)
 
   def velocities(velocity, kept: Noised):
-    """At all points, float32[T, prompts * rollouts, h, w, 16]; one after the other, rematerialised."""
+    """At all points, float32[T, prompts * rollouts, h, w, 16]; one after the other."""
     x = flat(kept.x, 1)[0]
 
     def at_point(_, point):
       noise, sigma = point
       return None, velocity(flow_matching.interpolate(x, noise, sigma), sigma)
 
-    return jax.lax.scan(jax.checkpoint(at_point), None, (flat(kept.noise, 1), flat(kept.sigma, 1)))[1]
+    return jax.lax.scan(at_point, None, (flat(kept.noise, 1), flat(kept.sigma, 1)))[1]
 
   def remember(velocity, kept: Noised):
     return kept.replace(old_velocity=by_prompt(velocities(velocity, kept), 1, num_rollouts))
@@ -83,7 +91,9 @@ def make_policy(options, objective: forward_process.ForwardObjective) -> ImagePo
   def compare(velocity, kept: Noised):
     return kept.replace(average_velocity=by_prompt(velocities(velocity, kept), 1, num_rollouts))
 
-  def loss(fields: Fields, kept: Noised, advantages, old):
+  def loss(fields: Fields, kept: Noised, i, advantages, old):
+    kept = kept.at(i)
+
     def joined(x):
       """[T, prompts * rollouts, ...] -> [T * prompts * rollouts, ...]."""
       return x.reshape(-1, *x.shape[2:])
@@ -107,4 +117,4 @@ def make_policy(options, objective: forward_process.ForwardObjective) -> ImagePo
       reference_velocity=reference,
     )
 
-  return ImagePolicy(sample, remember, loss, compare if objective.average_beta else None)
+  return ImagePolicy(sample, remember, loss, options.noising_points, compare if objective.average_beta else None)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from uae_jax.algorithms import flow_grpo, samplers
-from uae_jax.algorithms.losses import require
+from uae_jax.algorithms.losses import require, sum_and_count
 from uae_jax.rollouts.images import Trajectories, replay, sample_sde
 from uae_jax.training.stages.image_policy import Fields, ImagePolicy, by_prompt, flat
 
@@ -27,6 +27,15 @@ class Steps:
   log_probs: jax.Array
   old_log_probs: jax.Array | None = None
   old_mean: jax.Array | None = None
+
+  def at(self, i: jax.Array) -> "Steps":
+    """Step i of the window alone."""
+
+    def cut(x, length=1):
+      return None if x is None else jax.lax.dynamic_slice_in_dim(x, i, length, axis=1)
+
+    kept = (self.index, self.log_probs, self.old_log_probs, self.old_mean)
+    return Steps(cut(self.latents, 2), *map(cut, kept))
 
 
 def make_sampler(options):
@@ -93,7 +102,7 @@ def make_policy(options, objective: flow_grpo.FlowObjective) -> ImagePolicy:
   def replay_steps(velocity, steps: Steps):
     """(log_probs [prompts, W, rollouts], mean [prompts, W, rollouts, h, w, 16], std [W])."""
     kept = Trajectories(latents=flat(steps.latents, 1), steps=steps.index[0], log_probs=None, final=None)
-    log_probs, mean, std = replay(velocity, kept, **_sde(options), remat=options.remat_steps)
+    log_probs, mean, std = replay(velocity, kept, **_sde(options))
     rollouts = steps.latents.shape[2]  # of this piece of the groups
     return by_prompt(log_probs, 1, rollouts), by_prompt(mean, 1, rollouts), std
 
@@ -108,7 +117,8 @@ def make_policy(options, objective: flow_grpo.FlowObjective) -> ImagePolicy:
     old_log_probs, old_mean, _ = replay_steps(velocity, steps)
     return steps.replace(old_log_probs=old_log_probs, old_mean=old_mean)
 
-  def loss(fields: Fields, steps: Steps, advantages, old):
+  def loss(fields: Fields, steps: Steps, i, advantages, old):
+    steps = steps.at(i)
     log_probs, mean, std = replay_steps(fields.policy, steps)
     reference_mean = None
     if objective.beta:
@@ -130,10 +140,17 @@ def make_policy(options, objective: flow_grpo.FlowObjective) -> ImagePolicy:
       mean_std=samplers.mean_std(options.sampler, sigmas, options.noise_level),
     )
     difference = jnp.abs(jax.lax.stop_gradient(log_probs) - steps.log_probs)
-    for i in range(options.window):
-      metrics[f"log_prob_difference_step{i}"] = (jnp.sum(difference[:, i]), jnp.float32(difference[:, i].size))
-    metrics["log_prob_difference"] = (jnp.sum(difference), jnp.float32(difference.size))
+    metrics["log_prob_difference"] = metrics["log_prob_difference_step0"] = sum_and_count(difference)
     metrics["log_prob_difference_max"] = (jnp.max(difference), jnp.float32(1))
-    return value, metrics
+    return value, _at_step(metrics, i, options.window)
 
-  return ImagePolicy(sample, remember, loss)
+  return ImagePolicy(sample, remember, loss, num_points=options.window)
+
+
+def _at_step(metrics: dict, i: jax.Array, window: int) -> dict:
+  """Metrics of step i alone, which call it step 0, among those of a window: the other steps count nothing."""
+  found = {name: pair for name, pair in metrics.items() if not name.endswith("_step0")}
+  for name in metrics.keys() - found.keys():
+    for step in range(window):
+      found[f"{name[:-1]}{step}"] = tuple(jnp.where(i == step, x, 0.0) for x in metrics[name])
+  return found

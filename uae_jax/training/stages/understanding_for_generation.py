@@ -15,7 +15,6 @@ import optax
 from uae_jax.algorithms.advantages import AdvantageOptions
 from uae_jax.algorithms.flow_grpo import FlowObjective
 from uae_jax.algorithms.forward_process import ForwardObjective
-from uae_jax.algorithms.losses import Loss
 from uae_jax.models.uae import captioner_images, to_signed
 from uae_jax.networks import Networks
 from uae_jax.rewards.ensemble import Ensemble
@@ -64,9 +63,8 @@ class UnderstandingForGenerationOptions:
     reward_weights: (name, weight) of encoders and "http", see `rewards.ensemble`.
     held_out_encoder: measured, never rewarded; "" for none.
     decode_chunks: images are decoded in so many pieces.
-    remat_steps: each SDE step is computed again in the backward pass, so that the activations of one are held at a
-      time; a third more work.
-    replay_chunks: pieces of each group whose losses are computed one after the other, and again for the gradient.
+    replay_chunks: pieces of each group whose gradients are taken one after the other, as those of the window's steps
+      always are.
   """
 
   num_rollouts: int = 24
@@ -96,7 +94,6 @@ class UnderstandingForGenerationOptions:
   reward_weights: tuple[tuple[str, float], ...] = (("clip", 1.0),)
   held_out_encoder: str = ""
   decode_chunks: int = 1
-  remat_steps: bool = True
   replay_chunks: int = 1
 
   @property
@@ -233,29 +230,33 @@ def make_phases(
     if policy.compare is not None:
       kept = policy.compare(field(state.assemble(state.old), groups.context, groups.negative), kept)
 
-    def objective_of_piece(params, piece, known):
+    def objective_of_part(params, piece, known):
       context, kept, values = piece
       repeat = num_rollouts // options.replay_chunks
+      point, chunk = known.part // options.replay_chunks, known.part % options.replay_chunks
+
+      def cut(x, axis):
+        return jax.lax.dynamic_slice_in_dim(x, chunk * repeat, repeat, axis)
+
+      # Leaves have their rollouts on axis 2, or two axes and none.
+      kept = jax.tree.map(lambda x: cut(x, 2) if x.ndim > 2 else x, kept)
+      fields = Fields(
+        field(params, context, groups.negative, repeat=repeat),
+        lambda: field(jax.lax.stop_gradient(params), context, groups.negative, repeat=repeat, adapters=False),
+      )
       # The slow average is another policy than the one that learns, at the first update too.
       old = known.old if options.samples_from == CURRENT else lambda stored, _: stored
-
-      def of_rollouts(kept, values):
-        fields = Fields(
-          field(params, context, groups.negative, repeat=repeat),
-          lambda: field(jax.lax.stop_gradient(params), context, groups.negative, repeat=repeat, adapters=False),
-        )
-        return policy.loss(fields, kept, values, old)
-
-      return in_pieces_of_groups(of_rollouts, kept, values, options.replay_chunks)
+      return policy.loss(fields, kept, point, cut(values, 1), old)
 
     return reinforcement.update(
       state,
       (groups.context, kept, values),
-      objective_of_piece,
+      objective_of_part,
       update_options,
       optimizer,
       ema_decay=ema_decay,
       old_policy=options.old_policy,
+      num_parts=policy.num_points * options.replay_chunks,
     )
 
   return Phases(
@@ -266,24 +267,3 @@ def make_phases(
     reward_and_exhibits=reward,
     old_policy=options.old_policy,
   )
-
-
-def in_pieces_of_groups(loss, kept, values: jax.Array, num_chunks: int):
-  """`loss` of some rollouts of each group at a time, rematerialised; sums and counts add exactly.
-
-  Args:
-    loss: (kept, values) -> (Loss, metrics).
-    kept: leaves have their rollouts on axis 2, or two axes and none.
-    values: float32[prompts, rollouts].
-    num_chunks: pieces of a group.
-  """
-  if num_chunks == 1:
-    return loss(kept, values)
-
-  def cut(x, axis):
-    return jnp.moveaxis(x.reshape(*x.shape[:axis], num_chunks, -1, *x.shape[axis + 1 :]), axis, 0)
-
-  pieces = jax.tree.map(lambda x: cut(x, 2) if x.ndim > 2 else jnp.broadcast_to(x, (num_chunks, *x.shape)), kept)
-  one = jax.checkpoint(lambda _, piece: (None, loss(*piece)))
-  _, (value, metrics) = jax.lax.scan(one, None, (pieces, cut(values, 1)))
-  return Loss(*(jnp.sum(part) for part in value)), reinforcement.join_metrics(metrics)
