@@ -141,7 +141,7 @@ def get_config(arg=None):
     60,
     32,
     3e-4,
-    captions="mixed",
+    captions="full",
     # The captioner stays: its adapters would move the captions, while the text tower below is the one without them.
     trainable="^decoder/.*lora_|^connector/",
     options=dict(
