@@ -108,7 +108,7 @@ class StageEvaluator:
       if not prefix:
         self._write_gallery(folder, tokens, painted, details)
         if before is not None:
-          _, similarities = self.reconstructor.paint(before, split.images, tokens, num_noises=noises)
+          _, similarities = self._paint(before, split, tokens, noises)
           figures["paired"] = {
             name: paired_gain(similarities[key], details[key]) for name, key in self.similarities.items()
           }
@@ -132,9 +132,14 @@ class StageEvaluator:
   def _texts(self, tokens: np.ndarray) -> list[str]:
     return texts(tokens, self.prompts, self.tokenizer)
 
+  def _paint(self, params: dict, split: HeldOut, tokens: np.ndarray, num_noises: int) -> tuple[np.ndarray, dict]:
+    return self.reconstructor.paint(
+      params, split.images, tokens, captioner_images=split.captioner_images, num_noises=num_noises
+    )
+
   def _measure(self, params: dict, split: HeldOut, tokens: np.ndarray, num_noises: int = 1):
     """(figures, first reconstructions, per-image similarities) of captions of a split."""
-    painted, similarities = self.reconstructor.paint(params, split.images, tokens, num_noises=num_noises)
+    painted, similarities = self._paint(params, split, tokens, num_noises)
     figures = split.figures(self._texts(tokens))
     figures |= {name: float(np.mean(similarities[key])) for name, key in self.similarities.items()}
     if split.truth is not None:
