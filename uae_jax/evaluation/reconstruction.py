@@ -67,12 +67,14 @@ class Reconstructor:
       temperature=temperature,
     ).tokens[:, 0]
 
-  def _paint_batch(self, params: dict, images: jax.Array, tokens: jax.Array, key: jax.Array):
+  def _paint_batch(
+    self, params: dict, images: jax.Array, captioner_images: jax.Array, tokens: jax.Array, key: jax.Array
+  ):
     options, networks = self.options, self.networks
     model = networks.uae(params)
     tower = networks.uae(params, adapters=options.text_tower == "policy")
     if options.conditioning == "answer":
-      context = answer_context(networks.prompts, model, images, tokens)
+      context = answer_context(networks.prompts, model, captioner_images, tokens)
     else:
       context = encode_captions(networks.prompts, tower, tokens)
     negative = None if options.guidance == 1.0 else encode_negative(networks.prompts, tower, context.mask.shape[1])
@@ -126,13 +128,20 @@ class Reconstructor:
     )
 
   def paint(
-    self, params: dict, images: np.ndarray, tokens: np.ndarray, *, num_noises: int = 1
+    self,
+    params: dict,
+    images: np.ndarray,
+    tokens: np.ndarray,
+    *,
+    captioner_images: np.ndarray | None = None,
+    num_noises: int = 1,
   ) -> tuple[np.ndarray, dict]:
     """Paints captions and compares with the originals.
 
     Args:
       images: uint8[N, H, W, 3].
       tokens: int32[N, L].
+      captioner_images: uint8[N, h, w, 3], the same as the captioner sees them, for "answer"; `images` without.
       num_noises: reconstructions an image, whose similarities are averaged.
 
     Returns:
@@ -140,15 +149,16 @@ class Reconstructor:
       the noises}).
     """
     results = []
+    arrays = (images, images if captioner_images is None else captioner_images, tokens)
     for noise in range(num_noises):
       key = jax.random.fold_in(jax.random.key(self.options.seed), 100 + noise)
-      run = functools.partial(self._paint_rows, params, images, tokens, key)
+      run = functools.partial(self._paint_rows, params, arrays, key)
       results.append(self._gather(len(images), run))
     figures = {name: np.mean([scores[name] for _, scores in results], axis=0) for name in results[0][1]}
     return results[0][0], figures
 
-  def _paint_rows(self, params, images, tokens, key, index, rows):
-    return self._paint(params, images[rows], tokens[rows], jax.random.fold_in(key, index))
+  def _paint_rows(self, params, arrays, key, index, rows):
+    return self._paint(params, *(array[rows] for array in arrays), jax.random.fold_in(key, index))
 
 
 def psnr(x: jax.Array, y: jax.Array) -> jax.Array:
