@@ -60,13 +60,12 @@ ROWS = {
   "own_noise": captioner(is_noise_shared=False),
   "two_rewards": captioner(reward_weights=(("clip", 0.5), ("dinov2", 0.5)), held_out_encoder=""),
   "length_price": captioner(reward_weights=(("clip", 1.0), ("length", 0.2))),
-  # Does the growth of captions depend on a decoder that has read long ones?
+  # Does the growth of captions depend on a decoder that has read long ones, as that of "default" has?
   "short_captions": dict(
     start="captioner",
     stages=("pretrain", "cold_start", CAPTIONER),
     changes={"pretrain.captions": "partial", "cold_start.captions": "partial"},
   ),
-  "long_captions": dict(start="captioner", stages=("pretrain", "cold_start", CAPTIONER), changes={}),
   # Stage 3: sampler and objective. "flow" is stage 3 of configs/scenes.py.
   "flow": decoder(),
   "cps": decoder(sampler="cps", noise_level=0.8),
@@ -81,7 +80,7 @@ ROWS = {
   "two_rounds": dict(
     start="cold_start",
     stages=(CAPTIONER, DECODER),
-    changes={"rounds": 2, f"{CAPTIONER}.total_steps": 70, f"{DECODER}.total_steps": 40},
+    changes={"rounds": 2, f"{CAPTIONER}.total_steps": 110, f"{DECODER}.total_steps": 40},
   ),
 }
 

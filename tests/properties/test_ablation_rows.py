@@ -50,6 +50,12 @@ def test_rows_differ_and_unknown_ones_are_refused():
   assert len(points) == len(ROWS)
 
 
+def test_two_rounds_have_the_updates_of_one_pass():
+  one, two = (MODULE["get_config"](row) for row in ("one_pass", "two_rounds"))
+  for name in REINFORCEMENT:
+    assert two.rounds * two[name].total_steps == one.rounds * one[name].total_steps
+
+
 def write_run(folder: Path, stage_name: str, recall: float, gain: float | None):
   figures = {"caption_recall": recall, "caption_precision": 0.9, "caption_length": 12.0, "psnr": 20.0}
   figures |= {"reward_similarity": 0.95, "held_out_similarity": 0.94}
