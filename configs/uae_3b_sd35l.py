@@ -113,7 +113,7 @@ def get_config(arg=None):
     256,
     1e-5,
     trainable="^(decoder|connector)/(?!.*lora_)",
-    num_microbatches=4 * pieces,
+    num_microbatches=min(8 * pieces, 16),  # 16 is one row a chip of v5e-16
     options=dict(shift=3.0, context_dropout=0.1),
     weight_decay=0.01,
   )

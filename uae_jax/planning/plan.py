@@ -28,8 +28,9 @@ class Memory:
     arguments: of the program.
     outputs: that do not take an argument's place.
     temporaries: while it runs.
-    held: alive beside it: nets and optimizer state that it does not use, and the parameters from before the stage.
+    held: alive beside it: nets and optimizer state that it does not use, and what is kept from before the stage.
     limit: of the chip.
+    peak: in use at once, with arguments and held, as the compiler reckons; below the total, which is what must fit.
   """
 
   arguments: float
@@ -37,6 +38,7 @@ class Memory:
   temporaries: float
   held: float
   limit: float
+  peak: float
 
   @property
   def total(self) -> float:
@@ -122,23 +124,21 @@ def plan_program(program: Program, mesh: Mesh, chip: Chip, effort: str) -> tuple
   if compiled is None:
     arguments = bytes_a_device(program.arguments)
     held = max(program.alive_bytes - arguments, 0.0)
-    memory = Memory(arguments, 0.0, max(wanted - arguments, 0.0), held, chip.hbm_bytes)
+    memory = Memory(arguments, 0.0, max(wanted - arguments, 0.0), held, chip.hbm_bytes, wanted + held)
     outputs = jax.tree.map(lambda leaf: _place_rows(leaf, mesh), traced.out_info)
     found = []
   else:
     analysis = compiled.memory_analysis()
-    outputs_bytes = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    code = analysis.generated_code_size_in_bytes
+    # `jax.jit` leaves out what a program does not use.
+    held = max(program.alive_bytes - analysis.argument_size_in_bytes, 0.0)
     memory = Memory(
       analysis.argument_size_in_bytes,
-      outputs_bytes,
-      # The peak is what libtpu compares with the limit; `temp_size_in_bytes` is larger and is compared with nothing.
-      analysis.peak_memory_in_bytes
-      - analysis.argument_size_in_bytes
-      - outputs_bytes
-      + analysis.generated_code_size_in_bytes,
-      # `jax.jit` leaves out what a program does not use.
-      max(program.alive_bytes - analysis.argument_size_in_bytes, 0.0),
+      analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+      analysis.temp_size_in_bytes + code,
+      held,
       chip.hbm_bytes,
+      analysis.peak_memory_in_bytes + code + held,
     )
     outputs = jax.tree.map(
       lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),

@@ -22,7 +22,7 @@ def to_text(plans: Sequence[ProgramPlan], chip: Chip, num_chips: int) -> str:
   names = [f"{plan.stage} {plan.phase}" for plan in plans]
   limit = chip.hbm_bytes / GIB
   memory = [
-    [f"{bytes_ / GIB:.2f}" for bytes_ in (m.arguments, m.outputs, m.temporaries, m.held, m.total)]
+    [f"{bytes_ / GIB:.2f}" for bytes_ in (m.arguments, m.outputs, m.temporaries, m.held, m.total, m.peak)]
     + ["yes" if plan.fits else "NO"]
     for plan in plans
     for m in [plan.memory]
@@ -51,7 +51,8 @@ def to_text(plans: Sequence[ProgramPlan], chip: Chip, num_chips: int) -> str:
   ]
   kind_names = [name for name, plan in zip(names, plans, strict=True) for _ in plan.collectives]
   lines = [f"{num_chips} x {chip.name}, {limit:.2f} GiB of HBM a chip", ""]
-  lines += table("HBM a chip, GiB", names, ("arguments", "outputs", "temporaries", "held", "total", "fits"), memory)
+  columns = ("arguments", "outputs", "temporaries", "held", "total", "peak", "fits")
+  lines += table("HBM a chip, GiB", names, columns, memory)
   lines += table(
     "a call, a chip",
     names,
