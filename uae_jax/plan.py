@@ -57,7 +57,7 @@ def plan(config, topology: str, num_slices: int, stages: list[str] | None, effor
   from uae_jax.planning import report
   from uae_jax.planning import topology as slices
   from uae_jax.planning.plan import plan_stage
-  from uae_jax.planning.programs import build_abstract, images_and_captions
+  from uae_jax.planning.programs import build_abstract, cuts, images_and_captions
   from uae_jax.training.stage import validate
 
   stages = stages or list(config.stages)
@@ -79,5 +79,5 @@ def plan(config, topology: str, num_slices: int, stages: list[str] | None, effor
       )
   about = {"topology": topology, "num_slices": num_slices, "num_chips": len(devices), "effort": effort}
   about |= {"model": config.model, "image_px": config.data.image_px, "mesh": config.mesh.to_dict()}
-  about["stages"] = {name: images_and_captions(config, name) for name in stages}
+  about["stages"] = {name: images_and_captions(config, name) | {"cuts": cuts(config, name)} for name in stages}
   return report.to_json(plans, chip=chip.name, **about), report.to_text(plans, chip, len(devices))

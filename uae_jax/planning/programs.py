@@ -164,6 +164,20 @@ def images_and_captions(config, name: str) -> dict[str, int]:
   return {"images": rollouts, "captions": rows if options.get("captions") == "sampled" else 0}
 
 
+def cuts(config, name: str) -> dict[str, int]:
+  """The settings of a stage that cut its work into smaller pieces: dotted field -> number."""
+  fields = ("num_microbatches", "updates.num_microbatches")
+  fields += tuple(f"options.{part}_chunks" for part in ("decode", "logit", "replay"))
+  flat = config[name].to_dict()
+  found = {}
+  for field in fields:
+    section, _, last = field.rpartition(".")
+    values = flat.get(section, {}) if section else flat
+    if last in values:
+      found[field] = values[last]
+  return found
+
+
 def window_trips(options) -> tuple[float, ...]:
   """Steps before and after a window of SDE steps that starts in the middle of its range; none without a window."""
   if "window" not in options:
