@@ -36,7 +36,16 @@ def optimizer(learning_rate, **changes):
 
 
 def stage(
-  total_steps, batch_size, learning_rate, *, trainable, options, num_microbatches=1, ema_decay=0.0, **optimizer_changes
+  total_steps,
+  batch_size,
+  learning_rate,
+  *,
+  trainable,
+  options,
+  num_microbatches=1,
+  ema_decay=0.0,
+  save_every_steps=10,  # adapters are small, and a step of RL may be longer than a notice
+  **optimizer_changes,
 ):
   """What every stage has: how long, on what, what trains and how."""
   return ConfigDict(
@@ -48,7 +57,7 @@ def stage(
       ema_decay=ema_decay,
       num_microbatches=num_microbatches,
       log_every_steps=1,
-      save_every_steps=100,
+      save_every_steps=save_every_steps,
       optimizer=optimizer(learning_rate, **optimizer_changes),
       options=ConfigDict(options),
     )
@@ -114,6 +123,7 @@ def get_config(arg=None):
     1e-5,
     trainable="^(decoder|connector)/(?!.*lora_)",
     num_microbatches=min(8 * pieces, 16),  # 16 is one row a chip of v5e-16
+    save_every_steps=100,
     options=dict(shift=3.0, context_dropout=0.1),
     weight_decay=0.01,
   )
