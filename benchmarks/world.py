@@ -86,6 +86,7 @@ def uae_config(size: Size, **changes) -> UAEConfig:
     pooled_width=128,
     pos_embed_max_size=64,
     sample_size=64,
+    remat="dots",
   )
   return UAEConfig(
     captioner=Qwen25VLConfig(vision, language, image_token(size)),

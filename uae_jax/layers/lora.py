@@ -71,6 +71,8 @@ class Linear(nnx.Module):
         total = total + self.bias[...]
       if is_adapted:
         a = gather(self.lora_a[...], adapter_axis(self.axes[0]), "lora")
+        # So that its gradient is made as [r, in]: the other way round XLA's CPU product is 2 to 4 times slower.
+        a = jax.lax.optimization_barrier(a.T).T
         b = gather(self.lora_b[...], "lora", adapter_axis(self.axes[1]))
         total = total + self.lora_scale * ((rows.astype(a.dtype) @ a) @ b)
       y = total.astype(x.dtype)
