@@ -129,8 +129,8 @@ def get_config(arg=None):
     3000,
     32,
     5e-3,
-    # Long captions, as the paper has it: what a caption leaves out, or does not place, teaches to guess. One in ten has a
-    # mistake, as captions of the web have: the decoder is good but not finished, and stage 3 has something to gain.
+    # Long captions, as the paper has it: what a caption leaves out, or does not place, teaches to guess. One in ten has
+    # a mistake, as captions of the web have: the decoder is good but not finished, and stage 3 has something to gain.
     captions="noisy",
     trainable="^(decoder|connector)/(?!.*lora_)",
     # More noise than the sampler's 3.0 asks for: what binds words to places is learnt where little else is to be seen.

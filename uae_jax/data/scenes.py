@@ -421,8 +421,8 @@ def caption_words(scene: Scene, captions: str, draws: Draws | None = None) -> tu
   """The slots of a batch of captions, and which of them are said.
 
   Partial captions keep an object with a rate of U(0.25, 0.9) a caption (at least one), its place, size and color each
-  with a rate of U(0.2, 0.95) a caption, the background with 0.4. A shift is said with its place. Noisy captions are full,
-  but one in ten has a mistake.
+  with a rate of U(0.2, 0.95) a caption, the background with 0.4. A shift is said with its place. Noisy captions are
+  full, but one in ten has a mistake.
 
   Args:
     scene: a batch [B].
