@@ -19,7 +19,7 @@ from tests.end_to_end.test_resume import STEPS, final_params, losses, short_conf
 from tests.end_to_end.test_smoke_run import CONFIG
 from uae_jax.train import train
 
-TIMEOUT_SECONDS = 300
+TIMEOUT_SECONDS = 900
 
 
 def start(*command: str) -> list[subprocess.Popen]:
