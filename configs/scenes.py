@@ -24,11 +24,23 @@ def optimizer(learning_rate, **changes):
   return ConfigDict(fields | changes)
 
 
-def stage(total_steps, batch_size, learning_rate, *, captions, trainable, options, ema_decay=0.0, **optimizer_changes):
+def stage(
+  total_steps,
+  batch_size,
+  learning_rate,
+  *,
+  captions,
+  trainable,
+  options,
+  target_loss=0.0,
+  ema_decay=0.0,
+  **optimizer_changes,
+):
   """What every stage has: how long, on what, what trains and how."""
   return ConfigDict(
     dict(
       total_steps=total_steps,
+      target_loss=target_loss,  # ends the stage when the loss averages less; 0 never does
       batch_size=batch_size,
       captions=captions,
       trainable=trainable,
@@ -126,12 +138,15 @@ def get_config(arg=None):
   )
   # Stage 0.
   config.pretrain = stage(
-    3000,
+    4000,
     32,
     5e-3,
-    # Long captions, as the paper has it: what a caption leaves out, or does not place, teaches to guess. One in ten has
-    # a mistake, as captions of the web have: the decoder is good but not finished, and stage 3 has something to gain.
-    captions="noisy",
+    # Shapes are learnt all at once, after 700 steps or 2000: it ends where they are, with a decoder that is good but not
+    # finished, so that stage 3 has something to gain.
+    target_loss=0.05,
+    schedule="constant",
+    # Long captions, as the paper has it: what a caption leaves out, or does not place, teaches to guess.
+    captions="full",
     trainable="^(decoder|connector)/(?!.*lora_)",
     # More noise than the sampler's 3.0 asks for: what binds words to places is learnt where little else is to be seen.
     options=dict(shift=6.0, context_dropout=0.0),
@@ -142,7 +157,7 @@ def get_config(arg=None):
     60,
     32,
     3e-4,
-    captions="noisy",
+    captions="full",
     # The captioner stays: its adapters would move the captions, while the text tower below is the one without them.
     trainable="^decoder/.*lora_|^connector/",
     options=dict(

@@ -51,6 +51,7 @@ def stage(
   return ConfigDict(
     dict(
       total_steps=total_steps,
+      target_loss=0.0,  # ends the stage when the loss averages less; 0 never does
       batch_size=batch_size,
       captions="full",
       trainable=trainable,

@@ -65,14 +65,16 @@ def make_stage(nan_from: int = 1000) -> Stage:
   return Stage("toy", Program(step), state, lambda step: 0.1, 1, keep)
 
 
-def run(workdir, is_preempted=lambda: False, stage: Stage | None = None, **options):
+def run(workdir, is_preempted=lambda: False, stage: Stage | None = None, target_loss=0.0, **options):
   checkpoints = Checkpoints(workdir / "checkpoints" / "toy")
   writer = MetricWriter(workdir, tensorboard=False)
   try:
     stage = stage or make_stage(**options)
     profiler = Profiler(workdir / "profile", first_step=1, num_steps=0)
     options = {"profiler": profiler, "max_skipped_in_a_row": 2}
-    return loop.run(stage, Section, "toy", Counting(), checkpoints, writer, {}, is_preempted, **options)
+    section = Section()
+    section.target_loss = target_loss
+    return loop.run(stage, section, "toy", Counting(), checkpoints, writer, {}, is_preempted, **options)
   finally:
     writer.close()
     checkpoints.close()
@@ -103,7 +105,24 @@ def test_a_preempted_run_ends_as_if_it_had_not_been(tmp_path):
   assert lines(tmp_path / "torn") == lines(tmp_path / "whole")
   assert {line["bad_records"] for line in lines(tmp_path / "whole")} == {3.0}
   # The first state does not stay beside the one that was read.
-  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(stage.state))
+  assert [path for path, leaf in jax.tree.leaves_with_path(stage.state) if not leaf.is_deleted()] == []
+
+
+def test_a_stage_ends_when_its_loss_averages_less_than_the_target(tmp_path):
+  run(tmp_path / "whole")
+  losses = [line["loss"] for line in lines(tmp_path / "whole")]
+  averages = [losses[0]]
+  for loss in losses[1:]:
+    averages.append(averages[-1] + 0.01 * (loss - averages[-1]))
+  lowest = int(np.argmin(averages[:-1]))
+  target = averages[lowest] + 1e-6
+  assert 0 < lowest and target < min(averages[:lowest])
+  reached = run(tmp_path / "reached", target_loss=target)
+  assert lines(tmp_path / "reached") == lines(tmp_path / "whole")[: lowest + 1]
+  state, batches, step = make_stage().state, Counting(), make_stage().step
+  for _ in range(lowest + 1):
+    state, _ = step(state, next(batches))
+  np.testing.assert_array_equal(reached["kernel"], state.averaged_params["kernel"])
 
 
 def test_a_notice_ends_what_has_nothing_unsaved_at_once():

@@ -162,16 +162,6 @@ def test_edits_are_near_and_in_training(name):
     assert np.sum(kind) > 20
 
 
-def test_one_noisy_caption_in_ten_tells_of_an_edit():
-  batch = scenes.scenes(np.arange(4000))
-  full = scenes.captions_text(batch, "full")
-  noisy = scenes.captions_text(batch, "noisy", scenes.Draws(np.arange(4000)))
-  edited = scenes.captions_text(scenes.misread(batch, scenes.Draws(np.arange(4000))), "full")
-  assert noisy == edited
-  wrong = np.mean([a != b for a, b in zip(full, noisy, strict=True)])
-  assert abs(wrong - 0.1) < 0.015
-
-
 def test_lengths_of_the_recipe():
   batch = scenes.scenes(np.arange(20_000))
   full = [len(text.split()) for text in scenes.captions_text(batch, "full")]

@@ -69,9 +69,9 @@ def make_dataset(
     data: `DataConfig`, or anything with its fields.
     processor: `data.processing.Processor` or a Hugging Face tokenizer.
     split: of `scenes.SPLITS`.
-    captions: "full"; of scenes also "partial", "mixed" (60 % full) and "noisy" (full, 10 % with a mistake);
-      "contrastive" gives groups of a scene and three edits of it, with full captions (groups of one where the source
-      has no scenes).
+    captions: "full"; of scenes also "partial" and "mixed" (60 % full); "contrastive" gives groups of a scene and
+      three edits of it,
+      with full captions (groups of one where the source has no scenes).
     batch_size: of all processes together.
     seed: of the order and of what captions leave out.
     process_index: of this process.

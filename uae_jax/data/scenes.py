@@ -56,9 +56,8 @@ BACKGROUND_RGB = np.array([[10, 10, 10], [115, 115, 115], [107, 64, 26], [13, 97
 
 HELD_OUT_PAIRS = (("cross", "red"), ("triangle", "blue"))
 SPLITS = ("train", "held_out", "held_out_pairs")
-CAPTIONS = ("full", "partial", "mixed", "noisy")
+CAPTIONS = ("full", "partial", "mixed")
 FULL_FRACTION = 0.6  # of mixed captions
-WRONG_FRACTION = 0.1  # of noisy captions
 
 _SHAPE_STRIDE = len(COLORS) * len(SIZES)
 _SUPERSAMPLING = 8
@@ -268,14 +267,12 @@ def edit(scene: Scene, draws: Draws) -> Scene:
     same = result.identity() == scene.identity()
     if not np.any(same):
       return result
-    result = _choose(same, _into_train(_edit_once(scene, stream)), result)
-
-
-def _choose(mask: np.ndarray, chosen: Scene, other: Scene) -> Scene:
-  """Rows of `chosen` where `mask` bool[...] holds, else of `other`."""
-  fields = ("present", "shape", "color", "size", "shift")
-  objects = {name: np.where(mask[..., None], getattr(chosen, name), getattr(other, name)) for name in fields}
-  return Scene(other.config, background=np.where(mask, chosen.background, other.background), **objects)
+    candidate = _into_train(_edit_once(scene, stream))
+    pick = {
+      name: np.where(same[..., None], getattr(candidate, name), getattr(result, name))
+      for name in ("present", "shape", "color", "size", "shift")
+    }
+    result = dataclasses.replace(result, background=np.where(same, candidate.background, result.background), **pick)
 
 
 def _edit_once(scene: Scene, draws: Draws) -> Scene:
@@ -306,11 +303,6 @@ def _edit_once(scene: Scene, draws: Draws) -> Scene:
     shift=change(scene.shift, fresh.shift, (5, fresh.shift)),
     background=np.where(kind[..., 0] == 4, background, scene.background),
   )
-
-
-def misread(scene: Scene, draws: Draws) -> Scene:
-  """A batch in which one scene in ten is an edit: what captions with mistakes are written from."""
-  return _choose(draws.uniform() < WRONG_FRACTION, edit(scene, draws), scene)
 
 
 def edit_groups(scene: Scene, draws: Draws) -> Scene:
@@ -421,19 +413,16 @@ def caption_words(scene: Scene, captions: str, draws: Draws | None = None) -> tu
   """The slots of a batch of captions, and which of them are said.
 
   Partial captions keep an object with a rate of U(0.25, 0.9) a caption (at least one), its place, size and color each
-  with a rate of U(0.2, 0.95) a caption, the background with 0.4. A shift is said with its place. Noisy captions are
-  full, but one in ten has a mistake.
+  with a rate of U(0.2, 0.95) a caption, the background with 0.4. A shift is said with its place.
 
   Args:
     scene: a batch [B].
-    captions: "full", "partial", "mixed" (full with probability 0.6) or "noisy".
+    captions: "full", "partial" or "mixed" (full with probability 0.6).
     draws: B rows; needed unless full.
 
   Returns:
     (positions in `WORDS` int64[B, S], is said bool[B, S]).
   """
-  if captions == "noisy":
-    scene, captions = misread(scene, draws), "full"
   config, present = scene.config, scene.present
   batch, places = present.shape
   word = np.empty((batch, places, 7), np.int64)

@@ -82,6 +82,7 @@ def _writable(state: State) -> dict:
   return {
     "step": state.step,
     "skipped": state.skipped,
+    "loss_average": state.loss_average,
     "trainable": state.trainable,
     "opt_state": state.opt_state,
     "ema": state.ema,

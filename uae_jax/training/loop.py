@@ -77,7 +77,8 @@ def run(
     if wait:
       checkpoints.close()
 
-  while step < section.total_steps:
+  is_last = step >= section.total_steps
+  while not is_last:
     if observe is not None and step % observe_every_steps == 0:
       with clock.paused(state):
         writer.write(folder, step, observe(step, state.averaged_params))
@@ -97,6 +98,9 @@ def run(
       }
       logged |= clock.read(state)
       writer.write(folder, step, logged)
+      if section.target_loss and float(state.loss_average) < section.target_loss:
+        logging.info("%s: the loss averages %.3g after step %d", folder, float(state.loss_average), step)
+        is_last = True
       if metrics["skipped_in_a_row"] >= max_skipped_in_a_row:
         save(metrics, wait=True)
         raise NonFiniteError(

@@ -11,6 +11,8 @@ from uae_jax import trees
 from uae_jax.algorithms import ema
 from uae_jax.training.optimizer import spikes_skipped
 
+_LOSS_DECAY = 0.99
+
 
 @flax.struct.dataclass
 class State:
@@ -23,6 +25,7 @@ class State:
     opt_state: of optax, for `trainable`.
     ema: moving average of `trainable`, or an empty dict.
     skipped: int32[], updates skipped in a row because loss or gradient was not finite.
+    loss_average: float32[], moving average of the loss over about a hundred updates.
     rng: key; a step uses `fold_in(rng, step)`.
     dtypes: of the trainable parameters in the nets, in the order of their leaves; here they are float32.
     old: slow average of `trainable` that forward-process objectives need, or an empty dict.
@@ -34,6 +37,7 @@ class State:
   opt_state: optax.OptState
   ema: dict
   skipped: jax.Array
+  loss_average: jax.Array
   rng: jax.Array
   dtypes: tuple[jnp.dtype, ...] = flax.struct.field(pytree_node=False)
   old: dict = flax.struct.field(default_factory=dict)
@@ -80,6 +84,7 @@ def create(
     opt_state=optimizer.init(trainable),
     ema=jax.tree.map(jnp.copy, trainable) if has_ema else {},
     skipped=jnp.int32(0),
+    loss_average=jnp.full((), jnp.nan, jnp.float32),
     rng=rng,
     dtypes=dtypes,
     old=jax.tree.map(jnp.copy, trainable) if has_old else {},
@@ -102,7 +107,7 @@ def apply_gradients(
   Args:
     state: before.
     grads: of `state.trainable`.
-    loss: float32[], looked at for the guard only.
+    loss: float32[], for the guard and the average.
     optimizer: made the state's `opt_state`.
     ema_decay: ceiling of the average's decay; used if the state has one.
 
@@ -124,7 +129,16 @@ def apply_gradients(
     average = keep(ema.update(average, trainable, decay), average)
   skipped = jnp.where(is_finite, 0, state.skipped + 1)
   opt_state = keep(opt_state, state.opt_state)
-  state = state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state, ema=average, skipped=skipped)
+  followed = state.loss_average + (1.0 - _LOSS_DECAY) * (loss - state.loss_average)
+  loss_average = keep(jnp.where(jnp.isnan(state.loss_average), loss, followed), state.loss_average)
+  state = state.replace(
+    step=state.step + 1,
+    trainable=trainable,
+    opt_state=opt_state,
+    ema=average,
+    skipped=skipped,
+    loss_average=loss_average,
+  )
   return state, {
     "grad_norm": norm,
     "skipped_in_a_row": skipped.astype(jnp.float32),
