@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
 REMAT_POLICIES = {
   "none": None,  # keep every activation
@@ -17,6 +18,17 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) ->
   return nnx.vmap(nnx.transform_metadata(make, partition="layers"))(rngs.split(depth))
 
 
+def unstack(layers: nnx.Module) -> nnx.List:
+  """The layers of a module made by `stack`, one by one: for loops that would cut them out of the stack every time."""
+  graphdef, state = nnx.split(layers)
+  depth = jax.tree.leaves(state)[0].shape[0]
+  return nnx.List(nnx.merge(graphdef, _slice(state, i)) for i in range(depth))
+
+
+def _slice(tree, i: int):
+  return jax.tree.map(lambda x: x[i], tree)
+
+
 def scan_layers(body: Callable, carry, layers: nnx.Module, xs=None, *, remat: str = "none", unroll: int | bool = 1):
   """Runs `carry, y = body(carry, layer, x)` over stacked layers.
 
@@ -25,7 +37,7 @@ def scan_layers(body: Callable, carry, layers: nnx.Module, xs=None, *, remat: st
   Args:
     body: takes the carry, one unstacked layer and this layer's slice of `xs`; returns (carry, y).
     carry: pytree of fixed shapes.
-    layers: a module made by `stack`.
+    layers: a module made by `stack`, or what `unstack` made of it: those are always written out.
     xs: pytree whose leaves lead with the layers axis, or None.
     remat: a key of `REMAT_POLICIES`; what the backward pass may keep of each layer.
     unroll: as in `jax.lax.scan`; `True` writes the layers out, which is faster on CPU when there are few.
@@ -33,6 +45,12 @@ def scan_layers(body: Callable, carry, layers: nnx.Module, xs=None, *, remat: st
   Returns:
     (carry, ys stacked on the layers axis).
   """
+  if isinstance(layers, nnx.List):
+    ys = []
+    for i, layer in enumerate(layers):
+      carry, y = body(carry, layer, _slice(xs, i))
+      ys.append(y)
+    return carry, jax.tree.map(lambda *y: jnp.stack(y), *ys)
   graphdef, state = nnx.split(layers)
 
   def step(carry, layer_and_x):

@@ -2,11 +2,14 @@
 same prefix.
 """
 
+import math
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from uae_jax.algorithms import kl
+from uae_jax.layers.stack import unstack
 from uae_jax.models.prompts import Prompts
 from uae_jax.models.qwen25_vl.language import LanguageModel, PrefixCache
 from uae_jax.models.uae import UAE
@@ -90,6 +93,9 @@ def sample_captions(
   shape = (batch, num_rollouts)
   end = jnp.asarray(prompts.end)
   language = gathered(language)
+  if language.config.unroll:
+    # Cut out of their stack before the loop: else every token would copy all of them.
+    language.layers = unstack(language.layers)
   logits = jnp.broadcast_to(language.logits(prefix.last_hidden)[:, None], (*shape, language.config.vocab_size))
   suffix = language.init_suffix(batch, num_rollouts, max_tokens, prefix.cache.k.dtype)
 
@@ -102,10 +108,10 @@ def sample_captions(
     if repetition_penalty != 1.0:
       repeated = jnp.where(logits < 0, logits * repetition_penalty, logits / repetition_penalty)
       logits = jnp.where(seen, repeated, logits)
-    scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
-    sampled = jax.random.categorical(jax.random.fold_in(key, t), scaled)
+    log_p = jax.nn.log_softmax(logits / jnp.where(temperature > 0, temperature, 1.0))
+    sampled = draw(jax.random.fold_in(key, t), jnp.exp(log_p))
     token = jnp.where(temperature > 0, sampled, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
-    log_prob = jnp.take_along_axis(jax.nn.log_softmax(scaled), token[..., None], axis=-1)[..., 0]
+    log_prob = jnp.take_along_axis(log_p, token[..., None], axis=-1)[..., 0]
     tokens = tokens.at[:, :, t].set(jnp.where(done, prompts.pad, token))
     log_probs = log_probs.at[:, :, t].set(jnp.where(done, 0.0, log_prob))
     done = done | jnp.isin(token, end)
@@ -125,6 +131,25 @@ def sample_captions(
   carry = (jnp.int32(0), tokens, jnp.zeros((*shape, max_tokens)), jnp.zeros(shape, bool), logits, suffix, seen)
   _, tokens, log_probs, done, *_ = jax.lax.while_loop(is_running, step, carry)
   return Captions(tokens=tokens, mask=caption_mask(tokens, prompts), log_probs=log_probs, is_closed=done)
+
+
+def draw(key: jax.Array, weights: jax.Array) -> jax.Array:
+  """Samples int32[...] from distributions that are proportional to weights float32[..., V].
+
+  Inverts the cumulative distribution, of groups of entries and then of the entries of one, with a random number for
+  each. `jax.random.categorical` draws noise for every entry: on CPU, for 16 x 16384 of them, 9 ms against 0.3.
+  """
+
+  def invert(weights, uniform):
+    cumulative = jnp.cumsum(weights, axis=-1)
+    return jnp.sum(cumulative <= uniform[..., None] * cumulative[..., -1:], axis=-1, dtype=jnp.int32)
+
+  num_groups = math.gcd(weights.shape[-1], 128)
+  groups = weights.reshape(*weights.shape[:-1], num_groups, -1)
+  first, second = jax.random.uniform(key, (2, *weights.shape[:-1]))
+  group = invert(jnp.sum(groups, axis=-1), first)
+  inside = jnp.take_along_axis(groups, group[..., None, None], axis=-2)[..., 0, :]
+  return group * groups.shape[-1] + invert(inside, second)
 
 
 def caption_mask(tokens: jax.Array, prompts: Prompts) -> jax.Array:

@@ -1,0 +1,26 @@
+"""Tokens are drawn as often as their probability says, and never where it is zero."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from uae_jax.rollouts.captions import draw
+
+
+@pytest.mark.parametrize("vocabulary", [7, 256])  # one group, and 128 of two
+def test_frequencies_are_the_probabilities(vocabulary):
+  count = 20_000
+  weights = jax.random.uniform(jax.random.key(0), (vocabulary,)).at[jnp.array([0, 3, vocabulary - 1])].set(0.0)
+  drawn = np.asarray(draw(jax.random.key(1), jnp.broadcast_to(weights, (count, vocabulary))))
+  expected = np.asarray(weights / weights.sum())
+  found = np.bincount(drawn, minlength=vocabulary) / count
+  assert np.all(found[expected == 0] == 0)
+  # Five standard deviations of a frequency.
+  assert np.all(np.abs(found - expected) <= 5 * np.sqrt(expected / count))
+
+
+def test_rows_and_keys_are_drawn_apart():
+  weights = jnp.ones((4, 256))
+  one, other = draw(jax.random.key(0), weights), draw(jax.random.key(1), weights)
+  assert len(set(one.tolist())) > 1 and one.tolist() != other.tolist()
