@@ -41,7 +41,7 @@ def prompt(nets: Nets, images) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def generate(nets: Nets, model, images, rollouts: int, length: int, *, temperature: float = 1.0) -> torch.Tensor:
   """int64[B * rollouts, length] sampled tokens; temperature 0 is greedy, one caption an image."""
-  greedy = temperature == 0
+  greedy, image = temperature == 0, image_token(nets.size)
   # Compilation needs the static cache, which is slower without it (measured on CPU).
   compile_config = CompileConfig(fullgraph=False, dynamic=False, mode="default") if nets.is_compiled else None
   if compile_config is not None:
@@ -53,7 +53,8 @@ def generate(nets: Nets, model, images, rollouts: int, length: int, *, temperatu
     max_new_tokens=length,
     eos_token_id=None,
     pad_token_id=0,
-    **({} if greedy else {"temperature": temperature, "top_k": 0, "top_p": 1.0}),
+    # A sampled image token would ask for an image when the caption is read again.
+    **({} if greedy else {"temperature": temperature, "top_k": 0, "top_p": 1.0, "suppress_tokens": [image]}),
     **({"cache_implementation": "static", "compile_config": compile_config} if nets.is_compiled else {}),
   )
   return tokens[:, -length:]
