@@ -216,12 +216,12 @@ def get_config(arg=None):
   # Stage 3: Flow-GRPO.
   config.understanding_for_generation = stage(
     80,
-    12,
-    2e-4,
+    24,
+    3e-4,
     captions="full",
     trainable="^decoder/.*lora_",
     options=dict(
-      num_rollouts=16,
+      num_rollouts=8,
       captions="sampled",
       max_new_tokens=26,
       temperature=1.0,
@@ -247,7 +247,6 @@ def get_config(arg=None):
       decode_chunks=1,
       replay_chunks=1,
     ),
-    schedule="constant",
   )
   config.understanding_for_generation.objective = ConfigDict(
     dict(loss="flow_grpo", clip_low=1e-3, clip_high=1e-3, beta=0.0)

@@ -72,7 +72,7 @@ ROWS = {
   "dance": decoder(sampler="dance", noise_level=0.3),
   "guard": decoder(dict(ratio="guard", clip_low=2e-6, clip_high=2e-6, step_weight="inverse_dt")),
   "fixed_window": decoder(window_strategy="fixed"),
-  "images_8": decoder(num_rollouts=8),
+  "images_16": decoder(num_rollouts=16),
   "nft": decoder(dict(loss="nft"), **FORWARD, samples_from="old", old_decay=0.5),
   "awm": decoder(dict(loss="awm", average_beta=1.0), **FORWARD, old_decay=0.3),
   # Co-evolution: one pass against two rounds of half the length.
