@@ -141,8 +141,8 @@ def get_config(arg=None):
     4000,
     32,
     5e-3,
-    # Shapes are learnt all at once, after 700 steps or 2000: it ends where they are, with a decoder that is good but not
-    # finished, so that stage 3 has something to gain.
+    # Shapes are learnt all at once, after 700 steps or 2000: it ends where they are, with a decoder that is good but
+    # not finished, so that stage 3 has something to gain.
     target_loss=0.05,
     schedule="constant",
     # Long captions, as the paper has it: what a caption leaves out, or does not place, teaches to guess.
