@@ -143,7 +143,7 @@ def get_config(arg=None):
     5e-3,
     # Shapes are learnt all at once, after 700 steps or 2000: it ends where they are, with a decoder that is good but
     # not finished, so that stage 3 has something to gain.
-    target_loss=0.05,
+    target_loss=0.1,
     schedule="constant",
     # Long captions, as the paper has it: what a caption leaves out, or does not place, teaches to guess.
     captions="full",
