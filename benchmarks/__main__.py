@@ -36,8 +36,9 @@ SUITES = (
   "checkpoint",
   "prefix",
   "scaling",
+  "devices",
 )
-OWN = ("prefix", "scaling")  # what no peer has
+OWN = ("prefix", "scaling", "devices")  # what no peer has
 BACKENDS = ("uae_jax", "torch", "torch_compiled")
 
 

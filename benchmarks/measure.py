@@ -35,21 +35,26 @@ def measure(suite: str, backends: list[str], size: str, folder: Path, repeats: i
 
 def _case(suite: str, case: str, backends: list[Backend], repeats: int) -> list[dict]:
   rows, ready = [], {}
+
+  def ask(backend, row, command):
+    try:
+      return backend.ask(command, case)
+    except BackendError as error:
+      row["error"] = str(error)
+      ready.pop(backend, None)
+
   for backend in backends:
     row = {"suite": suite, "case": case, "backend": backend.name}
     rows.append(row)
-    try:
-      row |= backend.ask("prepare", case)
-      ready[backend] = (row, [])
-    except BackendError as error:
-      row["error"] = str(error)
+    ready[backend] = (row, [])
+    row |= ask(backend, row, "prepare") or {}
   for _ in range(repeats):
-    for backend, (_, samples) in ready.items():
-      sample = backend.ask("run", case)
-      samples.append((sample["seconds"], sample["processor_seconds"]))
-  for backend, (row, samples) in ready.items():
-    backend.ask("drop", case)
+    for backend, (row, samples) in list(ready.items()):
+      if sample := ask(backend, row, "run"):
+        samples.append((sample["seconds"], sample["processor_seconds"]))
+  for backend, (row, samples) in list(ready.items()):
     row |= summary(samples)
     row["rate"] = row["amount"] / row["seconds"]
     row["samples"] = samples
+    ask(backend, row, "drop")
   return rows

@@ -1,8 +1,8 @@
 """Results as a table in Markdown."""
 
 from collections.abc import Iterator, Sequence
-import math
-import statistics
+
+from benchmarks import growth
 
 OURS = "uae_jax"
 HEADER = (
@@ -64,20 +64,6 @@ def disagreement(row: dict, rows: Sequence[dict]) -> float | None:
   return max(abs(a - b) for a, b in zip(row["check"], ours["check"], strict=True)) / largest
 
 
-def exponents(rows: Sequence[dict]) -> list[tuple[str, str, float]]:
-  """(axis, "run" or "compile", e) of t ~ x ** e, least squares in logarithms over the cases of an axis."""
-  found = []
-  axes = dict.fromkeys(row["facts"]["axis"] for row in rows if "axis" in row.get("facts", {}))
-  for axis in axes:
-    points = [row for row in rows if row.get("facts", {}).get("axis") == axis]
-    for kind, field in (("run", "seconds"), ("compile", "seconds_compile")):
-      xs = [math.log(row["facts"]["x"]) for row in points]
-      ys = [math.log(max(row[field], 1e-6)) for row in points]
-      slope, _ = statistics.linear_regression(xs, ys)
-      found.append((axis, kind, slope))
-  return found
-
-
 def number(value: float | None, suffix: str = "") -> str:
   """Three digits."""
   return "" if value is None else f"{value:.3g}{suffix}"
@@ -115,8 +101,7 @@ def _lines(rows: Sequence[dict], best: dict[str, float]) -> Iterator[str]:
     f"Roof: {best['flops'] / 1e9:.0f} GFLOP/s, {best['bytes'] / 1e9:.1f} GB/s. "
     "Ratio: time of the fastest peer over ours. Roof column: time at the roof that bounds the case over measured time."
   )
-  for axis, kind, slope in exponents(rows):
-    yield f"\n{kind} time grows as ({axis}) ** {slope:.2f}"
+  yield from growth.lines(rows)
   for row in rows:
     if "error" in row:
       yield f"\n{row['suite']} {row['case']}, {row['backend']}: {row['error']}"

@@ -19,7 +19,10 @@ class Case:
     flops: multiplications and additions of matrix products and convolutions a run; None where nobody counted.
     bytes: that a run must at least move from memory, for work that the bandwidth bounds; else None.
     check: numbers that all backends must agree on, from the same weights and inputs; None where nothing compares.
-    facts: anything else worth writing down.
+    facts: anything else worth writing down. Where cases make a curve: "axis", what grows; "x", how large it is;
+      "series", which of several curves of the axis, if so; "temporaries_mb" and "resident_mb", what the compiled
+      program plans to hold on a device, beside its arguments and in them.
+    seconds_compile: of a program that was compiled before its first run; else the first run tells.
   """
 
   run: Callable[[], Any]
@@ -29,6 +32,7 @@ class Case:
   bytes: float | None = None
   check: Callable[[], Sequence[float]] | None = None
   facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  seconds_compile: float | None = None
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, float]:

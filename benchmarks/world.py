@@ -3,6 +3,7 @@
 python -m benchmarks.world small DIR
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import json
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from benchmarks import inputs
@@ -162,21 +164,32 @@ class World:
   @functools.cached_property
   def params(self) -> dict:
     """The same random weights in every process; adapters are not zero."""
+    return self.draw(lambda path: True)
+
+  def draw(self, is_wanted: Callable[[str], bool]) -> dict:
+    """The weights whose path is wanted."""
     leaves = {}
     for i, (path, leaf) in enumerate(trees.items(self.abstract)):
-      dtype = jnp.float32 if is_adapter(path) else jnp.dtype(self.size.dtype)
-      leaves[path] = _draw(i, path, leaf.shape, dtype, self)
+      if is_wanted(path):
+        dtype = jnp.float32 if is_adapter(path) else jnp.dtype(self.size.dtype)
+        leaves[path] = _draw(i, path, leaf.shape, dtype, self)
     return trees.from_items(leaves.items())
 
   @functools.cached_property
   def optimizer(self):
     return make_optimizer(OptimizerOptions(LEARNING_RATE, schedule="constant", warmup_percent=0.0), 1000)
 
-  def state(self, net: str) -> State:
-    """The first state of a stage that trains the adapters of `net`; its own copy, because updates consume it."""
-    params = jax.tree.map(lambda x: x, self.params)
+  def state(self, net: str, params: dict | None = None) -> State:
+    """The first state of a stage that trains the adapters of `net`; its own copy, because updates consume it.
+
+    `params` are others than this world's own.
+    """
     state = create(
-      params, lambda path: path.startswith(net) and is_adapter(path), self.optimizer, jax.random.key(1), has_ema=False
+      self.params if params is None else params,
+      lambda path: path.startswith(net) and is_adapter(path),
+      self.optimizer,
+      jax.random.key(1),
+      has_ema=False,
     )
     return state.replace(trainable=jax.tree.map(jnp.copy, state.trainable))
 
@@ -202,12 +215,12 @@ def _draw(number: int, path: str, shape: tuple, dtype, world: World) -> jax.Arra
   return noise.astype(dtype)
 
 
-def make(size: Size, **changes) -> World:
-  """Allocates nothing; `changes` as in `uae_config`."""
+def make(size: Size, *, mesh: Mesh | None = None, **changes) -> World:
+  """Allocates nothing; one device unless a mesh says more, `changes` as in `uae_config`."""
   from flax import nnx
 
   config = uae_config(size, **changes)
-  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
   graphdef, abstract = sharding.abstract_model(lambda: UAE(config, rngs=nnx.Rngs(0)), mesh)
   encoders, abstract_encoders = {}, {}
   for name, encoder in encoder_configs(size).items():

@@ -215,7 +215,7 @@ def get_config(arg=None):
   config.generation_for_understanding.updates = ConfigDict(dict(num_epochs=1, num_minibatches=1, num_microbatches=1))
   # Stage 3: Flow-GRPO.
   config.understanding_for_generation = stage(
-    80,
+    160,
     24,
     3e-4,
     captions="full",
@@ -259,7 +259,7 @@ def get_config(arg=None):
     dict(
       num_images=384,
       batch_size=64,
-      num_noises=3,
+      num_noises=5,
       max_new_tokens=26,
       sampler_steps=8,
       guidance=1.0,

@@ -80,7 +80,7 @@ ROWS = {
   "two_rounds": dict(
     start="cold_start",
     stages=(CAPTIONER, DECODER),
-    changes={"rounds": 2, f"{CAPTIONER}.total_steps": 110, f"{DECODER}.total_steps": 40},
+    changes={"rounds": 2, f"{CAPTIONER}.total_steps": 110, f"{DECODER}.total_steps": 80},
   ),
 }
 

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from benchmarks.__main__ import parse
+from benchmarks.growth import curves, exponent
 from benchmarks.measure import measure
 from benchmarks.plot import chart
-from benchmarks.table import exponents, table
+from benchmarks.table import table
 
 
 def row(backend, seconds, **fields):
@@ -49,11 +50,18 @@ def test_ours_is_compared_with_the_fastest_peer_and_with_the_roof():
 
 
 def test_growth_is_fitted():
-  rows = [row("uae_jax", 3.0 * x**2, facts={"axis": "depth", "x": x}) for x in (1, 2, 4)]
-  assert [(axis, kind, round(slope, 6)) for axis, kind, slope in exponents(rows)] == [
-    ("depth", "run", 2.0),
-    ("depth", "compile", 0.0),
+  rows = [
+    row("uae_jax", factor * x**power, facts={"axis": "group", "x": x, "series": series, "temporaries_mb": 5.0 * x})
+    for series, factor, power in (("shared", 3.0, 0), ("repeated", 2.0, 1))
+    for x in (1, 2, 4)
   ]
+  shared, repeated = curves(rows)["group"].values()
+  assert exponent(shared, "time") == pytest.approx(0) and exponent(repeated, "time") == pytest.approx(1)
+  assert exponent(shared, "arguments") is None and exponent(shared[:1], "time") is None
+  lines = {line.split(" | ")[0]: line for line in table(rows).splitlines()}
+  assert lines["| group"].split(" | ")[1:3] == ["shared time, s", "shared temporaries, MB"]
+  assert lines["| 4"] == "| 4 | 3 | 20.0 | 0.5 | 8 | 20.0 | 0.5 |"
+  assert lines["| exponent"] == "| exponent | 0.00 | 1.00 | 0.00 | 1.00 | 1.00 | 0.00 |"
 
 
 def test_a_worker_measures_and_a_failure_is_a_result(tmp_path):
