@@ -257,7 +257,7 @@ def get_config(arg=None):
 
   config.evaluation = ConfigDict(
     dict(
-      num_images=384,
+      num_images=768,
       batch_size=64,
       num_noises=5,
       max_new_tokens=26,
