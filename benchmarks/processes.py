@@ -18,10 +18,11 @@ ALLOCATOR = {
 VIRTUAL_DEVICES = 8  # of the suite of that name, on a CPU
 
 
-def environment(suite: str) -> dict[str, str]:
-  """Of a suite's processes."""
-  # Compile times are measured: nothing may come from a cache.
-  variables = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"} | ALLOCATOR
+def environment(suite: str, folder: Path) -> dict[str, str]:
+  """Of a suite's processes, which write into `folder` alone."""
+  # Compile times are measured: nothing may come from a cache. PyTorch keeps its own in TMPDIR.
+  variables = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+  variables |= ALLOCATOR | {"TMPDIR": str(folder)}
   if suite == "devices":
     flags = variables.get("XLA_FLAGS", ""), f"--xla_force_host_platform_device_count={VIRTUAL_DEVICES}"
     variables["XLA_FLAGS"] = " ".join(flags).strip()
@@ -40,7 +41,7 @@ class Backend:
     command = [sys.executable, "-m", "benchmarks.worker", "--suite", suite, "--backend", name, "--size", size]
     command += ["--folder", str(folder), "--threads", str(threads)]
     self._process = subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment(suite)
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment(suite, folder)
     )
 
   def __enter__(self):
