@@ -22,12 +22,12 @@ def measure(suite: str, backends: list[str], size: str, folder: Path, repeats: i
   rows = []
   with contextlib.ExitStack() as stack:
     started = {}
-    for name in backends:
-      backend = stack.enter_context(Backend(suite, name, size, folder, threads, log))
+    # All start at once, and import while others do.
+    for backend in [stack.enter_context(Backend(suite, name, size, folder, threads, log)) for name in backends]:
       try:
         started[backend] = backend.cases()
       except BackendError as error:
-        rows.append({"suite": suite, "case": "", "backend": name, "error": str(error)})
+        rows.append({"suite": suite, "case": "", "backend": backend.name, "error": str(error)})
     for case in dict.fromkeys(case for cases in started.values() for case in cases):
       rows += _case(suite, case, [backend for backend, cases in started.items() if case in cases], repeats)
   return rows

@@ -19,7 +19,7 @@ from uae_jax import trees
 from uae_jax.layers.lora import is_adapter
 from uae_jax.rollouts import captions
 
-GROUPS = (1, 4, 16, 32)
+GROUPS = (1, 8, 32)
 
 
 def cases(world: World) -> dict:

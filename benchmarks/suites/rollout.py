@@ -58,8 +58,4 @@ def cases(world: World) -> dict:
       check=lambda: np.asarray(run(0.0))[:, 0, : min(length, 16)].ravel().tolist(),
     )
 
-  length = size.caption_tokens
-  return {
-    f"G={size.rollouts} T={length}": lambda: group(size.rollouts, length),
-    f"G={size.rollouts} T={2 * length}": lambda: group(size.rollouts, 2 * length),
-  }
+  return {f"G={size.rollouts} T={size.caption_tokens}": lambda: group(size.rollouts, size.caption_tokens)}

@@ -53,7 +53,7 @@ def cases(world: World) -> dict:
     params = world.params | other.draw(lambda path: path.startswith("decoder/"))
     return velocity(other, params, size.image_px, "depth, one call of the decoder", depth)
 
-  lengths = (length // 2, length, 2 * length, 4 * length)
+  lengths = (length // 2, length, 2 * length)
   sides = (size.sampling_px // 2, size.sampling_px, size.sampling_px * 2)
   return {
     **{f"caption {n}": lambda n=n: rollout(n) for n in lengths},

@@ -28,7 +28,7 @@ class Photographs(torch.utils.data.Dataset):
       picture = ImageOps.fit(picture.convert("RGB"), (self._side, self._side), Image.Resampling.BICUBIC)
     text = self._files[index].with_suffix(".txt").read_text()
     tokens = self._tokenizer(text, padding="max_length", max_length=photographs.CAPTION_TOKENS)["input_ids"]
-    return {"image": np.asarray(picture), "tokens": np.asarray(tokens, np.int32)}
+    return {"image": np.array(picture), "tokens": np.asarray(tokens, np.int32)}
 
 
 def cases(nets: Nets) -> dict:

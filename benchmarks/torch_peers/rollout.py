@@ -27,8 +27,4 @@ def cases(nets: Nets) -> dict:
       check=lambda: run(0.0)[:, : min(length, 16)].flatten().tolist(),
     )
 
-  length = size.caption_tokens
-  return {
-    f"G={size.rollouts} T={length}": lambda: group(size.rollouts, length),
-    f"G={size.rollouts} T={2 * length}": lambda: group(size.rollouts, 2 * length),
-  }
+  return {f"G={size.rollouts} T={size.caption_tokens}": lambda: group(size.rollouts, size.caption_tokens)}
