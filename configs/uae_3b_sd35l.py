@@ -223,7 +223,7 @@ def get_config(arg=None):
       reward_weights=(("clip", 1.0),),
       held_out_encoder="dinov2",
       decode_chunks=24,
-      replay_chunks=6 * pieces,
+      replay_chunks=min(12 * pieces, 24),  # 24 is one image of each group
     ),
   )
   config.understanding_for_generation.objective = ConfigDict(
