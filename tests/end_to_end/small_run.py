@@ -39,7 +39,9 @@ class Config(dict):
 
 def make_config(total_steps: int) -> Config:
   data = Config(source="scenes", data_dir="", image_px=32, caption_tokens=26, max_bad_fraction=0.0, variant="plain")
-  section = Config(captions="mixed", batch_size=8, total_steps=total_steps, log_every_steps=1, save_every_steps=2)
+  section = Config(
+    captions="mixed", batch_size=8, total_steps=total_steps, target_loss=0.0, log_every_steps=1, save_every_steps=2
+  )
   section["options"] = {}
   return Config(data=data, small=section)
 

@@ -80,7 +80,7 @@ def test_a_changed_config_is_refused_by_name(workdir):
   done = run_smoke(workdir, "--config.pretrain.optimizer.learning_rate=1.0")
   assert done.returncode == 1
   line = done.stderr.strip().splitlines()[-1]
-  assert "config.pretrain.optimizer.learning_rate: 0.003 -> 1.0" in line
+  assert "config.pretrain.optimizer.learning_rate: 0.005 -> 1.0" in line
 
 
 def test_a_foreign_folder_is_refused(tmp_path):

@@ -43,7 +43,9 @@ def test_the_average_is_observed_and_handed_on():
   # Every update adds 1 to the parameter.
   step = Program(supervised.make_step(lambda params, *_: (-params["w"], {}), optimizer, ema_decay=CEILING))
   stage = Stage("stage", step, state, lambda _: 0.0, 1, keep)
-  section = types.SimpleNamespace(total_steps=STEPS, log_every_steps=1, save_every_steps=100, options={})
+  section = types.SimpleNamespace(
+    total_steps=STEPS, target_loss=0.0, log_every_steps=1, save_every_steps=100, options={}
+  )
   seen = []
 
   def observe(step, params):
