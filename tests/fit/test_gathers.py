@@ -4,15 +4,24 @@ import types
 
 from flax import nnx
 import jax
+import jax.extend
 import jax.numpy as jnp
 import pytest
 
 from uae_jax import sharding, trees
+from uae_jax.algorithms.flow_grpo import FlowObjective
+from uae_jax.algorithms.forward_process import ForwardObjective
 from uae_jax.layers import lora
 from uae_jax.models.mmdit import MMDiT, MMDiTConfig
 from uae_jax.models.qwen25_vl.language import LanguageConfig, LanguageModel, PrefixCache
 from uae_jax.planning.collectives import collectives, summary
 from uae_jax.rollouts import captions
+from uae_jax.training import reinforcement
+from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
+from uae_jax.training.stages import forward_policy, trajectory_policy
+from uae_jax.training.stages.image_policy import Fields
+from uae_jax.training.stages.understanding_for_generation import UnderstandingForGenerationOptions
+from uae_jax.training.state import create
 
 CONFIG = MMDiTConfig(
   depth=5, num_heads=4, head_width=16, patch=2, context_width=64, pooled_width=32, pos_embed_max_size=8, remat="full"
@@ -76,6 +85,46 @@ def test_a_stack_gathered_whole_is_found(world):
   found = collectives(compiled(world, gathers_first=True))
   stack = LAYERS * max(bytes_of(world[2], is_stacked=True))
   assert max(item.bytes for item in found if item.kind == "all-gather" and not item.is_in_loop) >= stack // 2
+
+
+def loops(jaxpr):
+  """Every scan in a jaxpr, nested ones too."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "scan":
+      yield equation
+    for inner in jax.extend.core.jaxprs_in_params(equation.params):
+      yield from loops(inner)
+
+
+@pytest.mark.parametrize("make_policy, objective", [
+  (trajectory_policy.make_policy, FlowObjective(beta=0.1)),
+  (forward_policy.make_policy, ForwardObjective(beta=0.1)),
+])  # fmt: skip
+def test_an_update_of_adapters_keeps_no_frozen_weights(world, make_policy, objective):
+  """Not even gathered: JAX moves them out of a differentiated loop around the layers, past their rematerialisation."""
+  mesh, graphdef, params, (_, _, context, pooled) = world
+  options = UnderstandingForGenerationOptions(num_rollouts=8, sampler_steps=5, window_range=(0, 2))
+  policy = make_policy(options, objective)
+  optimizer = make_optimizer(OptimizerOptions(1e-3), 10)
+
+  def objective_of_part(params, kept, known):
+    def velocity(latents, sigma):
+      net = nnx.merge(graphdef, params).net
+      return net(latents, jnp.broadcast_to(1000 * sigma, len(latents)), jnp.ones(context.shape), jnp.ones(pooled.shape))
+
+    return policy.loss(Fields(velocity, lambda: velocity), kept, known.part, jnp.ones((1, 8)), known.old)
+
+  def update(params, key):
+    state = create(params, lora.is_adapter, optimizer, key, has_ema=False)
+    _, kept = policy.sample(lambda repeat: lambda x, _: x, jnp.zeros((1, 8, 8, 16)), key, 0)
+    options = reinforcement.UpdateOptions()
+    return reinforcement.update(state, kept, objective_of_part, options, optimizer, num_parts=policy.num_points)
+
+  with jax.set_mesh(mesh):
+    found = list(loops(jax.make_jaxpr(update)(params, jax.random.key(0)).jaxpr))
+  assert sum(loop.params["length"] == LAYERS for loop in found) == 3  # forward, backward, and the reference's
+  frozen = {leaf.shape for path, leaf in trees.items(params) if "/layers/" in path and path.endswith("kernel")}
+  assert not frozen & {out.aval.shape[-3:] for loop in found for out in loop.outvars}
 
 
 def test_a_summary_adds_what_loops_repeat():
