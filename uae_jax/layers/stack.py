@@ -33,6 +33,7 @@ def scan_layers(body: Callable, carry, layers: nnx.Module, xs=None, *, remat: st
   """Runs `carry, y = body(carry, layer, x)` over stacked layers.
 
   Layers gather their own weights (`layers.lora.Linear`): inside the loop, and again in a rematerialised backward pass.
+  A differentiated loop around this one would undo that, see `rollouts.images.one_by_one`.
 
   Args:
     body: takes the carry, one unstacked layer and this layer's slice of `xs`; returns (carry, y).

@@ -165,11 +165,24 @@ def replay(
   """
   sigmas = jnp.asarray(samplers.sigmas(num_steps, shift))
 
-  def step(_, inputs):
+  def step(inputs):
     before, after, index = inputs
     mean, std = sde_moments(velocity, before, sigmas, index, kind, noise_level)
-    return None, (samplers.log_prob(kind, after, mean, std), mean, std)
+    return samplers.log_prob(kind, after, mean, std), mean, std
 
-  inputs = (trajectories.latents[:-1], trajectories.latents[1:], trajectories.steps)
-  _, outputs = jax.lax.scan(step, None, inputs)
-  return outputs
+  return one_by_one(step, (trajectories.latents[:-1], trajectories.latents[1:], trajectories.steps))
+
+
+def one_by_one(function: Callable, xs):
+  """`function` of every element along the leading axis, one after the other; without a loop where there is only one.
+
+  Differentiate it only there. JAX moves out of a differentiated loop whatever the backward pass needs and the loop does
+  not change, past every `jax.checkpoint` in it: with frozen weights, those of all layers, gathered.
+
+  Args:
+    function: element -> pytree.
+    xs: pytree whose leaves lead with one axis.
+  """
+  if jax.tree.leaves(xs)[0].shape[0] > 1:
+    return jax.lax.map(function, xs)
+  return jax.tree.map(lambda y: y[None], function(jax.tree.map(lambda x: x[0], xs)))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from uae_jax.algorithms import flow_matching, forward_process, samplers
 from uae_jax.algorithms.losses import require
-from uae_jax.rollouts.images import sample_ode
+from uae_jax.rollouts.images import one_by_one, sample_ode
 from uae_jax.training.stages import trajectory_policy
 from uae_jax.training.stages.image_policy import Fields, ImagePolicy, by_prompt, flat
 
@@ -79,11 +79,11 @@ def make_policy(options, objective: forward_process.ForwardObjective) -> ImagePo
     """At all points, float32[T, prompts * rollouts, h, w, 16]; one after the other."""
     x = flat(kept.x, 1)[0]
 
-    def at_point(_, point):
+    def at_point(point):
       noise, sigma = point
-      return None, velocity(flow_matching.interpolate(x, noise, sigma), sigma)
+      return velocity(flow_matching.interpolate(x, noise, sigma), sigma)
 
-    return jax.lax.scan(at_point, None, (flat(kept.noise, 1), flat(kept.sigma, 1)))[1]
+    return one_by_one(at_point, (flat(kept.noise, 1), flat(kept.sigma, 1)))
 
   def remember(velocity, kept: Noised):
     return kept.replace(old_velocity=by_prompt(velocities(velocity, kept), 1, num_rollouts))
