@@ -45,6 +45,14 @@ def test_a_config_of_full_size_is_valid(name, pixels):
   assert fields(config) == {field for field in fields(known) if field.split(".")[0] not in BASE_NETS}
 
 
+@pytest.mark.parametrize(("name", "target"), [("pretrain", -0.1), ("understanding_for_generation", 0.1)])
+def test_a_target_of_no_learnable_loss_is_refused(name, target):
+  config = load("scenes.py")
+  config[name].target_loss = target
+  with pytest.raises(ValueError, match=rf"config\.{name}\.target_loss = {target}: expected 0"):
+    stage.validate(config)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_of_every_stage_is_known(name):
   """Options are dataclasses: an unknown name raises."""

@@ -32,8 +32,10 @@ def test_updates_of_matrices_are_orthogonal_of_adamw_size_and_each_by_itself():
   grads = draw(**{"layers/kernel": (3, 8, 16), "layers/bias": (3, 16), "out/kernel": (8, 16)})
   after = updates(make(), grads)
   singular = np.linalg.svd(after["layers"]["kernel"], compute_uv=False)
-  # Five Newton-Schulz steps bring singular values near one, no nearer; 0.2 sqrt(16) is their size for an RMS of 0.2.
-  np.testing.assert_allclose(singular / (RATE * 0.2 * 4.0), 1.0, atol=0.35)
+  # 0.2 sqrt(16) is their size for an RMS of 0.2. Five Newton-Schulz steps with Muon's coefficients end between 0.68 and
+  # 1.13 and no nearer to one: their polynomial trades that for steepness at zero.
+  singular /= RATE * 0.2 * 4.0
+  assert 0.68 < np.min(singular) and np.max(singular) < 1.14
   alone = updates(make(), {"layers": {"kernel": grads["layers"]["kernel"][1]}})
   np.testing.assert_allclose(after["layers"]["kernel"][1], alone["layers"]["kernel"], rtol=1e-4, atol=1e-6)
 

@@ -96,11 +96,11 @@ def run(
         "learning_rate": float(stage.learning_rate(step * stage.optimizer_steps)),
         "bad_records": batches.num_bad(),
       }
+      if section.target_loss:
+        logged["loss_average"] = float(state.loss_average)
+        is_last = is_last or logged["loss_average"] < section.target_loss
       logged |= clock.read(state)
       writer.write(folder, step, logged)
-      if section.target_loss and float(state.loss_average) < section.target_loss:
-        logging.info("%s: the loss averages %.3g after step %d", folder, float(state.loss_average), step)
-        is_last = True
       if metrics["skipped_in_a_row"] >= max_skipped_in_a_row:
         save(metrics, wait=True)
         raise NonFiniteError(
@@ -116,5 +116,5 @@ def run(
   if observe is not None:
     writer.write(folder, step, observe(step, state.averaged_params))
   batch = batch if batch is not None else next(batches)
-  writer.end_stage()
+  writer.end_stage(step)
   return stage.finish(jax.block_until_ready(state.averaged_params), batch["image"])

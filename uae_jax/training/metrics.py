@@ -105,9 +105,12 @@ class MetricWriter:
     if self._summaries is not None:
       self._summaries.write_texts(int(step), {f"{stage}/{name}": text for name, text in texts.items()})
 
-  def end_stage(self) -> None:
-    """Closes the stage's progress bar and flushes."""
+  def end_stage(self, step: int | None = None) -> None:
+    """Closes the stage's progress bar and flushes; `step` is how many updates a finished stage took."""
     if self._bar is not None:
+      if step is not None:
+        self._bar.total = step
+        self._bar.refresh()
       self._bar.close()
       self._bar = None
     if self._summaries is not None:

@@ -87,6 +87,11 @@ def validate(config) -> None:
   for name in config.stages:
     section = config[name]
     cuts = section.num_microbatches
+    if section.target_loss < 0 or (section.target_loss and name in REINFORCEMENT):
+      raise ValueError(
+        f"config.{name}.target_loss = {section.target_loss}: expected 0, or more where a loss tells what is learnt, "
+        "which that of a policy does not"
+      )
     if name in REINFORCEMENT:
       check_rewards(name, section)
       cuts = section.updates.num_minibatches * section.updates.num_microbatches
@@ -174,8 +179,13 @@ def kept_before(config, name: str, params: dict) -> dict:
   """
   if name != "understanding_for_generation" or not config.evaluation.num_images:
     return {}
-  pattern = re.compile(config[name].trainable)
-  return trees.split(params, lambda path: bool(pattern.search(path)))[0]
+  return trees.split(params, _is_trainable(config[name]))[0]
+
+
+def _is_trainable(section) -> Callable[[str], bool]:
+  """Path of a parameter -> whether the stage trains it."""
+  pattern = re.compile(section.trainable)
+  return lambda path: pattern.search(path) is not None
 
 
 def make_stage(config, name: str, built: Built, params: dict, seed: int) -> Stage:
@@ -238,12 +248,12 @@ def stage_optimizer(section, name: str) -> tuple[optax.GradientTransformation, o
 
 def make_init(section, built: Built, optimizer: optax.GradientTransformation, *, has_old: bool = False):
   """(params, key) -> the first state of a stage."""
-  pattern = re.compile(section.trainable)
+  is_trainable = _is_trainable(section)
 
   def init(params: dict, key: jax.Array) -> State:
     return create(
       params,
-      lambda path: bool(pattern.search(path)) and path not in built.buffers,
+      lambda path: is_trainable(path) and path not in built.buffers,
       optimizer,
       key,
       has_ema=section.ema_decay > 0,
