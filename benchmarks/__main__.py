@@ -19,6 +19,7 @@ import time
 from benchmarks.measure import measure
 from benchmarks.plot import chart
 from benchmarks.sizes import SIZES
+from benchmarks.suites import OWN
 from benchmarks.table import table
 
 # The roof first: every fraction refers to it.
@@ -38,7 +39,6 @@ SUITES = (
   "scaling",
   "devices",
 )
-OWN = ("prefix", "scaling", "devices")  # what no peer has: curves of many cases, each of few runs
 OWN_REPEATS = 3
 BACKENDS = ("uae_jax", "torch", "torch_compiled")
 

@@ -14,6 +14,7 @@ import sys
 import traceback
 
 from benchmarks.sizes import SIZES
+from benchmarks.suites import OWN
 
 
 def restrict(threads: int) -> None:
@@ -28,7 +29,8 @@ def open_suite(suite: str, backend: str, size_name: str, folder: Path, threads: 
   if backend == "uae_jax":
     from benchmarks import world
 
-    return importlib.import_module(f"benchmarks.suites.{suite}").cases(world.make(size))
+    found = importlib.import_module(f"benchmarks.suites.{suite}")
+    return found.cases(world.make(size, is_unrolled=suite not in OWN))
   if backend not in ("torch", "torch_compiled"):
     raise ValueError(f"backend {backend!r} is not known")
   import torch

@@ -43,8 +43,8 @@ PIXELS = {"clip": (OPENAI_MEAN, OPENAI_STD), "dinov2": (IMAGENET_MEAN, IMAGENET_
 LEARNING_RATE = 1e-4
 
 
-def uae_config(size: Size, **changes) -> UAEConfig:
-  """Sizes of the five nets. `changes` are fields of the language model or the decoder, for scaling."""
+def uae_config(size: Size, *, is_unrolled: bool = False, decoder_depth: int | None = None) -> UAEConfig:
+  """Sizes of the five nets; `is_unrolled` writes the layers of captioner and decoder out, as the small world does."""
   adapters = dict(
     captioner_lora=LoRA(size.rank, size.alpha, targets="^language/layers/"),
     decoder_lora=LoRA(size.rank, size.alpha),
@@ -71,16 +71,17 @@ def uae_config(size: Size, **changes) -> UAEConfig:
   language = LanguageConfig(
     vocab_size=vocabulary(size),
     width=width,
-    depth=changes.get("language_depth", depth),
+    depth=depth,
     num_heads=width // 64,
     num_kv_heads=1 if is_small else 2,
     head_width=64,
     mlp_width=4 * width,
     mrope_sections=(8, 12, 12),
     ties_embeddings=True,
+    unroll=is_unrolled,
   )
   decoder = MMDiTConfig(
-    depth=changes.get("decoder_depth", 2 if is_small else 8),
+    depth=decoder_depth or (2 if is_small else 8),
     num_heads=width // 64,
     head_width=64,
     patch=2,
@@ -88,7 +89,9 @@ def uae_config(size: Size, **changes) -> UAEConfig:
     pooled_width=128,
     pos_embed_max_size=64,
     sample_size=64,
-    remat="dots",
+    # What a scan keeps goes to memory and back, where computing it again is no slower.
+    remat="none" if is_unrolled else "dots",
+    unroll=is_unrolled,
   )
   return UAEConfig(
     captioner=Qwen25VLConfig(vision, language, image_token(size)),
@@ -216,7 +219,7 @@ def _draw(number: int, path: str, shape: tuple, dtype, world: World) -> jax.Arra
 
 
 def make(size: Size, *, mesh: Mesh | None = None, **changes) -> World:
-  """Allocates nothing; one device unless a mesh says more, `changes` as in `uae_config`."""
+  """Allocates nothing; one device unless a mesh says more. `changes` are arguments of `uae_config`."""
   from flax import nnx
 
   config = uae_config(size, **changes)

@@ -109,8 +109,11 @@ def sample_captions(
       repeated = jnp.where(logits < 0, logits * repetition_penalty, logits / repetition_penalty)
       logits = jnp.where(seen, repeated, logits)
     log_p = jax.nn.log_softmax(logits / jnp.where(temperature > 0, temperature, 1.0))
-    sampled = draw(jax.random.fold_in(key, t), jnp.exp(log_p))
-    token = jnp.where(temperature > 0, sampled, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+    token = jax.lax.cond(
+      temperature > 0,
+      lambda: draw(jax.random.fold_in(key, t), jnp.exp(log_p)),
+      lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32),
+    )
     log_prob = jnp.take_along_axis(log_p, token[..., None], axis=-1)[..., 0]
     tokens = tokens.at[:, :, t].set(jnp.where(done, prompts.pad, token))
     log_probs = log_probs.at[:, :, t].set(jnp.where(done, 0.0, log_prob))
