@@ -25,8 +25,10 @@ COLUMNS = {
   "reward_similarity": "reward",
   "held_out_similarity": "held out",
   "psnr": "PSNR",
-  "minutes": "minutes",
+  "cpu_minutes": "CPU minutes",
 }
+DIFFERENCES = ("caption_recall", "caption_precision", "reward_similarity", "held_out_similarity", "psnr")
+BASELINES = {"generation_for_understanding": "default", "understanding_for_generation": "flow"}
 GAINS = {"reward_similarity": "reward gain", "held_out_similarity": "held-out gain", "psnr": "PSNR gain, dB"}
 
 
@@ -51,10 +53,7 @@ def run(row: str, start: str, seed: int, base: Path, workdir: Path, flags: list[
 def figures(workdir: Path, stages: tuple[str, ...]) -> dict:
   """Held-out figures after the last stage, of the last round, and what the run cost."""
   files = sorted((workdir / "evaluation").glob(f"{stages[-1]}*.json"))
-  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  cost = json.loads((workdir / COST).read_text())
-  minutes = max(line["seconds"] for line in lines) / 60
-  return json.loads(files[-1].read_text()) | {"minutes": minutes} | cost
+  return json.loads(files[-1].read_text()) | json.loads((workdir / COST).read_text())
 
 
 def cell(values: list[float]) -> str:
@@ -67,8 +66,23 @@ def cell(values: list[float]) -> str:
   return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
+def differences(results: dict[str, dict[int, dict]], rows: dict) -> list[str]:
+  """Each row less the row that changes nothing: seed by seed, because seeds differ by more than rows do."""
+  names = [COLUMNS[name] for name in DIFFERENCES]
+  lines = ["| row | less | seeds | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
+  for row, of_seeds in results.items():
+    baseline = BASELINES[rows[row]["stages"][-1]]
+    seeds = sorted(of_seeds.keys() & results.get(baseline, {}).keys())
+    if row == baseline or not seeds:
+      continue
+    pairs = [(of_seeds[seed], results[baseline][seed]) for seed in seeds]
+    cells = [cell([own[name] - other[name] for own, other in pairs]) for name in DIFFERENCES]
+    lines.append(f"| {row} | {baseline} | {' '.join(map(str, seeds))} | " + " | ".join(cells) + " |")
+  return lines if len(lines) > 2 else []
+
+
 def table(results: dict[str, dict[int, dict]], rows: dict) -> str:
-  """Markdown of all rows: captions first, then what stage 3 gained from the same captions."""
+  """Markdown of all rows: captions, differences, and what stage 3 gained from the same captions."""
   lines = ["| row | seeds | " + " | ".join(COLUMNS.values()) + " |", "|---" * (2 + len(COLUMNS)) + "|"]
   gains = ["| row | seeds | " + " | ".join(GAINS.values()) + " |", "|---" * (2 + len(GAINS)) + "|"]
   for row in rows:
@@ -87,6 +101,9 @@ def table(results: dict[str, dict[int, dict]], rows: dict) -> str:
       ]
       gains.append(f"| {row} | {seeds} | " + " | ".join(cells) + " |")
   text = "\n".join(lines) + "\n"
+  against = differences(results, rows)
+  if against:
+    text += "\nThe same seed by seed, less the row that changes nothing:\n\n" + "\n".join(against) + "\n"
   if len(gains) > 2:
     text += "\nAfter stage 3 against before it, from the same captions:\n\n" + "\n".join(gains) + "\n"
   return text

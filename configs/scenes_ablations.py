@@ -57,6 +57,18 @@ ROWS = {
       "evaluation.conditioning": "answer",
     },
   ),
+  # The decoder has been pre-trained on texts: all of it learns to read answers, for longer than 60 steps of adapters.
+  "answer_long": dict(
+    start="pretrain",
+    stages=("cold_start", CAPTIONER),
+    changes={
+      "cold_start.options.conditioning": "answer",
+      "cold_start.total_steps": 600,
+      "cold_start.trainable": "^(decoder|connector)/(?!.*lora_)",
+      f"{CAPTIONER}.options.conditioning": "answer",
+      "evaluation.conditioning": "answer",
+    },
+  ),
   "own_noise": captioner(is_noise_shared=False),
   "two_rewards": captioner(reward_weights=(("clip", 0.5), ("dinov2", 0.5)), held_out_encoder=""),
   "length_price": captioner(reward_weights=(("clip", 1.0), ("length", 0.2))),

@@ -64,18 +64,19 @@ def write_run(folder: Path, stage_name: str, recall: float, gain: float | None):
     figures["paired"] = {name: {"gain": gain, "standard_error": 0.001} for name in names}
   (folder / "evaluation").mkdir(parents=True)
   (folder / "evaluation" / f"{stage_name}.json").write_text(json.dumps(figures))
-  (folder / "metrics.jsonl").write_text('{"seconds": 60.0}\n{"seconds": 150.0}\n')
   (folder / ablations.COST).write_text('{"cpu_minutes": 4.0}')
 
 
 def test_the_table_has_mean_and_range_over_seeds(tmp_path, monkeypatch, capsys):
   for seed, recall in ((0, 0.8), (1, 0.9)):
     write_run(tmp_path / "gspo" / f"seed{seed}", "generation_for_understanding", recall, None)
+  write_run(tmp_path / "default" / "seed1", "generation_for_understanding", 0.75, None)
   write_run(tmp_path / "nft" / "seed0", "understanding_for_generation", 0.9, 0.01)
   monkeypatch.setattr("sys.argv", ["ablations", "--base", str(tmp_path), "--out", str(tmp_path)])
   ablations.main()
   text = capsys.readouterr().out
   assert "| gspo | 0 1 | 0.850 (0.800 to 0.900) | 0.900 (0.900 to 0.900) | 12.0 (12.0 to 12.0) |" in text
-  assert "| 2.500 |" in text
+  assert "| 4.000 (4.000 to 4.000) |" in text
+  assert "| gspo | default | 1 | 0.150 | 0.0000 | 0.0000 | 0.0000 | 0.0000 |" in text
   assert "| nft | 0 | 0.0100 ± 0.0010 |" in text
   assert json.loads((tmp_path / "ablations.json").read_text())["gspo"]["1"]["caption_recall"] == 0.9
