@@ -13,6 +13,7 @@ setup(
     "jax==0.10.2",
     "flax==0.12.8",
     "optax==0.2.8",
+    "qwix>=0.1.8,<0.2",
     "orbax-checkpoint==0.12.8",
     "transformers>=5.23,<5.24",
     "grain>=0.2.18,<0.3",

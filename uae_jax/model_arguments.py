@@ -14,6 +14,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     "--model", required=True, metavar="DIR", help="workdir or checkpoint of a run, or an official UAE folder"
   )
   parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the parameters; default: that of the files")
+  parser.add_argument("--int8", action="store_true", help="keep most weights in eight bits: half of bfloat16's memory")
   parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same result; default %(default)s")
   parser.add_argument("--batch-size", type=positive, default=8, help="images worked on together; default %(default)s")
 
@@ -45,7 +46,7 @@ def load(arguments: argparse.Namespace):
   """The model; says on stderr what a small-world model is."""
   from uae_jax.pipeline import UAE  # brings jax
 
-  uae = UAE.load(arguments.model, dtype=arguments.dtype or "auto")
+  uae = UAE.load(arguments.model, dtype=arguments.dtype or "auto", int8=arguments.int8)
   if uae.is_small_world:
     print(f"note: {SMALL_WORLD_NOTICE}", file=sys.stderr)
   return uae

@@ -13,6 +13,7 @@ from PIL import Image
 from uae_jax import sharding
 from uae_jax.data.images import read_image
 from uae_jax.data.processing import Processor
+from uae_jax.layers.quantized import quantize
 from uae_jax.models.prompts import Prompts
 from uae_jax.models.uae import UAEConfig
 from uae_jax.networks import Networks
@@ -64,19 +65,30 @@ class UAE:
     self._programs: dict = {}
 
   @classmethod
-  def load(cls, path: str | os.PathLike, dtype: str = "bfloat16", mesh: jax.sharding.Mesh | None = None) -> "UAE":
+  def load(
+    cls,
+    path: str | os.PathLike,
+    dtype: str = "bfloat16",
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    int8: bool = False,
+  ) -> "UAE":
     """Reads the official folder layout, the workdir of a run, or what `uae-jax convert` wrote.
 
     Args:
       path: folder with `llm_model/`, `dit/`, ...; or a workdir with `config.json` and `checkpoints/`; or an export.
       dtype: of the parameters, "bfloat16", "float32", or "auto" for that of the files.
       mesh: where they live; one device by default.
+      int8: keeps the matrices of captioner and decoder in eight bits; see `layers.quantized`.
 
     Raises:
       FileNotFoundError: the folder is neither.
       weights.table.WeightError: tensors are missing, unexpected or misshapen.
     """
-    return cls(**read(path, dtype, mesh or sharding.make_mesh(devices=jax.devices()[:1])))
+    settings = read(path, dtype, mesh or sharding.make_mesh(devices=jax.devices()[:1]))
+    if int8:
+      settings["params"] = quantize(settings["params"])
+    return cls(**settings)
 
   # --- Understanding -----------------------------------------------------------------------------------------------
 

@@ -54,6 +54,10 @@ def test_a_documented_plan_is_of_the_config_as_it_is(plan):
   flags = dict(word.split("=", 1) for word in plan["command"] if "=" in word)
   file, _, variant = flags["--config"].partition(":")
   config = runpy.run_path(str(PLANS.parents[1] / file))["get_config"](variant)
+  for flag, value in flags.items():
+    if flag.startswith("--config."):
+      name = flag.removeprefix("--config.")
+      config.update_from_flattened_dict({name: int(value) if value.isdecimal() else value})
   assert plan["model"] == config.model and plan["image_px"] == config.data.image_px
   for stage, settings in plan["stages"].items():
     assert settings == programs.images_and_captions(config, stage) | {"cuts": programs.cuts(config, stage)}

@@ -10,6 +10,7 @@ import numpy as np
 from official_reference import DIT_FOLDER, QWEN_FOLDER, write_official_folder
 from PIL import Image
 import pytest
+import qwix
 from safetensors.numpy import load_file, save_file
 import torch
 
@@ -219,6 +220,32 @@ def test_weights_land_on_a_mesh(uae, reference):
   kernel = placed.params["captioner"]["language"]["layers"]["mlp"]["up"]["kernel"]
   assert kernel.addressable_shards[0].data.size == kernel.size // 4
   np.testing.assert_allclose(placed.encode_text(PROMPTS)[0], uae.encode_text(PROMPTS)[0], atol=1e-4)
+
+
+def test_eight_bits_round_by_half_a_step_and_compute_what_they_say(uae, reference, picture):
+  mesh = sharding.make_mesh(data=1, fsdp=2, tensor=2, devices=jax.devices()[:4])
+  small = uae_jax.UAE.load(reference.folder, dtype="float32", mesh=mesh, int8=True)
+  rounded = dict(trees.items(uae.params))
+  num_rounded = 0
+  for path, ours in trees.items(small.params):
+    if not isinstance(ours, qwix.QArray):
+      continue
+    exact, num_rounded = np.asarray(rounded[path]), num_rounded + 1
+    step = np.abs(exact).max(axis=-2, keepdims=True) / 127
+    rounded[path] = np.asarray(ours.qvalue, np.float32) * np.asarray(ours.scale)
+    assert ours.qvalue.dtype == np.int8 and ours.qvalue.addressable_shards[0].data.size < exact.size
+    assert np.all(np.abs(rounded[path] - exact) <= 0.5001 * step), path
+  assert num_rounded > 20
+  floats = copy.copy(uae)
+  floats.params = trees.from_items(rounded.items())
+  contexts = [np.asarray(net.encode_text(PROMPTS)[0]) for net in (small, floats, uae)]
+  latents = np.random.default_rng(1).normal(size=(2, 4, 4, 16)).astype(np.float32)
+  velocities = [np.asarray(net.velocity(latents, np.full(2, 500.0), contexts[1])) for net in (small, floats, uae)]
+  for ours, theirs, exact in (contexts, velocities):
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+    assert 1e-4 < np.linalg.norm(ours - exact) / np.linalg.norm(exact) < 0.05
+  options = dict(max_new_tokens=5, temperature=0.0)
+  assert small.caption([picture], **options) == floats.caption([picture], **options)
 
 
 def test_all_problems_are_in_one_report(reference, tmp_path):

@@ -12,6 +12,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from uae_jax.layers.quantized import dequantized
 from uae_jax.sharding import RULES, gather
 
 ADAPTER_NAMES = ("lora_a", "lora_b")
@@ -62,7 +63,7 @@ class Linear(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     # Rows in two dimensions: XLA's CPU matrix product, above all its gradient, is slow on more (measured, 20 %).
     rows = x.reshape(-1, x.shape[-1])
-    y = rows @ gather(self.kernel[...].astype(x.dtype), *self.axes)
+    y = rows @ gather(dequantized(self.kernel[...], x.dtype), *self.axes)
     is_adapted = self.lora_scale and self.adapters
     if self.use_bias or is_adapted:
       # Summed in float32 and rounded once, as torch's addmm and PEFT do.
