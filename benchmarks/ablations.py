@@ -24,10 +24,18 @@ COLUMNS = {
   "caption_length": "length",
   "reward_similarity": "reward",
   "held_out_similarity": "held out",
+  "object_accuracy": "objects right",
   "psnr": "PSNR",
   "cpu_minutes": "CPU minutes",
 }
-DIFFERENCES = ("caption_recall", "caption_precision", "reward_similarity", "held_out_similarity", "psnr")
+DIFFERENCES = (
+  "caption_recall",
+  "caption_precision",
+  "reward_similarity",
+  "held_out_similarity",
+  "object_accuracy",
+  "psnr",
+)
 BASELINES = {"generation_for_understanding": "default", "understanding_for_generation": "flow"}
 GAINS = {"reward_similarity": "reward gain", "held_out_similarity": "held-out gain", "psnr": "PSNR gain, dB"}
 
@@ -56,14 +64,14 @@ def figures(workdir: Path, stages: tuple[str, ...]) -> dict:
   return json.loads(files[-1].read_text()) | json.loads((workdir / COST).read_text())
 
 
-def cell(values: list[float]) -> str:
-  """Mean, and the range over seeds."""
+def cell(values: list[float], sign: str = "") -> str:
+  """Mean, and the range over seeds; with `sign` "+" signs are always shown."""
   values = [value for value in values if math.isfinite(value)]
   if not values:
     return ""
   digits = 1 if max(map(abs, values)) > 5 else 4 if max(map(abs, values)) < 0.1 else 3
-  mean = f"{sum(values) / len(values):.{digits}f}"
-  return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+  mean, low, high = (f"{x:{sign}.{digits}f}" for x in (sum(values) / len(values), min(values), max(values)))
+  return mean if len(values) == 1 else f"{mean} ({low} to {high})"
 
 
 def differences(results: dict[str, dict[int, dict]], rows: dict) -> list[str]:
@@ -76,7 +84,7 @@ def differences(results: dict[str, dict[int, dict]], rows: dict) -> list[str]:
     if row == baseline or not seeds:
       continue
     pairs = [(of_seeds[seed], results[baseline][seed]) for seed in seeds]
-    cells = [cell([own[name] - other[name] for own, other in pairs]) for name in DIFFERENCES]
+    cells = [cell([own[name] - other[name] for own, other in pairs], sign="+") for name in DIFFERENCES]
     lines.append(f"| {row} | {baseline} | {' '.join(map(str, seeds))} | " + " | ".join(cells) + " |")
   return lines if len(lines) > 2 else []
 

@@ -67,6 +67,7 @@ def uae_config(size: Size, *, is_unrolled: bool = False, decoder_depth: int | No
     mlp_width=128 if is_small else 1024,
     out_width=width,
     full_attention_layers=(1,) if is_small else (3, 7),
+    unroll=is_unrolled,
   )
   language = LanguageConfig(
     vocab_size=vocabulary(size),
@@ -227,6 +228,7 @@ def make(size: Size, *, mesh: Mesh | None = None, **changes) -> World:
   graphdef, abstract = sharding.abstract_model(lambda: UAE(config, rngs=nnx.Rngs(0)), mesh)
   encoders, abstract_encoders = {}, {}
   for name, encoder in encoder_configs(size).items():
+    encoder = dataclasses.replace(encoder, unroll=changes.get("is_unrolled", False) and size.name != "h200")
     encoder_graphdef, abstract_encoders[name] = sharding.abstract_model(
       lambda n=name, c=encoder: ENCODERS[n](c, rngs=nnx.Rngs(0)), mesh
     )

@@ -103,7 +103,7 @@ def get_config(arg=None):
     raise ValueError(f"configs/scenes_ablations.py:{row}: expected one of {', '.join(ROWS)}")
   config = SCENES["get_config"]()
   config.stages = ROWS[row]["stages"]
-  # Half the scenes and one noise of the full evaluation: rows are compared with each other.
+  # A quarter of the scenes and one noise of the full evaluation: rows are compared with each other.
   changes = {"evaluation.num_images": 192, "evaluation.num_noises": 1, "evaluation.caption_every_steps": 20}
   with config.unlocked():
     for field, value in (changes | ROWS[row]["changes"]).items():

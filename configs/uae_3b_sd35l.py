@@ -85,8 +85,6 @@ def get_config(arg=None):
   if arg not in (None, "", *map(str, IMAGE_PX)):
     raise ValueError(f"configs/uae_3b_sd35l.py:{arg}: expected one of {', '.join(map(str, IMAGE_PX))} (pixels)")
   image_px = int(arg or IMAGE_PX[0])
-  # At 1024 px an image has four times the tokens: pieces of a quarter the rows.
-  pieces = (image_px // IMAGE_PX[0]) ** 2
   config = ConfigDict()
   config.seed = 0
   config.model = "uae_3b_sd35_large"
@@ -123,7 +121,7 @@ def get_config(arg=None):
     256,
     1e-5,
     trainable="^(decoder|connector)/(?!.*lora_)",
-    num_microbatches=min(8 * pieces, 16),  # 16 is one row a chip of v5e-16
+    num_microbatches=16,  # one row a chip of v5e-16
     save_every_steps=100,
     options=dict(shift=3.0, context_dropout=0.1),
     weight_decay=0.01,
@@ -223,7 +221,7 @@ def get_config(arg=None):
       reward_weights=(("clip", 1.0),),
       held_out_encoder="dinov2",
       decode_chunks=24,
-      replay_chunks=min(12 * pieces, 24),  # 24 is one image of each group
+      replay_chunks=12 if image_px == IMAGE_PX[0] else 24,  # 24 is one image of each group
     ),
   )
   config.understanding_for_generation.objective = ConfigDict(

@@ -27,7 +27,8 @@ def cases(world: World) -> dict:
     mesh = sharding.make_mesh(fsdp=count, devices=jax.devices()[:count])
     cut = make(size, mesh=mesh)
     # Copies: the update consumes them, and the next case starts from the same.
-    params = jax.device_put(world.params, jax.tree.map(lambda leaf: leaf.sharding, cut.abstract), may_alias=False)
+    places = jax.tree.map(lambda leaf: leaf.sharding, cut.abstract)
+    params = jax.device_put(jax.tree.map(jnp.copy, world.params), places)
     phases = stages.captioner_phases(cut, num_rollouts=ROLLOUTS, max_new_tokens=length)
     tokens = jnp.asarray(inputs.words(size, PROMPTS, ROLLOUTS, length, seed=11))
     sampled = Captions(tokens, jnp.ones(tokens.shape, bool), jnp.zeros(tokens.shape), jnp.ones(tokens.shape[:2], bool))

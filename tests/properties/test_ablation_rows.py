@@ -57,7 +57,13 @@ def test_two_rounds_have_the_updates_of_one_pass():
 
 
 def write_run(folder: Path, stage_name: str, recall: float, gain: float | None):
-  figures = {"caption_recall": recall, "caption_precision": 0.9, "caption_length": 12.0, "psnr": 20.0}
+  figures = {
+    "caption_recall": recall,
+    "caption_precision": 0.9,
+    "caption_length": 12.0,
+    "psnr": 20.0,
+    "object_accuracy": 0.5,
+  }
   figures |= {"reward_similarity": 0.95, "held_out_similarity": 0.94}
   if gain is not None:
     names = ("reward_similarity", "held_out_similarity", "psnr")
@@ -77,6 +83,6 @@ def test_the_table_has_mean_and_range_over_seeds(tmp_path, monkeypatch, capsys):
   text = capsys.readouterr().out
   assert "| gspo | 0 1 | 0.850 (0.800 to 0.900) | 0.900 (0.900 to 0.900) | 12.0 (12.0 to 12.0) |" in text
   assert "| 4.000 (4.000 to 4.000) |" in text
-  assert "| gspo | default | 1 | 0.150 | 0.0000 | 0.0000 | 0.0000 | 0.0000 |" in text
+  assert "| gspo | default | 1 | +0.150 | +0.0000 | +0.0000 | +0.0000 | +0.0000 | +0.0000 |" in text
   assert "| nft | 0 | 0.0100 ± 0.0010 |" in text
   assert json.loads((tmp_path / "ablations.json").read_text())["gspo"]["1"]["caption_recall"] == 0.9

@@ -1,0 +1,55 @@
+"""What eight bits cost: a run of `configs/scenes.py` with its weights as they are and as int8, on held-out scenes.
+
+python -m benchmarks.int8 runs/demo
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+import uae_jax
+from uae_jax.data import scenes
+from uae_jax.evaluation import held_out
+
+
+def figures(uae: uae_jax.UAE, split: held_out.HeldOut) -> tuple[dict[str, float], list[str]]:
+  """(figures, captions) of greedy captions and of what is painted from them."""
+  originals = [Image.fromarray(image) for image in split.images]
+  captions, painted = uae.reconstruct(originals, temperature=0.0, output="array")
+  errors = np.mean((painted - split.images / 255.0) ** 2, axis=(1, 2, 3))
+  told = split.figures(captions)
+  return {
+    "MB": sum(leaf.nbytes for leaf in jax.tree.leaves(uae.params)) / 1e6,
+    "recall": told["caption_recall"],
+    "precision": told["caption_precision"],
+    "PSNR, dB": float(np.mean(-10 * np.log10(errors))),
+    "objects right": scenes.detection_accuracy(painted * 255.0, split.truth)["object_accuracy"],
+  }, captions
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("workdirs", nargs="+", type=Path)
+  parser.add_argument("--images", type=int, default=192)
+  arguments = parser.parse_args()
+  split = held_out.of_scenes(arguments.images, "plain")[held_out.PLAIN]
+  for workdir in arguments.workdirs:
+    results = {}
+    for name in ("float32", "int8"):
+      uae = uae_jax.UAE.load(workdir, dtype="float32", int8=name == "int8")
+      results[name], captions = figures(uae, split)
+      results[name]["captions as float32"] = np.mean(
+        [one == other for one, other in zip(captions, results.setdefault("captions", captions), strict=True)]
+      )
+    del results["captions"]
+    names = list(results["float32"])
+    print(f"\n| {workdir.name} | " + " | ".join(names) + " |\n" + "|---" * (1 + len(names)) + "|")
+    for name, row in results.items():
+      print(f"| {name} | " + " | ".join(f"{row[column]:.3f}" for column in names) + " |")
+
+
+if __name__ == "__main__":
+  main()
