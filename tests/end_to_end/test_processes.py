@@ -126,7 +126,14 @@ def test_the_whole_program_in_two_processes(tmp_path):
   runs = (workdir, tmp_path / "alone")
   ours, theirs = (final_params(run / "checkpoints" / "clip" / str(STEPS) / "params") for run in runs)
   for path in theirs:
-    np.testing.assert_allclose(ours[path], theirs[path], atol=1e-4, err_msg=path)
+    # Softmax cancels what all keys have in common: the gradient of their bias is rounding, which AdamW scales up. It
+    # may do so with single elements elsewhere, hence the norm.
+    if not path.endswith("attention/key/bias"):
+      assert np.linalg.norm(ours[path] - theirs[path]) <= 1e-4 * np.linalg.norm(theirs[path]), path
+  ours, theirs = (losses(run) for run in runs)
+  assert ours.keys() == theirs.keys()
+  for step in theirs:
+    np.testing.assert_allclose(ours[step], theirs[step], rtol=1e-5)
   ours, theirs = (json.loads((run / "evaluation" / "clip.json").read_text()) for run in runs)
   assert ours.keys() == theirs.keys()
   for name in theirs:
