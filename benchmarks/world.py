@@ -44,7 +44,7 @@ LEARNING_RATE = 1e-4
 
 
 def uae_config(size: Size, *, is_unrolled: bool = False, decoder_depth: int | None = None) -> UAEConfig:
-  """Sizes of the five nets; `is_unrolled` writes the layers of captioner and decoder out, as the small world does."""
+  """Sizes of the five nets; `is_unrolled` writes layers out, as the small world does. Those of full size never are."""
   adapters = dict(
     captioner_lora=LoRA(size.rank, size.alpha, targets="^language/layers/"),
     decoder_lora=LoRA(size.rank, size.alpha),
@@ -109,12 +109,12 @@ def uae_config(size: Size, *, is_unrolled: bool = False, decoder_depth: int | No
   )
 
 
-def encoder_configs(size: Size) -> dict:
-  """CLIP ViT-L/14 and DINOv2-large, or their base and small sizes."""
+def encoder_configs(size: Size, *, is_unrolled: bool = False) -> dict:
+  """CLIP ViT-L/14 and DINOv2-large, or their base and small sizes; `is_unrolled` as in `uae_config`."""
   if size.name == "h200":
     return {"clip": CLIPVisionConfig.clip_vit_l14(), "dinov2": DINOv2Config.dinov2_large()}
   if size.name == "small":
-    common = dict(image_size=56, width=64, depth=2, num_heads=2, mlp_width=128)
+    common = dict(image_size=56, width=64, depth=2, num_heads=2, mlp_width=128, unroll=is_unrolled)
     return {
       "clip": CLIPVisionConfig(patch=14, projection_width=32, **common),
       "dinov2": DINOv2Config(patch=14, **common),
@@ -129,8 +129,11 @@ def encoder_configs(size: Size) -> dict:
       mlp_width=3072,
       activation="quick_gelu",
       projection_width=512,
+      unroll=is_unrolled,
     ),
-    "dinov2": DINOv2Config(image_size=224, patch=14, width=384, depth=12, num_heads=6, mlp_width=1536),
+    "dinov2": DINOv2Config(
+      image_size=224, patch=14, width=384, depth=12, num_heads=6, mlp_width=1536, unroll=is_unrolled
+    ),
   }
 
 
@@ -219,16 +222,15 @@ def _draw(number: int, path: str, shape: tuple, dtype, world: World) -> jax.Arra
   return noise.astype(dtype)
 
 
-def make(size: Size, *, mesh: Mesh | None = None, **changes) -> World:
-  """Allocates nothing; one device unless a mesh says more. `changes` are arguments of `uae_config`."""
+def make(size: Size, *, mesh: Mesh | None = None, is_unrolled: bool = False, decoder_depth: int | None = None) -> World:
+  """Allocates nothing; one device unless a mesh says more, the other arguments as in `uae_config`."""
   from flax import nnx
 
-  config = uae_config(size, **changes)
+  config = uae_config(size, is_unrolled=is_unrolled, decoder_depth=decoder_depth)
   mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
   graphdef, abstract = sharding.abstract_model(lambda: UAE(config, rngs=nnx.Rngs(0)), mesh)
   encoders, abstract_encoders = {}, {}
-  for name, encoder in encoder_configs(size).items():
-    encoder = dataclasses.replace(encoder, unroll=changes.get("is_unrolled", False) and size.name != "h200")
+  for name, encoder in encoder_configs(size, is_unrolled=is_unrolled).items():
     encoder_graphdef, abstract_encoders[name] = sharding.abstract_model(
       lambda n=name, c=encoder: ENCODERS[n](c, rngs=nnx.Rngs(0)), mesh
     )

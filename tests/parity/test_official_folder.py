@@ -6,6 +6,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from official_reference import DIT_FOLDER, QWEN_FOLDER, write_official_folder
 from PIL import Image
@@ -16,6 +17,7 @@ import torch
 
 import uae_jax
 from uae_jax import sharding, trees
+from uae_jax.layers.quantized import dequantized
 from uae_jax.models.qwen25_vl.vision import normalise, patchify
 from uae_jax.weights.qwen25_vl import canonical
 from uae_jax.weights.table import WeightError
@@ -235,6 +237,7 @@ def test_eight_bits_round_by_half_a_step_and_compute_what_they_say(uae, referenc
     rounded[path] = np.asarray(ours.qvalue, np.float32) * np.asarray(ours.scale)
     assert ours.qvalue.dtype == np.int8 and ours.qvalue.addressable_shards[0].data.size < exact.size
     assert np.all(np.abs(rounded[path] - exact) <= 0.5001 * step), path
+    np.testing.assert_array_equal(dequantized(ours, jnp.bfloat16), rounded[path].astype(jnp.bfloat16))
   assert num_rounded > 20
   floats = copy.copy(uae)
   floats.params = trees.from_items(rounded.items())

@@ -48,7 +48,7 @@ def attend(
     return splash(q, k, v, mask=mask, is_causal=is_causal)
   if backend == "cudnn":
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=is_causal, implementation=backend)
-  return products(q, k, v, mask=mask, is_causal=is_causal)
+  return dense(q, k, v, mask=mask, is_causal=is_causal)
 
 
 def choose_backend(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> str:
@@ -76,8 +76,8 @@ def choose_backend(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> str:
   return "xla"
 
 
-def products(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, is_causal: bool) -> jax.Array:
-  """Plain products; arguments as `attend`."""
+def dense(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, is_causal: bool) -> jax.Array:
+  """Two matrix products that hold all logits between them; arguments as `attend`."""
   b, t, n, h = q.shape
   num_kv = k.shape[2]
   q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))

@@ -49,6 +49,5 @@ def _quantize(kernel: jax.Array) -> qwix.QArray:
 
 
 def dequantized(weight: jax.Array | qwix.QArray, dtype) -> jax.Array:
-  """The weight in `dtype`, whatever form it rests in."""
-  weight = weight.astype(dtype)
-  return qwix.dequantize(weight) if isinstance(weight, qwix.QArray) else weight
+  """The weight in `dtype`, whatever form it rests in; scales are applied in float32, so it is rounded once."""
+  return (qwix.dequantize(weight) if isinstance(weight, qwix.QArray) else weight).astype(dtype)
