@@ -32,7 +32,7 @@ SUITES = (
   "stage2",
   "stage3",
   "embedders",
-  "autoencoder",
+  "vae",
   "input",
   "checkpoint",
   "prefix",

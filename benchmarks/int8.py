@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 import uae_jax
-from uae_jax.data import scenes
 from uae_jax.evaluation import held_out
+from uae_jax.small_world import scenes
 
 
 def figures(uae: uae_jax.UAE, split: held_out.HeldOut) -> tuple[dict[str, float], list[str]]:

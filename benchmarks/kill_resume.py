@@ -50,7 +50,7 @@ def make_config(total_steps: int):
 
 def live(workdir: Path, total_steps: int) -> None:
   """One life of the run."""
-  from uae_jax.train import train
+  from uae_jax.commands.train import train
 
   train(make_config(total_steps), workdir)
 

@@ -32,8 +32,8 @@ def chart(rows: Sequence[dict]) -> str:
       )
       y += BAR
     y += GAP
-  for i, (name, colour) in enumerate(COLOURS.items()):
-    parts.append(f'<rect x="{LEFT + 130 * i}" y="{y}" width="10" height="10" fill="{colour}"/>')
+  for i, (name, color) in enumerate(COLOURS.items()):
+    parts.append(f'<rect x="{LEFT + 130 * i}" y="{y}" width="10" height="10" fill="{color}"/>')
     parts.append(f'<text x="{LEFT + 130 * i + 15}" y="{y + 9}">{name}</text>')
   size = f'width="{LEFT + WIDTH + RIGHT}" height="{y + 24}"'
   style = 'font-family="sans-serif" font-size="12" fill="#333"'

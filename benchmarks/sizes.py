@@ -25,8 +25,8 @@ class Size:
     reward_steps: sampler steps of a reconstruction in stage 2.
     sde_steps: of the schedule in stage 3.
     window: stochastic steps of stage 3.
-    encoder_batch: images of the embedders and autoencoder suites.
-    autoencoder_px: side of the autoencoder suite's images.
+    encoder_batch: images of the embedders and vae suites.
+    autoencoder_px: side of the vae suite's images.
     update_chunks: pieces of the captions whose logits are held at a time in an update.
     decode_chunks: pieces in which reconstructions are painted and decoded.
     rank: of the adapters.

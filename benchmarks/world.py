@@ -19,11 +19,9 @@ import numpy as np
 from benchmarks import inputs
 from benchmarks.sizes import SIZES, Size, image_token, vocabulary
 from uae_jax import sharding, trees
-from uae_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
-from uae_jax.data.vocabulary import write_processor
-from uae_jax.embedders import ImageEncoder
+from uae_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
+from uae_jax.embedders import EmbeddingNetwork
 from uae_jax.layers.lora import LoRA, is_adapter
-from uae_jax.models.autoencoder_kl import AutoencoderKLConfig
 from uae_jax.models.clip import CLIPVision, CLIPVisionConfig
 from uae_jax.models.connector import ConnectorConfig
 from uae_jax.models.dinov2 import DINOv2, DINOv2Config
@@ -33,7 +31,9 @@ from uae_jax.models.qwen25_vl.language import LanguageConfig
 from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
 from uae_jax.models.qwen25_vl.vision import VisionConfig
 from uae_jax.models.uae import UAE, UAEConfig
+from uae_jax.models.vae import AutoencoderKLConfig
 from uae_jax.networks import Networks
+from uae_jax.small_world.processor import write_processor
 from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
 from uae_jax.training.state import State, create
 from uae_jax.weights import clip, dinov2, export, huggingface_configs, tensor_files
@@ -98,7 +98,7 @@ def uae_config(size: Size, *, is_unrolled: bool = False, decoder_depth: int | No
     captioner=Qwen25VLConfig(vision, language, image_token(size)),
     connector=ConnectorConfig(width, 2 * width, width),
     decoder=decoder,
-    autoencoder=AutoencoderKLConfig(
+    vae=AutoencoderKLConfig(
       block_channels=(8, 16, 16, 16) if is_small else (32, 64, 128, 128),
       layers_per_block=1 if is_small else 2,
       norm_groups=4 if is_small else 16,
@@ -204,7 +204,7 @@ class World:
 def _draw(number: int, path: str, shape: tuple, dtype, world: World) -> jax.Array:
   """One leaf: weights of order 1 / sqrt(fan in), scales near 1, everything else small."""
   if path.endswith(("latent_scaling", "latent_shift")):
-    config = world.config.autoencoder
+    config = world.config.vae
     value = config.scaling_factor if path.endswith("scaling") else config.shift_factor
     return jnp.full(shape, value, jnp.float32)
   if world.size.shares_weights:
@@ -229,14 +229,16 @@ def make(size: Size, *, mesh: Mesh | None = None, is_unrolled: bool = False, dec
   config = uae_config(size, is_unrolled=is_unrolled, decoder_depth=decoder_depth)
   mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
   graphdef, abstract = sharding.abstract_model(lambda: UAE(config, rngs=nnx.Rngs(0)), mesh)
-  encoders, abstract_encoders = {}, {}
+  embedders, abstract_embedders = {}, {}
   for name, encoder in encoder_configs(size, is_unrolled=is_unrolled).items():
-    encoder_graphdef, abstract_encoders[name] = sharding.abstract_model(
+    encoder_graphdef, abstract_embedders[name] = sharding.abstract_model(
       lambda n=name, c=encoder: ENCODERS[n](c, rngs=nnx.Rngs(0)), mesh
     )
     side = 224 if size.name == "h200" else encoder.image_size
-    encoders[name] = ImageEncoder(name, encoder_graphdef, side, *PIXELS[name])
-  return World(size, config, Networks(graphdef, prompts(size), encoders), {**abstract, "encoders": abstract_encoders})
+    embedders[name] = EmbeddingNetwork(name, encoder_graphdef, side, *PIXELS[name])
+  return World(
+    size, config, Networks(graphdef, prompts(size), embedders), {**abstract, "embedders": abstract_embedders}
+  )
 
 
 def write(size: Size, folder: Path) -> None:
@@ -259,18 +261,18 @@ def write(size: Size, folder: Path) -> None:
   )
   export.write_uae(folder, world.config, world.params, settings, processor, merged=False)
   _write_configs(world, folder)
-  encoders = world.params["encoders"]
+  embedders = world.params["embedders"]
   for name, table in (
     ("clip", clip.vision_table(encoder_configs(size)["clip"])),
     ("dinov2", dinov2.table(encoder_configs(size)["dinov2"], v5=True)),
   ):
-    tensor_files.write(folder / name / "model.safetensors", export.Dump(encoders[name], table))
+    tensor_files.write(folder / name / "model.safetensors", export.Dump(embedders[name], table))
 
 
 def _write_configs(world: World, folder: Path) -> None:
   """`config.json` of every net, in the library's words."""
-  config, encoders = world.config, encoder_configs(world.size)
-  clip_config, dino = encoders["clip"], encoders["dinov2"]
+  config, embedders = world.config, encoder_configs(world.size)
+  clip_config, dino = embedders["clip"], embedders["dinov2"]
   common = {
     name: dict(
       image_size=encoder.image_size,
@@ -279,15 +281,13 @@ def _write_configs(world: World, folder: Path) -> None:
       num_hidden_layers=encoder.depth,
       num_attention_heads=encoder.num_heads,
     )
-    for name, encoder in encoders.items()
+    for name, encoder in embedders.items()
   }
   files = {
     "llm_model": huggingface_configs.qwen25_vl(config.captioner, world.size.dtype)
     | {"eos_token_id": None, "pad_token_id": 0, "bos_token_id": 0},
     "dit": huggingface_configs.mmdit(config.decoder),
-    "SD3/vae": huggingface_configs.autoencoder_kl(
-      config.autoencoder, config.autoencoder.scaling_factor, config.autoencoder.shift_factor
-    ),
+    "SD3/vae": huggingface_configs.autoencoder_kl(config.vae, config.vae.scaling_factor, config.vae.shift_factor),
     "clip": common["clip"]
     | dict(
       intermediate_size=clip_config.mlp_width,

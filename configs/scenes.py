@@ -82,7 +82,7 @@ def get_config(arg=None):
   config.xla_flags = ""  # of the compiler, as in the environment's XLA_FLAGS
   # What the run starts from: a folder of weights, or a stage of another run ("runs/demo:cold_start").
   config.init = ConfigDict(dict(weights="", checkpoint=""))
-  config.encoders = ConfigDict(dict(clip="fresh", dinov2="fresh"))  # "fresh", a folder of weights, or "" for none
+  config.embedders = ConfigDict(dict(clip="fresh", dinov2="fresh"))  # "fresh", a folder of weights, or "" for none
   config.lora = ConfigDict(dict(rank=16, alpha=16.0))  # where the weights have no adapters yet
   config.mesh = ConfigDict(dict(data=1, fsdp=1, tensor=1))
   config.profile = ConfigDict(dict(first_step=10, num_steps=0))  # traced steps of every stage, see docs/profiling.md
@@ -103,7 +103,7 @@ def get_config(arg=None):
   config.stages = (
     "clip",
     "dinov2",
-    "autoencoder",
+    "vae",
     "captioner",
     "pretrain",
     "cold_start",
@@ -112,20 +112,20 @@ def get_config(arg=None):
   )
   config.rounds = 1
 
-  # Base nets: what CLIP, DINOv2, the SD3 autoencoder and Qwen2.5-VL are to a real run.
+  # Base nets: what CLIP, DINOv2, the SD3 vae and Qwen2.5-VL are to a real run.
   contrast = dict(noise_level=0.2)
   config.clip = stage(
-    600, 32, 3e-3, captions="contrastive", trainable="^(encoders/clip|contrastive)/", options=contrast
+    600, 32, 3e-3, captions="contrastive", trainable="^(embedders/clip|contrastive)/", options=contrast
   )
   config.dinov2 = stage(
-    500, 32, 3e-3, captions="contrastive", trainable="^(encoders/dinov2|contrastive)/", options=contrast
+    500, 32, 3e-3, captions="contrastive", trainable="^(embedders/dinov2|contrastive)/", options=contrast
   )
-  config.autoencoder = stage(
+  config.vae = stage(
     1000,
     32,
     5e-3,
     captions="full",
-    trainable="^autoencoder/",
+    trainable="^vae/",
     options=dict(absolute_weight=0.1, kl_weight=2e-4),
   )
   config.captioner = stage(
@@ -141,14 +141,14 @@ def get_config(arg=None):
     4000,
     32,
     5e-3,
-    # Shapes are learnt all at once, after 700 steps or 2000: it ends where they are, with a decoder that is good but
+    # Shapes are learned all at once, after 700 steps or 2000: it ends where they are, with a decoder that is good but
     # not finished, so that stage 3 has something to gain.
     target_loss=0.1,
     schedule="constant",
     # Long captions, as the paper has it: what a caption leaves out, or does not place, teaches to guess.
     captions="full",
     trainable="^(decoder|connector)/(?!.*lora_)",
-    # More noise than the sampler's 3.0 asks for: what binds words to places is learnt where little else is to be seen.
+    # More noise than the sampler's 3.0 asks for: what binds words to places is learned where little else is to be seen.
     options=dict(shift=6.0, context_dropout=0.0),
     muon="^decoder/(layers|last)/.*kernel$",
   )
@@ -191,7 +191,7 @@ def get_config(arg=None):
       shift=3.0,
       is_noise_shared=True,
       reward_weights=(("clip", 1.0),),
-      held_out_encoder="dinov2",
+      held_out_embedder="dinov2",
       decode_chunks=1,
       logit_chunks=1,
     ),
@@ -243,7 +243,7 @@ def get_config(arg=None):
       samples_from="current",
       old_decay=0.0,
       reward_weights=(("clip", 1.0),),
-      held_out_encoder="dinov2",
+      held_out_embedder="dinov2",
       decode_chunks=1,
       replay_chunks=1,
     ),
@@ -266,7 +266,7 @@ def get_config(arg=None):
       shift=3.0,
       conditioning="text",
       text_tower="reference",
-      encoders=("clip", "dinov2"),
+      embedders=("clip", "dinov2"),
       gallery_images=8,
       caption_every_steps=10,
     )

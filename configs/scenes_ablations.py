@@ -21,7 +21,7 @@ def captioner(objective=None, **options):
   changes = {f"{CAPTIONER}.options.{name}": value for name, value in options.items()}
   if objective is not None:
     changes[f"{CAPTIONER}.objective"] = dict(clip_low=0.2, clip_high=0.2, beta=0.01, kl="k3") | objective
-    # With one update a rollout every ratio is 1, and the objectives differ in their normaliser alone.
+    # With one update a rollout every ratio is 1, and the objectives differ in their normalizer alone.
     changes[f"{CAPTIONER}.updates.num_minibatches"] = 2
   return dict(start="cold_start", stages=(CAPTIONER,), changes=changes)
 
@@ -70,7 +70,7 @@ ROWS = {
     },
   ),
   "own_noise": captioner(is_noise_shared=False),
-  "two_rewards": captioner(reward_weights=(("clip", 0.5), ("dinov2", 0.5)), held_out_encoder=""),
+  "two_rewards": captioner(reward_weights=(("clip", 0.5), ("dinov2", 0.5)), held_out_embedder=""),
   "length_price": captioner(reward_weights=(("clip", 1.0), ("length", 0.2))),
   # Does the growth of captions depend on a decoder that has read long ones, as that of "default" has?
   "short_captions": dict(

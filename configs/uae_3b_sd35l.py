@@ -5,7 +5,7 @@ uae-jax train --config=configs/uae_3b_sd35l.py:512 --workdir=/mnt/bucket/run --c
 uae-jax train --config=configs/uae_3b_sd35l.py:1024 ...                     the resolution of the paper's inference
 
 The argument is the side of the images in pixels. The mesh is that of v5e-16; another slice needs
---config.mesh.{data,fsdp,tensor}. Weights, encoders and data are the user's own folders, see `config.init`.
+--config.mesh.{data,fsdp,tensor}. Weights, embedders and data are the user's own folders, see `config.init`.
 
 Where numbers come from: UAE arXiv 2509.09666 and its inference code; Flow-GRPO arXiv 2505.05470 and its SD3.5 configs;
 TRL 1.10 (GRPOConfig, examples/scripts/grpo_vlm.py); SD3 arXiv 2403.03206. UAE's authors never published their training
@@ -93,7 +93,7 @@ def get_config(arg=None):
   config.xla_flags = ""  # of the compiler, as in the environment's XLA_FLAGS
   config.remat = "full"  # layers are computed again in the backward pass
   config.init = ConfigDict(dict(weights="weights/UAE", checkpoint=""))
-  config.encoders = ConfigDict(dict(clip="weights/clip-vit-large-patch14", dinov2="weights/dinov2-large"))
+  config.embedders = ConfigDict(dict(clip="weights/clip-vit-large-patch14", dinov2="weights/dinov2-large"))
   # UAE, adapters of llm_lora and dit_lora: rank 32, alpha 64; the same in Flow-GRPO.
   config.lora = ConfigDict(dict(rank=32, alpha=64.0))
   config.mesh = ConfigDict(dict(data=1, fsdp=16, tensor=1))
@@ -164,7 +164,7 @@ def get_config(arg=None):
       shift=3.0,
       is_noise_shared=True,
       reward_weights=(("clip", 1.0),),
-      held_out_encoder="dinov2",
+      held_out_embedder="dinov2",
       decode_chunks=8,
       logit_chunks=8,
     ),
@@ -219,7 +219,7 @@ def get_config(arg=None):
       samples_from="current",
       old_decay=0.0,
       reward_weights=(("clip", 1.0),),
-      held_out_encoder="dinov2",
+      held_out_embedder="dinov2",
       decode_chunks=24,
       replay_chunks=12 if image_px == IMAGE_PX[0] else 24,  # 24 is one image of each group
     ),
@@ -243,7 +243,7 @@ def get_config(arg=None):
       shift=3.0,
       conditioning="text",
       text_tower="reference",
-      encoders=("clip", "dinov2"),
+      embedders=("clip", "dinov2"),
       gallery_images=8,
       caption_every_steps=50,
     )

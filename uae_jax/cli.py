@@ -7,18 +7,21 @@ import importlib
 from importlib import metadata
 import sys
 
-from uae_jax import command_line
+from uae_jax.commands import command_line
 
 # command -> (module with `main(argv) -> int | None`, help). `main` imports what is heavy after reading its arguments.
 COMMANDS = {
-  "train": ("uae_jax.train", "train every stage of a config, or resume"),
-  "caption": ("uae_jax.caption", "caption images"),
-  "generate": ("uae_jax.generate", "paint images from prompts"),
-  "reconstruct": ("uae_jax.reconstruct", "caption images and paint them again from the captions, side by side"),
-  "convert": ("uae_jax.convert", "write weights as Orbax, PEFT adapters or Hugging Face folders"),
-  "bench": ("uae_jax.bench", "score reconstructions (Unified-Bench), or let a model judge captions"),
-  "plan": ("uae_jax.plan", "tell whether a config fits a TPU slice, and what a step costs"),
-  "report": ("uae_jax.report.command", "write the HTML report of a training run"),
+  "train": ("uae_jax.commands.train", "train every stage of a config, or resume"),
+  "caption": ("uae_jax.commands.caption", "caption images"),
+  "generate": ("uae_jax.commands.generate", "paint images from prompts"),
+  "reconstruct": (
+    "uae_jax.commands.reconstruct",
+    "caption images and generate them again from the captions",
+  ),
+  "convert": ("uae_jax.commands.convert", "write weights as Orbax, PEFT adapters or Hugging Face folders"),
+  "bench": ("uae_jax.commands.bench", "score reconstructions (Unified-Bench), or let a model judge captions"),
+  "plan": ("uae_jax.commands.plan", "tell whether a config fits a TPU slice, and what a step costs"),
+  "report": ("uae_jax.commands.report", "write the HTML report of a training run"),
 }
 
 
@@ -29,7 +32,7 @@ def usage() -> str:
     [
       "usage: uae-jax <command> [options]",
       "",
-      "Trains and uses UAE: auto-encoders of images whose latent is text.",
+      "Trains and uses UAE: auto-embedders of images whose latent is text.",
       "",
       *lines,
       "",

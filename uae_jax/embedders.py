@@ -2,7 +2,7 @@
 
 `load(kind, path).embed(images)` is the benchmark: pictures of any size, preprocessed on the host as its library
 does.
-`ImageEncoder` is the same network inside a jitted step: images on the device, resized by a differentiable bicubic.
+`EmbeddingNetwork` is the same network inside a jitted step: images on the device, resized by a differentiable bicubic.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from uae_jax import sharding
-from uae_jax.data.images import ImageSource, Preprocessing
+from uae_jax.data.preprocessing import ImageSource, Preprocessing
 from uae_jax.layers.resize import resize
 from uae_jax.models.clip import CLIPConfig, CLIPVision
 from uae_jax.models.dinov2 import DINOv2, DINOv2Config
@@ -32,12 +32,12 @@ NORM_FLOOR = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageEncoder:
+class EmbeddingNetwork:
   """One embedding network as a pure function of its parameters, to be called inside jit.
 
   Attributes:
     kind: one of `KINDS`; names the architecture in logs.
-    graphdef: of a module that maps normalised pixels float[B, height, width, 3] to features float[B, E].
+    graphdef: of a module that maps normalized pixels float[B, height, width, 3] to features float[B, E].
     image_size: side of the square that images are stretched to.
     mean: of the channels in 0..1.
     std: of the channels in 0..1.
@@ -66,7 +66,7 @@ class ImageEncoder:
     return self.embed_pixels(params, (pixels - jnp.asarray(self.mean)) / jnp.asarray(self.std))
 
   def embed_pixels(self, params: dict, pixels: jax.Array) -> jax.Array:
-    """Unit-norm embeddings float32[B, E] of pixels float[B, height, width, 3], resized and normalised."""
+    """Unit-norm embeddings float32[B, E] of pixels float[B, height, width, 3], resized and normalized."""
     dtype = params["patch_embed"]["kernel"].dtype
     features = self.network(params)(pixels.astype(dtype)).astype(jnp.float32)
     return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), NORM_FLOOR)
@@ -87,7 +87,7 @@ class Embedder:
     batch_size: pictures a call of the network; smaller inputs use the next power of two.
   """
 
-  encoder: ImageEncoder
+  encoder: EmbeddingNetwork
   params: dict[str, Any]
   preprocessing: Preprocessing
   batch_size: int = 16
@@ -181,14 +181,14 @@ def _load_longclip(path: Path, dtype: str, mesh: Mesh) -> Embedder:
 def _assemble(
   kind, build, tensors, rows, ignored, preprocessing: Preprocessing, dtype: str, path: Path, mesh: Mesh
 ) -> Embedder:
-  """Fills the network that `build` makes; nothing is initialised."""
+  """Fills the network that `build` makes; nothing is initialized."""
   graphdef, abstract = sharding.abstract_model(build, mesh)
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), abstract)
   params = table.load(tensors, rows, abstract, ignored=ignored, source=str(path))
   height, width = preprocessing.output_size
   if height != width:
     raise ValueError(f"{path}: the preprocessing gives {height} x {width} pixels, expected a square")
-  encoder = ImageEncoder(kind, graphdef, height, preprocessing.mean, preprocessing.std)
+  encoder = EmbeddingNetwork(kind, graphdef, height, preprocessing.mean, preprocessing.std)
   return Embedder(
     encoder, jax.tree.map(lambda x, want: jax.device_put(x, want.sharding), params, abstract), preprocessing
   )

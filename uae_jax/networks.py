@@ -5,7 +5,7 @@ import dataclasses
 from flax import nnx
 import jax
 
-from uae_jax.embedders import ImageEncoder
+from uae_jax.embedders import EmbeddingNetwork
 from uae_jax.layers import lora
 from uae_jax.models.prompts import Prompts
 from uae_jax.models.uae import NETS, UAE
@@ -18,12 +18,12 @@ class Networks:
   Attributes:
     graphdef: of the UAE.
     prompts: templates as token ids.
-    encoders: image encoders by name; their parameters live under `params["encoders"][name]`.
+    embedders: image embedders by name; their parameters live under `params["embedders"][name]`.
   """
 
   graphdef: nnx.GraphDef
   prompts: Prompts
-  encoders: dict[str, ImageEncoder]
+  embedders: dict[str, EmbeddingNetwork]
 
   def uae(self, params: dict, *, adapters: bool = True) -> UAE:
     """The UAE over `params`; without adapters it is the reference policy over the same weights."""
@@ -32,4 +32,4 @@ class Networks:
 
   def embed(self, params: dict, name: str, images: jax.Array) -> jax.Array:
     """Unit-norm embeddings float32[B, E] of images float[B, H, W, 3] in [-1, 1]."""
-    return self.encoders[name](params["encoders"][name], images)
+    return self.embedders[name](params["embedders"][name], images)

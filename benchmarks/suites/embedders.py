@@ -1,4 +1,4 @@
-"""The reward and metric encoders on images that have their size."""
+"""The reward and metric embedders on images that have their size."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def cases(world: World) -> dict:
   size = world.size
 
   def embed(name):
-    encoder, params = world.networks.encoders[name], world.params["encoders"][name]
+    encoder, params = world.networks.embedders[name], world.params["embedders"][name]
     pixels = jnp.asarray(inputs.pixels(size, encoder.image_size, size.encoder_batch))
     compiled = jax.jit(encoder.embed_pixels)
 

@@ -9,7 +9,7 @@ from benchmarks.suites import stages
 from benchmarks.suites.sampling import contexts
 from benchmarks.timing import Case
 from benchmarks.world import World
-from uae_jax.training.stages.trajectory_policy import Steps
+from uae_jax.training.rl.sde_policy import Steps
 from uae_jax.training.stages.understanding_for_generation import ImageGroups
 
 

@@ -7,7 +7,7 @@ from benchmarks import photographs
 from benchmarks.timing import Case
 from benchmarks.world import World
 from uae_jax.data.pipeline import DataConfig, make_dataset
-from uae_jax.data.vocabulary import make_tokenizer
+from uae_jax.small_world.processor import make_tokenizer
 
 
 def cases(world: World) -> dict:

@@ -8,7 +8,7 @@ from benchmarks import inputs
 from benchmarks.costs import matrix_flops
 from benchmarks.timing import Case
 from benchmarks.world import World
-from uae_jax.rollouts.contexts import Context
+from uae_jax.rollouts.conditioning import Context
 from uae_jax.rollouts.images import sample_ode, velocity_field
 
 SHIFT = 3.0

@@ -8,7 +8,8 @@ from benchmarks.world import World
 from uae_jax.algorithms.advantages import AdvantageOptions
 from uae_jax.algorithms.flow_grpo import FlowObjective
 from uae_jax.algorithms.grpo import TokenObjective
-from uae_jax.training.reinforcement import Phases, UpdateOptions
+from uae_jax.training.rl.phases import Phases
+from uae_jax.training.rl.update import UpdateOptions
 from uae_jax.training.stages import generation_for_understanding, understanding_for_generation
 
 

@@ -12,7 +12,7 @@ def cases(nets: Nets) -> dict:
   side, count = size.autoencoder_px, max(1, size.encoder_batch // 8)
 
   def direction(name, array):
-    model, config = nets.autoencoder, nets.autoencoder.config
+    model, config = nets.vae, nets.vae.config
     x = nets.noise(array).to(nets.dtype)
 
     def encode(x):

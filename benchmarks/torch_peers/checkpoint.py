@@ -12,7 +12,7 @@ from benchmarks.torch_peers.nets import Nets
 
 def cases(nets: Nets) -> dict:
   def tensors():
-    models = (nets.captioner_policy, nets.connector, nets.decoder_policy, nets.autoencoder, nets.clip, nets.dinov2)
+    models = (nets.captioner_policy, nets.connector, nets.decoder_policy, nets.vae, nets.clip, nets.dinov2)
     found = {f"{i}.{name}": value for i, model in enumerate(models) for name, value in model.state_dict().items()}
     # Tied tensors are one on disk too.
     return found, sum(value.nbytes for value in {value.data_ptr(): value for value in found.values()}.values()) / 1e6

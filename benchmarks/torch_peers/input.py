@@ -10,7 +10,7 @@ import torch
 from benchmarks import photographs
 from benchmarks.timing import Case
 from benchmarks.torch_peers.nets import Nets
-from uae_jax.data.vocabulary import make_tokenizer
+from uae_jax.small_world.processor import make_tokenizer
 
 
 class Photographs(torch.utils.data.Dataset):

@@ -102,7 +102,7 @@ class Nets:
     return policy.to(self.device)
 
   @functools.cached_property
-  def autoencoder(self) -> AutoencoderKL:
+  def vae(self) -> AutoencoderKL:
     return self._build(AutoencoderKL.from_config, "SD3/vae")
 
   @functools.cached_property

@@ -10,9 +10,9 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 def decode(nets: Nets, latents: torch.Tensor) -> torch.Tensor:
   """Images float[B, 3, H, W] in [-1, 1]."""
-  config, chunks = nets.autoencoder.config, nets.size.decode_chunks
+  config, chunks = nets.vae.config, nets.size.decode_chunks
   scaled = latents.to(nets.dtype) / config.scaling_factor + config.shift_factor
-  pieces = [nets.autoencoder.decode(piece, return_dict=False)[0] for piece in scaled.chunk(chunks)]
+  pieces = [nets.vae.decode(piece, return_dict=False)[0] for piece in scaled.chunk(chunks)]
   return torch.cat(pieces).clamp(-1, 1)
 
 

@@ -14,16 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from uae_jax import sharding
-from uae_jax.data.vocabulary import make_tokenizer
+from uae_jax.small_world.processor import make_tokenizer
 from uae_jax.training import loop, processes
 from uae_jax.training.batches import Batches
 from uae_jax.training.checkpoints import Checkpoints
+from uae_jax.training.flops import Program
 from uae_jax.training.metrics import MetricWriter
 from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
 from uae_jax.training.placement import state_shardings
 from uae_jax.training.preemption import Preempted, PreemptionNotice
 from uae_jax.training.profiling import Profiler
-from uae_jax.training.programs import Program
 from uae_jax.training.stage import Stage, keep
 from uae_jax.training.state import create
 from uae_jax.training.supervised import make_step

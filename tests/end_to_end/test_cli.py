@@ -46,7 +46,7 @@ class StandIn:
 
 @pytest.fixture
 def model(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, "uae_jax.pipeline", types.SimpleNamespace(UAE=StandIn))
+  monkeypatch.setitem(sys.modules, "uae_jax.api", types.SimpleNamespace(UAE=StandIn))
   monkeypatch.chdir(tmp_path)
   (tmp_path / "model").mkdir()
   return "model"

@@ -17,7 +17,7 @@ from tests.damage import tear
 from tests.end_to_end import small_run
 from tests.end_to_end.test_resume import STEPS, final_params, losses, short_config
 from tests.end_to_end.test_smoke_run import CONFIG
-from uae_jax.train import train
+from uae_jax.commands.train import train
 
 TIMEOUT_SECONDS = 900
 

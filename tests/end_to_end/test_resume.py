@@ -13,7 +13,7 @@ import pytest
 
 from tests.end_to_end.test_smoke_run import smoke_config
 from uae_jax import trees
-from uae_jax.train import train
+from uae_jax.commands.train import train
 from uae_jax.training.preemption import PreemptionNotice
 
 STEPS = 6

@@ -13,7 +13,7 @@ import skimage.data
 
 import uae_jax
 from uae_jax import cli
-from uae_jax.train import stage_runs, train
+from uae_jax.commands.train import stage_runs, train
 from uae_jax.training.workdir import open_workdir
 
 CONFIG = Path(__file__).parents[2] / "configs" / "scenes.py"

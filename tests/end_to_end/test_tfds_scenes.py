@@ -6,17 +6,17 @@ import sys
 import numpy as np
 import pytest
 
-from uae_jax.data import scenes, tfds_scenes, vocabulary
 from uae_jax.data.pipeline import DataConfig, make_dataset
+from uae_jax.small_world import processor, scenes, tfds
 
 NUM_TRAIN, NUM_HELD_OUT = 250, 20
-TOKENIZER = vocabulary.make_tokenizer()
+TOKENIZER = processor.make_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
   folder = str(tmp_path_factory.mktemp("tfds"))
-  command = [sys.executable, "-m", "uae_jax.data.tfds_scenes", "--data_dir", folder]
+  command = [sys.executable, "-m", "uae_jax.small_world.tfds", "--data_dir", folder]
   command += ["--num_train", str(NUM_TRAIN), "--num_held_out", str(NUM_HELD_OUT)]
   result = subprocess.run(command, capture_output=True, text=True)
   assert result.returncode == 0, result.stderr
@@ -100,9 +100,9 @@ def test_reading_needs_no_tensorflow(data):
 
 def test_what_is_there_is_left_alone_and_other_sizes_are_an_error(data):
   sizes = {"train": NUM_TRAIN, "held_out": NUM_HELD_OUT, "held_out_pairs": NUM_HELD_OUT}
-  tfds_scenes.build(data.data_dir, sizes)
+  tfds.build(data.data_dir, sizes)
   with pytest.raises(ValueError, match="remove it or choose another"):
-    tfds_scenes.build(data.data_dir, sizes | {"train": 300})
+    tfds.build(data.data_dir, sizes | {"train": 300})
 
 
 @pytest.mark.parametrize(

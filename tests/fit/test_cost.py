@@ -9,7 +9,7 @@ from uae_jax import sharding
 from uae_jax.models.mmdit import MMDiT, MMDiTConfig
 from uae_jax.planning import cost
 from uae_jax.planning.chips import CHIPS
-from uae_jax.training.programs import matrix_flops
+from uae_jax.training.flops import matrix_flops
 
 CHIP = CHIPS["v5e"]
 

@@ -6,7 +6,7 @@ import runpy
 
 import pytest
 
-from uae_jax.planning import pods, programs
+from uae_jax.planning import pods, stage_programs
 from uae_jax.planning.chips import CHIPS
 
 PLANS = Path(__file__).parents[2] / "docs" / "plans"
@@ -60,6 +60,6 @@ def test_a_documented_plan_is_of_the_config_as_it_is(plan):
       config.update_from_flattened_dict({name: int(value) if value.isdecimal() else value})
   assert plan["model"] == config.model and plan["image_px"] == config.data.image_px
   for stage, settings in plan["stages"].items():
-    assert settings == programs.images_and_captions(config, stage) | {"cuts": programs.cuts(config, stage)}
+    assert settings == stage_programs.images_and_captions(config, stage) | {"cuts": stage_programs.cuts(config, stage)}
   fits = [program["memory"]["total"] <= program["memory"]["limit"] for program in plan["programs"]]
   assert plan["fits"] == all(fits) and len(fits) >= len(plan["stages"])

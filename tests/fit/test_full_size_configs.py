@@ -13,7 +13,7 @@ from uae_jax.training.sizes import FULL_SIZE
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = ("uae_3b_sd35l", "uae_3b_sd35m")
 # Trained in the small world alone.
-BASE_NETS = ("clip", "dinov2", "autoencoder", "captioner")
+BASE_NETS = ("clip", "dinov2", "vae", "captioner")
 
 
 def load(path: str) -> ConfigDict:
@@ -62,7 +62,7 @@ def test_every_option_of_every_stage_is_known(name):
     """As much as the makers of losses and phases look at before they are called."""
 
     class networks:
-      prompts, encoders = None, dict.fromkeys(config.encoders)
+      prompts, embedders = None, dict.fromkeys(config.embedders)
 
     class processor:
       class tokenizer:

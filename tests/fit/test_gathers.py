@@ -16,10 +16,10 @@ from uae_jax.models.mmdit import MMDiT, MMDiTConfig
 from uae_jax.models.qwen25_vl.language import LanguageConfig, LanguageModel, PrefixCache
 from uae_jax.planning.collectives import collectives, summary
 from uae_jax.rollouts import captions
-from uae_jax.training import reinforcement
 from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
-from uae_jax.training.stages import forward_policy, trajectory_policy
-from uae_jax.training.stages.image_policy import Fields
+from uae_jax.training.rl import forward_policy, sde_policy
+from uae_jax.training.rl.policy import Fields
+from uae_jax.training.rl.update import run_updates
 from uae_jax.training.stages.understanding_for_generation import UnderstandingForGenerationOptions
 from uae_jax.training.state import create
 
@@ -97,7 +97,7 @@ def loops(jaxpr):
 
 
 @pytest.mark.parametrize("make_policy, objective", [
-  (trajectory_policy.make_policy, FlowObjective()),
+  (sde_policy.make_policy, FlowObjective()),
   (forward_policy.make_policy, ForwardObjective()),
 ])  # fmt: skip
 def test_an_update_of_adapters_keeps_no_frozen_weights(world, make_policy, objective):
@@ -117,8 +117,8 @@ def test_an_update_of_adapters_keeps_no_frozen_weights(world, make_policy, objec
   def update(params, key):
     state = create(params, lora.is_adapter, optimizer, key, has_ema=False)
     _, kept = policy.sample(lambda repeat: lambda x, _: x, jnp.zeros((1, 8, 8, 16)), key, 0)
-    options = reinforcement.UpdateOptions()
-    return reinforcement.update(state, kept, objective_of_part, options, optimizer, num_parts=policy.num_points)
+    options = update.UpdateOptions()
+    return run_updates(state, kept, objective_of_part, options, optimizer, num_parts=policy.num_points)
 
   with jax.set_mesh(mesh):
     found = list(loops(jax.make_jaxpr(update)(params, jax.random.key(0)).jaxpr))

@@ -14,7 +14,7 @@ from uae_jax.models.uae import UAE, UAEConfig
 from uae_jax.sharding import mesh_axes
 from uae_jax.training import placement, state
 from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
-from uae_jax.training.stage import kept_before
+from uae_jax.training.stage import params_before
 
 CONFIG = Path(__file__).parents[2] / "configs" / "uae_3b_sd35l.py"
 MEBIBYTE = 2**20
@@ -35,7 +35,7 @@ def test_every_large_parameter_is_cut(full):
   whole = {
     path
     for path, leaf in trees.items(full[1])
-    if np.prod(leaf.shape) * 2 > MEBIBYTE and "fsdp" not in cut_over(leaf) and not path.startswith("autoencoder/")
+    if np.prod(leaf.shape) * 2 > MEBIBYTE and "fsdp" not in cut_over(leaf) and not path.startswith("vae/")
     if not path.endswith("/bias")
   }
   assert whole == {"decoder/time_in/kernel"}
@@ -49,7 +49,7 @@ def test_both_factors_of_every_adapter_are_cut(full):
 def test_of_the_nets_before_a_stage_only_what_stage_3_trains_is_kept(full):
   params = full[1]
   config = runpy.run_path(str(CONFIG))["get_config"]()
-  kept = {name: kept_before(config, name, params) for name in config.stages}
+  kept = {name: params_before(config, name, params) for name in config.stages}
   assert [name for name in config.stages if kept[name]] == ["understanding_for_generation"]
   paths = {path for path, _ in trees.items(kept["understanding_for_generation"])}
   assert paths == {path for path, _ in trees.items(params) if path.startswith("decoder/") and lora.is_adapter(path)}

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from uae_jax.data.processing import Processor
-from uae_jax.data.vocabulary import write_processor
+from uae_jax.small_world.processor import write_processor
 
 WIDTH, CONTEXT, RANK = 32, 48, 4
 POOLED = (12, 20)
@@ -32,7 +32,7 @@ class Reference:
   language: Qwen2_5_VLForConditionalGeneration
   projector: torch.nn.Sequential
   decoder: torch.nn.Module
-  autoencoder: AutoencoderKL
+  vae: AutoencoderKL
   text_encoders: list[CLIPTextModelWithProjection]
 
   def context(self, prompts: list[str]) -> torch.Tensor:
@@ -205,7 +205,7 @@ def write_official_folder(folder: Path) -> Reference:
   randomise_adapters(decoder, 4)
   decoder.eval().save_pretrained(folder / "dit_lora")
 
-  autoencoder = AutoencoderKL(
+  vae = AutoencoderKL(
     block_out_channels=(8, 8),
     down_block_types=("DownEncoderBlock2D",) * 2,
     up_block_types=("UpDecoderBlock2D",) * 2,
@@ -217,9 +217,9 @@ def write_official_folder(folder: Path) -> Reference:
     use_quant_conv=False,
     use_post_quant_conv=False,
   )
-  randomise(autoencoder, 5).save_pretrained(folder / VAE_FOLDER)
+  randomise(vae, 5).save_pretrained(folder / VAE_FOLDER)
   text_encoders = [
     write_clip_encoder(folder / "SD3", number, width, activation)
     for number, width, activation in zip((1, 2), POOLED, ("quick_gelu", "gelu"), strict=True)
   ]
-  return Reference(folder, processor, language.eval(), projector, decoder, autoencoder, text_encoders)
+  return Reference(folder, processor, language.eval(), projector, decoder, vae, text_encoders)

@@ -13,8 +13,8 @@ import torch
 
 from uae_jax import sharding, trees
 from uae_jax.layers.conv import GroupNorm
-from uae_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, inputs_spec
-from uae_jax.weights import autoencoder_kl as weights
+from uae_jax.models.vae import AutoencoderKL, AutoencoderKLConfig, inputs_spec
+from uae_jax.weights import vae as weights
 from uae_jax.weights.table import WeightError, dump, load
 
 SMALL = {

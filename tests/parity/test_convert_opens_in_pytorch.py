@@ -14,7 +14,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 import uae_jax
 from uae_jax import cli, sharding, trees
-from uae_jax.convert import convert
+from uae_jax.commands.convert import convert
 
 ATOL = 2e-4
 PROMPTS = ["red circle", "a small blue square above a green cross"]
@@ -52,22 +52,22 @@ def read_projector(folder):
   return module
 
 
-def assert_same_numbers(reference, language, decoder, autoencoder, projector, atol):
+def assert_same_numbers(reference, language, decoder, vae, projector, atol):
   """The exported models against the ones that the official folder was written from."""
 
   class Exported(type(reference)):
     pass
 
-  mine = Exported(reference.folder, reference.processor, language, projector, decoder, autoencoder, [])
+  mine = Exported(reference.folder, reference.processor, language, projector, decoder, vae, [])
   with torch.no_grad():
     torch.testing.assert_close(mine.context(PROMPTS), reference.context(PROMPTS), atol=atol, rtol=atol)
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(shape, generator=generator) for shape in ((2, 16, 8, 6), (2,), (2, 5, 48), (2, 32))]
     inputs[1] = torch.tensor([20.0, 900.0])
     torch.testing.assert_close(mine.velocity(*inputs), reference.velocity(*inputs), atol=atol, rtol=atol)
-  for name, tensor in reference.autoencoder.state_dict().items():
-    assert torch.equal(tensor, autoencoder.state_dict()[name]), name
-  assert autoencoder.config.scaling_factor == reference.autoencoder.config.scaling_factor
+  for name, tensor in reference.vae.state_dict().items():
+    assert torch.equal(tensor, vae.state_dict()[name]), name
+  assert vae.config.scaling_factor == reference.vae.config.scaling_factor
 
 
 def test_merged_folders_open_in_transformers_and_diffusers(reference, exports):

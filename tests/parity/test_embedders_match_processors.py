@@ -18,7 +18,7 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTModel
 
 from uae_jax import embedders
-from uae_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD, Preprocessing, read_image
+from uae_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD, Preprocessing, read_image
 
 SIZES = [(64, 48), (47, 93), (200, 31), (33, 33), (9, 14), (1, 5)]
 

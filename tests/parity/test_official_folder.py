@@ -18,7 +18,7 @@ import torch
 import uae_jax
 from uae_jax import sharding, trees
 from uae_jax.layers.quantized import dequantized
-from uae_jax.models.qwen25_vl.vision import normalise, patchify
+from uae_jax.models.qwen25_vl.vision import normalize, patchify
 from uae_jax.weights.qwen25_vl import canonical
 from uae_jax.weights.table import WeightError
 
@@ -75,12 +75,10 @@ def test_velocity(uae, reference):
 
 def test_autoencoder(uae, reference):
   images = np.random.default_rng(2).uniform(-1, 1, (1, 16, 12, 3)).astype(np.float32)
-  config = reference.autoencoder.config
-  latents = (
-    reference.autoencoder.encode(nchw(images)).latent_dist.mode() - config.shift_factor
-  ) * config.scaling_factor
+  config = reference.vae.config
+  latents = (reference.vae.encode(nchw(images)).latent_dist.mode() - config.shift_factor) * config.scaling_factor
   close(nchw(uae.encode_image(images)), latents)
-  decoded = reference.autoencoder.decode(latents / config.scaling_factor + config.shift_factor).sample
+  decoded = reference.vae.decode(latents / config.scaling_factor + config.shift_factor).sample
   close(nchw(uae.decode_latents(np.moveaxis(latents.numpy(), 1, -1))), decoded)
 
 
@@ -91,7 +89,7 @@ def their_inputs(reference, uae, picture):
   rows, columns = (side // vision.patch_size for side in pixels.shape[:2])
   ids = reference.processor.caption_prompt((rows, columns))
   config = uae._config.captioner.vision
-  patches = patchify(normalise(pixels[None], config), config)[0]
+  patches = patchify(normalize(pixels[None], config), config)[0]
   return ids, torch.as_tensor(np.array(patches)), torch.tensor([[1, rows, columns]])
 
 
@@ -143,7 +141,7 @@ def half(reference):
 
 def test_bfloat16_keeps_adapters_in_float32(half):
   for path, leaf in trees.items(half.params):
-    is_exact = "lora_" in path or path == "pooled" or path.startswith("autoencoder/latent_")
+    is_exact = "lora_" in path or path == "pooled" or path.startswith("vae/latent_")
     assert leaf.dtype == ("float32" if is_exact else "bfloat16"), path
 
 
@@ -163,7 +161,7 @@ def deviation(values, exact):
 
 @pytest.fixture(scope="module")
 def their_half(reference):
-  nets = ("language", "projector", "decoder", "autoencoder")
+  nets = ("language", "projector", "decoder", "vae")
   return dataclasses.replace(reference, **{net: in_bfloat16(getattr(reference, net)) for net in nets})
 
 
@@ -190,9 +188,9 @@ def test_bfloat16_images_deviate_no_more_than_in_pytorch(reference, their_half, 
   allowed = deviation(their_half.velocity(*rounded).float(), exact)
   assert deviation(nchw(half.velocity(*inputs)), exact) <= 1.5 * allowed
 
-  exact = reference.autoencoder.decode(tensors[0]).sample
-  allowed = deviation(their_half.autoencoder.decode(tensors[0].bfloat16()).sample.float(), exact)
-  config = reference.autoencoder.config
+  exact = reference.vae.decode(tensors[0]).sample
+  allowed = deviation(their_half.vae.decode(tensors[0].bfloat16()).sample.float(), exact)
+  config = reference.vae.config
   scaled = (inputs[0] - config.shift_factor) * config.scaling_factor
   assert deviation(nchw(half.decode_latents(scaled)), exact) <= 1.5 * allowed
 

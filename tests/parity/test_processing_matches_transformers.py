@@ -9,8 +9,8 @@ import pytest
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from uae_jax.data.processing import NEGATIVE_PROMPT, QUESTION, Processor
-from uae_jax.data.vocabulary import write_processor
-from uae_jax.models.qwen25_vl.vision import VisionConfig, normalise, patchify
+from uae_jax.models.qwen25_vl.vision import VisionConfig, normalize, patchify
+from uae_jax.small_world.processor import write_processor
 
 # Lays out a chat of text and images as Qwen2.5-VL's template does.
 QWEN_TEMPLATE = (
@@ -56,7 +56,7 @@ def processor(folder):
 
 
 def picture(height, width, seed=0):
-  """Smooth colours with noise on top: errors of a filter show in both."""
+  """Smooth colors with noise on top: errors of a filter show in both."""
   rows, columns = np.mgrid[:height, :width]
   noise = np.random.default_rng(seed).normal(0, 20, (height, width, 3))
   smooth = np.stack([rows * 255 / height, columns * 255 / width, 128 + 100 * np.sin(columns / 9)], axis=-1)
@@ -73,7 +73,7 @@ def patches_of(processor, image):
     patch_size=processor.patch_size,
     spatial_merge=processor.merge_size,
   )
-  return np.asarray(patchify(normalise(np.asarray(image)[None], config), config))[0]
+  return np.asarray(patchify(normalize(np.asarray(image)[None], config), config))[0]
 
 
 @pytest.mark.parametrize("size", [(100, 140), (56, 56), (10, 20), (700, 500), (300, 17), (42, 70), (2000, 31)])
@@ -216,7 +216,7 @@ def test_a_broken_folder_is_named(tmp_path, break_it, message):
 def test_pixels_are_normalised_in_float32(processor):
   values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=-1)
   config = VisionConfig(depth=1, width=4, num_heads=1, mlp_width=4, out_width=4)
-  out = normalise(values, config)
+  out = normalize(values, config)
   want = (values / 255 - np.array(config.image_mean)) / np.array(config.image_std)
   assert out.dtype == np.float32 and isinstance(out, jax.Array)
   np.testing.assert_allclose(out, want, atol=1e-6)

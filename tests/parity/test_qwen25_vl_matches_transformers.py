@@ -14,7 +14,7 @@ from uae_jax import sharding, trees
 from uae_jax.models.qwen25_vl.language import LanguageConfig
 from uae_jax.models.qwen25_vl.model import Qwen25VL, Qwen25VLConfig, inputs_spec
 from uae_jax.models.qwen25_vl.positions import mrope_positions, next_position, text_positions
-from uae_jax.models.qwen25_vl.vision import VisionConfig, normalise, patchify
+from uae_jax.models.qwen25_vl.vision import VisionConfig, normalize, patchify
 from uae_jax.weights import qwen25_vl as weights
 from uae_jax.weights.table import WeightError, dump, expand, is_stacked, load
 
@@ -147,7 +147,7 @@ def example(pair, cells=(5, 3), lengths=((4, 6), (2, 3)), seed=1) -> Prompts:
   grid = tuple(side * config.vision.spatial_merge for side in cells)
   size = [side * config.vision.patch_size for side in grid]
   images = rng.integers(0, 256, (len(rows), *size, 3), np.uint8)
-  patches = np.asarray(patchify(normalise(images, config.vision), config.vision))
+  patches = np.asarray(patchify(normalize(images, config.vision), config.vision))
   return Prompts(tokens, mask, mrope_positions(tokens, mask, IMAGE, cells), patches, grid)
 
 

@@ -1,4 +1,4 @@
-"""A run that starts from the official folder: its weights, its encoders, the user's pictures, and back to PyTorch."""
+"""A run that starts from the official folder: its weights, its embedders, the user's pictures, and back to PyTorch."""
 
 import json
 from pathlib import Path
@@ -15,9 +15,9 @@ from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
 import uae_jax
 from uae_jax import sharding, trees
-from uae_jax.convert import convert
+from uae_jax.commands.convert import convert
+from uae_jax.commands.train import train
 from uae_jax.layers import lora
-from uae_jax.train import train
 from uae_jax.training import initial
 from uae_jax.training.build import build
 
@@ -33,7 +33,7 @@ def official(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def encoders(tmp_path_factory):
+def embedders(tmp_path_factory):
   """Folders of a CLIP and a DINOv2 as published."""
   small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
   models = {
@@ -69,11 +69,11 @@ def pictures(tmp_path_factory):
   return folder
 
 
-def make_config(official, encoders, pictures):
+def make_config(official, embedders, pictures):
   config = runpy.run_path(str(CONFIG))["get_config"]("smoke")
   config.model = "weights"
   config.init.weights = str(official)
-  config.encoders.update(encoders)
+  config.embedders.update(embedders)
   config.stages = (STAGE,)
   config.data.source, config.data.data_dir = "jsonl:{split}.jsonl", str(pictures)
   config.data.image_px, config.data.caption_tokens = SIDE, 6
@@ -85,9 +85,9 @@ def make_config(official, encoders, pictures):
 
 
 @pytest.fixture(scope="module")
-def workdir(official, encoders, pictures, tmp_path_factory):
+def workdir(official, embedders, pictures, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "run"
-  train(make_config(official, encoders, pictures), workdir)
+  train(make_config(official, embedders, pictures), workdir)
   return workdir
 
 
@@ -115,8 +115,8 @@ def test_the_result_opens_as_an_official_folder(workdir, official, tmp_path):
     np.testing.assert_array_equal(np.asarray(leaf), np.asarray(ours[path]), err_msg=path)
 
 
-def test_a_run_starts_from_another_run(workdir, official, encoders, pictures, tmp_path):
-  config = make_config(official, encoders, pictures)
+def test_a_run_starts_from_another_run(workdir, official, embedders, pictures, tmp_path):
+  config = make_config(official, embedders, pictures)
   mesh = sharding.make_mesh(**config.mesh)
   start = initial.read(config, mesh, tmp_path)
   built = build(config, start.sizes, start.processor, mesh)
@@ -124,24 +124,24 @@ def test_a_run_starts_from_another_run(workdir, official, encoders, pictures, tm
   read = dict(trees.items(initial.read_checkpoint(f"{workdir}:{STAGE}", built.abstract_params)))
   for path, leaf in ours.items():
     np.testing.assert_array_equal(np.asarray(read[path]), np.asarray(leaf), err_msg=path)
-  assert any(path.startswith("encoders/dinov2/") for path in read)
+  assert any(path.startswith("embedders/dinov2/") for path in read)
   with pytest.raises(ValueError, match="no finished stage there"):
     initial.read_checkpoint(f"{workdir}:pretrain", built.abstract_params)
 
 
-def test_what_cannot_start_is_refused(official, encoders, pictures, tmp_path):
-  config = make_config(official, encoders, pictures)
-  config.encoders.clip = ""
-  with pytest.raises(ValueError, match="set config.encoders.clip to the folder"):
+def test_what_cannot_start_is_refused(official, embedders, pictures, tmp_path):
+  config = make_config(official, embedders, pictures)
+  config.embedders.clip = ""
+  with pytest.raises(ValueError, match="set config.embedders.clip to the folder"):
     train(config, tmp_path / "a")
-  config = make_config(official, encoders, pictures)
-  config.encoders.clip = "fresh"
-  with pytest.raises(ValueError, match="config.encoders.clip = 'fresh' is random numbers"):
+  config = make_config(official, embedders, pictures)
+  config.embedders.clip = "fresh"
+  with pytest.raises(ValueError, match="config.embedders.clip = 'fresh' is random numbers"):
     train(config, tmp_path / "b")
-  config = make_config(official, encoders, pictures)
+  config = make_config(official, embedders, pictures)
   config.model = "uae_3b_sd35_large"
   with pytest.raises(ValueError, match="captioner .* = .*, but .* has"):
     train(config, tmp_path / "c")
-  config = make_config(tmp_path / "absent", encoders, pictures)
+  config = make_config(tmp_path / "absent", embedders, pictures)
   with pytest.raises(ValueError, match="config.init.weights = .*absent.*no such folder"):
     train(config, tmp_path / "d")

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from uae_jax import sharding, trees
-from uae_jax.data import scenes
 from uae_jax.data.processing import Processor
-from uae_jax.data.vocabulary import write_processor
 from uae_jax.layers.lora import LoRA, is_adapter
+from uae_jax.small_world import scenes
+from uae_jax.small_world.processor import write_processor
 from uae_jax.training import sizes
 from uae_jax.training.build import Built, build
 from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
@@ -54,12 +54,12 @@ def built() -> Built:
     language=dataclasses.replace(uae.captioner.language, depth=1),
   )
   uae = dataclasses.replace(uae, captioner=captioner, decoder=dataclasses.replace(uae.decoder, depth=2))
-  encoders = {kind: sizes.fresh_encoder(kind, "scenes") for kind in ("clip", "dinov2")}
-  encoders = {
+  embedders = {kind: sizes.fresh_embedder(kind, "scenes") for kind in ("clip", "dinov2")}
+  embedders = {
     kind: dataclasses.replace(size, network=dataclasses.replace(size.network, depth=1))
-    for kind, size in encoders.items()
+    for kind, size in embedders.items()
   }
-  return build(Config(), sizes.Sizes(uae, encoders), processor, mesh())
+  return build(Config(), sizes.Sizes(uae, embedders), processor, mesh())
 
 
 @functools.cache

@@ -31,38 +31,38 @@ def random_scene(rng: random.Random) -> list[tuple[str, str, str, str]]:
 def paint(scene) -> Image.Image:
   image = Image.new("RGB", (32, 32), "#15181d")
   draw = ImageDraw.Draw(image)
-  for place, size, colour, shape in scene:
+  for place, size, color, shape in scene:
     x, y = (16 if "right" in place else 0) + 8, (16 if "bottom" in place else 0) + 8
     r = 6 if size == "large" else 3
     if shape == "circle":
-      draw.ellipse((x - r, y - r, x + r, y + r), fill=COLOURS[colour])
+      draw.ellipse((x - r, y - r, x + r, y + r), fill=COLOURS[color])
     elif shape == "square":
-      draw.rectangle((x - r, y - r, x + r, y + r), fill=COLOURS[colour])
+      draw.rectangle((x - r, y - r, x + r, y + r), fill=COLOURS[color])
     elif shape == "triangle":
-      draw.polygon(((x, y - r), (x - r, y + r), (x + r, y + r)), fill=COLOURS[colour])
+      draw.polygon(((x, y - r), (x - r, y + r), (x + r, y + r)), fill=COLOURS[color])
     else:
-      draw.rectangle((x - r, y - 1, x + r, y + 1), fill=COLOURS[colour])
-      draw.rectangle((x - 1, y - r, x + 1, y + r), fill=COLOURS[colour])
+      draw.rectangle((x - r, y - 1, x + r, y + 1), fill=COLOURS[color])
+      draw.rectangle((x - 1, y - r, x + 1, y + r), fill=COLOURS[color])
   return image
 
 
 def say(scene, share: float, rng: random.Random) -> dict:
   """A caption that names a share of the truth and errs now and then, judged word by word."""
   said, words, missing = [], [["black", "right"], ["background", "right"], [";", "neutral"]], []
-  for place, size, colour, shape in scene:
+  for place, size, color, shape in scene:
     if rng.random() > share + 0.2:
-      missing.append(f"{place} {size} {colour} {shape}")
+      missing.append(f"{place} {size} {color} {shape}")
       continue
     kept_size, kept_colour = rng.random() < share, rng.random() < share
     wrong = rng.random() > 0.93
-    painted = rng.choice(list(COLOURS)) if wrong or not kept_colour else colour
+    painted = rng.choice(list(COLOURS)) if wrong or not kept_colour else color
     said.append((place, size if kept_size else "small", painted, shape))
     words.append([place, "right"])
     words += [[size, "right"]] if kept_size else []
-    words += [[painted, "right" if painted == colour else "wrong"]] if kept_colour else []
+    words += [[painted, "right" if painted == color else "wrong"]] if kept_colour else []
     words += [[shape, "right"], [";", "neutral"]]
     missing += [] if kept_size else [f"{place} {size}"]
-    missing += [] if kept_colour else [f"{place} {colour}"]
+    missing += [] if kept_colour else [f"{place} {color}"]
   caption = " ".join(word for word, _ in words)
   return {"caption": caption, "words": words, "missing": missing, "painted": said}
 
@@ -111,7 +111,7 @@ def metric_lines() -> list[dict]:
   lines, clock = [], 0.0
   for stage, steps, per_step in (
     ("embedders", 350, 0.11),
-    ("autoencoder", 1000, 0.04),
+    ("vae", 1000, 0.04),
     ("captioner", 1000, 0.11),
     ("pretrain", 1500, 0.12),
     ("cold_start", 60, 0.5),
@@ -186,7 +186,7 @@ def figures(recall, precision, length, reward, held_out, pairs, objects, psnr) -
 
 EVALUATIONS = {
   "embedders": {"retrieval_accuracy": 0.98},
-  "autoencoder": {"reconstruction_psnr": 29.7},
+  "vae": {"reconstruction_psnr": 29.7},
   "captioner": {
     "caption_recall": 0.43,
     "caption_precision": 0.889,

@@ -26,7 +26,7 @@ def test_a_row_is_valid_and_starts_before_its_stages(row):
     """As much as the makers of phases look at before they are called."""
 
     class networks:
-      prompts, encoders = None, dict.fromkeys(config.encoders)
+      prompts, embedders = None, dict.fromkeys(config.embedders)
 
     class processor:
       class tokenizer:

@@ -89,7 +89,7 @@ def test_several_rewards_summed_then_normalised():
 
 def test_several_rewards_normalised_then_summed():
   first, second = draw(3, 4), 1e-3 * draw(3, 4, seed=1)
-  options = AdvantageOptions(aggregation="normalise_then_sum")
+  options = AdvantageOptions(aggregation="normalize_then_sum")
 
   def z(x):
     return (x - x.mean(axis=1, keepdims=True)) / (x.std(axis=1, ddof=1, keepdims=True) + 1e-4)

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 
 from uae_jax.training import loop, supervised
+from uae_jax.training.flops import Program
 from uae_jax.training.profiling import Profiler
-from uae_jax.training.programs import Program
 from uae_jax.training.stage import Stage, keep
 from uae_jax.training.state import create
 

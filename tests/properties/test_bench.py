@@ -8,7 +8,7 @@ from PIL import Image
 import pytest
 
 from uae_jax import cli, embedders
-from uae_jax.bench import parse_embedders
+from uae_jax.commands.bench import parse_embedders
 from uae_jax.evaluation import unified_bench
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from uae_jax.data import scenes
-from uae_jax.data.draws import Draws
-from uae_jax.data.scenes import Scene
-from uae_jax.evaluation.captions import aggregate, hallucination_warnings, score
+from uae_jax.draws import Draws
+from uae_jax.small_world import scenes
+from uae_jax.small_world.caption_scores import aggregate, hallucination_warnings, score
+from uae_jax.small_world.scenes import Scene
 
 
 def make(background, *objects):

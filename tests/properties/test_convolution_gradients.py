@@ -11,7 +11,7 @@ SAME = ((1, 1), (1, 1))
 CASES = [
   # height, width, kernel, stride, padding
   (8, 6, (3, 3), 1, SAME),
-  (8, 6, (3, 3), 2, ((0, 1), (0, 1))),  # the autoencoder's downsampling: no row is left over
+  (8, 6, (3, 3), 2, ((0, 1), (0, 1))),  # the vae's downsampling: no row is left over
   (8, 7, (3, 3), 2, SAME),  # one row is left over, no column
   (7, 9, (3, 2), 3, ((2, 0), (0, 1))),
   (6, 5, (1, 1), 1, ((0, 0), (0, 0))),
@@ -48,8 +48,8 @@ def test_in_a_scan_and_under_remat():
     return jax.lax.scan(lambda sum_, x: (sum_ + jnp.sum(body(x, kernel, 1, SAME) ** 2), None), 0.0, xs)[0]
 
   want = jax.jit(jax.grad(lambda kernel: total(kernel, plain)))(kernel)
-  rematerialised = jax.checkpoint(conv, static_argnums=(2, 3), policy=jax.checkpoint_policies.nothing_saveable)
-  for body in (conv, rematerialised):
+  rematerialized = jax.checkpoint(conv, static_argnums=(2, 3), policy=jax.checkpoint_policies.nothing_saveable)
+  for body in (conv, rematerialized):
     found = jax.jit(jax.grad(lambda kernel, body=body: total(kernel, body)))(kernel)
     np.testing.assert_allclose(found, want, rtol=1e-4)
 

@@ -12,11 +12,11 @@ import pytest
 from uae_jax import sharding
 from uae_jax.training import loop
 from uae_jax.training.checkpoints import Checkpoints
+from uae_jax.training.flops import Program
 from uae_jax.training.metrics import MetricWriter
 from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
 from uae_jax.training.preemption import Preempted, PreemptionNotice
 from uae_jax.training.profiling import Profiler
-from uae_jax.training.programs import Program
 from uae_jax.training.stage import Stage, keep
 from uae_jax.training.state import apply_gradients, create
 from uae_jax.training.workdir import differences, fixed

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from uae_jax.command_line import one_line
+from uae_jax.commands.command_line import one_line
 from uae_jax.training.metrics import MetricWriter, rewind
 
 STAGE = "generation_for_understanding"

@@ -10,11 +10,12 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uae_jax.data import pipeline, scenes, vocabulary
+from uae_jax.data import pipeline
 from uae_jax.data.pipeline import CaptionTokens, DataConfig, make_dataset
 from uae_jax.data.sources import BadRecords, open_source
+from uae_jax.small_world import processor, scenes
 
-TOKENIZER = vocabulary.make_tokenizer()
+TOKENIZER = processor.make_tokenizer()
 PLAIN = DataConfig()
 GRAYS = 23  # records of the small files, told apart by their grey level
 
@@ -121,7 +122,7 @@ def test_a_tokenizer_of_pieces_works_too():
   model = Tokenizer(models.BPE(letters, []))
   model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   pieces = PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", eos_token="<end>")
-  assert vocabulary.word_ids(pieces) is None
+  assert processor.word_ids(pieces) is None
   batch = take(dataset(DataConfig(caption_tokens=200), pieces), 1)[0]
   text = scenes.full_caption(scenes.scene(int(batch["index"][0]))).replace(" ", "")
   assert pieces.decode(batch["tokens"][0, : batch["length"][0] - 1]).replace(" ", "") == text
@@ -379,7 +380,7 @@ def test_partial_captions_of_photographs_are_an_error(small_source):
 def test_the_written_processor_is_read_by_transformers(tmp_path):
   from transformers import AutoTokenizer, GenerationConfig
 
-  vocabulary.write_processor(tmp_path)
+  processor.write_processor(tmp_path)
   tokenizer = AutoTokenizer.from_pretrained(tmp_path)
   ids = np.arange(len(tokenizer))
   assert tokenizer.convert_ids_to_tokens(ids.tolist()) == TOKENIZER.convert_ids_to_tokens(ids.tolist())

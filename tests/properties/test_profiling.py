@@ -7,7 +7,7 @@ import pytest
 
 from uae_jax.training import profiling
 from uae_jax.training.profiling import Profiler
-from uae_jax.training.reinforcement import Phases
+from uae_jax.training.rl.phases import Phases
 from uae_jax.training.stage import phased_step
 from uae_jax.training.state import create
 

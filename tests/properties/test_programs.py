@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 import pytest
 
 from uae_jax import sharding
-from uae_jax.training.programs import Program, matrix_flops
+from uae_jax.training.flops import Program, matrix_flops
 
 A, B, C = 4, 6, 8
 X, W = jnp.ones((A, B)), jnp.ones((B, C))

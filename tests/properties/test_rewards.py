@@ -17,10 +17,10 @@ import pytest
 
 from uae_jax.algorithms.advantages import AdvantageOptions
 from uae_jax.rewards.ensemble import Ensemble
-from uae_jax.rewards.http import HttpReward, HttpRewardOptions, RewardError
+from uae_jax.rewards.external import ExternalReward, ExternalRewardOptions, RewardError
 from uae_jax.rewards.text import TEXT_REWARDS, TextRewardOptions, text_reward
-from uae_jax.training import judging
-from uae_jax.training.reinforcement import Exhibits, Phases, compose
+from uae_jax.training.rl import external
+from uae_jax.training.rl.phases import Phases, RewardInputs, compose
 from uae_jax.training.stage import phased_step
 from uae_jax.training.state import create
 
@@ -108,11 +108,11 @@ def test_a_judge_that_is_only_measured_may_fail_without_harm():
     (lambda: Ensemble((("clip", 1.0),), "dinov3").check(("clip", "dinov2")), "dinov3"),
     (lambda: TextRewardOptions(repetition_ngram=0), "repetition_ngram"),
     (lambda: text_reward("length", TextRewardOptions(length_free_tokens=BUDGET), *rows()), "leaves nothing"),
-    (lambda: HttpReward(HttpRewardOptions()), "url is empty"),
-    (lambda: HttpRewardOptions(url="ftp://judge"), "expected http"),
-    (lambda: HttpRewardOptions(retries=-1), "retries"),
-    (lambda: HttpRewardOptions(on_failure="skip"), "on_failure"),
-    (lambda: HttpRewardOptions(token_variable="NO_SUCH_VARIABLE_HERE"), "NO_SUCH_VARIABLE_HERE"),
+    (lambda: ExternalReward(ExternalRewardOptions()), "url is empty"),
+    (lambda: ExternalRewardOptions(url="ftp://judge"), "expected http"),
+    (lambda: ExternalRewardOptions(retries=-1), "retries"),
+    (lambda: ExternalRewardOptions(on_failure="skip"), "on_failure"),
+    (lambda: ExternalRewardOptions(token_variable="NO_SUCH_VARIABLE_HERE"), "NO_SUCH_VARIABLE_HERE"),
   ],
 )
 def test_wrong_options_are_refused(refused, message):
@@ -171,7 +171,7 @@ def ask(judge, captions=(("a", "bcd"),), **options):
   fields = dict(url=judge.url, timeout_seconds=5.0, retries=2, backoff_seconds=0.01) | options
   originals = np.zeros((len(captions), 2, 2, 3), np.uint8)
   painted = np.full((len(captions), len(captions[0]), 2, 2, 3), 200, np.uint8)
-  return HttpReward(HttpRewardOptions(**fields))(captions, originals, painted)
+  return ExternalReward(ExternalRewardOptions(**fields))(captions, originals, painted)
 
 
 def test_groups_are_judged_with_their_pictures_at_the_same_time(judge, monkeypatch):
@@ -239,7 +239,7 @@ def test_a_step_shows_the_judge_what_was_painted_and_learns_from_its_answer(judg
   class Ends:
     end = (END,)
 
-  exhibits = Exhibits(jnp.array([[[1, 2, END], [1, END, 5]]]), jnp.zeros((1, 2, 2, 2, 3), jnp.uint8))
+  reward_inputs = RewardInputs(jnp.array([[[1, 2, END], [1, END, 5]]]), jnp.zeros((1, 2, 2, 2, 3), jnp.uint8))
 
   def advantages(rewards):
     return rewards["clip"] + rewards["http"], {}
@@ -252,8 +252,8 @@ def test_a_step_shows_the_judge_what_was_painted_and_learns_from_its_answer(judg
     reward=lambda *_: None,
     advantages=advantages,
     update=update,
-    reward_and_exhibits=lambda *_: (({"clip": jnp.full((1, 2), 10.0)}, {}), exhibits),
-    judge=judging.make_judge(HttpReward(HttpRewardOptions(url=judge.url)), Words(), Ends()),
+    reward_and_inputs=lambda *_: (({"clip": jnp.full((1, 2), 10.0)}, {}), reward_inputs),
+    judge=external.make_judge(ExternalReward(ExternalRewardOptions(url=judge.url)), Words(), Ends()),
   )
   state = create({"w": jnp.ones(1)}, lambda _: True, optax.sgd(0.1), jax.random.key(0), has_ema=False)
   _, metrics = phased_step(phases)(state, {"image": np.zeros((1, 2, 2, 3), np.uint8)})

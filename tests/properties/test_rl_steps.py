@@ -17,10 +17,11 @@ from uae_jax.algorithms.grpo import TokenObjective
 from uae_jax.models.prompts import generation_rows
 from uae_jax.rewards.text import TEXT_REWARDS
 from uae_jax.rollouts import captions
-from uae_jax.rollouts.contexts import encode_captions
+from uae_jax.rollouts.conditioning import encode_captions
 from uae_jax.rollouts.images import sample_sde, velocity_field
-from uae_jax.training import reinforcement
-from uae_jax.training.reinforcement import UpdateOptions
+from uae_jax.training.rl import update as update_module
+from uae_jax.training.rl.phases import compose, phase_keys
+from uae_jax.training.rl.update import UpdateOptions
 from uae_jax.training.stages import generation_for_understanding as stage2
 from uae_jax.training.stages import understanding_for_generation as stage3
 
@@ -30,7 +31,7 @@ ADVANTAGES = jnp.asarray(np.random.default_rng(0).normal(size=(PROMPTS, ROLLOUTS
 
 def captioner_phases(optimizer=OPTIMIZER, objective=WITH_KL["captioner"], **changes):
   update = UpdateOptions(**{name: changes.pop(name) for name in list(changes) if name in UPDATES})
-  fields = dict(num_rollouts=ROLLOUTS, max_new_tokens=TOKENS, sampler_steps=2, held_out_encoder="dinov2") | changes
+  fields = dict(num_rollouts=ROLLOUTS, max_new_tokens=TOKENS, sampler_steps=2, held_out_embedder="dinov2") | changes
   options = stage2.GenerationForUnderstandingOptions(**fields)
   return stage2.make_phases(built().networks, options, objective, AdvantageOptions(), update, optimizer)
 
@@ -44,7 +45,7 @@ def decoder_phases(optimizer=OPTIMIZER, objective=WITH_KL["decoder"], **changes)
     sampler_steps=5,
     window_range=(0, 2),
     window=2,
-    held_out_encoder="dinov2",
+    held_out_embedder="dinov2",
   )
   options = stage3.UnderstandingForGenerationOptions(**(fields | changes))
   return stage3.make_phases(built().networks, options, objective, AdvantageOptions(), update, optimizer)
@@ -58,7 +59,7 @@ STAGES = {"captioner": captioner_phases, "decoder": decoder_phases}
 def rolled_out(net):
   """A rollout of the default phases of a stage."""
   phases, state = STAGES[net](), state_of(net)
-  key, _ = reinforcement.phase_keys(state)
+  key, _ = phase_keys(state)
   return jax.jit(phases.rollout)(state.params, batch(), key, state.step)
 
 
@@ -66,7 +67,7 @@ def updated(net, phases, trajectory=None, state=None, values=ADVANTAGES):
   """(state, metrics) after the update phase; the rollout too is these phases' own unless one is given."""
   state = state_of(net) if state is None else state
   if trajectory is None:
-    key, _ = reinforcement.phase_keys(state)
+    key, _ = phase_keys(state)
     trajectory = jax.jit(phases.rollout)(phases.sampling_params(state), batch(), key, state.step)
   return jax.jit(phases.update)(state, batch(), trajectory, values)
 
@@ -79,10 +80,10 @@ def moved(after, before) -> bool:
 @pytest.mark.parametrize("net", STAGES)
 def test_whole_step_equals_phases_and_moves_only_adapters(net):
   phases, state = STAGES[net](), state_of(net)
-  whole, metrics = jax.jit(reinforcement.compose(phases))(state, batch())
-  _, reward_key = reinforcement.phase_keys(state)
+  whole, metrics = jax.jit(compose(phases))(state, batch())
+  _, reward_key = phase_keys(state)
   trajectory = rolled_out(net)
-  (rewards, measured), exhibits = jax.jit(phases.reward_and_exhibits)(state.params, batch(), trajectory, reward_key)
+  (rewards, measured), reward_inputs = jax.jit(phases.reward_and_inputs)(state.params, batch(), trajectory, reward_key)
   values, _ = phases.advantages(rewards)
   apart, apart_metrics = updated(net, phases, trajectory, state, values)
   for (path, ours), (_, theirs) in zip(trees.items(whole.trainable), trees.items(apart.trainable), strict=True):
@@ -91,7 +92,7 @@ def test_whole_step_equals_phases_and_moves_only_adapters(net):
   assert moved(whole, state)
   assert {"reward", "reward_clip", "reward_clip_std_in_group", "held_out_reward", "advantage_abs_mean"} <= set(metrics)
   np.testing.assert_allclose(metrics["held_out_reward"], measured["held_out_reward"], atol=1e-5)
-  assert exhibits.images.shape == (PROMPTS, ROLLOUTS, 32, 32, 3) and exhibits.images.dtype == jnp.uint8
+  assert reward_inputs.images.shape == (PROMPTS, ROLLOUTS, 32, 32, 3) and reward_inputs.images.dtype == jnp.uint8
   for found in (metrics, apart_metrics):
     assert found["ratio_mean"] == 1.0
     assert found["clip_fraction"] == 0.0
@@ -105,7 +106,7 @@ def test_the_first_of_several_updates_has_ratio_one_on_a_mesh(net, monkeypatch):
   With adapters that do nothing yet the policy is the reference: the KL to it is 0, of images to rounding, since the
   step is compiled once with and once without its gradient.
   """
-  monkeypatch.setattr(reinforcement, "_over_updates", lambda name, values: values[0])
+  monkeypatch.setattr(update_module, "_over_updates", lambda name, values: values[0])
   plain = trees.from_items(
     (path, jnp.zeros_like(leaf) if path.endswith("lora_b") else leaf) for path, leaf in trees.items(params())
   )
@@ -237,7 +238,7 @@ def test_the_slow_average_samples_and_follows(loss):
     (lambda: decoder_phases(reward_weights=(("length", 1.0),)), "one caption"),
     (lambda: decoder_phases(window_range=(0, 4)), "last with a density"),
     (lambda: decoder_phases(replay_chunks=2), "replay_chunks"),
-    (lambda: captioner_phases(reward_weights=(("dinov2", 1.0),)), "held_out_encoder"),
+    (lambda: captioner_phases(reward_weights=(("dinov2", 1.0),)), "held_out_embedder"),
     (lambda: captioner_phases(reward_weights=(("longclip", 1.0),)), "longclip"),
     (lambda: captioner_phases(reward_weights=(("clip", 0.0),)), "nothing has a weight"),
     (lambda: captioner_phases(conditioning="caption"), "conditioning"),

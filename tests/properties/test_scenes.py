@@ -7,15 +7,15 @@ import sys
 import numpy as np
 import pytest
 
-from uae_jax.data import scenes
-from uae_jax.data.draws import Draws
-from uae_jax.data.scenes import Scene
+from uae_jax.draws import Draws
+from uae_jax.small_world import scenes
+from uae_jax.small_world.scenes import Scene
 
 VARIANTS = tuple(scenes.VARIANTS)
 ONE_OF_EACH_DIGEST = """
 import hashlib, numpy as np
-from uae_jax.data import scenes
-from uae_jax.data.draws import Draws
+from uae_jax.small_world import scenes
+from uae_jax.draws import Draws
 digest = hashlib.sha256()
 for name, config in scenes.VARIANTS.items():
   for split in scenes.SPLITS:

@@ -13,9 +13,8 @@ from uae_jax.layers import lora
 from uae_jax.models.mmdit import MMDiT, MMDiTConfig
 from uae_jax.models.qwen25_vl.language import LanguageConfig, LanguageModel
 from uae_jax.rollouts.captions import Prefix, caption_hidden, token_log_probs
-from uae_jax.training import reinforcement
 from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
-from uae_jax.training.reinforcement import UpdateOptions
+from uae_jax.training.rl.update import UpdateOptions, run_updates
 from uae_jax.training.state import create
 
 LANGUAGE = LanguageConfig(
@@ -85,7 +84,7 @@ def compiled_update(net, is_trainable):
     return (loss(nnx.merge(graphdef, params), piece), jnp.float32(1.0)), {}
 
   def update(state, batch):
-    return reinforcement.update(state, batch, objective, UpdateOptions(), OPTIMIZER)
+    return run_updates(state, batch, objective, UpdateOptions(), OPTIMIZER)
 
   return state, jax.jit(update, donate_argnums=0).lower(state, batch).compile().memory_analysis()
 
@@ -141,7 +140,7 @@ def test_parts_of_an_objective_are_held_one_at_a_time_and_have_its_gradient():
 
   def program(objective, num_parts):
     def update(state, latents):
-      return reinforcement.update(state, latents, objective, UpdateOptions(), OPTIMIZER, num_parts=num_parts)
+      return run_updates(state, latents, objective, UpdateOptions(), OPTIMIZER, num_parts=num_parts)
 
     state = create(weights, lambda path: True, OPTIMIZER, key, has_ema=False)
     compiled = jax.jit(update).lower(state, latents).compile()

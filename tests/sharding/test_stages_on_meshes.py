@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from uae_jax import sharding, trees
-from uae_jax.data import scenes as scenes_data
 from uae_jax.data.processing import Processor
-from uae_jax.data.vocabulary import write_processor
-from uae_jax.models import scenes
-from uae_jax.training import reinforcement
+from uae_jax.small_world import scenes as scenes_data
+from uae_jax.small_world import sizes
+from uae_jax.small_world.processor import write_processor
 from uae_jax.training.build import build
 from uae_jax.training.order import REINFORCEMENT
-from uae_jax.training.sizes import Sizes, fresh_encoder
+from uae_jax.training.rl.phases import phase_keys
+from uae_jax.training.sizes import Sizes, fresh_embedder
 from uae_jax.training.stage import make_phases, make_stage, stage_optimizer
 
 CONFIG = Path(__file__).parents[2] / "configs" / "scenes.py"
@@ -79,8 +79,8 @@ def processor(tmp_path_factory) -> Processor:
 def small_sizes(processor: Processor) -> Sizes:
   """The small world with eight heads and as few layers as its kinds of layers allow."""
   vocabulary = -(-processor.vocab_size // HEADS) * HEADS
-  uae = scenes.uae(vocabulary, processor.image_token_id, rank=4, alpha=4.0)
-  width = scenes.WIDTH // HEADS
+  uae = sizes.uae(vocabulary, processor.image_token_id, rank=4, alpha=4.0)
+  width = sizes.WIDTH // HEADS
   captioner = dataclasses.replace(
     uae.captioner,
     vision=dataclasses.replace(uae.captioner.vision, num_heads=HEADS),
@@ -89,12 +89,12 @@ def small_sizes(processor: Processor) -> Sizes:
     ),
   )
   decoder = dataclasses.replace(uae.decoder, depth=2, num_heads=HEADS, head_width=width)
-  encoders = {}
+  embedders = {}
   for kind in ("clip", "dinov2"):
-    encoder = fresh_encoder(kind, scenes.SMALL_WORLD)
+    encoder = fresh_embedder(kind, sizes.SMALL_WORLD)
     network = dataclasses.replace(encoder.network, num_heads=HEADS, depth=1)
-    encoders[kind] = dataclasses.replace(encoder, network=network)
-  return Sizes(dataclasses.replace(uae, captioner=captioner, decoder=decoder), encoders)
+    embedders[kind] = dataclasses.replace(encoder, network=network)
+  return Sizes(dataclasses.replace(uae, captioner=captioner, decoder=decoder), embedders)
 
 
 def random_params(built) -> dict:
@@ -159,7 +159,7 @@ def recorded_step(name: str, built, rollouts: list):
   wait = jax.block_until_ready
 
   def step(state, batch):
-    rollout_key, reward_key = reinforcement.phase_keys(state)
+    rollout_key, reward_key = phase_keys(state)
     trajectory = wait(rollout(wait(phases.sampling_params(state)), batch, rollout_key, state.step))
     rewards, measured = wait(reward(wait(state.params), batch, trajectory, reward_key))
     values, more = wait(advantages(rewards))

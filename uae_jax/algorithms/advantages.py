@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from uae_jax.algorithms.losses import at_least_float32, require
 
 SCALES = ("group", "batch", "mean_group", "none")
-AGGREGATIONS = ("sum_then_normalise", "normalise_then_sum")
+AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
 
 
 @dataclasses.dataclass(frozen=True)
 class AdvantageOptions:
   """
   Attributes:
-    scale: divisor of the centred rewards: std of the "group" (GRPO), of the whole "batch" (Flow-GRPO, Lite-PPO), the
+    scale: divisor of the centered rewards: std of the "group" (GRPO), of the whole "batch" (Flow-GRPO, Lite-PPO), the
       "mean_group" std (one number for all groups, free of the spread between prompts), or "none" (Dr. GRPO).
     eps: added to the divisor.
     is_unbiased: std with n - 1 (TRL, Tunix, DanceGRPO) or n (Flow-GRPO).
@@ -30,7 +30,7 @@ class AdvantageOptions:
   eps: float = 1e-4
   is_unbiased: bool = True
   clip: float = 0.0
-  aggregation: str = "sum_then_normalise"
+  aggregation: str = "sum_then_normalize"
 
   def __post_init__(self):
     require("scale", self.scale, SCALES)
@@ -55,7 +55,7 @@ def _is_constant(rewards: jax.Array) -> jax.Array:
   return highest <= lowest
 
 
-def _normalise(rewards: jax.Array, options: AdvantageOptions) -> jax.Array:
+def _normalize(rewards: jax.Array, options: AdvantageOptions) -> jax.Array:
   """Centred in the group and scaled; 0 for constant groups and for rewards that are not finite."""
   valid = jnp.isfinite(rewards)
   mean, std = _moments(rewards, valid, 1, options.is_unbiased)
@@ -86,7 +86,7 @@ def group_advantages(rewards: jax.Array, options: AdvantageOptions) -> jax.Array
   Returns:
     float32[prompts, rollouts], without gradient.
   """
-  return _clip(_normalise(jax.lax.stop_gradient(at_least_float32(rewards)), options), options)
+  return _clip(_normalize(jax.lax.stop_gradient(at_least_float32(rewards)), options), options)
 
 
 def multi_reward_advantages(
@@ -94,8 +94,8 @@ def multi_reward_advantages(
 ) -> jax.Array:
   """Advantages of a weighted ensemble.
 
-      sum_then_normalise   group_advantages(sum_k w_k r_k); a rollout that lacks one reward has advantage 0
-      normalise_then_sum   s = sum_k w_k (r_k - mean_group r_k) / (std_group r_k + eps);  A = s / (std_batch s + eps)
+      sum_then_normalize   group_advantages(sum_k w_k r_k); a rollout that lacks one reward has advantage 0
+      normalize_then_sum   s = sum_k w_k (r_k - mean_group r_k) / (std_group r_k + eps);  A = s / (std_batch s + eps)
 
   The second keeps a reward of small spread from being drowned. Its s has mean 0 in every group, so nothing is
   subtracted again.
@@ -116,7 +116,7 @@ def multi_reward_advantages(
   unknown = set(weights) - set(rewards)
   if unknown:
     raise ValueError(f"reward weights name {sorted(unknown)}, rewards are {sorted(rewards)}")
-  if options.aggregation == "sum_then_normalise":
+  if options.aggregation == "sum_then_normalize":
     return group_advantages(sum(weight * rewards[name] for name, weight in weights.items()), options)
   each = dataclasses.replace(options, scale="group", clip=0.0)
   total = sum(weight * group_advantages(rewards[name], each) for name, weight in weights.items())

@@ -1,4 +1,4 @@
-"""Token objectives: the GRPO family as one token term and one normaliser, both exact under micro-batching and sharding.
+"""Token objectives: the GRPO family as one token term and one normalizer, both exact under micro-batching and sharding.
 
 With D_t = log p_t - log p_old_t, r_t = e^(D_t) at token level or r = e^(mean_t D_t) at sequence level (GSPO), mask m,
 |o| = sum_t m_t:

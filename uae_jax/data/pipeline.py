@@ -16,10 +16,10 @@ from absl import flags
 import grain
 import numpy as np
 
-from uae_jax.data import scenes, vocabulary
-from uae_jax.data.draws import Draws
 from uae_jax.data.processing import Processor
 from uae_jax.data.sources import BadRecords, ScenesSource, open_source
+from uae_jax.draws import Draws
+from uae_jax.small_world import scenes
 
 CAPTIONS = (*scenes.CAPTIONS, "contrastive")
 # Streams of random draws, apart so that captions and edits of a record are independent.
@@ -193,7 +193,7 @@ class CaptionTokens:
   @classmethod
   def of(cls, processor, length: int) -> "CaptionTokens":
     tokenizer = getattr(processor, "tokenizer", processor)
-    return cls(tokenizer, vocabulary.word_ids(tokenizer), length, tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return cls(tokenizer, processor.word_ids(tokenizer), length, tokenizer.pad_token_id, tokenizer.eos_token_id)
 
   def of_scenes(self, scene: scenes.Scene, captions: str, draws: Draws | None) -> tuple[np.ndarray, np.ndarray]:
     """(tokens int32[B, L], length int32[B]) of a batch of scenes.
@@ -287,7 +287,7 @@ class LoadRecord:
 
 
 def fit(image: np.ndarray, size_px: int) -> np.ndarray:
-  """The centre square of uint8[H, W, 3], resized to uint8[size_px, size_px, 3]; untouched if it has that size."""
+  """The center square of uint8[H, W, 3], resized to uint8[size_px, size_px, 3]; untouched if it has that size."""
   if image.shape == (size_px, size_px, 3):
     return image
   from PIL import Image, ImageOps

@@ -1,7 +1,7 @@
 """The processor of a captioner: its tokenizer, chat template and image sizes, read from a Hugging Face folder.
 
 Source: transformers 5.23 Qwen2_5_VLProcessor and Qwen2VLImageProcessorPil; the demo of PKU-YuanGroup/UAE for the
-prompts and for resizing twice. Pixels are normalised on the device (`models.qwen25_vl.vision`).
+prompts and for resizing twice. Pixels are normalized on the device (`models.qwen25_vl.vision`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from uae_jax.data.images import ImageSource, read_image
+from uae_jax.data.preprocessing import ImageSource, read_image
 
 IMAGE_TOKEN = "<|image_pad|>"
 QUESTION = (

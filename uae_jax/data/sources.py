@@ -25,7 +25,7 @@ import threading
 from absl import logging
 import numpy as np
 
-from uae_jax.data import scenes
+from uae_jax.small_world import scenes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # How published datasets call what we call held_out.
@@ -251,7 +251,7 @@ def open_rgb(file) -> np.ndarray:
   """uint8[H, W, 3] of an image file or stream, upright; transparency becomes white."""
   from PIL import Image
 
-  from uae_jax.data.images import to_rgb
+  from uae_jax.data.preprocessing import to_rgb
 
   with Image.open(file) as image:
     return np.asarray(to_rgb(image))

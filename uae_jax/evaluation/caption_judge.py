@@ -26,7 +26,7 @@ import urllib.request
 
 from tqdm import tqdm
 
-from uae_jax.data.images import read_image
+from uae_jax.data.preprocessing import read_image
 
 INSTRUCTION = (
   "Two captions describe the image. Judge which one describes it better: more complete, more precise, and without "

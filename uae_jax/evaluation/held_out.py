@@ -6,12 +6,11 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from uae_jax.data import scenes
 from uae_jax.data.pipeline import fit
 from uae_jax.data.processing import Processor
-from uae_jax.data.scenes import Scene
 from uae_jax.data.sources import open_source
-from uae_jax.evaluation import captions as caption_scores
+from uae_jax.small_world import caption_scores, scenes
+from uae_jax.small_world.scenes import Scene
 
 PLAIN, PAIRS = "held_out", "held_out_pairs"
 

@@ -16,7 +16,7 @@ from uae_jax.models.prompts import Prompts
 from uae_jax.models.uae import to_signed
 from uae_jax.networks import Networks
 from uae_jax.rollouts import captions
-from uae_jax.rollouts.contexts import answer_context, encode_captions, encode_negative
+from uae_jax.rollouts.conditioning import answer_context, encode_captions, encode_negative
 from uae_jax.rollouts.images import sample_ode, velocity_field
 
 
@@ -31,7 +31,7 @@ class ReconstructionOptions:
     shift: of the schedule.
     conditioning: "text" re-encodes a caption, "answer" uses the states at the caption's own positions.
     text_tower: "reference" or "policy".
-    encoders: names of the encoders that compare.
+    embedders: names of the embedders that compare.
     seed: of captions and noise.
   """
 
@@ -42,7 +42,7 @@ class ReconstructionOptions:
   shift: float = 3.0
   conditioning: str = "text"
   text_tower: str = "reference"
-  encoders: tuple[str, ...] = ("clip", "dinov2")
+  embedders: tuple[str, ...] = ("clip", "dinov2")
   seed: int = 0
 
 
@@ -88,7 +88,7 @@ class Reconstructor:
     painted = jnp.clip(model.decode_latents(latents), -1.0, 1.0)
     similarities = {
       name: jnp.sum(networks.embed(params, name, x) * networks.embed(params, name, painted), axis=-1)
-      for name in options.encoders
+      for name in options.embedders
     }
     return painted, similarities | {"psnr": psnr(x, painted)}
 

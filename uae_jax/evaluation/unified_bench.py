@@ -1,4 +1,4 @@
-"""Unified-Bench, protocol 1: how alike originals and their reconstructions are to several image encoders.
+"""Unified-Bench, protocol 1: how alike originals and their reconstructions are to several image embedders.
 
 Source: the scoring script of PKU-YuanGroup/UAE: pairing by file name, then stem, then `recon_` + stem; cosine
 similarity of each encoder's own preprocessing; the result file's fields.
@@ -40,7 +40,7 @@ class Scores:
     return {name: statistics(values)["average_similarity"] for name, values in self.similarities.items()}
 
   def mean(self, file: str) -> float | None:
-    """Mean over the encoders of one reference: its unified score, out of 1."""
+    """Mean over the embedders of one reference: its unified score, out of 1."""
     values = [by_file[file] for by_file in self.similarities.values()]
     return None if any(value is None for value in values) else float(np.mean(values))
 

@@ -78,7 +78,7 @@ class Conv(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-  """Groups of channels, each normalised over its channels and all pixels, in float32. Source: torch.nn.GroupNorm."""
+  """Groups of channels, each normalized over its channels and all pixels, in float32. Source: torch.nn.GroupNorm."""
 
   def __init__(self, channels: int, groups: int, *, eps: float = 1e-6):
     if channels % groups:

@@ -1,6 +1,6 @@
 """The linear layer, and low-rank adapters on any set of linear layers.
 
-Source: Hu et al. 2021 (arXiv 2106.09685) eq. 3; scale and initialisation as in PEFT 0.17
+Source: Hu et al. 2021 (arXiv 2106.09685) eq. 3; scale and initialization as in PEFT 0.17
 (`init_lora_weights="gaussian"`).
 """
 

@@ -13,7 +13,7 @@ import qwix
 from uae_jax import trees
 
 # Matrices of the blocks of captioner and decoder: nearly all weights. Embeddings, norms, what goes in and out, the
-# autoencoder and adapters stay.
+# vae and adapters stay.
 KERNELS = r"^(captioner|decoder)/.*(layers|last)/.*kernel$"
 
 

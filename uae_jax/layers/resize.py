@@ -40,17 +40,17 @@ def matrix(source: int, target: int, method: str, antialias: bool) -> np.ndarray
   ratio = np.float32(source) / np.float32(target)
   places = np.arange(target, dtype=np.float32) + np.float32(0.5)
   if antialias:
-    centres = places * ratio
-    distance = np.arange(source, dtype=np.float32) - centres[:, None] + np.float32(0.5)
+    centers = places * ratio
+    distance = np.arange(source, dtype=np.float32) - centers[:, None] + np.float32(0.5)
     distance = distance / max(ratio, np.float32(1))
     weights = cubic(distance, -0.5) if method == "bicubic" else triangle(distance)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
   # A fused multiply-add there: one rounding.
-  centres = (places.astype(np.float64) * ratio - 0.5).astype(np.float32)
-  first = np.floor(centres).astype(int) - radius + 1
+  centers = (places.astype(np.float64) * ratio - 0.5).astype(np.float32)
+  first = np.floor(centers).astype(int) - radius + 1
   weights = np.zeros((target, source), np.float32)
   for i in range(2 * radius):
-    distance = centres - (first + i).astype(np.float32)
+    distance = centers - (first + i).astype(np.float32)
     value = cubic(distance, -0.75) if method == "bicubic" else triangle(distance)
     # Samples outside the image repeat its border.
     np.add.at(weights, (np.arange(target), np.clip(first + i, 0, source - 1)), value)

@@ -32,7 +32,7 @@ def _slice(tree, i: int):
 def scan_layers(body: Callable, carry, layers: nnx.Module, xs=None, *, remat: str = "none", unroll: int | bool = 1):
   """Runs `carry, y = body(carry, layer, x)` over stacked layers.
 
-  Layers gather their own weights (`layers.lora.Linear`): inside the loop, and again in a rematerialised backward pass.
+  Layers gather their own weights (`layers.lora.Linear`): inside the loop, and again in a rematerialized backward pass.
   A differentiated loop around this one would undo that, see `rollouts.images.one_by_one`.
 
   Args:

@@ -15,7 +15,7 @@ import numpy as np
 
 from uae_jax.layers.lora import Linear
 from uae_jax.layers.norms import LayerNorm
-from uae_jax.models.encoder import Encoder, EncoderConfig, patches, prepend
+from uae_jax.models.vit import Encoder, ViTConfig, patches, prepend
 from uae_jax.sharding import constrain, gather
 
 # Files written before transformers 4.31 say `eos_token_id: 2` whatever the vocabulary: the end is the largest id.
@@ -24,7 +24,7 @@ INITIAL_LOGIT_SCALE = float(np.log(1 / 0.07))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CLIPVisionConfig(EncoderConfig):
+class CLIPVisionConfig(ViTConfig):
   """The image tower: `image_size` and `patch` in pixels; `projection_width` is E."""
 
   image_size: int
@@ -62,7 +62,7 @@ class CLIPVisionConfig(EncoderConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CLIPTextConfig(EncoderConfig):
+class CLIPTextConfig(ViTConfig):
   """The text tower.
 
   Attributes:
@@ -164,7 +164,7 @@ class CLIPConfig:
 
 
 def _encoder_fields(config: Mapping[str, Any], *, width: int, mlp_width: int, num_heads: int) -> dict[str, Any]:
-  """Fields of `EncoderConfig` from a Hugging Face dict; the two towers have different defaults."""
+  """Fields of `ViTConfig` from a Hugging Face dict; the two towers have different defaults."""
   return {
     "width": config.get("hidden_size", width),
     "depth": config.get("num_hidden_layers", 12),
@@ -201,7 +201,7 @@ class CLIPVision(nnx.Module):
     self.config = config
 
   def __call__(self, pixels: jax.Array) -> jax.Array:
-    """Features of images, not normalised. Computes in the dtype of `pixels`.
+    """Features of images, not normalized. Computes in the dtype of `pixels`.
 
     Args:
       pixels: float[B, image_size, image_size, 3], with CLIP's mean and standard deviation taken out.
@@ -240,7 +240,7 @@ class CLIPText(nnx.Module):
     self.config = config
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
-    """Features of texts, not normalised. Computes in the dtype of the token table.
+    """Features of texts, not normalized. Computes in the dtype of the token table.
 
     Args:
       tokens: int32[B, T], T at most `max_tokens`; what follows the pooled token has no influence.

@@ -16,12 +16,12 @@ from uae_jax.layers.buffer import Buffer
 from uae_jax.layers.lora import Linear
 from uae_jax.layers.norms import LayerNorm
 from uae_jax.layers.resize import resize
-from uae_jax.models.encoder import Encoder, EncoderConfig, patches, prepend
+from uae_jax.models.vit import Encoder, ViTConfig, patches, prepend
 from uae_jax.sharding import constrain, gather
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DINOv2Config(EncoderConfig):
+class DINOv2Config(ViTConfig):
   """Architecture of a DINOv2.
 
   Attributes:

@@ -17,12 +17,12 @@ import numpy as np
 from uae_jax.layers.buffer import Buffer
 from uae_jax.layers.lora import Linear
 from uae_jax.layers.norms import LayerNorm
-from uae_jax.models.encoder import Encoder, EncoderConfig, patches, prepend
+from uae_jax.models.vit import Encoder, ViTConfig, patches, prepend
 from uae_jax.sharding import constrain, gather
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DINOv3Config(EncoderConfig):
+class DINOv3Config(ViTConfig):
   """Architecture of a DINOv3.
 
   Attributes:
@@ -78,7 +78,7 @@ def inputs_spec(config: DINOv3Config, batch: int, height: int, width: int, dtype
 def rope_angles(config: DINOv3Config, height: int, width: int) -> np.ndarray:
   """float32[height * width, H / 2]: for each patch the angles of its row, then those of its column.
 
-  A patch's place is that of its centre in an image that reaches from -1 to 1 on both axes, whatever its size.
+  A patch's place is that of its center in an image that reaches from -1 to 1 on both axes, whatever its size.
   """
   rows, columns = ((2 * (np.arange(size) + 0.5) / size - 1).astype(np.float32) for size in (height, width))
   quarter = config.head_width // 4

@@ -5,7 +5,7 @@ Source: Esser et al. 2024 (arXiv 2403.03206); diffusers 0.42 transformer_sd3.py 
 layers/__init__.py; here S counts context tokens, C latent channels, and a modulation is a triple (shift, scale, gate)
 of vectors [B, D] made from the timestep and the pooled text.
 
-Differs from diffusers: normalise-and-modulate is one float32 expression (diffusers rounds in between when it runs in
+Differs from diffusers: normalize-and-modulate is one float32 expression (diffusers rounds in between when it runs in
 bfloat16), and padding of the context can be masked.
 """
 
@@ -46,7 +46,7 @@ class MMDiTConfig:
     pos_embed_max_size: side of the stored position grid, in patches.
     sample_size: side, in latent pixels, of the square that position 0..1 of the sin-cos table was scaled to.
     dual_attention_layers: blocks with a second, image-only attention; they must be the first ones.
-    qk_norm: whether queries and keys are RMS-normalised a head.
+    qk_norm: whether queries and keys are RMS-normalized a head.
     remat: a key of `layers.stack.REMAT_POLICIES`.
     unroll: writes the layers out instead of scanning them.
   """
@@ -244,7 +244,7 @@ class JointBlock(nnx.Module):
   def __call__(self, image: jax.Array, context: jax.Array, condition: jax.Array, mask: jax.Array | None):
     image_modulation = jnp.split(self.image.modulation(condition), 9 if self.is_dual else 6, axis=-1)
     context_modulation = jnp.split(self.context.modulation(condition), 2 if self.is_last else 6, axis=-1)
-    # The context that is only read is normalised by a layer that stores its pair the other way round.
+    # The context that is only read is normalized by a layer that stores its pair the other way round.
     shift, scale = context_modulation[1::-1] if self.is_last else context_modulation[:2]
 
     image_heads = self.image.projections(modulate(image, *image_modulation[:2]))
@@ -353,7 +353,7 @@ class MMDiT(nnx.Module):
     return time + self.pooled_out(jax.nn.silu(self.pooled_in(pooled)))
 
   def positions(self, height: int, width: int) -> jax.Array:
-    """The centre of the position table: float32[height * width, D]."""
+    """The center of the position table: float32[height * width, D]."""
     size = self.config.pos_embed_max_size
     top, left = (size - height) // 2, (size - width) // 2
     table = gather(self.position_table[...][top : top + height, left : left + width], None, None, "embed")

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 
 from uae_jax.layers import lora
 from uae_jax.layers.buffer import Buffer
-from uae_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from uae_jax.models.connector import Connector, ConnectorConfig
 from uae_jax.models.mmdit import MMDiT, MMDiTConfig
 from uae_jax.models.prompts import Prompts
 from uae_jax.models.qwen25_vl.model import Qwen25VL, Qwen25VLConfig
 from uae_jax.models.qwen25_vl.positions import mrope_positions
-from uae_jax.models.qwen25_vl.vision import normalise, patchify
+from uae_jax.models.qwen25_vl.vision import normalize, patchify
+from uae_jax.models.vae import AutoencoderKL, AutoencoderKLConfig
 
-NETS = ("captioner", "connector", "decoder", "autoencoder", "pooled")
+NETS = ("captioner", "connector", "decoder", "vae", "pooled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class UAEConfig:
     captioner: vision tower and language model.
     connector: language states to the decoder's context.
     decoder: the flow transformer.
-    autoencoder: images to latents.
+    vae: images to latents.
     captioner_lora: adapters of the captioner, or None.
     decoder_lora: adapters of the decoder, or None.
     mask_context: hide padding of the context from the decoder. The official system attends to it (False).
@@ -39,7 +39,7 @@ class UAEConfig:
   captioner: Qwen25VLConfig
   connector: ConnectorConfig
   decoder: MMDiTConfig
-  autoencoder: AutoencoderKLConfig
+  vae: AutoencoderKLConfig
   captioner_lora: lora.LoRA | None = None
   decoder_lora: lora.LoRA | None = None
   mask_context: bool = False
@@ -51,7 +51,7 @@ class UAEConfig:
       captioner=Qwen25VLConfig.qwen25_vl_3b(),
       connector=ConnectorConfig.uae(),
       decoder=MMDiTConfig.sd35_large(),
-      autoencoder=AutoencoderKLConfig.sd3(),
+      vae=AutoencoderKLConfig.sd3(),
       captioner_lora=lora.LoRA(rank, alpha, targets="^language/layers/"),
       decoder_lora=lora.LoRA(rank, alpha),
     )
@@ -70,7 +70,7 @@ class UAE(nnx.Module):
     self.captioner = Qwen25VL(config.captioner, rngs=rngs)
     self.connector = Connector(config.connector, rngs=rngs)
     self.decoder = MMDiT(config.decoder, rngs=rngs)
-    self.autoencoder = AutoencoderKL(config.autoencoder, rngs=rngs)
+    self.vae = AutoencoderKL(config.vae, rngs=rngs)
     # CLIP-L and CLIP-bigG pooled embeddings of the empty prompt: the same vector for every image, so it is stored.
     self.pooled = Buffer(jnp.zeros((config.decoder.pooled_width,), jnp.float32))
     if config.captioner_lora is not None:
@@ -91,7 +91,7 @@ class UAE(nnx.Module):
     vision = self.captioner.config.vision
     batch, height, width, _ = images.shape
     grid = (height // vision.patch_size, width // vision.patch_size)
-    patches = patchify(normalise(images, vision), vision)
+    patches = patchify(normalize(images, vision), vision)
     tokens = jnp.broadcast_to(jnp.asarray(prompts.caption), (batch, len(prompts.caption)))
     mask = jnp.ones(tokens.shape, bool)
     embeddings = self.captioner.embed_prompt(tokens, patches, grid)
@@ -147,19 +147,19 @@ class UAE(nnx.Module):
 
   def encode_image(self, images: jax.Array) -> jax.Array:
     """Scaled latents float32[B, h, w, 16], the posterior's mode, of images float[B, H, W, 3] in [-1, 1]."""
-    dtype = self.autoencoder.encoder.conv_in.kernel.dtype
-    mean, _ = self.autoencoder.encode(images.astype(dtype))
-    return self.autoencoder.to_latents(mean).astype(jnp.float32)
+    dtype = self.vae.encoder.conv_in.kernel.dtype
+    mean, _ = self.vae.encode(images.astype(dtype))
+    return self.vae.to_latents(mean).astype(jnp.float32)
 
   def decode_latents(self, latents: jax.Array) -> jax.Array:
     """Images float32[B, H, W, 3], nominally in [-1, 1], of scaled latents float[B, h, w, 16]."""
-    dtype = self.autoencoder.encoder.conv_in.kernel.dtype
-    return self.autoencoder.decode(latents.astype(dtype)).astype(jnp.float32)
+    dtype = self.vae.encoder.conv_in.kernel.dtype
+    return self.vae.decode(latents.astype(dtype)).astype(jnp.float32)
 
   def latents_shape(self, images: jax.Array) -> tuple[int, int, int]:
     """(h, w, 16) of the latents of images [..., H, W, 3]."""
-    factor = self.config.autoencoder.downsampling
-    return images.shape[-3] // factor, images.shape[-2] // factor, self.config.autoencoder.latent_channels
+    factor = self.config.vae.downsampling
+    return images.shape[-3] // factor, images.shape[-2] // factor, self.config.vae.latent_channels
 
 
 def to_signed(images: jax.Array) -> jax.Array:

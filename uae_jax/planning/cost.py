@@ -15,7 +15,7 @@ import jax
 from jax.extend import core
 
 from uae_jax.planning.chips import Chip
-from uae_jax.training.programs import matrix_flops
+from uae_jax.training.flops import matrix_flops
 
 
 @dataclasses.dataclass(frozen=True)

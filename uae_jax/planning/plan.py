@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from uae_jax.planning import collectives, cost
 from uae_jax.planning.chips import GIB, Chip
-from uae_jax.planning.programs import LEVERS, Program, bytes_a_device, stage_programs
+from uae_jax.planning.stage_programs import LEVERS, Program, bytes_per_device, stage_programs
 from uae_jax.sharding import batch_sharding, replicated
 from uae_jax.training.build import Built
 
@@ -122,7 +122,7 @@ def plan_program(program: Program, mesh: Mesh, chip: Chip, effort: str) -> tuple
         raise
       compiled, wanted = None, _wanted(str(error), chip)
   if compiled is None:
-    arguments = bytes_a_device(program.arguments)
+    arguments = bytes_per_device(program.arguments)
     held = max(program.alive_bytes - arguments, 0.0)
     memory = Memory(arguments, 0.0, max(wanted - arguments, 0.0), held, chip.hbm_bytes, wanted + held)
     outputs = jax.tree.map(lambda leaf: _place_rows(leaf, mesh), traced.out_info)

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from pathlib import Path
 
-from uae_jax.data.images import read_image
-from uae_jax.report.images import embed
+from uae_jax.data.preprocessing import read_image
+from uae_jax.report.inline_images import embed
 from uae_jax.report.templates import environment
 
 

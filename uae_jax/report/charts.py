@@ -14,12 +14,12 @@ MAX_POINTS = 240
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """One curve; `colour` is an index into the palette of page.css."""
+  """One curve; `color` is an index into the palette of page.css."""
 
   label: str
   xs: Sequence[float]
   ys: Sequence[float]
-  colour: int = 0
+  color: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,13 +146,13 @@ def line_chart(
     window = max(1, len(line.xs) // 12)
     measured = _path([(place_x(x), place_y(y)) for x, y in zip(line.xs, line.ys, strict=True)])
     if window > 1:
-      parts.append(f'<path class="raw c{line.colour}" d="{measured}"/>')
+      parts.append(f'<path class="raw c{line.color}" d="{measured}"/>')
       means = smooth(line.ys, window)
       measured = _path([(place_x(x), place_y(y)) for x, y in zip(line.xs, means, strict=True)])
-    parts.append(f'<path class="curve c{line.colour}" d="{measured}"/>')
+    parts.append(f'<path class="curve c{line.color}" d="{measured}"/>')
     if len(line.xs) == 1:
       parts.append(
-        f'<circle class="dot c{line.colour}" cx="{place_x(line.xs[0]):.1f}" cy="{place_y(line.ys[0]):.1f}" r="3"/>'
+        f'<circle class="dot c{line.color}" cx="{place_x(line.xs[0]):.1f}" cy="{place_y(line.ys[0]):.1f}" r="3"/>'
       )
   hover = [
     [round(place_x(x), 1), f"{label(x)} min" if x_unit == "minutes" else f"step {x:,.0f}"]
@@ -172,7 +172,7 @@ class Part:
 
   label: str
   value: float
-  colour: int
+  color: int
 
 
 def duration(seconds: float) -> str:
@@ -191,7 +191,7 @@ def stacked_bar(parts: Sequence[Part], longest: float) -> Markup:
   """A horizontal bar of phases; its length is its share of `longest`."""
   total = sum(part.value for part in parts)
   pieces = "".join(
-    f'<span class="piece f{part.colour}" style="flex-grow:{part.value:.4g}" '
+    f'<span class="piece f{part.color}" style="flex-grow:{part.value:.4g}" '
     f'title="{escape(part.label)}: {duration(part.value)} ({part.value / total:.0%})"></span>'
     for part in parts
     if part.value > 0

@@ -83,18 +83,18 @@ def _curve_card(
 ) -> dict:
   drawn, legend = {"step": [], "minutes": []}, []
   start = min((number(line.get("seconds")) for line in lines), default=math.nan)
-  for colour, (metric, name) in enumerate(metrics):
+  for color, (metric, name) in enumerate(metrics):
     points = [line for line in lines if metric in line]
     if not points:
       continue
     ys = [number(line[metric]) for line in points]
-    drawn["step"].append(charts.Line(name, [line["step"] for line in points], ys, colour))
+    drawn["step"].append(charts.Line(name, [line["step"] for line in points], ys, color))
     seconds = [number(line.get("seconds")) for line in points]
     if all(map(math.isfinite, seconds)):
-      drawn["minutes"].append(charts.Line(name, [(s - start) / 60 for s in seconds], ys, colour))
+      drawn["minutes"].append(charts.Line(name, [(s - start) / 60 for s in seconds], ys, color))
     finite = [y for y in charts.smooth(ys, len(ys) // 12) if math.isfinite(y)]
     ends = f"{charts.label(finite[0])} → {charts.label(finite[-1])}" if finite else "–"
-    legend.append({"name": name, "colour": colour, "ends": ends})
+    legend.append({"name": name, "color": color, "ends": ends})
   references = [charts.Reference("truth", true_length(run))] if title == "Caption length" else []
   pictures = [
     charts.line_chart(drawn[unit], title=title, x_unit=unit, references=references, y_range=y_range)
@@ -186,10 +186,10 @@ def times(run: Run) -> dict:
   rows = []
   for stage, seconds in spent.items():
     lines, parts = run.metrics[stage], []
-    for colour, (metric, name) in enumerate(PHASES):
+    for color, (metric, name) in enumerate(PHASES):
       total = _total(lines, metric)
       if total > 0:
-        parts.append(charts.Part(name, total, colour))
+        parts.append(charts.Part(name, total, color))
     rest_of_steps = _total(lines, "seconds_step") - sum(part.value for part in parts)
     if rest_of_steps > 0:
       parts.append(charts.Part("step", rest_of_steps, len(PHASES)))
@@ -201,12 +201,10 @@ def times(run: Run) -> dict:
   legend = {}
   for row in rows:
     row["bar"] = charts.stacked_bar(row["parts"], longest) if longest > 0 else ""
-    legend |= {
-      part.colour: part.label for part in row["parts"] if part.colour not in legend or part.label != "not split"
-    }
+    legend |= {part.color: part.label for part in row["parts"] if part.color not in legend or part.label != "not split"}
   return {
     "rows": rows,
-    "legend": [{"colour": colour, "name": name} for colour, name in sorted(legend.items())],
+    "legend": [{"color": color, "name": name} for color, name in sorted(legend.items())],
     "total": charts.duration(sum(spent.values())),
     "has_rates": any(row["rates"] for row in rows),
   }

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from uae_jax.report.images import SMALL_PX, embed
+from uae_jax.report.inline_images import SMALL_PX, embed
 from uae_jax.report.templates import environment
 
 

@@ -12,7 +12,7 @@ from typing import Any
 STAGES = {
   "clip": ("Reward encoder · CLIP", "Reward encoder"),
   "dinov2": ("Held-out encoder · DINOv2", "Held-out encoder"),
-  "autoencoder": ("Image autoencoder", "Autoencoder"),
+  "vae": ("Image vae", "Autoencoder"),
   "captioner": ("Captioner warm-up", "Captioner"),
   "pretrain": ("Stage 0 · Decoder pre-training", "After stage 0"),
   "cold_start": ("Stage 1 · Cold start", "Before RL"),

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from uae_jax.report.images import embed_file
+from uae_jax.report.inline_images import embed_file
 from uae_jax.report.run import Run, number
 
 MOST_GALLERY_ROWS = 4

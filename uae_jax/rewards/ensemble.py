@@ -1,4 +1,4 @@
-"""The weighted ensemble of a stage: encoders and text rewards on the device, a judge outside, and one encoder that is
+"""The weighted ensemble of a stage: embedders and text rewards on the device, a judge outside, and one encoder that is
 only measured.
 """
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from uae_jax.algorithms.advantages import AdvantageOptions, multi_reward_advantages, zero_std_fraction
-from uae_jax.rewards.embedding import cosine_rewards, weighted_sum
+from uae_jax.rewards.cosine import cosine_rewards, weighted_sum
 from uae_jax.rewards.text import TEXT_REWARDS, TextRewardOptions, text_reward
 
 HTTP = "http"
@@ -38,7 +38,7 @@ class Ensemble:
       raise ValueError(f"reward_weights = {self.weights}: a reward is named twice")
     if self.held_out in names:
       raise ValueError(
-        f"held_out_encoder = {self.held_out!r} is also in reward_weights: what is rewarded cannot tell reward hacking"
+        f"held_out_embedder = {self.held_out!r} is also in reward_weights: what is rewarded cannot tell reward hacking"
       )
     if not any(weight for _, weight in self.weights):
       raise ValueError(f"reward_weights = {self.weights}: nothing has a weight, so there is nothing to learn")
@@ -48,7 +48,7 @@ class Ensemble:
     return tuple(name for name, _ in self.weights)
 
   @property
-  def encoders(self) -> tuple[str, ...]:
+  def embedders(self) -> tuple[str, ...]:
     """Those that are rewarded."""
     return tuple(name for name in self.names if name not in (*TEXT_REWARDS, HTTP))
 
@@ -65,14 +65,14 @@ class Ensemble:
     Raises:
       ValueError: an encoder that the run does not have.
     """
-    unknown = set(self.encoders) - set(known_encoders)
+    unknown = set(self.embedders) - set(known_encoders)
     if unknown:
       raise ValueError(
-        f"reward_weights names {sorted(unknown)}: expected encoders of the run ({', '.join(sorted(known_encoders))}), "
+        f"reward_weights names {sorted(unknown)}: expected embedders of the run ({', '.join(sorted(known_encoders))}), "
         f"text rewards ({', '.join(TEXT_REWARDS)}) or {HTTP!r}"
       )
     if self.held_out and self.held_out not in known_encoders:
-      raise ValueError(f"held_out_encoder = {self.held_out!r}: expected one of {', '.join(sorted(known_encoders))}")
+      raise ValueError(f"held_out_embedder = {self.held_out!r}: expected one of {', '.join(sorted(known_encoders))}")
 
   def measure(
     self,
@@ -90,8 +90,8 @@ class Ensemble:
       captions: tokens int32[prompts, rollouts, L], mask and is_closed of it, see `text_reward`; for text rewards.
     """
     held_out = (self.held_out,) if self.held_out else ()
-    similarities = cosine_rewards(embed, self.encoders + held_out, images, painted)
-    rewards = {name: similarities[name] for name in self.encoders}
+    similarities = cosine_rewards(embed, self.embedders + held_out, images, painted)
+    rewards = {name: similarities[name] for name in self.embedders}
     rewards |= {name: text_reward(name, self.text, *captions) for name in self.texts}
     metrics = {"held_out_reward": jnp.mean(similarities[self.held_out])} if self.held_out else {}
     return rewards, metrics

@@ -187,7 +187,7 @@ def token_log_probs(
     hidden: float[B, R, L, D], the states that predict `tokens`.
     tokens: int32[B, R, L].
     temperature: logits are divided by it, as when sampling.
-    num_chunks: L is cut in so many rematerialised pieces.
+    num_chunks: L is cut in so many rematerialized pieces.
 
   Returns:
     (log_probs float32[B, R, L], entropy float32[B, R, L]).
@@ -247,7 +247,7 @@ def caption_kl(
     images: uint8[B, h, w, 3].
     tokens: int32[B, R, L].
     temperature: of both.
-    num_chunks: L is cut in so many rematerialised pieces.
+    num_chunks: L is cut in so many rematerialized pieces.
 
   Returns:
     float32[B, R, L], padding not masked.

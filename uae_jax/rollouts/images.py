@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from uae_jax.algorithms import samplers
 from uae_jax.algorithms.flow_matching import apply_guidance
 from uae_jax.models.uae import UAE
-from uae_jax.rollouts.contexts import Context
+from uae_jax.rollouts.conditioning import Context
 
 Velocity = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -48,7 +48,7 @@ def sample_ode(
     noise: float32[B, h, w, 16].
     num_steps: N.
     shift: of the schedule; SD3.5 uses 3.
-    gradient_steps: the last so many steps are differentiable, each rematerialised; before them gradients stop.
+    gradient_steps: the last so many steps are differentiable, each rematerialized; before them gradients stop.
 
   Returns:
     Latents float32[B, h, w, 16].

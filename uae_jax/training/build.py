@@ -10,10 +10,9 @@ from jax.sharding import Mesh
 
 from uae_jax import sharding, trees
 from uae_jax.data.processing import Processor
-from uae_jax.embedders import ImageEncoder
+from uae_jax.embedders import EmbeddingNetwork
 from uae_jax.layers import lora
 from uae_jax.layers.buffer import Buffer
-from uae_jax.models import scenes
 from uae_jax.models.clip import CLIPText
 from uae_jax.models.prompts import Prompts
 from uae_jax.models.uae import UAE, UAEConfig
@@ -26,7 +25,7 @@ class Built:
   """All static parts of a run.
 
   Attributes:
-    networks: graph definitions, prompts, encoders.
+    networks: graph definitions, prompts, embedders.
     processor: tokenizer and image processor.
     abstract_params: nested dict of `ShapeDtypeStruct`s with shardings.
     buffers: paths of stored constants, which no stage trains.
@@ -60,38 +59,38 @@ def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
   """
   uae = sizes.uae
   nets = {"vision": uae.captioner.vision, "language": uae.captioner.language, "decoder": uae.decoder}
-  for name, net in (nets | {name: size.network for name, size in sizes.encoders.items()}).items():
+  for name, net in (nets | {name: size.network for name, size in sizes.embedders.items()}).items():
     sharding.check_heads(name, net.num_heads, mesh)
   side = processor.square_px(config.data.image_px)
   prompts = Prompts.from_processor(processor, (side // processor.patch_size,) * 2)
   graphdef, abstract_uae = sharding.abstract_model(lambda: UAE(sizes.uae, rngs=nnx.Rngs(0)), mesh)
-  encoders, abstract_encoders = {}, {}
-  for name, size in sizes.encoders.items():
-    encoder_graphdef, abstract_encoders[name] = sharding.abstract_model(lambda s=size: s.build(nnx.Rngs(0)), mesh)
-    encoders[name] = ImageEncoder(size.kind, encoder_graphdef, size.image_px, size.mean, size.std)
+  embedders, abstract_embedders = {}, {}
+  for name, size in sizes.embedders.items():
+    encoder_graphdef, abstract_embedders[name] = sharding.abstract_model(lambda s=size: s.build(nnx.Rngs(0)), mesh)
+    embedders[name] = EmbeddingNetwork(size.kind, encoder_graphdef, size.image_px, size.mean, size.std)
   buffers = frozenset(path for path, _ in trees.items(buffer_tree(sizes.uae)))
-  abstract = typed({**abstract_uae, "encoders": abstract_encoders}, config.dtype, buffers)
+  abstract = typed({**abstract_uae, "embedders": abstract_embedders}, config.dtype, buffers)
 
   def init(key: jax.Array) -> dict:
     def fresh(make, key):
       with nnx.use_eager_sharding(False):
         return nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key))))
 
-    keys = jax.random.split(key, 1 + len(sizes.encoders))
+    keys = jax.random.split(key, 1 + len(sizes.embedders))
     params = fresh(lambda rngs: UAE(sizes.uae, rngs=rngs), keys[0])
-    names = sorted(sizes.encoders)
-    nets = {n: fresh(sizes.encoders[n].build, k) for n, k in zip(names, keys[1:], strict=True)}
-    return jax.tree.map(lambda x, want: x.astype(want.dtype), {**params, "encoders": nets}, abstract)
+    names = sorted(sizes.embedders)
+    nets = {n: fresh(sizes.embedders[n].build, k) for n, k in zip(names, keys[1:], strict=True)}
+    return jax.tree.map(lambda x, want: x.astype(want.dtype), {**params, "embedders": nets}, abstract)
 
   make_text_tower = None
   if config.model == SMALL_WORLD:
-    text = scenes.clip_text(processor.vocab_size, config.data.caption_tokens, processor.end_ids[0])
+    text = sizes.clip_text(processor.vocab_size, config.data.caption_tokens, processor.end_ids[0])
 
     def make_text_tower(rngs: nnx.Rngs) -> CLIPText:
       return CLIPText(text, rngs=rngs)
 
   return Built(
-    networks=Networks(graphdef, prompts, encoders),
+    networks=Networks(graphdef, prompts, embedders),
     processor=processor,
     abstract_params=abstract,
     buffers=buffers,

@@ -29,7 +29,7 @@ class SaveError(OSError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Keep:
+class CheckpointPolicy:
   """Which states of a stage stay on disk.
 
   Attributes:
@@ -98,7 +98,7 @@ def _abstract(tree):
 class Checkpoints:
   """The checkpoints of one stage; all processes call all methods alike."""
 
-  def __init__(self, directory: Path, keep: Keep = Keep()):
+  def __init__(self, directory: Path, keep: CheckpointPolicy = CheckpointPolicy()):
     self.directory = Path(directory).absolute()
     self._keep = keep
     items = (PARAMS, STATE, DATA, CONFIG)

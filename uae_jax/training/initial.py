@@ -11,20 +11,20 @@ import orbax.checkpoint as ocp
 
 from uae_jax import embedders, trees
 from uae_jax.data.processing import Processor
-from uae_jax.data.vocabulary import write_processor
 from uae_jax.layers.lora import LoRA
 from uae_jax.networks import Networks
+from uae_jax.small_world.processor import write_processor
 from uae_jax.training import processes, restore
 from uae_jax.training import sizes as sizes_lib
 from uae_jax.training.build import Built
-from uae_jax.training.sizes import FRESH, FROM_WEIGHTS, SMALL_WORLD, EncoderSizes, Sizes
+from uae_jax.training.sizes import FRESH, FROM_WEIGHTS, SMALL_WORLD, EmbedderSizes, Sizes
 from uae_jax.weights import native, official
 from uae_jax.weights.export import copy_processor
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Start:
-  """What is known before anything is initialised.
+  """What is known before anything is initialized.
 
   Attributes:
     sizes: of all nets.
@@ -38,7 +38,7 @@ class Start:
 
 
 def read(config, mesh: Mesh, workdir: Path) -> Start:
-  """Reads `config.init.weights`, `config.encoders` and the processor; keeps sizes and processor in the workdir.
+  """Reads `config.init.weights`, `config.embedders` and the processor; keeps sizes and processor in the workdir.
 
   Args:
     config: of the run.
@@ -52,7 +52,7 @@ def read(config, mesh: Mesh, workdir: Path) -> Start:
   source = read_weights(config.init.weights, config.dtype, mesh) if config.init.weights else None
   processor = read_processor(config, workdir / restore.PROCESSOR)
   lora = LoRA(config.lora.rank, config.lora.alpha)
-  params: dict[str, Any] = {"encoders": {}}
+  params: dict[str, Any] = {"embedders": {}}
   if source is None:
     uae = sizes_lib.named_uae(config.model, processor, lora)
   else:
@@ -61,24 +61,24 @@ def read(config, mesh: Mesh, workdir: Path) -> Start:
     if config.model != FROM_WEIGHTS:
       check_sizes(sizes_lib.named_uae(config.model, processor, lora), uae, config)
     uae = sizes_lib.with_adapters(uae, lora)
-  uae = sizes_lib.rematerialised(uae, config.remat)
-  encoders = {}
-  for kind, folder in config.encoders.items():
+  uae = sizes_lib.rematerialized(uae, config.remat)
+  sized = {}
+  for kind, folder in config.embedders.items():
     if folder == FRESH:
-      encoders[kind] = sizes_lib.fresh_encoder(kind, config.model)
+      sized[kind] = sizes_lib.fresh_embedder(kind, config.model)
     elif folder:
       embedder = embedders.load(kind, folder, dtype=config.dtype, mesh=mesh)
       network = embedder.encoder.network(embedder.params).config
       pixels = embedder.encoder
-      encoders[kind] = EncoderSizes(kind, network, pixels.image_size, tuple(pixels.mean), tuple(pixels.std))
-      params["encoders"][kind] = embedder.params
-  sizes = Sizes(uae, encoders)
+      sized[kind] = EmbedderSizes(kind, network, pixels.image_size, tuple(pixels.mean), tuple(pixels.std))
+      params["embedders"][kind] = embedder.params
+  sizes = Sizes(uae, sized)
   processes.on_first(lambda: sizes_lib.write(workdir, sizes))
   return Start(sizes, processor, params)
 
 
 def read_weights(folder: str, dtype: str, mesh: Mesh) -> dict[str, Any]:
-  """Constructor arguments of `pipeline.UAE` from an official folder or from what `uae-jax convert --to orbax` wrote."""
+  """Constructor arguments of `api.UAE` from an official folder or from what `uae-jax convert --to orbax` wrote."""
   path = Path(folder)
   if not path.is_dir():
     raise ValueError(f"config.init.weights = {folder!r}: no such folder")
@@ -116,7 +116,7 @@ def write_run_processor(config, folder: Path) -> None:
 
 def check_sizes(wanted, found, config) -> None:
   """Raises `ValueError` where the weights are of another model than `config.model`; adapters may differ."""
-  plain = {name: dataclasses.asdict(getattr(wanted, name)) for name in ("captioner", "decoder", "autoencoder")}
+  plain = {name: dataclasses.asdict(getattr(wanted, name)) for name in ("captioner", "decoder", "vae")}
   for net, fields in plain.items():
     other = dataclasses.asdict(getattr(found, net))
     for name, value in trees.items(fields):
@@ -131,7 +131,7 @@ def check_sizes(wanted, found, config) -> None:
 def make_params(config, built: Built, start: Start) -> dict:
   """The first parameters, placed as `built.abstract_params` says.
 
-  Leaves that no file holds (adapters of plain folders, encoders of the small world) are drawn from `config.seed`.
+  Leaves that no file holds (adapters of plain folders, embedders of the small world) are drawn from `config.seed`.
 
   Raises:
     ValueError: `config.init.checkpoint` cannot be read or is of other sizes.

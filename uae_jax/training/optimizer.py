@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-# Root mean square of an orthogonalised update over the learning rate: AdamW's own, so that both share a rate.
+# Root mean square of an orthogonalized update over the learning rate: AdamW's own, so that both share a rate.
 # arXiv 2502.16982 section 2.2.
 _MUON_RMS = 0.2
 
@@ -27,7 +27,7 @@ class OptimizerOptions:
     end_factor: the cosine ends at this fraction of the peak.
     clip_norm: of the global gradient norm.
     spike_factor: an update whose gradient norm is more than so many times its moving average is skipped; 0 skips none.
-    muon: regex of the trainable matrices float[..., in, out] whose momentum is orthogonalised, each by itself; the rest
+    muon: regex of the trainable matrices float[..., in, out] whose momentum is orthogonalized, each by itself; the rest
       keeps AdamW, then with Nesterov momentum, as embeddings, first and last layers should. Empty: AdamW for all.
   """
 

@@ -1,4 +1,4 @@
-"""The result of a run, ready to use: the newest finished stage as constructor arguments of `pipeline.UAE`."""
+"""The result of a run, ready to use: the newest finished stage as constructor arguments of `api.UAE`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ PROCESSOR = "processor"
 
 
 def load_run(workdir: str | Path, dtype: str, mesh: Mesh) -> dict[str, Any]:
-  """Constructor arguments of `pipeline.UAE` from the workdir of `uae-jax train`.
+  """Constructor arguments of `api.UAE` from the workdir of `uae-jax train`.
 
   Args:
     workdir: with `config.json`, `model.json`, `processor/` and `checkpoints/`.

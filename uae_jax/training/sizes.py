@@ -7,16 +7,16 @@ from typing import Any
 
 from flax import nnx
 
-from uae_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
+from uae_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 from uae_jax.data.processing import Processor
 from uae_jax.layers.lora import LoRA
 from uae_jax.layers.stack import REMAT_POLICIES
-from uae_jax.models import scenes
 from uae_jax.models.clip import CLIPVision, CLIPVisionConfig
 from uae_jax.models.dinov2 import DINOv2, DINOv2Config
 from uae_jax.models.dinov3 import DINOv3, DINOv3Config
-from uae_jax.models.scenes import SMALL_WORLD
 from uae_jax.models.uae import UAEConfig
+from uae_jax.small_world import sizes
+from uae_jax.small_world.sizes import SMALL_WORLD
 from uae_jax.weights.native import from_plain
 
 FULL_SIZE = {"uae_3b_sd35_large": UAEConfig.uae_3b_sd35_large, "uae_3b_sd35_medium": UAEConfig.uae_3b_sd35_medium}
@@ -33,7 +33,7 @@ FILE = "model.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderSizes:
+class EmbedderSizes:
   """An image encoder: architecture and what its pixels are.
 
   Attributes:
@@ -59,11 +59,11 @@ class Sizes:
   """
   Attributes:
     uae: of the five nets.
-    encoders: kind -> sizes.
+    embedders: kind -> sizes.
   """
 
   uae: UAEConfig
-  encoders: dict[str, EncoderSizes]
+  embedders: dict[str, EmbedderSizes]
 
 
 def named_uae(name: str, processor: Processor, lora: LoRA) -> UAEConfig:
@@ -73,7 +73,7 @@ def named_uae(name: str, processor: Processor, lora: LoRA) -> UAEConfig:
     ValueError: unknown name, or one whose sizes only the weights know.
   """
   if name == SMALL_WORLD:
-    return scenes.uae(processor.vocab_size, processor.image_token_id, rank=lora.rank, alpha=lora.alpha)
+    return sizes.uae(processor.vocab_size, processor.image_token_id, rank=lora.rank, alpha=lora.alpha)
   if name in FULL_SIZE:
     return FULL_SIZE[name](lora.rank, lora.alpha)
   if name == FROM_WEIGHTS:
@@ -91,7 +91,7 @@ def with_adapters(config: UAEConfig, lora: LoRA) -> UAEConfig:
   )
 
 
-def rematerialised(config: UAEConfig, policy: str) -> UAEConfig:
+def rematerialized(config: UAEConfig, policy: str) -> UAEConfig:
   """The same UAE whose backward pass keeps of each layer what `policy` of `layers.stack.REMAT_POLICIES` says.
 
   Raises:
@@ -108,11 +108,11 @@ def rematerialised(config: UAEConfig, policy: str) -> UAEConfig:
     config,
     captioner=captioner,
     decoder=dataclasses.replace(config.decoder, remat=policy),
-    autoencoder=dataclasses.replace(config.autoencoder, remat=policy),
+    vae=dataclasses.replace(config.vae, remat=policy),
   )
 
 
-def fresh_encoder(kind: str, model: str) -> EncoderSizes:
+def fresh_embedder(kind: str, model: str) -> EmbedderSizes:
   """An encoder without weights: the small world's own, or the published size.
 
   Raises:
@@ -120,13 +120,13 @@ def fresh_encoder(kind: str, model: str) -> EncoderSizes:
   """
   pixels = {"clip": (OPENAI_MEAN, OPENAI_STD), "dinov2": (IMAGENET_MEAN, IMAGENET_STD)}
   if kind not in pixels:
-    raise ValueError(f"config.encoders.{kind} = {FRESH!r}: only {' and '.join(pixels)} have a size without weights")
+    raise ValueError(f"config.embedders.{kind} = {FRESH!r}: only {' and '.join(pixels)} have a size without weights")
   if model == SMALL_WORLD:
-    network = scenes.clip_vision() if kind == "clip" else scenes.dinov2()
-    return EncoderSizes(kind, network, scenes.IMAGE_PX, *pixels[kind])
+    network = sizes.clip_vision() if kind == "clip" else sizes.dinov2()
+    return EmbedderSizes(kind, network, sizes.IMAGE_PX, *pixels[kind])
   # DINOv2's table of positions is stored for 518 px; as an embedder it sees 224.
   network = CLIPVisionConfig.clip_vit_l14() if kind == "clip" else DINOv2Config.dinov2_large()
-  return EncoderSizes(kind, network, 224, *pixels[kind])
+  return EmbedderSizes(kind, network, 224, *pixels[kind])
 
 
 def write(workdir: Path, sizes: Sizes) -> None:
@@ -146,11 +146,11 @@ def read(workdir: Path) -> Sizes:
   file = Path(workdir) / FILE
   try:
     plain = json.loads(file.read_text())
-    encoders = {}
-    for name, fields in plain["encoders"].items():
+    embedders = {}
+    for name, fields in plain["embedders"].items():
       network = from_plain(NETWORKS[fields["kind"]][1], fields.pop("network"))
-      encoders[name] = EncoderSizes(network=network, **{key: _tuple(value) for key, value in fields.items()})
-    return Sizes(from_plain(UAEConfig, plain["uae"]), encoders)
+      embedders[name] = EmbedderSizes(network=network, **{key: _tuple(value) for key, value in fields.items()})
+    return Sizes(from_plain(UAEConfig, plain["uae"]), embedders)
   except FileNotFoundError as error:
     raise ValueError(f"{file}: no such file; it is written when a run starts") from error
   except (KeyError, TypeError, ValueError) as error:

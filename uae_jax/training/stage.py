@@ -17,31 +17,33 @@ from uae_jax.algorithms.advantages import AdvantageOptions
 from uae_jax.algorithms.flow_grpo import FlowObjective
 from uae_jax.algorithms.forward_process import ForwardObjective
 from uae_jax.algorithms.grpo import TokenObjective
-from uae_jax.models.scenes import SMALL_WORLD
 from uae_jax.rewards.ensemble import HTTP, Ensemble
-from uae_jax.rewards.http import HttpReward, HttpRewardOptions
+from uae_jax.rewards.external import ExternalReward, ExternalRewardOptions
 from uae_jax.rewards.text import TEXT_REWARDS, TextRewardOptions
-from uae_jax.training import judging, profiling, reinforcement, supervised
+from uae_jax.small_world.sizes import SMALL_WORLD
+from uae_jax.training import profiling, supervised
 from uae_jax.training.build import Built
+from uae_jax.training.flops import Composed, Program
 from uae_jax.training.optimizer import OptimizerOptions, learning_rate, make_optimizer
 from uae_jax.training.order import REINFORCEMENT
 from uae_jax.training.placement import state_shardings
-from uae_jax.training.programs import Composed, Program
-from uae_jax.training.reinforcement import Phases, UpdateOptions
+from uae_jax.training.rl import external
+from uae_jax.training.rl.phases import Phases, phase_keys
+from uae_jax.training.rl.update import UpdateOptions
 from uae_jax.training.sizes import FRESH
 from uae_jax.training.stages import (
-  autoencoder,
   captioner,
   cold_start,
   contrastive,
   generation_for_understanding,
   pretrain,
   understanding_for_generation,
+  vae,
 )
 from uae_jax.training.state import State, create
 
 CONTRASTIVE = ("clip", "dinov2")
-SUPERVISED = ("autoencoder", "captioner", "pretrain", "cold_start")
+SUPERVISED = ("vae", "captioner", "pretrain", "cold_start")
 
 # (state, batch) -> (state, metrics).
 Step = Program | Composed
@@ -81,7 +83,7 @@ def validate(config) -> None:
     raise ValueError(f"config.rounds = {config.rounds}: expected 1 or more")
   if config.init.weights and config.init.checkpoint:
     raise ValueError("config.init.weights and config.init.checkpoint are both set: a run starts from one of them")
-  check_encoders(config)
+  check_embedders(config)
   profiling.validate(config.profile)
   rows = config.mesh.data * config.mesh.fsdp
   for name in config.stages:
@@ -89,7 +91,7 @@ def validate(config) -> None:
     cuts = section.num_microbatches
     if section.target_loss < 0 or (section.target_loss and name in REINFORCEMENT):
       raise ValueError(
-        f"config.{name}.target_loss = {section.target_loss}: expected 0, or more where a loss tells what is learnt, "
+        f"config.{name}.target_loss = {section.target_loss}: expected 0, or more where a loss tells what is learned, "
         "which that of a policy does not"
       )
     if name in REINFORCEMENT:
@@ -109,32 +111,32 @@ def validate(config) -> None:
       raise ValueError(f"config.{name}.total_steps = {section.total_steps}: expected 1 or more")
 
 
-def check_encoders(config) -> None:
-  """Refuses rewards and figures of encoders that the run does not have, or has only as random numbers.
+def check_embedders(config) -> None:
+  """Refuses rewards and figures of embedders that the run does not have, or has only as random numbers.
 
   Raises:
     ValueError: naming the field.
   """
-  wanted = {name: "config.evaluation.encoders" for name in config.evaluation.encoders if config.evaluation.num_images}
+  wanted = {name: "config.evaluation.embedders" for name in config.evaluation.embedders if config.evaluation.num_images}
   for stage in config.stages:
     options = config[stage].options
     if stage == "cold_start":
       wanted[options.encoder] = "config.cold_start.options.encoder"
     if stage in REINFORCEMENT:
-      encoders = [name for name, _ in options.reward_weights if name not in (*TEXT_REWARDS, HTTP)]
-      wanted |= {name: f"config.{stage}.options.reward_weights" for name in encoders}
+      embedders = [name for name, _ in options.reward_weights if name not in (*TEXT_REWARDS, HTTP)]
+      wanted |= {name: f"config.{stage}.options.reward_weights" for name in embedders}
       wanted |= (
-        {options.held_out_encoder: f"config.{stage}.options.held_out_encoder"} if options.held_out_encoder else {}
+        {options.held_out_embedder: f"config.{stage}.options.held_out_embedder"} if options.held_out_embedder else {}
       )
   for name, field in wanted.items():
     if not name:
       continue  # no held-out encoder
-    source = config.encoders.get(name, "")
+    source = config.embedders.get(name, "")
     if not source:
-      raise ValueError(f"{field} names {name!r}: set config.encoders.{name} to the folder of its weights")
+      raise ValueError(f"{field} names {name!r}: set config.embedders.{name} to the folder of its weights")
     if source == FRESH and config.model != SMALL_WORLD and not config.init.checkpoint:
       raise ValueError(
-        f"{field} names {name!r}, but config.encoders.{name} = {FRESH!r} is random numbers: "
+        f"{field} names {name!r}, but config.embedders.{name} = {FRESH!r} is random numbers: "
         "set the folder of its weights"
       )
 
@@ -145,9 +147,9 @@ def check_rewards(name: str, section) -> None:
     ValueError: the held-out encoder is rewarded, nothing is, or a judge outside has no address.
   """
   try:
-    ensemble = Ensemble(_frozen(section.options.reward_weights), section.options.held_out_encoder)
+    ensemble = Ensemble(_frozen(section.options.reward_weights), section.options.held_out_embedder)
     if ensemble.has_judge:
-      HttpReward(_options(HttpRewardOptions, section.http_reward))
+      ExternalReward(_options(ExternalRewardOptions, section.http_reward))
   except ValueError as error:
     raise ValueError(f"config.{name}: {error}") from error
 
@@ -171,7 +173,7 @@ def _frozen(value):
   return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def kept_before(config, name: str, params: dict) -> dict:
+def params_before(config, name: str, params: dict) -> dict:
   """What measuring a stage needs to know of the parameters before it; all others may be freed while it trains.
 
   Stage 3 leaves the captioner alone: its gain is measured image by image, from the same captions, and needs the
@@ -216,8 +218,8 @@ def make_stage(config, name: str, built: Built, params: dict, seed: int) -> Stag
       del images
       return {net: tree for net, tree in params.items() if net != "contrastive"}
 
-  elif name == "autoencoder":
-    finish = jax.jit(lambda params, images: autoencoder.standardise_latents(built.networks, params, images))
+  elif name == "vae":
+    finish = jax.jit(lambda params, images: vae.standardize_latents(built.networks, params, images))
 
   phases = make_phases(config, name, built, optimizer) if name in REINFORCEMENT else None
   init = make_init(section, built, optimizer, has_old=phases is not None and phases.old_policy is not None)
@@ -270,7 +272,7 @@ def make_loss(config, name: str, built: Built, text_graphdef: nnx.GraphDef | Non
     options = _options(contrastive.ContrastiveOptions, section.options)
     return contrastive.make_loss(networks, name, text_graphdef, options)
   module, cls = {
-    "autoencoder": (autoencoder, autoencoder.AutoencoderOptions),
+    "vae": (vae, vae.VAEOptions),
     "captioner": (captioner, captioner.CaptionerOptions),
     "pretrain": (pretrain, pretrain.PretrainOptions),
     "cold_start": (cold_start, cold_start.ColdStartOptions),
@@ -299,8 +301,8 @@ def make_phases(config, name: str, built: Built, optimizer: optax.GradientTransf
     objective = _options(ForwardObjective if is_forward else FlowObjective, section.objective)
     phases = module.make_phases(built.networks, options, objective, *shared, ema_decay=section.ema_decay)
   if HTTP in dict(options.reward_weights):
-    judge = HttpReward(_options(HttpRewardOptions, section.http_reward))
-    phases = dataclasses.replace(phases, judge=judging.make_judge(judge, built.processor, built.networks.prompts))
+    judge = ExternalReward(_options(ExternalRewardOptions, section.http_reward))
+    phases = dataclasses.replace(phases, judge=external.make_judge(judge, built.processor, built.networks.prompts))
   return phases
 
 
@@ -311,9 +313,9 @@ def phased_step(phases: Phases, places: State | None = None, *, while_trips: int
   count of FLOPs.
   """
   rollout, advantages = Program(phases.rollout, while_trips=while_trips), Program(phases.advantages)
-  reward = Program(phases.reward if phases.judge is None else phases.reward_and_exhibits)
+  reward = Program(phases.reward if phases.judge is None else phases.reward_and_inputs)
   update = Program(phases.update, donate_argnums=0, out_shardings=(places, None))
-  keys = jax.jit(reinforcement.phase_keys)
+  keys = jax.jit(phase_keys)
 
   def step(state: State, batch: dict) -> tuple[State, dict]:
     rollout_key, reward_key = keys(state)
@@ -331,8 +333,8 @@ def phased_step(phases: Phases, places: State | None = None, *, while_trips: int
     with phase("reward"):
       measured = reward(state.params, batch, trajectory, reward_key)
       if phases.judge is not None:
-        (rewards, reward_metrics), exhibits = measured
-        measured = rewards | phases.judge(batch, exhibits), reward_metrics
+        (rewards, reward_metrics), reward_inputs = measured
+        measured = rewards | phases.judge(batch, reward_inputs), reward_metrics
       rewards, reward_metrics = jax.block_until_ready(measured)
     values, advantage_metrics = advantages(rewards)
     with phase("update"):

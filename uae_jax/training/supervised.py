@@ -1,4 +1,4 @@
-"""The step of every stage that minimises a loss: contrastive, autoencoder, captioner, flow matching, cold start."""
+"""The step of every stage that minimizes a loss: contrastive, vae, captioner, flow matching, cold start."""
 
 from collections.abc import Callable
 

@@ -4,8 +4,8 @@ Source: transformers 5.23 modeling_clip.py.
 """
 
 from uae_jax.models.clip import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
-from uae_jax.weights.encoder import blocks, inside, patch_embed
 from uae_jax.weights.table import Row, linear, norm
+from uae_jax.weights.vit import blocks, inside, patch_embed
 
 IGNORED = {r"\.position_ids$": "0, 1, 2, ...: stored by transformers before 4.31"}
 # A checkpoint of both towers read for one of them.

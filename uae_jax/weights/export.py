@@ -16,7 +16,8 @@ from uae_jax import trees
 from uae_jax.layers import lora
 from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
 from uae_jax.models.uae import UAEConfig
-from uae_jax.weights import autoencoder_kl, connector, huggingface_configs, mmdit, pooled, qwen25_vl
+from uae_jax.weights import connector, huggingface_configs, mmdit, pooled, qwen25_vl
+from uae_jax.weights import vae as vae_weights
 from uae_jax.weights.official import ADAPTER_CONFIG, ADAPTER_STEM, CONNECTOR, DIFFUSERS_STEM, EXTRAS, Folders
 from uae_jax.weights.table import Row, expand, is_stacked
 from uae_jax.weights.tensor_files import Renamed, Spec, write, write_folder
@@ -92,10 +93,10 @@ def write_uae(
     target: an empty folder.
     config: sizes and adapters.
     params: nested dict of arrays.
-    settings: other constructor arguments of `pipeline.UAE`.
+    settings: other constructor arguments of `api.UAE`.
     processor: folder with the tokenizer's and the image processor's files.
     merged: adds the adapters to the weights; otherwise they are written as PEFT adapters.
-    adapters_only: leaves out what the adapters belong on, and the autoencoder.
+    adapters_only: leaves out what the adapters belong on, and the vae.
     names: of the language model's modules in its adapter: "v5" (transformers 4.52 and later), "official" (4.50).
 
   Raises:
@@ -127,12 +128,12 @@ def write_uae(
   _write_json(folders.root / "dit" / "config.json", huggingface_configs.mmdit(config.decoder))
 
   vae = folders.diffusion / "vae"
-  rows = tuple(row for row in autoencoder_kl.table(config.autoencoder) if not row.ours.startswith("latent_"))
-  write_folder(vae, DIFFUSERS_STEM, Dump(params["autoencoder"], rows))
-  scaling, shift = (np.asarray(params["autoencoder"][name]) for name in ("latent_scaling", "latent_shift"))
+  rows = tuple(row for row in vae_weights.table(config.vae) if not row.ours.startswith("latent_"))
+  write_folder(vae, DIFFUSERS_STEM, Dump(params["vae"], rows))
+  scaling, shift = (np.asarray(params["vae"][name]) for name in ("latent_scaling", "latent_shift"))
   # The shortest decimal of a float32: 1.5305, not 1.5305000543594360.
   numbers = [float(str(values.mean(dtype=np.float32))) for values in (scaling, shift)]
-  _write_json(vae / "config.json", huggingface_configs.autoencoder_kl(config.autoencoder, *numbers))
+  _write_json(vae / "config.json", huggingface_configs.autoencoder_kl(config.vae, *numbers))
   scheduler = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "num_train_timesteps": 1000,

@@ -3,9 +3,9 @@
 from typing import Any
 
 from uae_jax.layers.lora import LoRA
-from uae_jax.models.autoencoder_kl import AutoencoderKLConfig
 from uae_jax.models.mmdit import MMDiTConfig
 from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
+from uae_jax.models.vae import AutoencoderKLConfig
 
 
 def qwen25_vl(config: Qwen25VLConfig, dtype: str) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import math
 import numpy as np
 
 from uae_jax.models.clip import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
-from uae_jax.weights.encoder import blocks, inside, patch_embed
 from uae_jax.weights.table import Row, norm
+from uae_jax.weights.vit import blocks, inside, patch_embed
 
 IGNORED: dict[str, str] = {}
 # A checkpoint of both towers read for the image tower.

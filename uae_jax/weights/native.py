@@ -36,7 +36,7 @@ def save(target: Path, config: UAEConfig, params: Mapping, settings: Mapping[str
     target: an empty folder.
     config: sizes.
     params: nested dict of arrays.
-    settings: other constructor arguments of `pipeline.UAE`; those that are no JSON are left out.
+    settings: other constructor arguments of `api.UAE`; those that are no JSON are left out.
     processor: folder of the processor's files.
   """
   plain = {name: value for name, value in settings.items() if isinstance(value, str | int | float | bool)}
@@ -49,7 +49,7 @@ def save(target: Path, config: UAEConfig, params: Mapping, settings: Mapping[str
 
 
 def load(source: Path, dtype: str, mesh: Mesh) -> dict[str, Any]:
-  """Constructor arguments of `pipeline.UAE`.
+  """Constructor arguments of `api.UAE`.
 
   Args:
     source: what `save` wrote.

@@ -28,12 +28,13 @@ import numpy as np
 from uae_jax import sharding, trees
 from uae_jax.data.processing import Processor
 from uae_jax.layers import lora
-from uae_jax.models.autoencoder_kl import AutoencoderKLConfig
 from uae_jax.models.connector import Connector, ConnectorConfig
 from uae_jax.models.mmdit import MMDiTConfig
 from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
 from uae_jax.models.uae import UAE, UAEConfig
-from uae_jax.weights import autoencoder_kl, connector, mmdit, pooled, qwen25_vl
+from uae_jax.models.vae import AutoencoderKLConfig
+from uae_jax.weights import connector, mmdit, pooled, qwen25_vl
+from uae_jax.weights import vae as vae_weights
 from uae_jax.weights.table import Row, WeightError, find_problems, stream
 from uae_jax.weights.tensor_files import Renamed, Safetensors, open_file, open_folder, spec_of
 
@@ -44,7 +45,7 @@ DIFFUSERS_STEM, ADAPTER_STEM, ADAPTER_CONFIG = "diffusion_pytorch_model", "adapt
 # The full state has no adapter_config.json; the published adapters have alpha = 2 * rank.
 ALPHA_PER_RANK = 2.0
 # Numbers of the config and a constant: float32 whatever the weights are.
-EXACT = ("autoencoder/latent_scaling", "autoencoder/latent_shift", "pooled")
+EXACT = ("vae/latent_scaling", "vae/latent_shift", "pooled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Folders:
 
 
 def load_official(path: str | Path, dtype: str, mesh: Mesh) -> dict[str, Any]:
-  """Constructor arguments of `pipeline.UAE`, the weights placed on `mesh`.
+  """Constructor arguments of `api.UAE`, the weights placed on `mesh`.
 
   Every tensor is read once and goes straight to its place; problems of all parts are collected before any is read.
 
@@ -154,18 +155,18 @@ class Reader:
       self.decoder_adapters.add(
         self._open(folders.decoder_adapters, ADAPTER_STEM), lambda name: name.replace(".default.", ".")
       )
-    self.autoencoder = self._open(folders.diffusion / "vae", DIFFUSERS_STEM)
+    self.vae = self._open(folders.diffusion / "vae", DIFFUSERS_STEM)
 
     captioner = self._config(Qwen25VLConfig, folders.language)
     decoder = self._config(MMDiTConfig, folders.decoder)
-    autoencoder = self._config(AutoencoderKLConfig, folders.diffusion / "vae")
+    vae = self._config(AutoencoderKLConfig, folders.diffusion / "vae")
     self.processor = self._attempt(lambda: Processor.from_folder(folders.language))
     self.config: UAEConfig | None = None
     if captioner:
       pixels = self._json(folders.language / "preprocessor_config.json", default={})
       statistics = {name: tuple(pixels[name]) for name in ("image_mean", "image_std") if pixels.get(name)}
       captioner = dataclasses.replace(captioner, vision=dataclasses.replace(captioner.vision, **statistics))
-    if captioner and decoder and autoencoder:
+    if captioner and decoder and vae:
       language_adapters = self._lora(
         folders.language_adapters, qwen25_vl.adapter_targets(captioner, self.language), self.language, "llm_lora"
       )
@@ -177,7 +178,7 @@ class Reader:
         captioner=captioner,
         connector=self._connector_config(captioner, decoder),
         decoder=decoder,
-        autoencoder=autoencoder,
+        vae=vae,
         captioner_lora=language_adapters,
         decoder_lora=decoder_adapters,
         mask_context=self.extras.get("mask_context", False),
@@ -206,18 +207,18 @@ class Reader:
       decoder.add(tensors, str)
     if config.decoder_lora:
       decoder_table += mmdit.adapter_table(config.decoder, config.decoder_lora)
-    statistics = autoencoder_kl.latent_statistics(config.autoencoder)
+    statistics = vae_weights.latent_statistics(config.vae)
     for name in statistics:
       if name in self.extras:
         statistics[name] = np.asarray(self.extras[name], np.float32)
-    autoencoder = Renamed()
-    for tensors in (self.autoencoder, statistics):
-      autoencoder.add(tensors, str)
+    vae = Renamed()
+    for tensors in (self.vae, statistics):
+      vae.add(tensors, str)
     parts = [
       Part("captioner", self.language, captioner_table, ignored),
       Part("connector", self.language, connector.table(config.connector), connector.IGNORED),
       Part("decoder", decoder, decoder_table, mmdit.IGNORED),
-      Part("autoencoder", autoencoder, autoencoder_kl.table(config.autoencoder), autoencoder_kl.IGNORED),
+      Part("vae", vae, vae_weights.table(config.vae), vae_weights.IGNORED),
     ]
     return [part for part in parts if part.name != "connector" or not self.has_no_connector]
 
@@ -226,7 +227,7 @@ class Reader:
     folders, extras = self.folders, self.extras
     scheduler = self._json(folders.diffusion / "scheduler" / "scheduler_config.json", default={})
     generation = self._json(folders.language / "generation_config.json", default={})
-    side = self.config.decoder.sample_size * self.config.autoencoder.downsampling
+    side = self.config.decoder.sample_size * self.config.vae.downsampling
     return {
       "text_tower": extras.get("text_tower", "policy"),
       "is_small_world": extras.get("is_small_world", False),
@@ -296,7 +297,7 @@ class Reader:
     if settings.get("r") != rank:
       self.problems.append(f"{folder / ADAPTER_CONFIG}: r is {settings.get('r')}, the tensors have rank {rank}")
     alpha = float(settings.get("lora_alpha", rank))
-    # Rank-stabilised adapters are scaled by alpha / sqrt(r).
+    # Rank-stabilized adapters are scaled by alpha / sqrt(r).
     return lora.LoRA(rank, alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha, targets)
 
 

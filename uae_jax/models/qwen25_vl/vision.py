@@ -50,7 +50,7 @@ class VisionConfig:
     in_channels: of the images.
     norm_eps: of every norm.
     rope_theta: base of the rotary frequencies.
-    image_mean: of the channels in 0..1, for `normalise`.
+    image_mean: of the channels in 0..1, for `normalize`.
     image_std: of the channels in 0..1.
     remat: a key of `layers.stack.REMAT_POLICIES`.
     unroll: writes the layers out instead of scanning them.
@@ -141,7 +141,7 @@ class VisionConfig:
     )
 
 
-def normalise(images: jax.Array, config: VisionConfig) -> jax.Array:
+def normalize(images: jax.Array, config: VisionConfig) -> jax.Array:
   """uint8[B, H, W, C] -> float32[B, H, W, C] with the mean and standard deviation the tower was trained with."""
   mean, std = (np.asarray(values, np.float32) for values in (config.image_mean, config.image_std))
   return (jnp.asarray(images).astype(jnp.float32) * np.float32(1 / 255) - mean) / std
@@ -233,11 +233,11 @@ class Windows:
 
   def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Attention inside each window: three float[B, T, N, H] in window order -> float[B, T, N, H]."""
-    patches_a_cell = q.shape[1] // sum(count * cells for count, cells in self.kinds)
+    patches_per_cell = q.shape[1] // sum(count * cells for count, cells in self.kinds)
     parts, start = [], 0
     for count, cells in self.kinds:
-      stop = start + count * cells * patches_a_cell
-      shape = (q.shape[0] * count, cells * patches_a_cell, *q.shape[2:])
+      stop = start + count * cells * patches_per_cell
+      shape = (q.shape[0] * count, cells * patches_per_cell, *q.shape[2:])
       part = attend(*(x[:, start:stop].reshape(shape) for x in (q, k, v)))
       parts.append(part.reshape(q.shape[0], -1, *q.shape[2:]))
       start = stop

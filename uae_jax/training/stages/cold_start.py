@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from uae_jax.models.uae import captioner_images, to_signed
 from uae_jax.networks import Networks
 from uae_jax.rollouts import captions
-from uae_jax.rollouts.contexts import answer_context, encode_captions, encode_negative
+from uae_jax.rollouts.conditioning import answer_context, encode_captions, encode_negative
 from uae_jax.rollouts.images import sample_ode, velocity_field
 from uae_jax.training.stages.pretrain import flow_loss
 from uae_jax.training.supervised import Loss

@@ -19,10 +19,10 @@ from uae_jax.rewards.ensemble import Ensemble
 from uae_jax.rewards.text import TextRewardOptions
 from uae_jax.rollouts import captions
 from uae_jax.rollouts.captions import Captions
-from uae_jax.rollouts.contexts import Context, encode_captions, encode_negative
+from uae_jax.rollouts.conditioning import Context, encode_captions, encode_negative
 from uae_jax.rollouts.images import sample_ode, velocity_field
-from uae_jax.training import reinforcement
-from uae_jax.training.reinforcement import Exhibits, Phases, UpdateOptions
+from uae_jax.training.rl.phases import Phases, RewardInputs
+from uae_jax.training.rl.update import UpdateOptions, run_updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,8 @@ class GenerationForUnderstandingOptions:
     guidance: of the sampler.
     shift: of the schedule.
     is_noise_shared: one initial noise for all captions of an image.
-    reward_weights: (name, weight) of encoders, text rewards and "http", see `rewards.ensemble`.
-    held_out_encoder: measured, never rewarded; "" for none.
+    reward_weights: (name, weight) of embedders, text rewards and "http", see `rewards.ensemble`.
+    held_out_embedder: measured, never rewarded; "" for none.
     decode_chunks: reconstructions are painted in so many pieces, to bound memory.
     logit_chunks: pieces of the caption whose logits are held at a time.
   """
@@ -56,7 +56,7 @@ class GenerationForUnderstandingOptions:
   shift: float = 3.0
   is_noise_shared: bool = True
   reward_weights: tuple[tuple[str, float], ...] = (("clip", 1.0),)
-  held_out_encoder: str = ""
+  held_out_embedder: str = ""
   decode_chunks: int = 1
   logit_chunks: int = 1
 
@@ -96,8 +96,8 @@ def make_phases(
     raise ValueError(f"conditioning = {options.conditioning!r}: expected 'answer' or 'text'")
   if options.text_tower not in ("reference", "policy"):
     raise ValueError(f"text_tower = {options.text_tower!r}: expected 'reference' or 'policy'")
-  ensemble = Ensemble(options.reward_weights, options.held_out_encoder, text_rewards or TextRewardOptions())
-  ensemble.check(networks.encoders)
+  ensemble = Ensemble(options.reward_weights, options.held_out_embedder, text_rewards or TextRewardOptions())
+  ensemble.check(networks.embedders)
   prompts = networks.prompts
   scoring = dict(temperature=options.temperature, num_chunks=options.logit_chunks)
 
@@ -162,8 +162,8 @@ def make_phases(
       painted,
       (sampled.tokens, sampled.mask, sampled.is_closed),
     )
-    exhibits = Exhibits(sampled.tokens, to_pixels(painted).reshape(num_prompts, -1, *images.shape[1:]))
-    return (rewards, metrics | caption_metrics(sampled)), exhibits
+    reward_inputs = RewardInputs(sampled.tokens, to_pixels(painted).reshape(num_prompts, -1, *images.shape[1:]))
+    return (rewards, metrics | caption_metrics(sampled)), reward_inputs
 
   def entropy_threshold(params, microbatches):
     """Of all tokens of a minibatch, before its gradient: which ones are learned from must not depend on the cut."""
@@ -204,7 +204,7 @@ def make_phases(
 
   def update(state, batch, groups, values):
     pieces = (captioner_images(batch), groups.captions, groups.old_log_probs, values)
-    return reinforcement.update(
+    return run_updates(
       state,
       pieces,
       objective_of_piece,
@@ -220,7 +220,7 @@ def make_phases(
     lambda *arguments: reward(*arguments)[0],
     lambda rewards: ensemble.advantages(rewards, advantage),
     update,
-    reward_and_exhibits=reward,
+    reward_and_inputs=reward,
   )
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from uae_jax.algorithms import flow_matching
 from uae_jax.models.uae import UAE, to_signed
 from uae_jax.networks import Networks
-from uae_jax.rollouts.contexts import Context, encode_captions, encode_negative
+from uae_jax.rollouts.conditioning import Context, encode_captions, encode_negative
 from uae_jax.training.supervised import Loss
 
 

@@ -19,13 +19,13 @@ from uae_jax.models.uae import captioner_images, to_signed
 from uae_jax.networks import Networks
 from uae_jax.rewards.ensemble import Ensemble
 from uae_jax.rollouts import captions
-from uae_jax.rollouts.contexts import Context, answer_context, encode_captions, encode_negative
+from uae_jax.rollouts.conditioning import Context, answer_context, encode_captions, encode_negative
 from uae_jax.rollouts.images import velocity_field
-from uae_jax.training import reinforcement
-from uae_jax.training.reinforcement import Exhibits, OldPolicy, Phases, UpdateOptions
-from uae_jax.training.stages import forward_policy, trajectory_policy
+from uae_jax.training.rl import forward_policy, sde_policy
+from uae_jax.training.rl.phases import OldPolicy, Phases, RewardInputs
+from uae_jax.training.rl.policy import Fields, by_prompt, flat
+from uae_jax.training.rl.update import UpdateOptions, run_updates
 from uae_jax.training.stages.generation_for_understanding import in_chunks, to_pixels
-from uae_jax.training.stages.image_policy import Fields, by_prompt, flat
 
 OLD, CURRENT = "old", "current"
 
@@ -60,8 +60,8 @@ class UnderstandingForGenerationOptions:
     samples_from: "current", the policy that learns, or "old", its slow average: DiffusionNFT's off-policy form.
     old_decay: ceiling of the slow average's decay, for DiffusionNFT and AWM; 0 keeps no average.
     old_decay_slope: the decay grows by so much a rollout.
-    reward_weights: (name, weight) of encoders and "http", see `rewards.ensemble`.
-    held_out_encoder: measured, never rewarded; "" for none.
+    reward_weights: (name, weight) of embedders and "http", see `rewards.ensemble`.
+    held_out_embedder: measured, never rewarded; "" for none.
     decode_chunks: images are decoded in so many pieces.
     replay_chunks: pieces of each group whose gradients are taken one after the other, as those of the window's steps
       always are.
@@ -92,7 +92,7 @@ class UnderstandingForGenerationOptions:
   old_decay: float = 0.0
   old_decay_slope: float = 1e-3
   reward_weights: tuple[tuple[str, float], ...] = (("clip", 1.0),)
-  held_out_encoder: str = ""
+  held_out_embedder: str = ""
   decode_chunks: int = 1
   replay_chunks: int = 1
 
@@ -113,7 +113,7 @@ class ImageGroups:
     context: of the captions, [prompts, T, C].
     negative: one row, or None without guidance.
     final: float32[prompts, rollouts, h, w, 16].
-    kept: what the loss looks at, see `trajectory_policy.Steps` and `forward_policy.Noised`.
+    kept: what the loss looks at, see `sde_policy.Steps` and `forward_policy.Noised`.
   """
 
   tokens: jax.Array
@@ -166,11 +166,11 @@ def make_phases(
     ValueError: an unknown option, or options that contradict each other.
   """
   check(options, objective)
-  ensemble = Ensemble(options.reward_weights, options.held_out_encoder)
-  ensemble.check(networks.encoders)
+  ensemble = Ensemble(options.reward_weights, options.held_out_embedder)
+  ensemble.check(networks.embedders)
   if ensemble.texts:
     raise ValueError(f"reward_weights names {ensemble.texts}: all rollouts of a group have one caption in this stage")
-  make_policy = (forward_policy if isinstance(objective, ForwardObjective) else trajectory_policy).make_policy
+  make_policy = (forward_policy if isinstance(objective, ForwardObjective) else sde_policy).make_policy
   policy = make_policy(options, objective)
   prompts, num_rollouts = networks.prompts, options.num_rollouts
   is_on_policy = update_options.is_on_policy and options.samples_from == CURRENT
@@ -222,7 +222,7 @@ def make_phases(
       lambda x: jnp.clip(model.decode_latents(x), -1.0, 1.0), flat(groups.final, 0), options.decode_chunks
     )
     measured = ensemble.measure(lambda name, x: networks.embed(params, name, x), to_signed(batch["image"]), painted)
-    return measured, Exhibits(groups.tokens[:, None], by_prompt(to_pixels(painted), 0, num_rollouts))
+    return measured, RewardInputs(groups.tokens[:, None], by_prompt(to_pixels(painted), 0, num_rollouts))
 
   def update(state, batch, groups, values):
     del batch  # The rollout holds all that the loss needs.
@@ -248,7 +248,7 @@ def make_phases(
       old = known.old if options.samples_from == CURRENT else lambda stored, _: stored
       return policy.loss(fields, kept, point, cut(values, 1), old)
 
-    return reinforcement.update(
+    return run_updates(
       state,
       (groups.context, kept, values),
       objective_of_part,
@@ -264,6 +264,6 @@ def make_phases(
     lambda *arguments: reward(*arguments)[0],
     lambda rewards: ensemble.advantages(rewards, advantage),
     update,
-    reward_and_exhibits=reward,
+    reward_and_inputs=reward,
     old_policy=options.old_policy,
   )

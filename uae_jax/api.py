@@ -1,0 +1,348 @@
+"""The public Python API: one class over a trained UAE, from an official folder or from a run of ours."""
+
+from collections.abc import Iterable
+import functools
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from uae_jax import sharding
+from uae_jax.data.preprocessing import read_image
+from uae_jax.data.processing import Processor
+from uae_jax.layers.quantized import quantize
+from uae_jax.models.prompts import Prompts
+from uae_jax.models.uae import UAEConfig
+from uae_jax.networks import Networks
+from uae_jax.rollouts import captions as caption_rollouts
+from uae_jax.rollouts.conditioning import Context
+from uae_jax.rollouts.images import sample_ode, velocity_field
+
+DTYPES = ("bfloat16", "float32", "auto")
+
+Images = Iterable[Image.Image | str | os.PathLike]
+
+
+class UAE:
+  """Captions, contexts, velocities, images and reconstructions of one set of weights.
+
+  Attributes:
+    params: nested dict of arrays.
+    is_small_world: whether the weights know nothing but the procedural scenes.
+  """
+
+  def __init__(
+    self,
+    graphdef,
+    params: dict,
+    processor: Processor,
+    *,
+    text_tower: str,
+    is_small_world: bool,
+    resolution_px: int,
+    guidance: float,
+    steps: int = 40,
+    max_new_tokens: int = 512,
+    shift: float = 3.0,
+    repetition_penalty: float = 1.0,
+  ):
+    self.params = params
+    self.processor = processor
+    self.is_small_world = is_small_world
+    self._graphdef = graphdef
+    self._text_tower = text_tower
+    self._resolution_px = resolution_px
+    self._guidance = guidance
+    self._steps = steps
+    self._max_new_tokens = max_new_tokens
+    self._shift = shift
+    self._repetition_penalty = repetition_penalty
+    self._config = uae_config(graphdef, params)
+    # One program a shape of inputs; everything else static is in the key of the partial.
+    self._programs: dict = {}
+
+  @classmethod
+  def load(
+    cls,
+    path: str | os.PathLike,
+    dtype: str = "bfloat16",
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    int8: bool = False,
+  ) -> "UAE":
+    """Reads the official folder layout, the workdir of a run, or what `uae-jax convert` wrote.
+
+    Args:
+      path: folder with `llm_model/`, `dit/`, ...; or a workdir with `config.json` and `checkpoints/`; or an export.
+      dtype: of the parameters, "bfloat16", "float32", or "auto" for that of the files.
+      mesh: where they live; one device by default.
+      int8: keeps the matrices of captioner and decoder in eight bits; see `layers.quantized`.
+
+    Raises:
+      FileNotFoundError: the folder is neither.
+      weights.table.WeightError: tensors are missing, unexpected or misshapen.
+    """
+    settings = read(path, dtype, mesh or sharding.make_mesh(devices=jax.devices()[:1]))
+    if int8:
+      settings["params"] = quantize(settings["params"])
+    return cls(**settings)
+
+  # --- Understanding -----------------------------------------------------------------------------------------------
+
+  def caption(
+    self,
+    images: Images,
+    max_new_tokens: int | None = None,
+    temperature: float = 0.7,
+    seed: int = 0,
+    repetition_penalty: float | None = None,
+  ) -> list[str]:
+    """One caption an image; temperature 0 takes the most likely token.
+
+    Args:
+      images: PIL images or paths, of any mode and size.
+      max_new_tokens: budget; by default that of the weights (official: 512).
+      temperature: of sampling.
+      seed: image i is sampled with its own key, whatever else is in the list.
+      repetition_penalty: of tokens that question or caption have already; by default that of the weights, which is
+        their `generation_config.json`'s. 1 is none.
+
+    Raises:
+      ValueError: an image cannot be read.
+    """
+    max_new_tokens = max_new_tokens or self._max_new_tokens
+    penalty = self._repetition_penalty if repetition_penalty is None else repetition_penalty
+    key = jax.random.key(seed)
+    results = []
+    for index, (pixels, prompts) in enumerate(self._prepare(images)):
+      run = self._program(
+        ("caption", pixels.shape, max_new_tokens, penalty), self._caption_one(prompts, max_new_tokens, penalty)
+      )
+      sampled = run(self.params, pixels[None], jax.random.fold_in(key, index), jnp.float32(temperature))
+      ids = np.asarray(sampled.tokens)[0, 0]
+      results.append(self.processor.decode(ids[np.asarray(sampled.mask)[0, 0] & ~np.isin(ids, prompts.end)]))
+    return results
+
+  def _caption_one(self, prompts: Prompts, max_new_tokens: int, repetition_penalty: float):
+    networks = self._networks(prompts)
+
+    def run(params, images, key, temperature):
+      model = networks.uae(params)
+      prefix = caption_rollouts.caption_prefix(model, prompts, images)
+      return caption_rollouts.sample_captions(
+        model.captioner.language,
+        prompts,
+        prefix,
+        key,
+        num_rollouts=1,
+        max_tokens=max_new_tokens,
+        temperature=temperature,
+        repetition_penalty=repetition_penalty,
+      )
+
+    return run
+
+  def log_probs(self, images: Images, captions: list[str]) -> list[np.ndarray]:
+    """Log-probabilities of given captions: a list of float32[tokens], the closing `<|im_end|>` last.
+
+    Raises:
+      ValueError: not as many captions as images.
+    """
+    prepared = list(self._prepare(images))
+    if len(prepared) != len(captions):
+      raise ValueError(f"{len(prepared)} images, but {len(captions)} captions")
+    results = []
+    for (pixels, prompts), caption in zip(prepared, captions, strict=True):
+      ids = [*self.processor.encode(caption), prompts.end[0]]
+      run = self._program(("log_probs", pixels.shape, len(ids)), self._log_probs_one(prompts))
+      results.append(np.asarray(run(self.params, pixels[None], np.asarray(ids, np.int32)[None, None]))[0, 0])
+    return results
+
+  def _log_probs_one(self, prompts: Prompts):
+    networks = self._networks(prompts)
+    return lambda params, images, tokens: caption_rollouts.caption_log_probs(
+      networks.uae(params), prompts, images, tokens
+    )[0]
+
+  # --- Generation --------------------------------------------------------------------------------------------------
+
+  def encode_text(self, prompts: list[str]) -> tuple[jax.Array, jax.Array]:
+    """Prompts in the generation template, right-padded together, to the decoder's context.
+
+    Returns:
+      (context float[B, T, C], mask bool[B, T]); the official decoder attends to padding too.
+    """
+    tokens, mask = self.processor.pad_rows([self.processor.generation_prompt(prompt) for prompt in prompts])
+    run = self._program(("encode_text", tokens.shape), self._encode_text)
+    return run(self.params, tokens, mask), jnp.asarray(mask)
+
+  def _encode_text(self, params, tokens, mask):
+    return self._networks(None).uae(params, adapters=self._text_tower == "policy").encode_text(tokens, mask)
+
+  def velocity(self, latents, timesteps, context, pooled=None, context_mask=None) -> jax.Array:
+    """The decoder as loaded, adapters on.
+
+    Args:
+      latents: float[B, h, w, 16], scaled.
+      timesteps: float[B] in 0..1000.
+      context: float[B, T, C].
+      pooled: float[B, P]; the stored embedding of the empty prompt by default.
+      context_mask: bool[B, T]; None attends to all slots.
+
+    Returns:
+      float32[B, h, w, 16].
+    """
+    run = self._program(("velocity", pooled is None, context_mask is None), self._velocity)
+    return run(self.params, latents, timesteps, context, pooled, context_mask)
+
+  def _velocity(self, params, latents, timesteps, context, pooled, context_mask):
+    return self._networks(None).uae(params).velocity(latents, timesteps / 1000.0, context, context_mask, pooled=pooled)
+
+  def encode_image(self, images) -> jax.Array:
+    """float[B, H, W, 3] in [-1, 1] -> scaled latents float32[B, h, w, 16], the posterior's mode."""
+    run = self._program("encode_image", lambda params, x: self._networks(None).uae(params).encode_image(x))
+    return run(self.params, jnp.asarray(images))
+
+  def decode_latents(self, latents) -> jax.Array:
+    """Scaled latents float[B, h, w, 16] -> float32[B, H, W, 3], nominally in [-1, 1], not clipped."""
+    run = self._program("decode_latents", lambda params, z: self._networks(None).uae(params).decode_latents(z))
+    return run(self.params, jnp.asarray(latents))
+
+  def generate(
+    self,
+    prompts: list[str],
+    steps: int | None = None,
+    guidance: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    seed: int = 0,
+    latents=None,
+    output: str = "pil",
+  ):
+    """Paints prompts.
+
+    Args:
+      prompts: B texts.
+      steps: Euler steps; by default those of the weights (official: 40).
+      guidance: classifier-free guidance; by default that of the weights (official: 5).
+      height: of the images, pixels; by default that of the weights (official: 1024).
+      width: likewise.
+      seed: image i starts from its own noise, whatever else is in the list.
+      latents: initial noise float[B, h, w, 16] instead of the seed's.
+      output: "pil", or "array" for float32[B, H, W, 3] in 0..1.
+
+    Raises:
+      ValueError: a size that the decoder's patches or position table do not allow, or an unknown output.
+    """
+    if output not in ("pil", "array"):
+      raise ValueError(f"output = {output!r}: expected 'pil' or 'array'")
+    steps = steps or self._steps
+    guidance = self._guidance if guidance is None else guidance
+    height, width = height or self._resolution_px, width or self._resolution_px
+    stride = self._config.vae.downsampling * self._config.decoder.patch
+    if height % stride or width % stride:
+      raise ValueError(f"{height} x {width} px: sides must be multiples of {stride}")
+    painted = []
+    for index, prompt in enumerate(prompts):
+      if latents is None:
+        scale = self._config.vae.downsampling
+        shape = (1, height // scale, width // scale, self._config.vae.latent_channels)
+        noise = jax.random.normal(jax.random.fold_in(jax.random.key(seed), index), shape)
+      else:
+        noise = jnp.asarray(latents, jnp.float32)[index : index + 1]
+      # As in the official pipeline, prompt and negative prompt are padded together, and the padding is seen.
+      texts = [prompt] if guidance == 1.0 else [self.processor.negative_prompt, prompt]
+      context, mask = self.encode_text(texts)
+      run = self._program(
+        ("generate", noise.shape, context.shape, steps, guidance), self._generate_one(steps, guidance)
+      )
+      painted.append(np.asarray(run(self.params, noise, context, mask))[0])
+    images = np.clip(np.stack(painted) / 2 + 0.5, 0.0, 1.0)
+    if output == "array":
+      return images
+    return [Image.fromarray(np.round(image * 255).astype(np.uint8)) for image in images]
+
+  def _generate_one(self, steps: int, guidance: float):
+    networks = self._networks(None)
+
+    def run(params, noise, context, mask):
+      model = networks.uae(params)
+      negative = None if guidance == 1.0 else Context(context[:1], mask[:1])
+      velocity = velocity_field(model, Context(context[-1:], mask[-1:]), guidance=guidance, negative=negative)
+      return model.decode_latents(sample_ode(velocity, noise, num_steps=steps, shift=self._shift))
+
+    return run
+
+  def reconstruct(self, images: Images, **options) -> tuple[list[str], list]:
+    """Captions images and paints the captions. Options: those of `caption` and of `generate`; a seed serves both.
+
+    Returns:
+      (captions, images).
+    """
+    caption_names = ("max_new_tokens", "temperature", "seed", "repetition_penalty")
+    generate_names = ("steps", "guidance", "height", "width", "seed", "latents", "output")
+    unknown = set(options) - set(caption_names) - set(generate_names)
+    if unknown:
+      raise TypeError(f"reconstruct has no option {sorted(unknown)}")
+    captions = self.caption(images, **{name: options[name] for name in caption_names if name in options})
+    return captions, self.generate(captions, **{name: options[name] for name in generate_names if name in options})
+
+  # --- Inside ------------------------------------------------------------------------------------------------------
+
+  def _prepare(self, images: Images):
+    """Yields (uint8[h, w, 3] at the captioner's grid, prompts of that grid)."""
+    for image in images:
+      if not isinstance(image, Image.Image):
+        image = read_image(image)
+      pixels = np.asarray(self.processor.resize(image))
+      patch = self._config.captioner.vision.patch_size
+      yield pixels, self._prompts((pixels.shape[0] // patch, pixels.shape[1] // patch))
+
+  @functools.cache  # noqa: B019 - one small entry an image grid, for the life of the object.
+  def _prompts(self, grid: tuple[int, int]) -> Prompts:
+    return Prompts.from_processor(self.processor, grid)
+
+  def _networks(self, prompts: Prompts | None) -> Networks:
+    return Networks(self._graphdef, prompts, {})
+
+  def _program(self, key, function):
+    """The jitted program of a static key; the function is made anew each call but traced only once."""
+    if key not in self._programs:
+      self._programs[key] = jax.jit(function)
+    return self._programs[key]
+
+
+def read(path: str | os.PathLike, dtype: str, mesh: jax.sharding.Mesh) -> dict:
+  """Constructor arguments of `UAE` from any source; see `UAE.load`."""
+  path = Path(path)
+  if dtype not in DTYPES:
+    raise ValueError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
+  if not path.is_dir():
+    raise FileNotFoundError(f"{path}: no such folder")
+  # Each brings what the others do not need.
+  if is_run(path):
+    from uae_jax.training.restore import load_run
+
+    return load_run(path, dtype, mesh)
+  from uae_jax.weights import native, official
+
+  return native.load(path, dtype, mesh) if native.is_native(path) else official.load_official(path, dtype, mesh)
+
+
+def is_run(path: Path) -> bool:
+  return (path / "config.json").exists() and (path / "checkpoints").exists()
+
+
+def processor_folder(path: Path) -> Path:
+  """Where the processor of a source lies."""
+  if (path / "llm_model").is_dir():
+    return path / "llm_model"
+  return path / "processor"
+
+
+def uae_config(graphdef, params: dict) -> UAEConfig:
+  """The sizes of a UAE from its graph definition."""
+  return Networks(graphdef, None, {}).uae(params).config

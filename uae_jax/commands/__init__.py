@@ -1,0 +1,1 @@
+"""The commands of `uae-jax`, one file each, and what they share."""

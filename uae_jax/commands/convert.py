@@ -1,0 +1,96 @@
+"""`uae-jax convert`: weights from any source of `UAE.load` to Orbax, PEFT adapters, or merged Hugging Face folders."""
+
+import os
+from pathlib import Path
+import shutil
+import sys
+
+from uae_jax.commands import command_line
+
+FORMATS = ("orbax", "peft", "huggingface")
+
+
+def parser() -> command_line.Parser:
+  parser = command_line.Parser(
+    "convert",
+    "Writes weights in another format; the numbers stay as they are stored, bit for bit, but for merging.",
+    "orbax: one checkpoint that restores onto any mesh. peft: LoRA adapters that PEFT loads, beside the base they "
+    "belong on. huggingface: adapters merged into folders that transformers and diffusers load.",
+  )
+  parser.add_argument(
+    "--source", required=True, metavar="DIR", help="an official UAE folder, the workdir of a run, or an earlier export"
+  )
+  parser.add_argument("--target", required=True, metavar="DIR", help="written whole or not at all; must not exist")
+  parser.add_argument("--to", required=True, choices=FORMATS)
+  parser.add_argument(
+    "--adapters-only", action="store_true", help="with --to peft: adapters and connector without their base"
+  )
+  parser.add_argument(
+    "--names",
+    choices=("v5", "official"),
+    default="v5",
+    help="with --to peft: module names of transformers 4.52 and later (v5) or of 4.50 (official); default %(default)s",
+  )
+  return parser
+
+
+def main(argv: list[str]) -> int:
+  arguments = parser().parse_args(argv)
+  if arguments.adapters_only and arguments.to != "peft":
+    parser().error("--adapters-only goes with --to peft")
+  source, target = Path(arguments.source), Path(arguments.target)
+  if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    raise ValueError(f"{target} exists and is not an empty folder: nothing is overwritten, choose another --target")
+  import jax
+
+  # A conversion needs the memory of the host, not that of an accelerator.
+  jax.config.update("jax_platforms", "cpu")
+  convert(source, target, arguments.to, adapters_only=arguments.adapters_only, names=arguments.names)
+  print(target)
+  return 0
+
+
+def convert(source: Path, target: Path, to: str, *, adapters_only: bool = False, names: str = "v5") -> None:
+  """Reads `source` and writes `target`; a failure leaves nothing behind.
+
+  Args:
+    source: whatever `UAE.load` reads.
+    target: absent or an empty folder.
+    to: one of `FORMATS`.
+    adapters_only: of `weights.export.write_uae`.
+    names: likewise.
+  """
+  import jax
+
+  from uae_jax import api, sharding
+  from uae_jax.weights import export, native
+
+  device = jax.local_devices(backend="cpu")[:1]
+  settings = api.read(source, "auto", sharding.make_mesh(devices=device))
+  graphdef, params = settings.pop("graphdef"), settings.pop("params")
+  config = api.uae_config(graphdef, params)
+  processor = api.processor_folder(source)
+  target = target.absolute()
+  partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+  partial.mkdir(parents=True)
+  try:
+    if to == "orbax":
+      native.save(partial, config, params, settings, processor)
+    else:
+      merged = to == "huggingface"
+      if merged and settings["text_tower"] == "reference" and config.captioner_lora:
+        print(
+          "note: this model encodes captions with its adapters off; merged weights cannot, so images will differ "
+          "(--to peft and --to orbax keep both)",
+          file=sys.stderr,
+        )
+      export.write_uae(
+        partial, config, params, settings, processor, merged=merged, adapters_only=adapters_only, names=names
+      )
+    # An empty folder gives way; anything else makes the rename fail.
+    if target.exists():
+      target.rmdir()
+    partial.rename(target)
+  except BaseException:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise

@@ -1,0 +1,75 @@
+"""`uae-jax generate`: an image for every prompt."""
+
+import json
+from pathlib import Path
+import sys
+
+from uae_jax.commands import command_line, model_arguments
+
+
+def parser() -> command_line.Parser:
+  parser = command_line.Parser("generate", "Paints images from prompts.")
+  model_arguments.add_model_arguments(parser)
+  prompts = parser.add_mutually_exclusive_group(required=True)
+  prompts.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
+  prompts.add_argument(
+    "--prompts",
+    metavar="FILE",
+    help='one prompt a line; of a .jsonl file the field "prompt" or "caption" of each line',
+  )
+  model_arguments.add_painting_arguments(parser)
+  parser.add_argument("--out", required=True, metavar="DIR", help="00000.png, 00001.png, ... and images.jsonl go there")
+  return parser
+
+
+def read_prompts(file: Path) -> list[str]:
+  """The prompts of a text or JSON lines file, empty lines left out.
+
+  Raises:
+    ValueError: naming the file, and the line that has no prompt.
+  """
+  try:
+    lines = file.read_text(encoding="utf-8").splitlines()
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{file}: not a text file ({error})") from error
+  prompts = []
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    if file.suffix != ".jsonl":
+      prompts.append(line.strip())
+      continue
+    try:
+      record = json.loads(line)
+      prompts.append(record["prompt"] if "prompt" in record else record["caption"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+      raise ValueError(f'{file}:{number}: expected a JSON object with "prompt" or "caption"') from error
+  if not prompts:
+    raise ValueError(f"{file}: no prompt in this file")
+  return prompts
+
+
+def main(argv: list[str]) -> int:
+  arguments = parser().parse_args(argv)
+  prompts = arguments.prompt or read_prompts(Path(arguments.prompts))
+  uae = model_arguments.load(arguments)
+  options = command_line.given(arguments, "steps", "guidance", "height", "width")
+
+  from tqdm import tqdm
+
+  out = Path(arguments.out)
+  out.mkdir(parents=True, exist_ok=True)
+  with (
+    open(out / "images.jsonl", "w", encoding="utf-8") as index,
+    tqdm(total=len(prompts), desc="generate", unit="image", file=sys.stderr) as bar,
+  ):
+    for start in range(0, len(prompts), arguments.batch_size):
+      batch = prompts[start : start + arguments.batch_size]
+      # The seed moves with the batch: with one seed, images of two batches would start from the same noise.
+      for offset, image in enumerate(uae.generate(batch, seed=arguments.seed + start, **options)):
+        name = f"{start + offset:05d}.png"
+        image.save(out / name)
+        print(json.dumps({"image": name, "prompt": batch[offset]}, ensure_ascii=False), file=index, flush=True)
+      bar.update(len(batch))
+  print(out)
+  return 0

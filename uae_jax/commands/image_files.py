@@ -1,0 +1,58 @@
+"""The images a command is given: which files its arguments name, and the way through them in batches."""
+
+from collections.abc import Iterable, Iterator, Sequence
+import glob
+from pathlib import Path
+import sys
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+def expand(arguments: Iterable[str]) -> list[Path]:
+  """The files that files, folders and globs name, each once, in the order of the arguments and sorted within one.
+
+  A name that matches nothing, or a folder without images, is kept: reading it is the error that names it.
+  """
+  found: dict[Path, None] = {}
+  for argument in arguments:
+    path = Path(argument)
+    if path.is_dir():
+      matches = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES) or [path]
+    elif path.exists():
+      matches = [path]
+    else:
+      matches = [Path(match) for match in sorted(glob.glob(str(argument), recursive=True))] or [path]
+    found.update(dict.fromkeys(matches))
+  return list(found)
+
+
+class ImageBatches:
+  """Iterates over batches of readable images; the unreadable ones are told on stderr and kept in `failed`."""
+
+  def __init__(self, command: str, paths: Sequence[Path], batch_size: int):
+    self.failed: list[Path] = []
+    self._command, self._paths, self._batch_size = command, paths, batch_size
+
+  def __iter__(self) -> Iterator[tuple[list[Path], list]]:
+    """Yields (paths, RGB images), the progress bar moving with each batch."""
+    from tqdm import tqdm
+
+    from uae_jax.data.preprocessing import read_image  # brings jax
+
+    paths, images = [], []
+    with tqdm(total=len(self._paths), desc=self._command, unit="image", file=sys.stderr) as bar:
+      for path in self._paths:
+        try:
+          images.append(read_image(path))
+          paths.append(path)
+        except ValueError as error:
+          self.failed.append(path)
+          tqdm.write(f"uae-jax {self._command}: error: {error}", file=sys.stderr)
+          bar.update()
+        if len(images) == self._batch_size:
+          yield paths, images
+          bar.update(len(images))
+          paths, images = [], []
+      if images:
+        yield paths, images
+        bar.update(len(images))

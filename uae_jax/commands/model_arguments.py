@@ -1,0 +1,52 @@
+"""The options that caption, generate and reconstruct share, and the loading of the model they name."""
+
+import argparse
+import sys
+
+SMALL_WORLD_NOTICE = (
+  "this is a small-world model: it knows only synthetic scenes of colored shapes, "
+  "so it will see every other image as such a scene"
+)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--model", required=True, metavar="DIR", help="workdir or checkpoint of a run, or an official UAE folder"
+  )
+  parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the parameters; default: that of the files")
+  parser.add_argument("--int8", action="store_true", help="keep most weights in eight bits: half of bfloat16's memory")
+  parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same result; default %(default)s")
+  parser.add_argument("--batch-size", type=positive, default=8, help="images worked on together; default %(default)s")
+
+
+def add_image_argument(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="files, folders or globs")
+
+
+def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--max-new-tokens", type=positive, help="longest caption; default: the model's own")
+  parser.add_argument("--temperature", type=float, help="0 takes the likeliest token; default: the model's own")
+
+
+def add_painting_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--steps", type=positive, help="sampler steps; default: the model's own")
+  parser.add_argument("--guidance", type=float, help="1 is none; default: the model's own")
+  parser.add_argument("--height", type=positive, help="in pixels; default: the model's own")
+  parser.add_argument("--width", type=positive, help="in pixels; default: the model's own")
+
+
+def positive(text: str) -> int:
+  value = int(text)
+  if value < 1:
+    raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+  return value
+
+
+def load(arguments: argparse.Namespace):
+  """The model; says on stderr what a small-world model is."""
+  from uae_jax.api import UAE  # brings jax
+
+  uae = UAE.load(arguments.model, dtype=arguments.dtype or "auto", int8=arguments.int8)
+  if uae.is_small_world:
+    print(f"note: {SMALL_WORLD_NOTICE}", file=sys.stderr)
+  return uae

@@ -1,0 +1,18 @@
+"""`uae-jax report`: writes the page of a run and prints its path."""
+
+from uae_jax.commands import command_line
+
+
+def parser() -> command_line.Parser:
+  parser = command_line.Parser("report", "Writes DIR/report/index.html, one self-contained page about a training run.")
+  parser.add_argument("--workdir", required=True, metavar="DIR", help="of `uae-jax train`; the run may still be going")
+  return parser
+
+
+def main(argv: list[str]) -> int:
+  arguments = parser().parse_args(argv)
+
+  from uae_jax.report.page import write_report
+
+  print(write_report(arguments.workdir))
+  return 0

@@ -1,0 +1,138 @@
+"""`uae-jax train`: one config, one workdir, every stage from the first net to the report.
+
+Chapters: workdir and mesh; nets; stages, each with its loop, its evaluation and its checkpoint; report. The same
+command again resumes.
+"""
+
+import functools
+import os
+from pathlib import Path
+import sys
+
+from uae_jax.commands.command_line import parse_config_flags
+from uae_jax.training.order import stage_runs
+
+USAGE = """usage: uae-jax train --config=FILE[:VARIANT] --workdir=DIR [--config.FIELD=VALUE ...]
+                     [--coordinator=HOST:PORT --num_processes=N --process_id=I]
+
+Trains every stage of the config and writes checkpoints, metrics, evaluation and the report to DIR.
+The same command on the same DIR resumes. Any field of the config is a flag: --config.pretrain.total_steps=500.
+
+A run of several processes is the same command in each of them, on a DIR that all of them see. Cloud TPU, Slurm, Open
+MPI and Kubernetes tell each process its place; elsewhere the last three flags do.
+"""
+
+
+def main(argv: list[str]) -> int:
+  """Parses absl and ml_collections flags and trains."""
+  if not argv or "--help" in argv or "-h" in argv:
+    print(USAGE, end="")
+    return 0
+  values = parse_config_flags("train", argv, define_flags, needed=("config", "workdir"))
+  add_xla_flags(values.config.xla_flags)
+  from uae_jax.training import processes
+
+  processes.join(values.coordinator, values.num_processes, values.process_id)
+  train(values.config, Path(values.workdir))
+  return 0
+
+
+def define_flags(flags, values) -> None:
+  flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+  flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
+  flags.DEFINE_integer("num_processes", None, "of the run", lower_bound=1, flag_values=values)
+  flags.DEFINE_integer("process_id", None, "of this process, from 0", lower_bound=0, flag_values=values)
+
+
+def add_xla_flags(flags: str) -> None:
+  """Adds to XLA_FLAGS, which XLA reads with its first device; a flag of the environment comes later and so wins."""
+  os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip()
+
+
+def train(config, workdir: Path) -> None:
+  """Runs what is left of the config's stages, then writes the report.
+
+  Args:
+    config: `ml_collections.ConfigDict`.
+    workdir: of the run; made if absent.
+
+  Raises:
+    ValueError: a foreign workdir, a changed config, an impossible setting; nothing already written is touched.
+    NonFiniteError: the loss stopped being a number; the last good state is saved.
+    SaveError: a checkpoint could not be written; those before it are whole.
+  """
+  import jax
+
+  from uae_jax import sharding
+  from uae_jax.evaluation.evaluator import StageEvaluator
+  from uae_jax.report.page import write_report
+  from uae_jax.training import initial, loop, processes
+  from uae_jax.training.batches import Batches
+  from uae_jax.training.build import build
+  from uae_jax.training.checkpoints import CheckpointPolicy, Checkpoints
+  from uae_jax.training.metrics import MetricWriter
+  from uae_jax.training.preemption import Preempted, PreemptionNotice
+  from uae_jax.training.profiling import Profiler
+  from uae_jax.training.stage import make_stage, params_before, validate
+  from uae_jax.training.state import release
+  from uae_jax.training.workdir import open_workdir, to_plain
+
+  # 1. Workdir and mesh.
+  validate(config)
+  mesh = sharding.make_mesh(**config.mesh)
+  keep = CheckpointPolicy(**config.checkpoints)
+  processes.on_first(lambda: open_workdir(workdir, config))
+  plain_config = to_plain(config)
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilation_cache"))
+
+  # 2. Nets.
+  start = initial.read(config, mesh, workdir)
+  built = build(config, start.sizes, start.processor, mesh)
+  params = initial.make_params(config, built, start)
+  del start  # the tree above holds what it needs
+
+  # 3. Stages. A finished one is read, the first unfinished one resumed.
+  evaluator = StageEvaluator(config, built.networks, built.processor, workdir)
+  writer = MetricWriter(workdir, enabled=jax.process_index() == 0, tensorboard=config.tensorboard)
+  try:
+    with jax.set_mesh(mesh), PreemptionNotice(mesh) as notice:
+      for number, (folder, name) in enumerate(stage_runs(config)):
+        checkpoints = Checkpoints(workdir / "checkpoints" / folder, keep)
+        before, finished = params_before(config, name, params), checkpoints.restore_final(built.abstract_params)
+        if finished is None:
+          seed = 1000 * config.seed + number
+          stage = make_stage(config, name, built, params, seed)
+          release(params, before)  # the state has its own copy
+          with Profiler(workdir / "profile" / folder, **config.profile) as profiler:
+            params = loop.run(
+              stage,
+              config[name],
+              folder,
+              Batches(config, name, built.processor, mesh, seed),
+              checkpoints,
+              writer,
+              plain_config,
+              notice,
+              max_skipped_in_a_row=config.max_skipped_in_a_row,
+              observe=functools.partial(evaluator.observe, folder) if name == "generation_for_understanding" else None,
+              observe_every_steps=config.evaluation.caption_every_steps,
+              profiler=profiler,
+            )
+          checkpoints.save_final(config[name].total_steps, params, plain_config)
+        else:
+          release(params, before)
+          params = finished
+        checkpoints.close()
+        with notice.nothing_unsaved():
+          if not processes.of_first(evaluator.is_done(folder)):
+            evaluator.evaluate(folder, name, params, before)
+  except Preempted as reason:
+    print(f"preempted, {reason}: the same command resumes", file=sys.stderr)
+    return
+  finally:
+    writer.close()
+
+  # 4. Report.
+  if jax.process_index() == 0:
+    print(f"report: {write_report(workdir)}")

@@ -1,0 +1,224 @@
+"""Held-out figures and samples after each stage of a run, and one image's captions while the captioner learns.
+
+The images, keys and noises are the same after every stage, so all differences between stages are paired.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+from uae_jax import trees
+from uae_jax.data.processing import Processor
+from uae_jax.draws import Draws
+from uae_jax.evaluation import held_out
+from uae_jax.evaluation.held_out import PAIRS, PLAIN, HeldOut
+from uae_jax.evaluation.reconstruction import ReconstructionOptions, Reconstructor, paired_gain, texts
+from uae_jax.networks import Networks
+from uae_jax.small_world import scenes
+from uae_jax.small_world.sizes import SMALL_WORLD
+
+EDIT_STREAM = 3
+ENCODERS = ("clip", "dinov2")
+
+
+class StageEvaluator:
+  """Measures a UAE on held-out images and writes `evaluation/` and `samples/` of a workdir.
+
+  All processes of a run measure together, the first one writes.
+
+  The first of `config.evaluation.embedders` gives `reward_similarity`, the second `held_out_similarity`.
+  """
+
+  def __init__(self, config, networks: Networks, processor: Processor, workdir: Path):
+    section = config.evaluation
+    self.workdir = Path(workdir)
+    self.prompts, self.tokenizer = networks.prompts, processor.tokenizer
+    self.section = section
+    fields = {name: section[name] for name in ReconstructionOptions.__dataclass_fields__ if name in section}
+    self.reconstructor = Reconstructor(networks, ReconstructionOptions(**fields))
+    if config.model == SMALL_WORLD:
+      self.splits = held_out.of_scenes(section.num_images, config.data.variant)
+    else:
+      self.splits = held_out.of_records(config.data, processor, section.num_images)
+    self.similarities = dict(zip(("reward_similarity", "held_out_similarity"), section.embedders, strict=False))
+    self.similarities["psnr"] = "psnr"
+
+  def is_done(self, folder: str) -> bool:
+    """Also where there is nothing to measure on."""
+    return not self.section.num_images or self._figures_file(folder).exists()
+
+  def evaluate(self, folder: str, stage: str, params: dict, before: dict) -> None:
+    """Writes `evaluation/<folder>.json`: what can be measured once this stage is done.
+
+    Args:
+      folder: of the stage.
+      stage: its name.
+      params: after the stage.
+      before: what `training.stage.params_before` kept.
+    """
+    if stage in ENCODERS:
+      figures = self._encoder_figures(params, stage)
+    elif stage == "vae":
+      figures = self._vae_figures(params)
+    elif stage == "captioner":
+      figures = self._caption_figures(params)
+    else:
+      figures = self._uae_figures(folder, params, trees.replace(params, before) if before else None)
+    self._write(self._figures_file(folder), figures)
+
+  def _encoder_figures(self, params: dict, name: str) -> dict:
+    """How far an encoder tells a held-out scene from an edit of it, and from another scene."""
+    split = self.splits[PLAIN]
+    edited = scenes.render_batch(scenes.edit(split.truth, Draws(np.arange(self.section.num_images), EDIT_STREAM)))
+    original, changed = (self.reconstructor.embed(params, name, x) for x in (split.images, edited))
+    other = np.roll(original, 1, axis=0)
+    return {
+      "edit_similarity": float(np.mean(np.sum(original * changed, axis=-1))),
+      "other_similarity": float(np.mean(np.sum(original * other, axis=-1))),
+    }
+
+  def _vae_figures(self, params: dict) -> dict:
+    """The codec alone: the ceiling of every reconstruction."""
+    split = self.splits[PLAIN]
+    painted, psnr = self.reconstructor.autoencode(params, split.images)
+    accuracy = scenes.detection_accuracy((painted + 1.0) * 127.5, split.truth)
+    return {"psnr": float(np.mean(psnr)), **accuracy}
+
+  def _caption_figures(self, params: dict) -> dict:
+    split, figures = self.splits[PLAIN], {}
+    for prefix, temperature in (("", 1.0), ("greedy_", 0.0)):
+      tokens = self.reconstructor.caption(params, split.captioner_images, temperature=temperature)
+      measured = split.figures(self._texts(tokens))
+      figures |= {prefix + name: value for name, value in measured.items()}
+    return figures
+
+  def _uae_figures(self, folder: str, params: dict, before: dict | None) -> dict:
+    figures = {}
+    for prefix, name, temperature in (("", PLAIN, 1.0), ("greedy_", PLAIN, 0.0), ("held_out_pairs_", PAIRS, 1.0)):
+      if name not in self.splits:
+        continue
+      split = self.splits[name]
+      tokens = self.reconstructor.caption(params, split.captioner_images, temperature=temperature)
+      noises = 1 if prefix else self.section.num_noises
+      measured, painted, details = self._measure(params, split, tokens, noises)
+      figures |= {prefix + name: value for name, value in measured.items()}
+      if not prefix:
+        self._write_gallery(folder, tokens, painted, details)
+        if before is not None:
+          _, similarities = self._paint(before, split, tokens, noises)
+          figures["paired"] = {
+            name: paired_gain(similarities[key], details[key]) for name, key in self.similarities.items()
+          }
+    split = self.splits[PLAIN]
+    if split.has_captions:
+      measured, _, _ = self._measure(params, split, self._tokens(split.captions, tokens.shape[1]))
+      names = ("reward_similarity", "psnr", "object_accuracy")
+      figures |= {f"true_caption_{name}": measured[name] for name in names if name in measured}
+    return figures
+
+  def observe(self, folder: str, step: int, params: dict) -> dict:
+    """Caption figures of one batch of held-out images, and the caption of the richest one, while a stage runs."""
+    split = self.splits[PLAIN].first(min(self.section.batch_size, self.section.num_images))
+    rows = self._texts(self.reconstructor.caption(params, split.captioner_images, temperature=1.0))
+    self._remember(folder, step, split, rows)
+    figures = split.figures(rows)
+    return {
+      name: figures[name] for name in ("caption_recall", "caption_precision", "caption_length") if name in figures
+    }
+
+  def _texts(self, tokens: np.ndarray) -> list[str]:
+    return texts(tokens, self.prompts, self.tokenizer)
+
+  def _paint(self, params: dict, split: HeldOut, tokens: np.ndarray, num_noises: int) -> tuple[np.ndarray, dict]:
+    return self.reconstructor.paint(
+      params, split.images, tokens, captioner_images=split.captioner_images, num_noises=num_noises
+    )
+
+  def _measure(self, params: dict, split: HeldOut, tokens: np.ndarray, num_noises: int = 1):
+    """(figures, first reconstructions, per-image similarities) of captions of a split."""
+    painted, similarities = self._paint(params, split, tokens, num_noises)
+    figures = split.figures(self._texts(tokens))
+    figures |= {name: float(np.mean(similarities[key])) for name, key in self.similarities.items()}
+    if split.truth is not None:
+      figures |= scenes.detection_accuracy((painted + 1.0) * 127.5, split.truth)
+    return figures, painted, similarities
+
+  def _tokens(self, captions: tuple[str, ...], length: int) -> np.ndarray:
+    """int32[N, L] of captions, closed and cut."""
+    rows = np.full((len(captions), length), self.prompts.pad, np.int32)
+    for row, caption in zip(rows, captions, strict=True):
+      ids = [*self.tokenizer.encode(caption, add_special_tokens=False), self.prompts.end[0]][:length]
+      row[: len(ids)] = ids
+    return rows
+
+  # --- Files ---------------------------------------------------------------------------------------------------------
+
+  def _figures_file(self, folder: str) -> Path:
+    return self.workdir / "evaluation" / f"{folder}.json"
+
+  def _write(self, file: Path, value) -> None:
+    if jax.process_index() > 0:
+      return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(file)
+
+  def _write_gallery(self, folder: str, tokens: np.ndarray, painted: np.ndarray, similarities: dict) -> None:
+    if jax.process_index() > 0:
+      return
+    directory = self.workdir / "samples" / folder
+    directory.mkdir(parents=True, exist_ok=True)
+    split = self.splits[PLAIN].first(self.section.gallery_images)
+    rows = self._texts(tokens[: len(split.images)])
+    verdicts = self._verdicts(split, rows)
+    items = []
+    for i, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
+      Image.fromarray(split.images[i]).save(directory / f"orig_{i}.png")
+      Image.fromarray(to_uint8(painted[i])).save(directory / f"recon_{i}.png")
+      scores = {name: float(similarities[key][i]) for name, key in self.similarities.items()}
+      items.append(
+        {
+          "name": f"image {i}",
+          "original": f"orig_{i}.png",
+          "reconstruction": f"recon_{i}.png",
+          "caption": row,
+          "true_caption": split.captions[i],
+          "reward": scores["reward_similarity"],
+          "held_out": scores.get("held_out_similarity"),
+          **verdict,
+        }
+      )
+    self._write(directory / "gallery.json", {"items": items})
+
+  def _verdicts(self, split: HeldOut, rows: list[str]) -> list[dict]:
+    """For each caption its words, right or wrong, and what is missing; empty where there is no ground truth."""
+    if split.truth is None:
+      return [{} for _ in rows]
+    return [
+      {"words": [list(word) for word in score.words], "missing": list(score.missing)} for score in split.scores(rows)
+    ]
+
+  def _remember(self, folder: str, step: int, split: HeldOut, rows: list[str]) -> None:
+    """Adds the caption of one image, that with most to say, to what it said before."""
+    if jax.process_index() > 0:
+      return
+    directory = self.workdir / "samples" / folder
+    directory.mkdir(parents=True, exist_ok=True)
+    scores = split.scores(rows)
+    index = int(np.argmax([score.num_true for score in scores])) if scores else 0
+    file = directory / "captions.json"
+    steps = json.loads(file.read_text())["steps"] if file.exists() else []
+    # A resumed run writes its steps again.
+    steps = [entry for entry in steps if entry["step"] < step]
+    steps.append({"step": step, "caption": rows[index], **self._verdicts(split, rows)[index]})
+    Image.fromarray(split.images[index]).save(directory / "orig.png")
+    self._write(file, {"image": "orig.png", "true_caption": split.captions[index], "steps": steps})
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+  """float[..., 3] in [-1, 1] -> uint8."""
+  return np.round((np.clip(image, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)

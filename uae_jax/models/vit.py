@@ -1,0 +1,169 @@
+"""The pre-norm transformer encoder that CLIP, DINOv2 and DINOv3 share.
+
+A block is x + scale * attention(norm(x)), then x + scale * mlp(norm(x)). Letters: see layers/__init__.py.
+"""
+
+from collections.abc import Callable
+import dataclasses
+
+import einops
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from uae_jax.layers.attention import attend
+from uae_jax.layers.lora import Linear
+from uae_jax.layers.norms import LayerNorm
+from uae_jax.layers.stack import scan_layers, stack
+from uae_jax.sharding import constrain
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+  """x * sigmoid(1.702 x), what OpenAI's CLIP was trained with."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {
+  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "quick_gelu": quick_gelu,
+  "silu": jax.nn.silu,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+  """The blocks of an encoder; models add what stands before and after them.
+
+  Attributes:
+    width: D.
+    depth: number of blocks.
+    num_heads: N.
+    mlp_width: F.
+    activation: a key of `ACTIVATIONS`.
+    norm_eps: of every LayerNorm.
+    layer_scale: initial value of the per-channel gains after attention and MLP; None leaves them out.
+    query_bias, key_bias, value_bias, out_bias, mlp_bias: which linear layers have a bias.
+    gated_mlp: down(activation(gate(x)) * up(x)) instead of down(activation(up(x))).
+    is_causal: a token sees only itself and those before it.
+    remat: a key of `layers.stack.REMAT_POLICIES`.
+    unroll: writes the layers out instead of scanning them.
+  """
+
+  width: int
+  depth: int
+  num_heads: int
+  mlp_width: int
+  activation: str = "gelu"
+  norm_eps: float = 1e-5
+  layer_scale: float | None = None
+  query_bias: bool = True
+  key_bias: bool = True
+  value_bias: bool = True
+  out_bias: bool = True
+  mlp_bias: bool = True
+  gated_mlp: bool = False
+  is_causal: bool = False
+  remat: str = "none"
+  unroll: bool = False
+
+  def __post_init__(self):
+    if self.width % self.num_heads:
+      raise ValueError(f"width {self.width} does not divide into {self.num_heads} heads (num_heads)")
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(f"activation {self.activation!r} is not known; expected one of {sorted(ACTIVATIONS)}")
+
+  @property
+  def head_width(self) -> int:
+    return self.width // self.num_heads
+
+
+class Attention(nnx.Module):
+  """float[B, T, D] -> float[B, T, D]; `rotate` turns queries and keys float[B, T, N, H] by their positions."""
+
+  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    width = config.width
+    self.query = Linear(width, width, axes=("embed", "heads"), use_bias=config.query_bias, rngs=rngs)
+    self.key = Linear(width, width, axes=("embed", "heads"), use_bias=config.key_bias, rngs=rngs)
+    self.value = Linear(width, width, axes=("embed", "heads"), use_bias=config.value_bias, rngs=rngs)
+    self.out = Linear(width, width, axes=("heads", "embed"), use_bias=config.out_bias, rngs=rngs)
+    self.config = config
+
+  def __call__(self, x: jax.Array, rotate: Callable[[jax.Array], jax.Array] | None) -> jax.Array:
+    heads = (*x.shape[:-1], self.config.num_heads, self.config.head_width)
+    q, k, v = (
+      constrain(layer(x).reshape(heads), "batch", "act_tokens", "act_heads", None)
+      for layer in (self.query, self.key, self.value)
+    )
+    if rotate is not None:
+      q, k = rotate(q), rotate(k)
+    return self.out(attend(q, k, v, is_causal=self.config.is_causal).reshape(x.shape))
+
+
+class MLP(nnx.Module):
+  """float[B, T, D] -> float[B, T, D]."""
+
+  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    width, mlp_width, use_bias = config.width, config.mlp_width, config.mlp_bias
+    if config.gated_mlp:
+      self.gate = Linear(width, mlp_width, axes=("embed", "mlp"), use_bias=use_bias, rngs=rngs)
+    self.up = Linear(width, mlp_width, axes=("embed", "mlp"), use_bias=use_bias, rngs=rngs)
+    self.down = Linear(mlp_width, width, axes=("mlp", "embed"), use_bias=use_bias, rngs=rngs)
+    self.config = config
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    activation = ACTIVATIONS[self.config.activation]
+    hidden = activation(self.gate(x)) * self.up(x) if self.config.gated_mlp else activation(self.up(x))
+    return self.down(constrain(hidden, "batch", "act_tokens", "act_mlp"))
+
+
+class Block(nnx.Module):
+  """float[B, T, D] -> float[B, T, D]."""
+
+  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    self.attention_norm = LayerNorm(config.width, eps=config.norm_eps)
+    self.attention = Attention(config, rngs=rngs)
+    self.mlp_norm = LayerNorm(config.width, eps=config.norm_eps)
+    self.mlp = MLP(config, rngs=rngs)
+    if config.layer_scale is not None:
+      gains = jnp.full((config.width,), config.layer_scale, jnp.float32)
+      self.attention_scale = nnx.Param(gains, out_sharding=(None,))
+      self.mlp_scale = nnx.Param(gains, out_sharding=(None,))
+    self.has_scale = config.layer_scale is not None
+
+  def __call__(self, x: jax.Array, rotate: Callable[[jax.Array], jax.Array] | None) -> jax.Array:
+    attended = self.attention(self.attention_norm(x), rotate)
+    x = x + (attended * self.attention_scale[...].astype(x.dtype) if self.has_scale else attended)
+    hidden = self.mlp(self.mlp_norm(x))
+    x = x + (hidden * self.mlp_scale[...].astype(x.dtype) if self.has_scale else hidden)
+    return constrain(x, "batch", "act_tokens", "act_embed")
+
+
+class Encoder(nnx.Module):
+  """All blocks, scanned; no norm before or after."""
+
+  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    self.layers = stack(lambda r: Block(config, rngs=r), config.depth, rngs)
+    self.config = config
+
+  def __call__(self, x: jax.Array, rotate: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
+    def body(x, block, _):
+      return block(x, rotate), None
+
+    x, _ = scan_layers(body, x, self.layers, remat=self.config.remat, unroll=self.config.unroll or 1)
+    return x
+
+
+def patches(pixels: jax.Array, size: int) -> jax.Array:
+  """Non-overlapping patches, row by row: float[B, H, W, C] -> float[B, (H / size)(W / size), size * size * C].
+
+  A remainder at the right and at the bottom is cut off, as a strided convolution does.
+  """
+  height, width = pixels.shape[1] // size * size, pixels.shape[2] // size * size
+  pixels = pixels[:, :height, :width]
+  return einops.rearrange(pixels, "b (h p) (w q) c -> b (h w) (p q c)", p=size, q=size)
+
+
+def prepend(token: jax.Array, x: jax.Array) -> jax.Array:
+  """float[D] or float[K, D] before the tokens of every row: float[B, T, D] -> float[B, K + T, D]."""
+  tokens = token.astype(x.dtype).reshape(-1, x.shape[-1])
+  return jnp.concatenate([jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape)), x], axis=1)

@@ -1,0 +1,193 @@
+"""The programs of a run's stages: the functions that training jits, with abstract arguments placed as training places
+them. Nothing is allocated.
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from uae_jax import sharding
+from uae_jax.layers.lora import LoRA
+from uae_jax.training import initial, placement, supervised
+from uae_jax.training import sizes as sizes_lib
+from uae_jax.training.build import Built, build
+from uae_jax.training.order import REINFORCEMENT
+from uae_jax.training.sizes import FROM_WEIGHTS, Sizes
+from uae_jax.training.stage import make_init, make_loss, make_phases, params_before, stage_optimizer
+
+# What to change where a program does not fit, besides more chips.
+LEVERS = {
+  "step": "raise num_microbatches or lower batch_size",
+  "rollout": "lower batch_size, options.num_rollouts or options.max_new_tokens",
+  "reward": "raise options.decode_chunks, or lower batch_size or options.num_rollouts",
+  "update": "raise updates.num_microbatches, options.logit_chunks (stage 2) or options.replay_chunks (stage 3)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """
+  Attributes:
+    stage: of the config.
+    phase: a key of `LEVERS`.
+    function: jitted.
+    arguments: pytrees of `ShapeDtypeStruct` with shardings.
+    is_batch: for each argument, whether the batch's rows are in it.
+    alive_bytes: on each chip, of all arrays that exist when it starts: those it takes, and those it does not.
+    trips: of loops whose length depends on data, see `cost.Counter`.
+  """
+
+  stage: str
+  phase: str
+  function: Callable
+  arguments: tuple
+  is_batch: tuple[bool, ...]
+  alive_bytes: float
+  trips: tuple[float, ...] = ()
+
+
+def build_abstract(config, mesh: Mesh, folder: Path) -> Built:
+  """The nets of a config without weights; the processor is copied to `folder`.
+
+  Raises:
+    ValueError: the config names no model of known sizes, or no processor.
+  """
+  if config.model == FROM_WEIGHTS:
+    names = " or ".join(sizes_lib.FULL_SIZE)
+    raise ValueError(f"config.model = {FROM_WEIGHTS!r} takes its sizes from files: name {names}")
+  weights = config.init.weights
+  if not config.processor and weights and not Path(weights).is_dir():
+    raise ValueError(
+      f"config.init.weights = {weights!r}: no such folder. Prompts need the tokenizer and processor files, no weights: "
+      "--config.processor=DIR"
+    )
+  processor = initial.read_processor(config, folder)
+  uae = sizes_lib.named_uae(config.model, processor, LoRA(config.lora.rank, config.lora.alpha))
+  uae = sizes_lib.rematerialized(uae, config.remat)
+  embedders = {
+    kind: sizes_lib.fresh_embedder(kind, config.model) for kind, source in config.embedders.items() if source
+  }
+  return build(config, Sizes(uae, embedders), processor, mesh)
+
+
+def bytes_per_device(tree) -> float:
+  """Of arrays with shardings, the largest share of one device."""
+  leaves = jax.tree.leaves(tree)
+  return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * item_bytes(leaf.dtype) for leaf in leaves)
+
+
+def item_bytes(dtype) -> int:
+  """Of a key that of its two words."""
+  return 8 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
+
+
+def placed(shape: tuple[int, ...], dtype, place) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+
+def abstract_batch(config, name: str, built: Built, mesh: Mesh) -> dict:
+  """A batch of a stage as `data.pipeline` makes it."""
+  rows, place, side = config[name].batch_size, sharding.batch_sharding(mesh), config.data.image_px
+  batch = {
+    "image": placed((rows, side, side, 3), jnp.uint8, place),
+    "tokens": placed((rows, config.data.caption_tokens), jnp.int32, place),
+    "length": placed((rows,), jnp.int32, place),
+    "index": placed((rows,), jnp.int32, place),
+  }
+  captioner_side = built.processor.square_px(side)
+  if captioner_side != side:
+    batch["captioner_image"] = placed((rows, captioner_side, captioner_side, 3), jnp.uint8, place)
+  return batch
+
+
+def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Iterator[Program]:
+  """The programs of one step of a stage. `send` the outputs of each, with shardings, to get the next."""
+  section = config[name]
+  optimizer, _, _ = stage_optimizer(section, name)
+  batch = abstract_batch(config, name, built, mesh)
+  kept = bytes_per_device(params_before(config, name, built.abstract_params))
+  if name not in REINFORCEMENT:
+    loss = make_loss(config, name, built, None)
+    state = placement.abstract_state(make_init(section, built, optimizer), built.abstract_params, mesh)
+    step = supervised.make_step(loss, optimizer, ema_decay=section.ema_decay, num_microbatches=section.num_microbatches)
+    function = jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(state), None))
+    alive = kept + bytes_per_device((state, batch))
+    yield Program(name, "step", function, (state, batch), (False, True), alive)
+    return
+
+  phases = make_phases(config, name, built, optimizer)
+  has_old = phases.old_policy is not None
+  init = make_init(section, built, optimizer, has_old=has_old)
+  state = placement.abstract_state(init, built.abstract_params, mesh)
+  everywhere = sharding.replicated(mesh)
+  key = placed((), jax.random.key(0).dtype, everywhere)
+  params = jax.tree.map(
+    lambda leaf, place: placed(leaf.shape, leaf.dtype, place),
+    jax.eval_shape(phases.sampling_params, state),
+    jax.tree.map(lambda leaf: leaf.sharding, built.abstract_params),
+  )
+  alive = kept + bytes_per_device((state, batch))
+  trajectory = yield Program(
+    name,
+    "rollout",
+    jax.jit(phases.rollout),
+    (params, batch, key, placed((), jnp.int32, everywhere)),
+    (False, True, True, False),
+    alive,
+    window_trips(section.options),
+  )
+  rewards, _ = yield Program(
+    name,
+    "reward",
+    jax.jit(phases.reward),
+    (params, batch, trajectory, key),
+    (False, True, True, True),
+    alive + bytes_per_device(trajectory),
+  )
+  values, _ = jax.eval_shape(phases.advantages, rewards)
+  values = placed(values.shape, values.dtype, sharding.batch_sharding(mesh))
+  update = jax.jit(phases.update, donate_argnums=0, out_shardings=(shardings_of(state), None))
+  alive += bytes_per_device((trajectory, values))
+  yield Program(name, "update", update, (state, batch, trajectory, values), (False, True, True, True), alive)
+
+
+def images_and_captions(config, name: str) -> dict[str, int]:
+  """{"images", "captions"} of a step on all chips together: learned from or painted, and sampled."""
+  section = config[name]
+  rows, options = section.batch_size, section.options
+  rollouts = rows * options.get("num_rollouts", 1)
+  if name == "generation_for_understanding":
+    return {"images": rollouts, "captions": rollouts}
+  return {"images": rollouts, "captions": rows if options.get("captions") == "sampled" else 0}
+
+
+def cuts(config, name: str) -> dict[str, int]:
+  """The settings of a stage that cut its work into smaller pieces: dotted field -> number."""
+  fields = ("num_microbatches", "updates.num_microbatches")
+  fields += tuple(f"options.{part}_chunks" for part in ("decode", "logit", "replay"))
+  flat = config[name].to_dict()
+  found = {}
+  for field in fields:
+    section, _, last = field.rpartition(".")
+    values = flat.get(section, {}) if section else flat
+    if last in values:
+      found[field] = values[last]
+  return found
+
+
+def window_trips(options) -> tuple[float, ...]:
+  """Steps before and after a window of SDE steps that starts in the middle of its range; none without a window."""
+  if "window" not in options:
+    return ()
+  first, last = options.window_range
+  start = (first + last - 1) / 2
+  return (start, options.sampler_steps - options.window - start)
+
+
+def shardings_of(tree):
+  return jax.tree.map(lambda leaf: leaf.sharding, tree)

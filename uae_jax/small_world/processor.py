@@ -1,0 +1,132 @@
+"""A Hugging Face processor for the small world, made from its grammar and read through the same path as Qwen2.5-VL's.
+
+Every word is one token. Special tokens and file names are Qwen's, the chat template keeps its roles and is as short
+as it can be:
+
+  <|im_start|> user describe <|vision_start|> <|image_pad|> <|vision_end|> <|im_end|> assistant CAPTION <|im_end|>
+  <|im_start|> generate CAPTION <|im_end|>
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from uae_jax.small_world import scenes
+
+PAD = "<|endoftext|>"
+END = "<|im_end|>"
+UNKNOWN = "<|unknown|>"
+# Unknown comes second so that the closing token is not number 2, which CLIP configs use to say "pool at the largest
+# id".
+SPECIAL = (PAD, UNKNOWN, "<|im_start|>", END, "<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+ROLES = ("user", "assistant", "generate")
+QUESTION = "describe"
+
+# The small world knows one question: whatever text comes with an image becomes it.
+CHAT_TEMPLATE = (
+  "{%- for message in messages -%}"
+  "{{ '<|im_start|> ' + message['role'] + ' ' }}"
+  "{%- if message['content'] is string -%}"
+  "{{ message['content'] + ' ' if message['role'] == 'generate' else '" + QUESTION + " ' }}"
+  "{%- else -%}"
+  "{%- for item in message['content'] -%}"
+  "{%- if item['type'] == 'text' -%}"
+  "{{ item['text'] + ' ' if message['role'] == 'generate' else '" + QUESTION + " ' }}"
+  "{%- else -%}{{ '<|vision_start|> <|image_pad|> <|vision_end|> ' }}{%- endif -%}"
+  "{%- endfor -%}"
+  "{%- endif -%}"
+  "{{ '<|im_end|>' }}"
+  "{%- if add_generation_prompt and loop.last and message['role'] == 'user' -%}{{ ' assistant' }}{%- endif -%}"
+  "{%- endfor -%}"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessorConfig:
+  """Sizes in pixels, as the vision tower has them.
+
+  Attributes:
+    image_px: side of an image.
+    patch_px: side of a patch.
+    merge_size: patches a side that become one token.
+  """
+
+  image_px: int = scenes.IMAGE_PX
+  patch_px: int = 4
+  merge_size: int = 2
+
+
+def make_tokenizer():
+  """A `PreTrainedTokenizerFast` of special tokens, roles and the words of the grammar."""
+  from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+  from transformers import PreTrainedTokenizerFast
+
+  words = (*SPECIAL, *ROLES, QUESTION, *scenes.WORDS)
+  tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
+  # Splits at white space alone: places such as top-left are one word.
+  tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in SPECIAL])
+  return PreTrainedTokenizerFast(
+    tokenizer_object=tokenizer,
+    pad_token=PAD,
+    eos_token=END,
+    unk_token=UNKNOWN,
+    padding_side="right",
+    clean_up_tokenization_spaces=False,
+    chat_template=CHAT_TEMPLATE,
+  )
+
+
+def write_processor(folder: str | Path, config: ProcessorConfig | None = None) -> None:
+  """Writes the files of a processor (tokenizer with chat template, image processor, generation) to a folder."""
+  config = config or ProcessorConfig()
+  folder = Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  tokenizer = make_tokenizer()
+  tokenizer.save_pretrained(folder)
+  # In one file, as Qwen2.5-VL has it; newer transformers write the template beside it.
+  (folder / "chat_template.jinja").unlink(missing_ok=True)
+  path = folder / "tokenizer_config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": CHAT_TEMPLATE}, indent=2))
+  area = config.image_px**2
+  image = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "processor_class": "Qwen2_5_VLProcessor",
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "patch_size": config.patch_px,
+    "temporal_patch_size": 2,
+    "merge_size": config.merge_size,
+    "min_pixels": area,
+    "max_pixels": area,
+    "size": {"shortest_edge": area, "longest_edge": area},
+  }
+  (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2))
+  pad, end = tokenizer.convert_tokens_to_ids([PAD, END])
+  generation = {
+    "bos_token_id": pad,
+    "pad_token_id": pad,
+    "eos_token_id": [end, pad],
+    "do_sample": True,
+    "temperature": 1.0,
+  }
+  (folder / "generation_config.json").write_text(json.dumps(generation, indent=2))
+
+
+def word_ids(tokenizer) -> np.ndarray | None:
+  """int32[words]: the token of each of `scenes.WORDS`; None if the tokenizer does not have every word as one token.
+
+  A look-up in this table is a hundred times faster than the tokenizer.
+  """
+  ids = tokenizer.encode(" ".join(scenes.WORDS), add_special_tokens=False)
+  if len(ids) != len(scenes.WORDS) or len(set(ids)) != len(ids):
+    return None
+  return np.asarray(ids, np.int32)

@@ -1,0 +1,106 @@
+"""Sizes of the small world: the real architectures, small enough to train from scratch on two CPU cores."""
+
+from uae_jax.layers.lora import LoRA
+from uae_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
+from uae_jax.models.connector import ConnectorConfig
+from uae_jax.models.dinov2 import DINOv2Config
+from uae_jax.models.mmdit import MMDiTConfig
+from uae_jax.models.qwen25_vl.language import LanguageConfig
+from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
+from uae_jax.models.qwen25_vl.vision import VisionConfig
+from uae_jax.models.uae import UAEConfig
+from uae_jax.models.vae import AutoencoderKLConfig
+
+# The name of the small world's model in a config.
+SMALL_WORLD = "scenes"
+IMAGE_PX = 32
+WIDTH = 64
+EMBEDDING_WIDTH = 64
+
+
+def uae(vocab_size: int, image_token_id: int, *, rank: int = 16, alpha: float = 16.0) -> UAEConfig:
+  """About a million parameters: 32 px images, 16 merged image tokens, 4 x 4 x 16 latents, 16 latent patches."""
+  vision = VisionConfig(
+    depth=2,
+    width=WIDTH,
+    num_heads=2,
+    mlp_width=3 * WIDTH,
+    out_width=WIDTH,
+    patch_size=4,
+    spatial_merge=2,
+    window_px=16,
+    full_attention_layers=(1,),
+    unroll=True,
+  )
+  language = LanguageConfig(
+    vocab_size=vocab_size,
+    width=WIDTH,
+    depth=3,
+    num_heads=2,
+    num_kv_heads=2,
+    head_width=32,
+    mlp_width=3 * WIDTH,
+    rope_theta=1e4,
+    mrope_sections=(4, 6, 6),
+    ties_embeddings=True,
+    unroll=True,
+  )
+  decoder = MMDiTConfig(
+    depth=4,
+    num_heads=2,
+    head_width=32,
+    patch=1,
+    in_channels=16,
+    context_width=WIDTH,
+    pooled_width=16,
+    pos_embed_max_size=4,
+    sample_size=4,
+    unroll=True,
+  )
+  return UAEConfig(
+    captioner=Qwen25VLConfig(vision=vision, language=language, image_token_id=image_token_id),
+    connector=ConnectorConfig(in_width=WIDTH, hidden_width=2 * WIDTH, out_width=WIDTH),
+    decoder=decoder,
+    vae=AutoencoderKLConfig(block_channels=(8, 16, 32, 64), layers_per_block=1, norm_groups=4),
+    captioner_lora=LoRA(rank, alpha, targets="^language/layers/"),
+    decoder_lora=LoRA(rank, alpha),
+    mask_context=True,
+  )
+
+
+def clip_vision() -> CLIPVisionConfig:
+  """The reward encoder."""
+  return CLIPVisionConfig(
+    image_size=IMAGE_PX,
+    patch=8,
+    width=WIDTH,
+    depth=2,
+    num_heads=2,
+    mlp_width=4 * WIDTH,
+    projection_width=EMBEDDING_WIDTH,
+    unroll=True,
+  )
+
+
+def clip_text(vocab_size: int, max_tokens: int, end_token_id: int) -> CLIPTextConfig:
+  """The text tower that teaches both embedders; not needed afterwards."""
+  return CLIPTextConfig(
+    vocab_size=vocab_size,
+    max_tokens=max_tokens,
+    width=WIDTH,
+    depth=2,
+    num_heads=2,
+    mlp_width=2 * WIDTH,
+    projection_width=EMBEDDING_WIDTH,
+    eos_token=end_token_id,
+    unroll=True,
+  )
+
+
+def dinov2() -> DINOv2Config:
+  """The held-out encoder: another architecture, trained with another seed; its class token has the embedding's
+  width.
+  """
+  return DINOv2Config(
+    image_size=IMAGE_PX, patch=8, width=EMBEDDING_WIDTH, depth=2, num_heads=2, mlp_width=4 * WIDTH, unroll=True
+  )

@@ -1,0 +1,51 @@
+"""Brings a batch before a judge outside: arrays to the host, tokens to text, numbers back to all processes."""
+
+from collections.abc import Callable
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from uae_jax.data.processing import Processor
+from uae_jax.models.prompts import Prompts
+from uae_jax.rewards.ensemble import HTTP
+from uae_jax.rewards.external import ExternalReward, RewardError
+from uae_jax.training import processes
+from uae_jax.training.rl.phases import RewardInputs
+
+
+def make_judge(reward: ExternalReward, processor: Processor, prompts: Prompts) -> Callable[[dict, RewardInputs], dict]:
+  """judge(batch, reward_inputs) -> {"http": float32[prompts, rollouts]}.
+
+  With several processes the first one asks for all of them: no group is judged twice, and all see the same numbers.
+
+  Raises (judge):
+    RewardError: see `ExternalReward`; on every process.
+  """
+
+  def captions(tokens: np.ndarray, num_rollouts: int) -> list[list[str]]:
+    texts = [[text_of(row, processor, prompts) for row in group] for group in tokens]
+    return [group * num_rollouts if len(group) == 1 else group for group in texts]
+
+  def judge(batch: dict, reward_inputs: RewardInputs) -> dict:
+    originals, tokens, images = multihost_utils.process_allgather(
+      (batch["image"], reward_inputs.tokens, reward_inputs.images), tiled=True
+    )
+    outcome = None
+    if jax.process_index() == 0:
+      try:
+        outcome = reward(captions(tokens, images.shape[1]), originals, images).tolist()
+      except RewardError as error:
+        outcome = str(error)
+    outcome = processes.of_first(outcome)
+    if isinstance(outcome, str):
+      raise RewardError(outcome)
+    return {HTTP: np.asarray(outcome, np.float32)}
+
+  return judge
+
+
+def text_of(tokens: np.ndarray, processor: Processor, prompts: Prompts) -> str:
+  """A caption int32[L] without its closing token and what follows it."""
+  ends = np.flatnonzero(np.isin(tokens, prompts.end))
+  return processor.decode(tokens[: ends[0]] if len(ends) else tokens)

@@ -1,0 +1,120 @@
+"""Stage 3 by DiffusionNFT and AWM: images by any sampler, and a loss of the finished ones noised again."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from uae_jax.algorithms import flow_matching, forward_process, samplers
+from uae_jax.algorithms.losses import require
+from uae_jax.rollouts.images import one_by_one, sample_ode
+from uae_jax.training.rl import sde_policy
+from uae_jax.training.rl.policy import Fields, ImagePolicy, by_prompt, flat
+
+ODE = "ode"
+
+
+@flax.struct.dataclass
+class Noised:
+  """Finished images and the points between them and noise at which the loss looks, T an image.
+
+  Attributes:
+    x: float32[prompts, 1, rollouts, h, w, 16], finished latents.
+    noise: float32[prompts, T, rollouts, h, w, 16].
+    sigma: float32[prompts, T, rollouts].
+    old_velocity: as noise, of the policy that sampled, or None when on policy.
+    average_velocity: as noise, of the slow average, or None if the loss has no use for it.
+  """
+
+  x: jax.Array
+  noise: jax.Array
+  sigma: jax.Array
+  old_velocity: jax.Array | None = None
+  average_velocity: jax.Array | None = None
+
+  def at(self, i: jax.Array) -> "Noised":
+    """Point i of each image alone."""
+
+    def cut(x):
+      return None if x is None else jax.lax.dynamic_slice_in_dim(x, i, 1, axis=1)
+
+    return Noised(self.x, *map(cut, (self.noise, self.sigma, self.old_velocity, self.average_velocity)))
+
+
+def make_policy(options, objective: forward_process.ForwardObjective) -> ImagePolicy:
+  """
+  Args:
+    options: of the stage.
+    objective: static.
+
+  Raises:
+    ValueError: an unknown option, or a sampler that makes all images of a group equal.
+  """
+  require("options.sampler", options.sampler, (ODE, *samplers.KINDS))
+  require("options.noising_density", options.noising_density, flow_matching.DENSITIES)
+  low, high = options.noising_range
+  if not 0 <= low < high <= 1:
+    raise ValueError(f"options.noising_range = {options.noising_range}: expected 0 <= first < last <= 1")
+  if options.noising_points < 1:
+    raise ValueError(f"options.noising_points = {options.noising_points}: expected 1 or more")
+  if options.sampler == ODE and options.is_noise_shared:
+    raise ValueError(
+      "sampler = 'ode' with is_noise_shared = True paints one image num_rollouts times: set is_noise_shared = False"
+    )
+  num_rollouts = options.num_rollouts
+  sample_images = None if options.sampler == ODE else sde_policy.make_sampler(options)
+
+  def sample(velocity_of, noise, key, step):
+    sample_key, noise_key, sigma_key = jax.random.split(key, 3)
+    if options.sampler == ODE:
+      latents = sample_ode(velocity_of(num_rollouts), noise, num_steps=options.sampler_steps, shift=options.shift)
+      final = by_prompt(latents, 0, num_rollouts)
+    else:
+      final = by_prompt(sample_images(velocity_of, noise, sample_key, step).final, 0, num_rollouts)
+    points = (final.shape[0], options.noising_points, num_rollouts)
+    u = flow_matching.sample_sigmas(sigma_key, points, density=options.noising_density, shift=1.0)
+    sigma = flow_matching.shift_sigmas(low + (high - low) * u, options.shift)
+    return final, Noised(final[:, None], jax.random.normal(noise_key, (*points, *final.shape[2:])), sigma)
+
+  def velocities(velocity, kept: Noised):
+    """At all points, float32[T, prompts * rollouts, h, w, 16]; one after the other."""
+    x = flat(kept.x, 1)[0]
+
+    def at_point(point):
+      noise, sigma = point
+      return velocity(flow_matching.interpolate(x, noise, sigma), sigma)
+
+    return one_by_one(at_point, (flat(kept.noise, 1), flat(kept.sigma, 1)))
+
+  def remember(velocity, kept: Noised):
+    return kept.replace(old_velocity=by_prompt(velocities(velocity, kept), 1, num_rollouts))
+
+  def compare(velocity, kept: Noised):
+    return kept.replace(average_velocity=by_prompt(velocities(velocity, kept), 1, num_rollouts))
+
+  def loss(fields: Fields, kept: Noised, i, advantages, old):
+    kept = kept.at(i)
+
+    def joined(x):
+      """[T, prompts * rollouts, ...] -> [T * prompts * rollouts, ...]."""
+      return x.reshape(-1, *x.shape[2:])
+
+    def rows(x):
+      """[prompts, T, rollouts, ...] -> [T * prompts * rollouts, ...]."""
+      return joined(flat(x, 1))
+
+    velocity = joined(velocities(fields.policy, kept))
+    stored = None if kept.old_velocity is None else rows(kept.old_velocity)
+    reference = joined(velocities(fields.reference(), kept)) if objective.beta else None
+    return forward_process.forward_objective(
+      objective,
+      velocity=velocity,
+      old_velocity=old(stored, velocity),
+      x=rows(jnp.broadcast_to(kept.x, kept.noise.shape)),
+      noise=rows(kept.noise),
+      sigma=rows(kept.sigma),
+      advantages=rows(jnp.broadcast_to(advantages[:, None], kept.sigma.shape)),
+      average_velocity=None if kept.average_velocity is None else rows(kept.average_velocity),
+      reference_velocity=reference,
+    )
+
+  return ImagePolicy(sample, remember, loss, options.noising_points, compare if objective.average_beta else None)

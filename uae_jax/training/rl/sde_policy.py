@@ -1,0 +1,156 @@
+"""Stage 3 by Flow-GRPO: images sampled by an SDE, and the policy gradient of its steps."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from uae_jax.algorithms import flow_grpo, samplers
+from uae_jax.algorithms.losses import require, sum_and_count
+from uae_jax.rollouts.images import Trajectories, replay, sample_sde
+from uae_jax.training.rl.policy import Fields, ImagePolicy, by_prompt, flat
+
+
+@flax.struct.dataclass
+class Steps:
+  """The window of SDE steps of every image.
+
+  Attributes:
+    latents: float32[prompts, W + 1, rollouts, h, w, 16].
+    index: int32[prompts, W]; places in the schedule, the same for all prompts.
+    log_probs: float32[prompts, W, rollouts]; as measured while sampling.
+    old_log_probs: the same by replay, or None when on policy.
+    old_mean: float32[prompts, W, rollouts, h, w, 16] of the policy that sampled, or None when on policy.
+  """
+
+  latents: jax.Array
+  index: jax.Array
+  log_probs: jax.Array
+  old_log_probs: jax.Array | None = None
+  old_mean: jax.Array | None = None
+
+  def at(self, i: jax.Array) -> "Steps":
+    """Step i of the window alone."""
+
+    def cut(x, length=1):
+      return None if x is None else jax.lax.dynamic_slice_in_dim(x, i, length, axis=1)
+
+    kept = (self.index, self.log_probs, self.old_log_probs, self.old_mean)
+    return Steps(cut(self.latents, 2), *map(cut, kept))
+
+
+def make_sampler(options):
+  """(repeat -> velocity, noise, key, step) -> `Trajectories` with one window of SDE steps for the whole batch.
+
+  Raises:
+    ValueError: an unknown sampler, or a window that does not fit the schedule.
+  """
+  require("options.sampler", options.sampler, samplers.KINDS)
+  require("options.window_strategy", options.window_strategy, samplers.WINDOW_STRATEGIES)
+  # The last step lands on sigma = 0: it has no density.
+  last = options.window_range[0] if options.window_strategy == "fixed" else options.window_range[1] - 1
+  if last + options.window > options.sampler_steps - 1:
+    raise ValueError(
+      f"window of {options.window} steps starting at {last} passes step {options.sampler_steps - 1}, the last with a "
+      "density: lower window_range or raise sampler_steps"
+    )
+
+  def sample(velocity_of, noise, key, step):
+    window_key, sde_key = jax.random.split(key)
+    start = samplers.sde_window(
+      step if options.window_strategy == "progressive" else window_key,
+      options.window_range,
+      options.window_strategy,
+      stride=options.window_stride,
+      hold=options.window_hold,
+    )
+    return sample_sde(
+      velocity_of,
+      noise,
+      sde_key,
+      start,
+      num_rollouts=options.num_rollouts,
+      is_noise_shared=options.is_noise_shared,
+      window=options.window,
+      **_sde(options),
+    )
+
+  return sample
+
+
+def _sde(options) -> dict:
+  return dict(
+    num_steps=options.sampler_steps, shift=options.shift, kind=options.sampler, noise_level=options.noise_level
+  )
+
+
+def make_policy(options, objective: flow_grpo.FlowObjective) -> ImagePolicy:
+  """
+  Args:
+    options: of the stage.
+    objective: static.
+
+  Raises:
+    ValueError: a sampler without log-probabilities, or a window that does not fit the schedule.
+  """
+  if options.sampler == "cps" and objective.ratio == "guard":
+    raise ValueError("objective.ratio = 'guard' needs a Gaussian log-probability: sampler 'cps' drops its variance")
+  if options.noise_level <= 0:
+    raise ValueError(f"options.noise_level = {options.noise_level}: without noise a step has no log-probability")
+  num_rollouts = options.num_rollouts
+  sample_trajectories = make_sampler(options)
+
+  def replay_steps(velocity, steps: Steps):
+    """(log_probs [prompts, W, rollouts], mean [prompts, W, rollouts, h, w, 16], std [W])."""
+    kept = Trajectories(latents=flat(steps.latents, 1), steps=steps.index[0], log_probs=None, final=None)
+    log_probs, mean, std = replay(velocity, kept, **_sde(options))
+    rollouts = steps.latents.shape[2]  # of this piece of the groups
+    return by_prompt(log_probs, 1, rollouts), by_prompt(mean, 1, rollouts), std
+
+  def sample(velocity_of, noise, key, step):
+    sampled = sample_trajectories(velocity_of, noise, key, step)
+    final = by_prompt(sampled.final, 0, num_rollouts)
+    index = jnp.broadcast_to(sampled.steps, (final.shape[0], options.window))
+    latents, log_probs = (by_prompt(x, 1, num_rollouts) for x in (sampled.latents, sampled.log_probs))
+    return final, Steps(latents, index, log_probs)
+
+  def remember(velocity, steps: Steps):
+    old_log_probs, old_mean, _ = replay_steps(velocity, steps)
+    return steps.replace(old_log_probs=old_log_probs, old_mean=old_mean)
+
+  def loss(fields: Fields, steps: Steps, i, advantages, old):
+    steps = steps.at(i)
+    log_probs, mean, std = replay_steps(fields.policy, steps)
+    reference_mean = None
+    if objective.beta:
+      reference_mean = jax.lax.stop_gradient(replay_steps(fields.reference(), steps)[1])
+    sigmas = samplers.sigmas(options.sampler_steps, options.shift)
+    at = (jnp.asarray(sigmas)[steps.index[0]], jnp.asarray(sigmas)[steps.index[0] + 1])
+    value, metrics = flow_grpo.flow_objective(
+      objective,
+      log_probs=jnp.swapaxes(log_probs, 0, 1),
+      old_log_probs=jnp.swapaxes(old(steps.old_log_probs, log_probs), 0, 1),
+      advantages=advantages,
+      mean=jnp.swapaxes(mean, 0, 1),
+      old_mean=jnp.swapaxes(old(steps.old_mean, mean), 0, 1),
+      reference_mean=None if reference_mean is None else jnp.swapaxes(reference_mean, 0, 1),
+      std=std,
+      sigma=at[0],
+      sigma_next=at[1],
+      velocity_scale=samplers.velocity_scale(options.sampler, *at, sigmas[1], options.noise_level),
+      mean_std=samplers.mean_std(options.sampler, sigmas, options.noise_level),
+    )
+    difference = jnp.abs(jax.lax.stop_gradient(log_probs) - steps.log_probs)
+    metrics["log_prob_difference"] = metrics["log_prob_difference_step0"] = sum_and_count(difference)
+    metrics["log_prob_difference_max"] = (jnp.max(difference), jnp.float32(1))
+    return value, _at_step(metrics, i, options.window)
+
+  return ImagePolicy(sample, remember, loss, num_points=options.window)
+
+
+def _at_step(metrics: dict, i: jax.Array, window: int) -> dict:
+  """Metrics of step i alone, which call it step 0, among those of a window: the other steps count nothing."""
+  found = {name: pair for name, pair in metrics.items() if not name.endswith("_step0")}
+  for name in metrics.keys() - found.keys():
+    for step in range(window):
+      found[f"{name[:-1]}{step}"] = tuple(jnp.where(i == step, x, 0.0) for x in metrics[name])
+  return found

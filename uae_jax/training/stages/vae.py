@@ -1,0 +1,53 @@
+"""Base nets: the latent codec. Reconstruction with a light KL term, no adversary: the small world has no texture to
+invent.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from uae_jax.models.uae import to_signed
+from uae_jax.networks import Networks
+from uae_jax.training.supervised import Loss
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEOptions:
+  """Weights of the mean absolute error and of the KL to N(0, 1), beside the mean squared error."""
+
+  absolute_weight: float = 0.1
+  kl_weight: float = 2e-4
+
+
+def make_loss(networks: Networks, options: VAEOptions) -> Loss:
+  """loss(params, batch, key) on `image` uint8[B, H, W, 3]. Source: arXiv 2112.10752 appendix G, without the
+  adversary.
+  """
+
+  def loss(params, batch, key):
+    vae = networks.uae(params).vae
+    x = to_signed(batch["image"])
+    mean, log_var = vae.encode(x)
+    sample = mean + jnp.exp(0.5 * log_var) * jax.random.normal(key, mean.shape)
+    # Fresh statistics are shift 0 and scaling 1: latents are standardised once training is over.
+    error = vae.decode(vae.to_latents(sample)) - x
+    squared = jnp.mean(jnp.square(error))
+    kl = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(log_var) - 1.0 - log_var)
+    value = squared + options.absolute_weight * jnp.mean(jnp.abs(error)) + options.kl_weight * kl
+    return value, {"psnr": 10.0 * jnp.log10(4.0 / squared), "latent_kl": kl}
+
+  return loss
+
+
+def standardize_latents(networks: Networks, params: dict, images: jax.Array) -> dict:
+  """`params` with the latent shift and scaling that give the latents of `images` uint8[B, H, W, 3] mean 0, deviation
+  1 a channel.
+  """
+  mean, _ = networks.uae(params).vae.encode(to_signed(images))
+  vae = {
+    **params["vae"],
+    "latent_shift": jnp.mean(mean, axis=(0, 1, 2)),
+    "latent_scaling": 1.0 / jnp.std(mean, axis=(0, 1, 2)),
+  }
+  return {**params, "vae": vae}
