@@ -17,6 +17,7 @@ from uae_jax.models.clip import CLIPText
 from uae_jax.models.prompts import Prompts
 from uae_jax.models.uae import UAE, UAEConfig
 from uae_jax.networks import Networks
+from uae_jax.small_world import sizes as small_world
 from uae_jax.training.sizes import SMALL_WORLD, Sizes
 
 
@@ -84,7 +85,7 @@ def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
 
   make_text_tower = None
   if config.model == SMALL_WORLD:
-    text = sizes.clip_text(processor.vocab_size, config.data.caption_tokens, processor.end_ids[0])
+    text = small_world.clip_text(processor.vocab_size, config.data.caption_tokens, processor.end_ids[0])
 
     def make_text_tower(rngs: nnx.Rngs) -> CLIPText:
       return CLIPText(text, rngs=rngs)

@@ -15,7 +15,7 @@ from uae_jax.models.clip import CLIPVision, CLIPVisionConfig
 from uae_jax.models.dinov2 import DINOv2, DINOv2Config
 from uae_jax.models.dinov3 import DINOv3, DINOv3Config
 from uae_jax.models.uae import UAEConfig
-from uae_jax.small_world import sizes
+from uae_jax.small_world import sizes as small_world
 from uae_jax.small_world.sizes import SMALL_WORLD
 from uae_jax.weights.native import from_plain
 
@@ -73,7 +73,7 @@ def named_uae(name: str, processor: Processor, lora: LoRA) -> UAEConfig:
     ValueError: unknown name, or one whose sizes only the weights know.
   """
   if name == SMALL_WORLD:
-    return sizes.uae(processor.vocab_size, processor.image_token_id, rank=lora.rank, alpha=lora.alpha)
+    return small_world.uae(processor.vocab_size, processor.image_token_id, rank=lora.rank, alpha=lora.alpha)
   if name in FULL_SIZE:
     return FULL_SIZE[name](lora.rank, lora.alpha)
   if name == FROM_WEIGHTS:
@@ -122,8 +122,8 @@ def fresh_embedder(kind: str, model: str) -> EmbedderSizes:
   if kind not in pixels:
     raise ValueError(f"config.embedders.{kind} = {FRESH!r}: only {' and '.join(pixels)} have a size without weights")
   if model == SMALL_WORLD:
-    network = sizes.clip_vision() if kind == "clip" else sizes.dinov2()
-    return EmbedderSizes(kind, network, sizes.IMAGE_PX, *pixels[kind])
+    network = small_world.clip_vision() if kind == "clip" else small_world.dinov2()
+    return EmbedderSizes(kind, network, small_world.IMAGE_PX, *pixels[kind])
   # DINOv2's table of positions is stored for 518 px; as an embedder it sees 224.
   network = CLIPVisionConfig.clip_vit_l14() if kind == "clip" else DINOv2Config.dinov2_large()
   return EmbedderSizes(kind, network, 224, *pixels[kind])
