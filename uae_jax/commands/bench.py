@@ -5,6 +5,7 @@ from pathlib import Path
 import sys
 
 from uae_jax.commands import command_line
+from uae_jax.files import write_whole
 
 KINDS = ("clip", "longclip", "dinov2", "dinov3")
 
@@ -88,7 +89,7 @@ def score(arguments, commands) -> int:
   result = unified_bench.official_result(scores)
   out = Path(arguments.out)
   out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+  write_whole(out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
   unified_bench.write_table(out.with_suffix(".csv"), scores)
   ranked = scores.ranked()
   count = min(arguments.pairs, len(ranked))
@@ -133,7 +134,7 @@ def judge(arguments) -> int:
   result = caption_judge.result(judges)
   out = Path(arguments.out)
   out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+  write_whole(out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
   for name, rate in (*result["judges"].items(), ("overall", result["overall"])):
     if rate:
       print(f"{name}: wins {100 * rate['rate']:.1f} % [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]")

@@ -1,4 +1,4 @@
-"""`uae-jax caption`: a caption for every image, as JSON lines."""
+"""`uae-jax caption`: one caption per image, as JSON lines."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ def parser() -> command_line.Parser:
   model_arguments.add_image_argument(parser)
   model_arguments.add_caption_arguments(parser)
   parser.add_argument(
-    "--out", default="captions.jsonl", help="one JSON object an image; - prints them; default %(default)s"
+    "--out", default="captions.jsonl", help="one JSON object per image; - prints them; default %(default)s"
   )
   return parser
 

@@ -1,21 +1,22 @@
-"""`uae-jax generate`: an image for every prompt."""
+"""`uae-jax generate`: one image per prompt."""
 
 import json
 from pathlib import Path
 import sys
 
+from uae_jax import files
 from uae_jax.commands import command_line, model_arguments
 
 
 def parser() -> command_line.Parser:
-  parser = command_line.Parser("generate", "Paints images from prompts.")
+  parser = command_line.Parser("generate", "Generates images from prompts.")
   model_arguments.add_model_arguments(parser)
   prompts = parser.add_mutually_exclusive_group(required=True)
   prompts.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
   prompts.add_argument(
     "--prompts",
     metavar="FILE",
-    help='one prompt a line; of a .jsonl file the field "prompt" or "caption" of each line',
+    help='one prompt per line; of a .jsonl file the field "prompt" or "caption" of each line',
   )
   model_arguments.add_painting_arguments(parser)
   parser.add_argument("--out", required=True, metavar="DIR", help="00000.png, 00001.png, ... and images.jsonl go there")
@@ -28,12 +29,8 @@ def read_prompts(file: Path) -> list[str]:
   Raises:
     ValueError: naming the file, and the line that has no prompt.
   """
-  try:
-    lines = file.read_text(encoding="utf-8").splitlines()
-  except UnicodeDecodeError as error:
-    raise ValueError(f"{file}: not a text file ({error})") from error
   prompts = []
-  for number, line in enumerate(lines, 1):
+  for number, line in enumerate(files.read_lines(file), 1):
     if not line.strip():
       continue
     if file.suffix != ".jsonl":
@@ -41,9 +38,12 @@ def read_prompts(file: Path) -> list[str]:
       continue
     try:
       record = json.loads(line)
-      prompts.append(record["prompt"] if "prompt" in record else record["caption"])
+      prompt = record["prompt"] if "prompt" in record else record["caption"]
+      if not isinstance(prompt, str):
+        raise TypeError(type(prompt).__name__)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-      raise ValueError(f'{file}:{number}: expected a JSON object with "prompt" or "caption"') from error
+      raise ValueError(f'{file}:{number}: expected a JSON object with the text "prompt" or "caption"') from error
+    prompts.append(prompt)
   if not prompts:
     raise ValueError(f"{file}: no prompt in this file")
   return prompts
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
       # The seed moves with the batch: with one seed, images of two batches would start from the same noise.
       for offset, image in enumerate(uae.generate(batch, seed=arguments.seed + start, **options)):
         name = f"{start + offset:05d}.png"
-        image.save(out / name)
+        files.write_whole(out / name, files.image_bytes(image))
         print(json.dumps({"image": name, "prompt": batch[offset]}, ensure_ascii=False), file=index, flush=True)
       bar.update(len(batch))
   print(out)

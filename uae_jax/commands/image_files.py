@@ -1,11 +1,11 @@
-"""The images a command is given: which files its arguments name, and the way through them in batches."""
+"""The images a command is given: the files that its arguments name, and batches of them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 import glob
 from pathlib import Path
 import sys
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+from uae_jax.files import IMAGE_SUFFIXES
 
 
 def expand(arguments: Iterable[str]) -> list[Path]:
@@ -17,7 +17,7 @@ def expand(arguments: Iterable[str]) -> list[Path]:
   for argument in arguments:
     path = Path(argument)
     if path.is_dir():
-      matches = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES) or [path]
+      matches = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES) or [path]
     elif path.exists():
       matches = [path]
     else:
@@ -27,7 +27,7 @@ def expand(arguments: Iterable[str]) -> list[Path]:
 
 
 class ImageBatches:
-  """Iterates over batches of readable images; the unreadable ones are told on stderr and kept in `failed`."""
+  """Iterates over batches of readable images; the unreadable ones are reported on stderr and kept in `failed`."""
 
   def __init__(self, command: str, paths: Sequence[Path], batch_size: int):
     self.failed: list[Path] = []

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 import sys
 
+from uae_jax import files
 from uae_jax.commands import command_line, image_files, model_arguments
 
 
 def parser() -> command_line.Parser:
-  parser = command_line.Parser("reconstruct", "Captions images and paints them again from the captions.")
+  parser = command_line.Parser("reconstruct", "Captions images and generates them again from the captions.")
   model_arguments.add_model_arguments(parser)
   model_arguments.add_image_argument(parser)
   model_arguments.add_caption_arguments(parser)
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> int:
     with open(out / "captions.jsonl", "a" if pairs else "w", encoding="utf-8") as index:
       for path, original, caption, image in zip(batch_paths, originals, captions, images, strict=True):
         name = unused_name(path.stem, used)
-        image.save(out / name)
+        files.write_whole(out / name, files.image_bytes(image))
         record = {"image": str(path), "caption": caption, "reconstruction": name}
         print(json.dumps(record, ensure_ascii=False), file=index)
         pairs.append(reconstructions.Pair(str(path), original, caption, name, image.width))

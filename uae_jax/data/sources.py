@@ -25,9 +25,9 @@ import threading
 from absl import logging
 import numpy as np
 
+from uae_jax.files import IMAGE_SUFFIXES
 from uae_jax.small_world import scenes
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # How published datasets call what we call held_out.
 HELD_OUT_NAMES = ("held_out", "validation", "val", "test")
 
@@ -143,7 +143,7 @@ class FolderSource:
     root = Path(folder)
     self._paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not self._paths:
-      raise ValueError(f"data.source = folder:{folder}: no image ({', '.join(IMAGE_SUFFIXES)}) there")
+      raise ValueError(f"data.source = folder:{folder}: no image ({', '.join(sorted(IMAGE_SUFFIXES))}) there")
 
   def __len__(self) -> int:
     return len(self._paths)

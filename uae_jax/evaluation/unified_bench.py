@@ -1,19 +1,22 @@
 """Unified-Bench, protocol 1: how alike originals and their reconstructions are to several image embedders.
 
 Source: the scoring script of PKU-YuanGroup/UAE: pairing by file name, then stem, then `recon_` + stem; cosine
-similarity of each encoder's own preprocessing; the result file's fields.
+similarity under each embedder's own preprocessing; the result file's fields.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import csv
 import dataclasses
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+from uae_jax.files import IMAGE_SUFFIXES, write_whole
+
+SUFFIXES = IMAGE_SUFFIXES - {".ppm"}
 PREFIX = "recon_"
 BATCH = 64
 
@@ -22,11 +25,11 @@ Embed = Callable[[Sequence[Path]], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """Similarities of every reference under every encoder.
+  """Similarities of every reference under every embedder.
 
   Attributes:
     pairs: reference -> its reconstruction, None where there is none.
-    similarities: encoder -> file name of the reference -> cosine, None where a file is missing or unreadable.
+    similarities: embedder -> file name of the reference -> cosine, None where a file is missing or unreadable.
     unreadable: file -> what is wrong with it.
   """
 
@@ -36,7 +39,7 @@ class Scores:
 
   @property
   def averages(self) -> dict[str, float | None]:
-    """Encoder -> mean over valid pairs."""
+    """Embedder -> mean over valid pairs."""
     return {name: statistics(values)["average_similarity"] for name, values in self.similarities.items()}
 
   def mean(self, file: str) -> float | None:
@@ -106,8 +109,8 @@ def score(pairs: Mapping[Path, Path | None], embedders: Mapping[str, Embed], rea
       values: dict[str, float | None] = {reference.name: None for reference in pairs}
       for start in range(0, len(valid), BATCH):
         batch = valid[start : start + BATCH]
-        originals, painted = (embed([both[side] for both in batch]) for side in (0, 1))
-        for (reference, _), value in zip(batch, np.sum(originals * painted, axis=-1), strict=True):
+        originals, generated = (embed([both[side] for both in batch]) for side in (0, 1))
+        for (reference, _), value in zip(batch, np.sum(originals * generated, axis=-1), strict=True):
           values[reference.name] = float(value)
         bar.update(len(batch))
       similarities[name] = values
@@ -115,7 +118,7 @@ def score(pairs: Mapping[Path, Path | None], embedders: Mapping[str, Embed], rea
 
 
 def statistics(values: Mapping[str, float | None]) -> dict[str, Any]:
-  """The official figures of one encoder; null where there is no pair."""
+  """The official figures of one embedder; null where there is no pair."""
   valid = [value for value in values.values() if value is not None]
   return {
     "total_images": len(values),
@@ -145,11 +148,12 @@ def official_result(scores: Scores) -> dict[str, Any]:
 
 
 def write_table(file: Path, scores: Scores) -> None:
-  """One line an image: reference, reconstruction, a similarity an encoder, their mean."""
-  with open(file, "w", newline="", encoding="utf-8") as stream:
-    writer = csv.writer(stream)
-    writer.writerow(["reference", "reconstruction", *scores.similarities, "mean"])
-    for reference, image in scores.pairs.items():
-      values = [by_file[reference.name] for by_file in scores.similarities.values()]
-      row = [reference.name, image.name if image else "", *values, scores.mean(reference.name)]
-      writer.writerow(["" if cell is None else f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row])
+  """One line per image: reference, reconstruction, one similarity per embedder, their mean."""
+  table = io.StringIO(newline="")
+  writer = csv.writer(table)
+  writer.writerow(["reference", "reconstruction", *scores.similarities, "mean"])
+  for reference, image in scores.pairs.items():
+    values = [by_file[reference.name] for by_file in scores.similarities.values()]
+    row = [reference.name, image.name if image else "", *values, scores.mean(reference.name)]
+    writer.writerow(["" if cell is None else f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row])
+  write_whole(file, table.getvalue())

@@ -5,13 +5,14 @@ import dataclasses
 from pathlib import Path
 
 from uae_jax.data.preprocessing import read_image
+from uae_jax.files import write_whole
 from uae_jax.report.inline_images import embed
 from uae_jax.report.templates import environment
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoredPair:
-  """One original and its reconstruction, with a similarity an encoder and their mean."""
+  """One original and its reconstruction, with one similarity per embedder and their mean."""
 
   reference: Path
   image: Path
@@ -30,7 +31,7 @@ def write_page(
 
   Args:
     file: to write.
-    averages: encoder -> mean similarity.
+    averages: embedder -> mean similarity.
     overall: their mean.
     groups: heading -> pairs.
     notes: what is missing or unreadable.
@@ -57,4 +58,4 @@ def write_page(
       scores=scores, overall="-" if overall is None else f"{100 * overall:.2f}", sections=sections, notes=list(notes)
     )
   )
-  file.write_text(html, encoding="utf-8")
+  write_whole(file, html)

@@ -1,11 +1,11 @@
-"""PNG files as data URIs, so that a page is one file."""
+"""Images as data URIs, so that a page is one file."""
 
-import base64
 import dataclasses
-import io
 from pathlib import Path
 
 from PIL import Image
+
+from uae_jax.files import data_uri
 
 # Images up to this size are pixel art of the small world: kept as they are and enlarged without smoothing.
 SMALL_PX = 96
@@ -22,14 +22,10 @@ def embed(image: Image.Image, largest_px: int = LARGEST_PX) -> Embedded:
   """A data URI of the image, photographs reduced to `largest_px`."""
   is_small = max(image.size) <= SMALL_PX
   image = image.convert("RGB")
-  data = io.BytesIO()
   if is_small:
-    image.save(data, "PNG", optimize=True)
-  else:
-    image.thumbnail((largest_px, largest_px))
-    image.save(data, "JPEG", quality=88)
-  kind = "png" if is_small else "jpeg"
-  return Embedded(f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}", is_small)
+    return Embedded(data_uri(image, "PNG", optimize=True), is_small)
+  image.thumbnail((largest_px, largest_px))
+  return Embedded(data_uri(image, "JPEG", quality=88), is_small)
 
 
 def embed_file(folder: Path, name) -> Embedded | None:
@@ -43,7 +39,5 @@ def embed_file(folder: Path, name) -> Embedded | None:
     with Image.open(file) as image:
       image.load()
       return embed(image)
-  except (
-    Exception
-  ):  # PIL's decoders raise many kinds for a damaged file; the page shows an empty frame for all of them.
+  except Exception:  # PIL's decoders raise many kinds; the page shows an empty frame for all of them.
     return None

@@ -4,6 +4,7 @@ import datetime
 from pathlib import Path
 from typing import Any
 
+from uae_jax.files import write_whole
 from uae_jax.report import curves, figures, samples
 from uae_jax.report.findings import findings
 from uae_jax.report.run import REINFORCEMENT, Run, flatten, read_run
@@ -70,7 +71,5 @@ def write_report(workdir: str | Path) -> Path:
   )
   file = run.workdir / "report" / "index.html"
   file.parent.mkdir(exist_ok=True)
-  temporary = file.with_suffix(".tmp")
-  temporary.write_text(html, encoding="utf-8")
-  temporary.replace(file)
+  write_whole(file, html)
   return file

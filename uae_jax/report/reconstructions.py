@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from uae_jax.files import write_whole
 from uae_jax.report.inline_images import SMALL_PX, embed
 from uae_jax.report.templates import environment
 
@@ -36,5 +37,5 @@ def write_page(folder: Path, pairs: Sequence[Pair], failed: Sequence[str], notic
   ]
   file = folder / "index.html"
   html = environment().get_template("reconstructions.html").render(rows=rows, failed=list(failed), notice=notice)
-  file.write_text(html, encoding="utf-8")
+  write_whole(file, html)
   return file

@@ -1,0 +1,109 @@
+"""Files are written whole or not at all, lines end where they end, and image suffixes have one place."""
+
+import base64
+import io
+import json
+import os
+import threading
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from uae_jax import files
+from uae_jax.commands.generate import read_prompts
+from uae_jax.commands.image_files import expand
+from uae_jax.data.sources import open_source
+from uae_jax.evaluation import unified_bench
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+  file = tmp_path / "a.json"
+  files.write_whole(file, "é\n")
+  assert file.read_bytes() == "é\n".encode()
+  files.write_whole(file, b"\x00\r\n")
+  assert file.read_bytes() == b"\x00\r\n" and os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, step):
+  file = tmp_path / "a.json"
+  file.write_text("old")
+
+  def fail(*_):
+    raise OSError("no space left")
+
+  monkeypatch.setattr(files.os, step, fail)
+  with pytest.raises(OSError, match="no space"):
+    files.write_whole(file, "new")
+  assert file.read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):
+  target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
+  link.symlink_to(target)
+  files.write_whole(link, "text")
+  assert link.is_symlink() and target.read_text() == "text"
+  os.mkfifo(pipe)
+  found = []
+  reader = threading.Thread(target=lambda: found.append(pipe.read_text()))
+  reader.start()
+  files.write_whole(pipe, "text")
+  reader.join()
+  assert found == ["text"] and pipe.is_fifo()
+
+
+def test_a_long_name_is_written(tmp_path):
+  files.write_whole(tmp_path / ("x" * 255), "text")
+
+
+@pytest.mark.parametrize(
+  ("content", "lines"),
+  [
+    (b"", []),
+    (b"\n", [""]),
+    (b"a\nb", ["a", "b"]),
+    (b"a\r\nb\r\n", ["a", "b"]),
+    (b"\xef\xbb\xbfa\r\n", ["a"]),
+    ("a\u2028b\x85c\x0bd\x0ce\x1cf\rg\n".encode(), ["a\u2028b\x85c\x0bd\x0ce\x1cf\rg"]),
+  ],
+)
+def test_only_line_feeds_end_a_line(tmp_path, content, lines):
+  (tmp_path / "a").write_bytes(content)
+  assert files.read_lines(tmp_path / "a") == lines
+
+
+def test_what_is_not_utf8_is_named(tmp_path):
+  (tmp_path / "a.txt").write_bytes("é".encode("latin-1"))
+  with pytest.raises(ValueError, match="a.txt: not UTF-8"):
+    files.read_lines(tmp_path / "a.txt")
+
+
+def test_prompts_of_other_systems(tmp_path):
+  text, lines = tmp_path / "p.txt", tmp_path / "p.jsonl"
+  text.write_bytes(b"\xef\xbb\xbfa red fox\r\n\r\nblue\r\n")
+  assert read_prompts(text) == ["a red fox", "blue"]
+  lines.write_text(json.dumps({"prompt": "one\u2028\x85two"}, ensure_ascii=False) + "\r\n", encoding="utf-8-sig")
+  assert read_prompts(lines) == ["one\u2028\x85two"]
+  lines.write_text('{"prompt": "a"}\n{"prompt": null}\n')
+  with pytest.raises(ValueError, match="p.jsonl:2"):
+    read_prompts(lines)
+
+
+def test_images_as_text():
+  pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+  decoded = Image.open(io.BytesIO(base64.b64decode(files.png_base64(pixels))))
+  np.testing.assert_array_equal(np.asarray(decoded), pixels)
+  assert files.data_uri(pixels).startswith("data:image/png;base64,iVBOR")
+  assert files.data_uri(Image.fromarray(pixels), "JPEG", quality=90).startswith("data:image/jpeg;base64,/9j/")
+
+
+@pytest.mark.parametrize("suffix", sorted(files.IMAGE_SUFFIXES))
+def test_every_command_and_source_finds_the_same_images(tmp_path, suffix):
+  file = tmp_path / f"a{suffix.upper()}"
+  Image.new("RGB", (8, 8), "red").save(file, "TIFF" if "tif" in suffix else None)
+  assert expand([str(tmp_path)]) == [file]
+  record = open_source(f"folder:{tmp_path}", "train")[0]
+  assert record["image"].shape == (8, 8, 3)
+  if suffix != ".ppm":  # Unified-Bench has a set of its own, without it.
+    assert unified_bench.image_files(tmp_path) == [file]
