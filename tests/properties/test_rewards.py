@@ -110,6 +110,8 @@ def test_a_judge_that_is_only_measured_may_fail_without_harm():
     (lambda: text_reward("length", TextRewardOptions(length_free_tokens=BUDGET), *rows()), "leaves nothing"),
     (lambda: ExternalReward(ExternalRewardOptions()), "url is empty"),
     (lambda: ExternalRewardOptions(url="ftp://judge"), "expected http"),
+    (lambda: ExternalRewardOptions(url="http://name:word@host/score"), "password"),
+    (lambda: ExternalRewardOptions(url="http://host/score?api_key=1"), "looks like a key"),
     (lambda: ExternalRewardOptions(retries=-1), "retries"),
     (lambda: ExternalRewardOptions(on_failure="skip"), "on_failure"),
     (lambda: ExternalRewardOptions(token_variable="NO_SUCH_VARIABLE_HERE"), "NO_SUCH_VARIABLE_HERE"),
@@ -120,7 +122,7 @@ def test_wrong_options_are_refused(refused, message):
     refused()
 
 
-# --- A judge outside --------------------------------------------------------------------------------------------------
+# --- The external reward ----------------------------------------------------------------------------------------------
 
 
 class Judge(http.server.BaseHTTPRequestHandler):
@@ -208,13 +210,68 @@ def test_a_judge_that_keeps_failing(judge, policy, expected):
   np.testing.assert_array_equal(ask(judge, on_failure=policy), [expected])
   assert len(judge.requests) == 3
   judge.script = [500] * 3
-  with pytest.raises(RewardError, match="2 of 2 rollouts were not judged .*500"):
+  with pytest.raises(RewardError, match="2 of 2 rollouts have no external reward .*500"):
     ask(judge, on_failure="fail")
 
 
 def test_a_refusal_is_not_repeated(judge):
   judge.script = [403]
-  assert np.isnan(ask(judge)).all() and len(judge.requests) == 1
+  rewards = ask(judge, [("a", "bcd"), ("ef", "g")], max_concurrency=1)
+  np.testing.assert_array_equal(rewards, [[np.nan, np.nan], [2, 1]])
+  assert len(judge.requests) == 2
+
+
+@pytest.mark.parametrize("policy", ["drop", "zero", "fail"])
+@pytest.mark.parametrize("status", [401, 403, 404, 302])
+def test_a_server_that_refuses_every_group_ends_the_run(judge, policy, status):
+  judge.script = [status] * 3
+  with pytest.raises(RewardError) as error:
+    ask(judge, [("a", "b")] * 3, on_failure=policy)
+  assert judge.url in str(error.value) and f"HTTP {status} for all 3 groups" in str(error.value)
+  assert len(judge.requests) == 3, "none is repeated"
+
+
+@pytest.mark.parametrize("answer", ["[" * 500_000, '{"rewards": ' * 100_000, '"' + "a" * (1 << 21)])
+def test_an_answer_that_is_too_deep_or_too_long_loses_its_group_alone(judge, answer):
+  judge.script = [answer]
+  np.testing.assert_array_equal(ask(judge), [[np.nan, np.nan]])
+  assert len(judge.requests) == 1
+
+
+def test_neither_the_log_nor_an_error_has_the_token(judge, monkeypatch, caplog):
+  token = "sk-very-secret-0123456789"
+  monkeypatch.setenv("REWARD_TOKEN", token)
+  judge.script = [json.dumps({"rewards": f"Bearer {token}", token: [1]})] * 6
+  with caplog.at_level("WARNING", logger="absl"):
+    ask(judge, token_variable="REWARD_TOKEN")
+  with pytest.raises(RewardError) as error:
+    ask(judge, token_variable="REWARD_TOKEN", on_failure="fail")
+  assert judge.requests[0][1]["Authorization"] == f"Bearer {token}"
+  assert token not in caplog.text + str(error.value)
+  monkeypatch.setenv("REWARD_TOKEN", token + "\n")
+  with pytest.raises(ValueError, match="REWARD_TOKEN") as error:
+    ExternalRewardOptions(url=judge.url, token_variable="REWARD_TOKEN")
+  assert token not in str(error.value)
+
+
+def test_any_failure_of_the_first_process_is_an_error_of_all(judge, monkeypatch):
+  """Other processes wait for what the first one says; an error that it did not foresee must not leave them waiting."""
+  reward = ExternalReward(ExternalRewardOptions(url=judge.url))
+  told = []
+  monkeypatch.setattr(external.processes, "of_first", lambda value: told.append(value) or value)
+
+  class Broken:
+    def decode(self, ids):
+      raise RecursionError("too deep")
+
+  class Ends:
+    end = (END,)
+
+  bring = external.make_external_reward(reward, Broken(), Ends())
+  inputs = RewardInputs(jnp.array([[[1, END]]]), jnp.zeros((1, 1, 2, 2, 3), jnp.uint8))
+  with pytest.raises(RewardError, match="RecursionError: too deep"):
+    bring({"image": np.zeros((1, 2, 2, 3), np.uint8)}, inputs)
+  assert told == ["RecursionError: too deep"]
 
 
 def test_a_judge_that_is_not_there_costs_its_retries_and_no_more(judge):
@@ -253,7 +310,7 @@ def test_a_step_shows_the_judge_what_was_painted_and_learns_from_its_answer(judg
     advantages=advantages,
     update=update,
     reward_and_inputs=lambda *_: (({"clip": jnp.full((1, 2), 10.0)}, {}), reward_inputs),
-    judge=external.make_judge(ExternalReward(ExternalRewardOptions(url=judge.url)), Words(), Ends()),
+    judge=external.make_external_reward(ExternalReward(ExternalRewardOptions(url=judge.url)), Words(), Ends()),
   )
   state = create({"w": jnp.ones(1)}, lambda _: True, optax.sgd(0.1), jax.random.key(0), has_ema=False)
   _, metrics = phased_step(phases)(state, {"image": np.zeros((1, 2, 2, 3), np.uint8)})

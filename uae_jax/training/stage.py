@@ -302,7 +302,9 @@ def make_phases(config, name: str, built: Built, optimizer: optax.GradientTransf
     phases = module.make_phases(built.networks, options, objective, *shared, ema_decay=section.ema_decay)
   if HTTP in dict(options.reward_weights):
     judge = ExternalReward(_options(ExternalRewardOptions, section.http_reward))
-    phases = dataclasses.replace(phases, judge=external.make_judge(judge, built.processor, built.networks.prompts))
+    phases = dataclasses.replace(
+      phases, judge=external.make_external_reward(judge, built.processor, built.networks.prompts)
+    )
   return phases
 
 

@@ -1,4 +1,4 @@
-"""Brings a batch before a judge outside: arrays to the host, tokens to text, numbers back to all processes."""
+"""Brings a batch to the external reward: arrays to the host, tokens to text, numbers back to all processes."""
 
 from collections.abc import Callable
 
@@ -14,12 +14,14 @@ from uae_jax.training import processes
 from uae_jax.training.rl.phases import RewardInputs
 
 
-def make_judge(reward: ExternalReward, processor: Processor, prompts: Prompts) -> Callable[[dict, RewardInputs], dict]:
-  """judge(batch, reward_inputs) -> {"http": float32[prompts, rollouts]}.
+def make_external_reward(
+  reward: ExternalReward, processor: Processor, prompts: Prompts
+) -> Callable[[dict, RewardInputs], dict]:
+  """external_reward(batch, reward_inputs) -> {"http": float32[prompts, rollouts]}.
 
-  With several processes the first one asks for all of them: no group is judged twice, and all see the same numbers.
+  With several processes the first one asks for all of them: every group is sent once, and all see the same numbers.
 
-  Raises (judge):
+  Raises (external_reward):
     RewardError: see `ExternalReward`; on every process.
   """
 
@@ -27,22 +29,22 @@ def make_judge(reward: ExternalReward, processor: Processor, prompts: Prompts) -
     texts = [[text_of(row, processor, prompts) for row in group] for group in tokens]
     return [group * num_rollouts if len(group) == 1 else group for group in texts]
 
-  def judge(batch: dict, reward_inputs: RewardInputs) -> dict:
+  def external_reward(batch: dict, reward_inputs: RewardInputs) -> dict:
     originals, tokens, images = multihost_utils.process_allgather(
       (batch["image"], reward_inputs.tokens, reward_inputs.images), tiled=True
     )
-    outcome = None
+    outcome = cause = None
     if jax.process_index() == 0:
       try:
         outcome = reward(captions(tokens, images.shape[1]), originals, images).tolist()
-      except RewardError as error:
-        outcome = str(error)
+      except Exception as error:  # Whatever it is: the other processes wait for the outcome.
+        outcome, cause = str(error) if isinstance(error, RewardError) else f"{type(error).__name__}: {error}", error
     outcome = processes.of_first(outcome)
     if isinstance(outcome, str):
-      raise RewardError(outcome)
+      raise RewardError(outcome) from cause
     return {HTTP: np.asarray(outcome, np.float32)}
 
-  return judge
+  return external_reward
 
 
 def text_of(tokens: np.ndarray, processor: Processor, prompts: Prompts) -> str:
