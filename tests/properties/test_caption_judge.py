@@ -7,7 +7,7 @@ import threading
 from PIL import Image
 import pytest
 
-from uae_jax import cli
+from uae_jax import cli, http_client
 from uae_jax.evaluation import caption_judge
 from uae_jax.evaluation.caption_judge import Judge, WinRate, both_orders, read_verdict
 
@@ -18,7 +18,7 @@ class Server:
   """Answers chat completions by a function of (caption A, caption B); keeps what it was asked."""
 
   def __init__(self, answer):
-    self.requests, self.headers, self.failures = [], [], []
+    self.requests, self.headers, self.failures, self.body = [], [], [], b""
     outer = self
 
     class Handler(BaseHTTPRequestHandler):
@@ -37,7 +37,7 @@ class Server:
         if status == 302:
           self.send_header("Location", f"{outer.url}/elsewhere")
         self.end_headers()
-        self.wfile.write(json.dumps(reply).encode())
+        self.wfile.write(outer.body or json.dumps(reply).encode())
 
       def log_message(self, *arguments):
         pass
@@ -116,6 +116,23 @@ def test_the_key_does_not_follow_a_redirect(serve):
   assert len(server.requests) == 1
 
 
+def test_a_deep_or_endless_answer_costs_its_pair_alone(serve):
+  judge = Judge(serve(lambda a, b: "a" * (1 << 21)).url, "eyes", retries=0)
+  with pytest.raises(caption_judge.JudgeError, match="longer than"):
+    judge.verdict("data:,", "x", "y")
+  server = serve(longer)
+  server.body = b"[" * 500_000
+  with pytest.raises(caption_judge.JudgeError, match="nested too deeply"):
+    Judge(server.url, "eyes", retries=0).verdict("data:,", "x", "y")
+
+
+def test_a_key_that_no_header_holds_is_refused_at_start(monkeypatch):
+  monkeypatch.setenv("OPENAI_API_KEY", KEY + "\n")
+  with pytest.raises(ValueError, match="OPENAI_API_KEY") as error:
+    Judge("http://host/v1", "eyes")
+  assert KEY not in str(error.value)
+
+
 def test_answers_are_cached_without_the_key(serve, tmp_path):
   server = serve(lambda a, b: f"your key is {KEY}: A")
   judge = Judge(server.url, "eyes", cache=tmp_path / "cache")
@@ -135,10 +152,70 @@ def test_addresses_that_could_hold_a_key_are_refused(url):
 
 @pytest.mark.parametrize(
   ("answer", "verdict"),
-  [("A", "A"), ("**B**.", "B"), ("It is a tie", "TIE"), ("A is good, but B names the dog.\nB", "B")],
+  [
+    ("A", "A"),
+    ("**B**.", "B"),
+    ("It is a tie", "TIE"),
+    ("Tie.", "TIE"),
+    ("A is good, but B names the dog.\nB", "B"),
+    ("Verdict: B", "B"),
+    ("**Answer:** A", "A"),
+    ('{"verdict": "B"}', "B"),
+    ("'A'", "A"),
+    ("A\r\nB misses the color.", "A"),
+    ("Both name the dog.\n\nThe better caption is B.", "B"),
+    ("A is better than B.", "A"),
+    ("Caption B describes the image better than Caption A.", "B"),
+    ("I prefer A.", "A"),
+  ],
 )
 def test_verdicts(answer, verdict):
   assert read_verdict(answer) == verdict
+
+
+@pytest.mark.parametrize(
+  "answer",
+  [
+    "",
+    "I cannot say.",
+    "A, because B invents a dog.",
+    "**A** - it is more complete than B",
+    "B. A misses the color.",
+    "I prefer A over B",
+    "A > B",
+    "A or B",
+    "Answer: A (not a tie)",
+    "A\nB",
+    "A\nOn reflection, the better one is B.",
+    "A is not better than B.",
+    "A isn't better.",
+    "Not A.",
+    "B is worse.",
+    "B is too long.",
+    "The first caption is better than B.",
+    "A dog is missing in both.",
+    "B would be better if it named the dog.",
+  ],
+)
+def test_an_answer_that_is_not_clear_is_no_verdict(answer):
+  with pytest.raises(http_client.PassingError, match="no clear verdict"):
+    read_verdict(answer)
+
+
+def test_an_unclear_answer_is_asked_again_and_never_inverted(serve):
+  answers = iter(["A > B", "B. A misses the color.", "A"])
+  judge = Judge(serve(lambda a, b: next(answers)).url, "eyes", wait_seconds=0.01)
+  assert judge.verdict("data:,", "x", "y") == "A"
+
+
+def test_captions_are_read_as_they_were_written(tmp_path):
+  file = tmp_path / "captions.jsonl"
+  lines = [json.dumps({"image": f"x/{i}.png", "caption": f"one{i}\u2028\x85two"}, ensure_ascii=False) for i in "ab"]
+  file.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*lines, "", "  "]).encode())
+  assert caption_judge.read_captions(file) == {"a.png": "onea\u2028\x85two", "b.png": "oneb\u2028\x85two"}
+  file.write_text('{"image": "a.png", "caption": null}\n')
+  with pytest.raises(ValueError, match="captions.jsonl:1"):
+    caption_judge.read_captions(file)
 
 
 def test_confidence_intervals():

@@ -1,31 +1,28 @@
-"""Unified-Bench, protocol 2: a language model with eyes says which of two captions describes an image better.
+"""Unified-Bench, protocol 2: a vision-language model says which of two captions describes an image better.
 
 Any endpoint that speaks OpenAI's chat completions will do. Every pair is asked in both orders: a verdict counts as a
 win only if it names the same caption twice, or once beside a tie; a judge that changes its mind with the order gave a
 tie.
+
 Answers are cached on disk by a hash of the whole question. The key comes from an environment variable and is sent to
 the endpoint, nowhere else.
 """
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
-import io
 import json
 import math
-import os
 from pathlib import Path
 import re
-import time
 from typing import Any
-import urllib.error
 import urllib.parse
-import urllib.request
 
 from tqdm import tqdm
 
+from uae_jax import files, http_client
 from uae_jax.data.preprocessing import read_image
 
 INSTRUCTION = (
@@ -34,9 +31,8 @@ INSTRUCTION = (
   "Caption A:\n{a}\n\nCaption B:\n{b}\n\n"
   "Answer with one line: A, B or TIE."
 )
-VERDICTS = ("A", "B", "TIE")
+# The endpoint refuses every question: a wrong key, model or address.
 REFUSALS = (401, 403, 404)
-RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
 LARGEST_PX = 1024
 
 
@@ -59,7 +55,7 @@ class Judge:
     cache: folder of answers, or None.
     retries: further attempts after a failure that may pass.
     timeout_seconds: of one request.
-    wait_seconds: before the first retry; doubled at each.
+    wait_seconds: before the first retry; it doubles each time, with up to as much again at random.
   """
 
   base_url: str
@@ -71,10 +67,15 @@ class Judge:
   wait_seconds: float = 1.0
 
   def __post_init__(self):
-    parts = urllib.parse.urlsplit(self.base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-      # A key in the address would end up in messages.
-      raise ValueError("the judge's address must be http(s)://host[:port]/path, without a key or name in it")
+    http_client.check_url("the judge's address", self.base_url)
+    if urllib.parse.urlsplit(self.base_url).query:
+      raise ValueError("the judge's address has a query; expected http(s)://host[:port]/path")
+    http_client.read_token("the judge's key", self.key_variable, is_required=False)
+
+  @functools.cached_property
+  def _client(self) -> http_client.JsonClient:
+    token = http_client.read_token("the judge's key", self.key_variable, is_required=False)
+    return http_client.JsonClient(f"{self.base_url.rstrip('/')}/chat/completions", self.timeout_seconds, token)
 
   def verdict(self, image: str, a: str, b: str) -> str:
     """ "A", "B" or "TIE" for an image (data URI) and two captions.
@@ -91,86 +92,79 @@ class Judge:
     file = self.cache / f"{digest}.json" if self.cache else None
     if file is not None and file.exists():
       return json.loads(file.read_text())["verdict"]
-    for attempt in range(self.retries + 1):
-      try:
-        answer = self._ask(question)
-        found = read_verdict(answer)
-        break
-      except _PassingError as error:
-        if attempt == self.retries:
-          raise JudgeError(f"{self.base_url}: {error} (after {attempt + 1} attempts)") from error
-        time.sleep(error.wait_seconds or self.wait_seconds * 2**attempt)
+
+    def attempt() -> tuple[str, str]:
+      answer = self._ask(question)
+      return answer, read_verdict(answer)
+
+    try:
+      answer, found = http_client.with_retries(attempt, self.retries, self.wait_seconds)
+    except http_client.HttpFailure as error:
+      kind = RefusedError if error.status in REFUSALS else JudgeError
+      raise kind(f"{self.base_url}: {error} for model {self.model}") from None
     if file is not None:
       file.parent.mkdir(parents=True, exist_ok=True)
-      # Whole or not at all: several threads may write the same answer.
-      temporary = file.with_suffix(f".{os.getpid()}.{id(question)}.tmp")
-      temporary.write_text(json.dumps({"model": self.model, "verdict": found, "answer": answer}))
-      temporary.replace(file)
+      files.write_whole(file, json.dumps({"model": self.model, "verdict": found, "answer": answer}))
     return found
 
   def _ask(self, question: Mapping[str, Any]) -> str:
     """One request; the text of the answer."""
-    headers = {"Content-Type": "application/json"}
-    key = os.environ.get(self.key_variable)
-    if key:
-      headers["Authorization"] = f"Bearer {key}"
-    url = f"{self.base_url.rstrip('/')}/chat/completions"
-    request = urllib.request.Request(url, json.dumps(question).encode(), headers)
+    answer = self._client.post(question)
     try:
-      with OPENER.open(request, timeout=self.timeout_seconds) as response:
-        body = json.loads(response.read())
-      answer = str(body["choices"][0]["message"]["content"] or "")
-      # Answers are kept on disk; an endpoint that echoes the question's headers must not put the key there.
-      return answer.replace(key, "[key]") if key else answer
-    except urllib.error.HTTPError as error:
-      # What the endpoint says is not repeated: some echo parts of the key.
-      if error.code in RETRIED:
-        raise _PassingError(f"HTTP {error.code}", _retry_after(error)) from None
-      kind = RefusedError if error.code in REFUSALS else JudgeError
-      raise kind(f"{self.base_url}: HTTP {error.code} for model {self.model}") from None
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-      raise _PassingError(str(getattr(error, "reason", error))) from None
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-      raise _PassingError(f"not a chat completion ({type(error).__name__})") from None
+      return str(answer["choices"][0]["message"]["content"] or "")
+    except (KeyError, IndexError, TypeError) as error:
+      raise http_client.PassingError(f"not a chat completion ({type(error).__name__})") from None
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-  """A redirect would carry the key to another host; it is an error instead."""
-
-  def redirect_request(self, *arguments, **keywords):
-    return None
-
-
-OPENER = urllib.request.build_opener(_NoRedirects)
-
-
-class _PassingError(Exception):
-  """A failure that a retry may cure."""
-
-  def __init__(self, message: str, wait_seconds: float = 0.0):
-    super().__init__(message)
-    self.wait_seconds = wait_seconds
-
-
-def _retry_after(error: urllib.error.HTTPError) -> float:
-  """Seconds that the endpoint asks to wait, a minute at most."""
-  try:
-    return min(max(float(error.headers.get("Retry-After", 0)), 0.0), 60.0)
-  except ValueError:
-    return 0.0
+# An answer is read line by line, without the marks of Markdown and JSON, and without quotes.
+MARKS = re.compile(r"""[*_`~#>"“”\[\](){}]|(?<!\w)['‘’]|['’](?!\w)""")
+LABEL = r"(?:(?:my |the |final )*(?:answer|verdict|choice|winner|judge?ment)(?: is)?\s*[:=-]?\s*)?"
+ONE = r"(?:caption |option )?(A|B)"
+ALONE = re.compile(rf"{LABEL}(?:{ONE}|(?:(?:it is |it['’]s )?a )?(tie))\s*[.!]*", re.IGNORECASE)
+BETTER = re.compile(
+  rf"{LABEL}{ONE} (?:is|describes the image|describes it) (?:clearly |slightly |much |far )?better than {ONE}\s*[.!]*",
+  re.IGNORECASE,
+)
+# In a sentence, a capital A before a word in lower case is an article unless a verdict may continue with that word.
+WORDS = re.compile(r"\b(?:(A)(?! (?!is\b|wins\b|describes\b|because\b)[a-z])|(B)|((?i:tie)))\b")
+CHOICE = re.compile(
+  r"\b(?:better|best|prefer\w*|superior|wins?|winner|choose|choice|pick|answer|verdict|vote|tie)\b|:\s*(?:A|B)[.!]*$",
+  re.I,
+)
+# One caption may be named in order to reject it, or to compare the other one with it.
+REJECTION = re.compile(
+  r"\b(?:not|no|never|neither|nor|cannot|hardly|than|over|worse|worst|less|least|loses?|inferior|wrong|incorrect|"
+  r"inaccurate|miss\w*|lack\w*|fail\w*|invent\w*|hallucinat\w*|omit\w*|ignor\w*|unlike|without|but|if|unless|"
+  r"except|would|could|should|might)\b|n['’]t\b",
+  re.IGNORECASE,
+)
 
 
 def read_verdict(answer: str) -> str:
-  """The last of A, B, TIE that stands in an answer as a word by itself.
+  """ "A", "B" or "TIE", if the answer is clear.
+
+  A clear answer has the verdict alone on a line, or its last line chooses one and names no other, or says that one
+  caption is better than the other. Lines that disagree are no verdict.
 
   Raises:
-    _PassingError: there is none; the model may do better when asked again.
+    PassingError: the answer is not clear; the model may do better when asked again.
   """
-  # An article is no verdict: only a capital letter, or the word tie in any case.
-  words = re.findall(r"\b(A|B|[Tt][Ii][Ee])\b", answer)
-  if not words:
-    raise _PassingError(f"no verdict in the answer {answer[:80]!r}")
-  return words[-1].upper()
+  lines = [MARKS.sub("", line).strip(" \t-–—•") for line in re.split(r"[\r\n]+", answer)]
+  lines = [line for line in lines if line]
+  found = {(match[1] or match[2]).upper() for line in lines if (match := ALONE.fullmatch(line))}
+  if lines and (last := _said(lines[-1])):
+    found.add(last)
+  if len(found) != 1:
+    raise http_client.PassingError(f"no clear verdict in the answer {answer[-80:]!r}")
+  return found.pop()
+
+
+def _said(line: str) -> str:
+  """The verdict of a sentence; "" if it has none that is clear."""
+  if (match := BETTER.fullmatch(line)) and match[1].upper() != match[2].upper():
+    return match[1].upper()
+  words = {"".join(groups).upper() for groups in WORDS.findall(line)}
+  return words.pop() if len(words) == 1 and CHOICE.search(line) and not REJECTION.search(line) else ""
 
 
 def both_orders(judge: Judge, image: str, ours: str, theirs: str) -> float:
@@ -257,12 +251,10 @@ def compare(
 
 
 def data_uri(file: Path) -> str:
-  """A JPEG of at most 1024 pixels a side, so that every endpoint takes it."""
+  """A JPEG of at most 1024 pixels per side, so that every endpoint takes it."""
   image = read_image(file)
   image.thumbnail((LARGEST_PX, LARGEST_PX))
-  data = io.BytesIO()
-  image.save(data, "JPEG", quality=90)
-  return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+  return files.data_uri(image, "JPEG", quality=90)
 
 
 def read_captions(file: Path) -> dict[str, str]:
@@ -272,14 +264,16 @@ def read_captions(file: Path) -> dict[str, str]:
     ValueError: a line has no image or caption, or two lines have the same image.
   """
   captions: dict[str, str] = {}
-  for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+  for number, line in enumerate(files.read_lines(file), 1):
     if not line.strip():
       continue
     try:
       record = json.loads(line)
       name, caption = Path(record["image"]).name, record["caption"]
+      if not isinstance(caption, str):
+        raise TypeError(type(caption).__name__)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-      raise ValueError(f'{file}:{number}: expected a JSON object with "image" and "caption"') from error
+      raise ValueError(f'{file}:{number}: expected a JSON object with "image" and "caption", both text') from error
     if name in captions:
       raise ValueError(f"{file}:{number}: a second caption of {name}")
     captions[name] = caption
