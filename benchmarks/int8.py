@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 import uae_jax
+from uae_jax.data.pipeline import DataConfig
 from uae_jax.evaluation import held_out
-from uae_jax.small_world import scenes
 
 
 def figures(uae: uae_jax.UAE, split: held_out.HeldOut) -> tuple[dict[str, float], list[str]]:
@@ -26,7 +26,7 @@ def figures(uae: uae_jax.UAE, split: held_out.HeldOut) -> tuple[dict[str, float]
     "recall": told["caption_recall"],
     "precision": told["caption_precision"],
     "PSNR, dB": float(np.mean(-10 * np.log10(errors))),
-    "objects right": scenes.detection_accuracy(painted * 255.0, split.truth)["object_accuracy"],
+    "objects right": split.truth.image_figures(painted * 255.0)["object_accuracy"],
   }, captions
 
 
@@ -35,9 +35,10 @@ def main() -> None:
   parser.add_argument("workdirs", nargs="+", type=Path)
   parser.add_argument("--images", type=int, default=192)
   arguments = parser.parse_args()
-  split = held_out.of_scenes(arguments.images, "plain")[held_out.PLAIN]
   for workdir in arguments.workdirs:
-    exact, captions = figures(uae_jax.UAE.load(workdir, dtype="float32"), split)
+    uae = uae_jax.UAE.load(workdir, dtype="float32")
+    split = held_out.load(DataConfig(), uae.processor, arguments.images)[held_out.PLAIN]
+    exact, captions = figures(uae, split)
     rounded, others = figures(uae_jax.UAE.load(workdir, dtype="float32", int8=True), split)
     same = np.mean([one == other for one, other in zip(captions, others, strict=True)])
     print(f"\n| {workdir.name} | " + " | ".join(exact) + " |\n" + "|---" * (1 + len(exact)) + "|")

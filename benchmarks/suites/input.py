@@ -7,6 +7,7 @@ from benchmarks import photographs
 from benchmarks.timing import Case
 from benchmarks.world import World
 from uae_jax.data.pipeline import DataConfig, make_dataset
+from uae_jax.data.sources import open_source
 from uae_jax.small_world.processor import make_tokenizer
 
 
@@ -17,9 +18,9 @@ def cases(world: World) -> dict:
     place = photographs.write(Path(tempfile.gettempdir()) / f"benchmarks_photographs_{size.name}", size)
     data = DataConfig(source=f"folder:{place}", image_px=size.caption_px, caption_tokens=photographs.CAPTION_TOKENS)
     dataset = make_dataset(
+      open_source(data, "train"),
       data,
       make_tokenizer(),
-      split="train",
       captions="full",
       batch_size=size.encoder_batch,
       seed=0,

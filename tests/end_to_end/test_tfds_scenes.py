@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from uae_jax.data.pipeline import DataConfig, make_dataset
-from uae_jax.small_world import processor, scenes, tfds
+from uae_jax.data.processing import Processor
+from uae_jax.data.sources import open_source
+from uae_jax.evaluation import held_out
+from uae_jax.small_world import phrases, processor, render, scenes, tfds
 
 NUM_TRAIN, NUM_HELD_OUT = 250, 20
 TOKENIZER = processor.make_tokenizer()
@@ -24,9 +27,9 @@ def data(tmp_path_factory):
   return DataConfig(source="tfds:uae_scenes/plain", data_dir=folder)
 
 
-def dataset(data, **options):
-  defaults = dict(split="train", captions="full", batch_size=25, seed=0)
-  return make_dataset(data, TOKENIZER, **(defaults | options))
+def dataset(data, split="train", **options):
+  defaults = dict(captions="full", batch_size=25, seed=0)
+  return make_dataset(open_source(data, split), data, TOKENIZER, **(defaults | options))
 
 
 def epoch(data, num_records, **options):
@@ -42,8 +45,8 @@ def test_an_epoch_is_the_first_scenes_of_the_split(data, split, count):
   found = epoch(data, count, split=split, batch_size=10)
   assert sorted(found["index"]) == list(range(count))
   expected = scenes.scenes(np.arange(count), split)
-  images = scenes.render_batch(expected)
-  captions = scenes.captions_text(expected, "full")
+  images = render.render_batch(expected)
+  captions = phrases.captions_text(expected, "full")
   # TFDS shuffles what it writes: records are compared as sets.
   pairs = {(image.tobytes(), caption) for image, caption in zip(images, captions, strict=True)}
   texts = [TOKENIZER.decode(row, skip_special_tokens=True) for row in found["tokens"]]
@@ -64,7 +67,7 @@ def test_partial_captions_differ_from_epoch_to_epoch(data):
 def test_contrastive_groups_start_with_the_stored_image(data):
   batch = next(iter(dataset(data, captions="contrastive")))
   assert batch["image"].shape == (25, 4, 32, 32, 3)
-  objects, background = scenes.detect(batch["image"].reshape(100, 32, 32, 3))
+  objects, background = render.detect(batch["image"].reshape(100, 32, 32, 3))
   shown = scenes.Scene.from_array(np.concatenate([background[:, None], objects], 1), scenes.variant("plain"))
   np.testing.assert_array_equal(shown.identity().reshape(25, 4), batch["identity"])
 
@@ -88,9 +91,11 @@ def test_worker_processes_keep_order_and_state(data):
 def test_reading_needs_no_tensorflow(data):
   code = (
     "import sys\n"
-    "from uae_jax.data import pipeline, sources, scenes, vocabulary, tfds_scenes\n"
+    "from uae_jax.data import pipeline, sources\n"
+    "from uae_jax.small_world import processor, scenes, source, tfds\n"
     "assert not {'tensorflow', 'transformers', 'tensorflow_datasets'} & set(sys.modules)\n"
-    f"source = sources.open_source({data.source!r}, 'train', data_dir={data.data_dir!r})\n"
+    f"data = pipeline.DataConfig(source={data.source!r}, data_dir={data.data_dir!r})\n"
+    "source = sources.open_source(data, 'train')\n"
     "source[0]\n"
     "assert 'tensorflow' not in sys.modules\n"
   )
@@ -118,6 +123,29 @@ def test_missing_datasets_are_named(data, source, split, message):
 
 
 def test_another_variant_is_an_error(data):
-  other = DataConfig(source=data.source, data_dir=data.data_dir, variant="dense", caption_tokens=34)
-  with pytest.raises(ValueError, match="data.variant"):
-    next(iter(dataset(other)))
+  for variant in ("dense", "shifted"):
+    other = DataConfig(source=data.source, data_dir=data.data_dir, variant=variant, caption_tokens=34)
+    with pytest.raises(ValueError, match=f"data.variant = '{variant}', but data.source = tfds:uae_scenes/plain"):
+      dataset(other)
+
+
+def held_out_of(data, count, tmp_path):
+  processor.write_processor(tmp_path)
+  return held_out.load(data, Processor.from_folder(tmp_path), count)
+
+
+def test_stored_records_have_their_ground_truth(data, tmp_path):
+  splits = held_out_of(data, NUM_HELD_OUT, tmp_path)
+  assert list(splits) == ["held_out", "held_out_pairs"]
+  for split, found in splits.items():
+    assert found.figures(found.captions)["caption_recall"] == found.figures(found.captions)["caption_precision"] == 1
+    assert found.truth.image_figures(found.images) == {"object_accuracy": 1.0, "scene_accuracy": 1.0}
+    assert found.truth.image_figures(found.truth.edited_images())["scene_accuracy"] == 0
+    # The same images as the procedural source has, in the order of the files.
+    made = {image.tobytes() for image in held_out_of(DataConfig(), NUM_HELD_OUT, tmp_path)[split].images}
+    assert {image.tobytes() for image in found.images} == made
+
+
+def test_too_few_held_out_records_are_an_error(data, tmp_path):
+  with pytest.raises(ValueError, match=rf"num_images = 21, but split held_out of .* has {NUM_HELD_OUT} records"):
+    held_out_of(data, NUM_HELD_OUT + 1, tmp_path)

@@ -11,7 +11,7 @@ import numpy as np
 from uae_jax import sharding, trees
 from uae_jax.data.processing import Processor
 from uae_jax.layers.lora import LoRA, is_adapter
-from uae_jax.small_world import scenes
+from uae_jax.small_world import phrases, render, scenes
 from uae_jax.small_world.processor import write_processor
 from uae_jax.training import sizes
 from uae_jax.training.build import Built, build
@@ -91,9 +91,9 @@ def batch() -> dict:
   end, pad = built().networks.prompts.end[0], built().networks.prompts.pad
   tokens = np.full((PROMPTS, TOKENS), pad, np.int32)
   for i, row in enumerate(tokens):
-    ids = [*built().processor.encode(scenes.full_caption(scene[i])), end]
+    ids = [*built().processor.encode(phrases.full_caption(scene[i])), end]
     row[: len(ids)] = ids
-  return {"image": scenes.render_batch(scene), "tokens": tokens}
+  return {"image": render.render_batch(scene), "tokens": tokens}
 
 
 def state_of(net: str, tree: dict | None = None, *, has_old: bool = False) -> State:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from uae_jax.draws import Draws
-from uae_jax.small_world import scenes
+from uae_jax.small_world import phrases, scenes
 from uae_jax.small_world.caption_scores import aggregate, hallucination_warnings, score
 from uae_jax.small_world.scenes import Scene
 
@@ -24,7 +24,7 @@ TWO = make("black", ("top-left", "large", "green", "cross"), ("bottom-right", "s
 
 
 def test_grammar():
-  assert scenes.full_caption(TWO) == (
+  assert phrases.full_caption(TWO) == (
     "black background ; top-left large green cross ; bottom-right small white triangle ;"
   )
 
@@ -34,7 +34,7 @@ def test_grammar():
 def test_the_full_caption_says_everything(name, split):
   batch = scenes.scenes(np.arange(200), split, scenes.variant(name))
   for i in range(200):
-    result = score(scenes.full_caption(batch[i]), batch[i])
+    result = score(phrases.full_caption(batch[i]), batch[i])
     assert result.recall == result.precision == 1
     assert result.length == result.true_length
     assert not result.missing
@@ -44,7 +44,7 @@ def test_the_full_caption_says_everything(name, split):
 def test_partial_captions_say_only_true_things(name):
   # Without places, phrases may be matched to another object that fits as well: precision stays near 1, not at 1.
   batch = scenes.scenes(np.arange(600), "train", scenes.variant(name))
-  texts = scenes.captions_text(batch, "partial", Draws(np.arange(600)))
+  texts = phrases.captions_text(batch, "partial", Draws(np.arange(600)))
   figures = aggregate([score(text, batch[i]) for i, text in enumerate(texts)])
   assert figures["caption_precision"] > 0.97
   assert 0.3 < figures["caption_recall"] < 0.55

@@ -13,16 +13,18 @@ import pytest
 from uae_jax.data import pipeline
 from uae_jax.data.pipeline import CaptionTokens, DataConfig, make_dataset
 from uae_jax.data.sources import BadRecords, open_source
-from uae_jax.small_world import processor, scenes
+from uae_jax.draws import Draws
+from uae_jax.small_world import phrases, processor, render, scenes
+from uae_jax.small_world.source import SceneCaptions
 
 TOKENIZER = processor.make_tokenizer()
 PLAIN = DataConfig()
 GRAYS = 23  # records of the small files, told apart by their grey level
 
 
-def dataset(data=PLAIN, tokenizer=TOKENIZER, **options):
-  defaults = dict(split="train", captions="full", batch_size=8, seed=0, num_threads=0)
-  return make_dataset(data, tokenizer, **(defaults | options))
+def dataset(data=PLAIN, tokenizer=TOKENIZER, split="train", **options):
+  defaults = dict(captions="full", batch_size=8, seed=0, num_threads=0)
+  return make_dataset(open_source(data, split), data, tokenizer, **(defaults | options))
 
 
 def take(batches, count):
@@ -96,9 +98,9 @@ def test_the_word_table_equals_the_tokenizer(variant, length, captions):
   config = scenes.variant(variant)
   batch = scenes.scenes(np.arange(100), "train", config)
   tokens = CaptionTokens.of(TOKENIZER, length)
-  draws = [scenes.Draws(np.arange(100)) for _ in range(2)]
-  rows, lengths = tokens.of_scenes(batch, captions, draws[0])
-  expected_rows, expected_lengths = tokens.of_texts(scenes.captions_text(batch, captions, draws[1]))
+  draws = [Draws(np.arange(100)) for _ in range(2)]
+  rows, lengths = SceneCaptions.of(config, tokens, captions, 0).to_tokens(batch, captions, draws[0])
+  expected_rows, expected_lengths = tokens.of_texts(phrases.captions_text(batch, captions, draws[1]))
   np.testing.assert_array_equal(rows, expected_rows)
   np.testing.assert_array_equal(lengths, expected_lengths)
 
@@ -106,7 +108,7 @@ def test_the_word_table_equals_the_tokenizer(variant, length, captions):
 def test_rows_are_caption_end_padding():
   batch = take(dataset(), 1)[0]
   for row, length, index in zip(batch["tokens"], batch["length"], batch["index"], strict=True):
-    caption = scenes.full_caption(scenes.scene(int(index)))
+    caption = phrases.full_caption(scenes.scene(int(index)))
     assert TOKENIZER.decode(row[: length - 1]) == caption
     assert TOKENIZER.decode(row, skip_special_tokens=True) == caption
     assert TOKENIZER.convert_ids_to_tokens(int(row[length - 1])) == "<|im_end|>"
@@ -124,7 +126,7 @@ def test_a_tokenizer_of_pieces_works_too():
   pieces = PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", eos_token="<end>")
   assert processor.word_ids(pieces) is None
   batch = take(dataset(DataConfig(caption_tokens=200), pieces), 1)[0]
-  text = scenes.full_caption(scenes.scene(int(batch["index"][0]))).replace(" ", "")
+  text = phrases.full_caption(scenes.scene(int(batch["index"][0]))).replace(" ", "")
   assert pieces.decode(batch["tokens"][0, : batch["length"][0] - 1]).replace(" ", "") == text
 
 
@@ -132,19 +134,19 @@ def test_contrastive_groups():
   batch = take(dataset(captions="contrastive"), 1)[0]
   assert batch["image"].shape == (8, 4, 32, 32, 3) and batch["tokens"].shape == (8, 4, 26)
   assert batch["identity"].shape == (8, 4) and batch["identity"].dtype == np.int64
-  objects, background = scenes.detect(batch["image"].reshape(32, 32, 32, 3))
+  objects, background = render.detect(batch["image"].reshape(32, 32, 32, 3))
   shown = scenes.Scene.from_array(np.concatenate([background[:, None], objects], 1), scenes.variant("plain"))
-  for row, caption in zip(batch["tokens"].reshape(32, -1), scenes.captions_text(shown, "full"), strict=True):
+  for row, caption in zip(batch["tokens"].reshape(32, -1), phrases.captions_text(shown, "full"), strict=True):
     assert TOKENIZER.decode(row, skip_special_tokens=True) == caption
   np.testing.assert_array_equal(shown.identity(), batch["identity"].ravel())
-  np.testing.assert_array_equal(batch["image"][:, 0], scenes.render_batch(scenes.scenes(batch["index"], "train")))
+  np.testing.assert_array_equal(batch["image"][:, 0], render.render_batch(scenes.scenes(batch["index"], "train")))
 
 
 # --- Order ------------------------------------------------------------------------------------------------------------
 
 
 def test_batches_made_whole_equal_records_one_by_one():
-  source = open_source("scenes", "held_out")
+  source = open_source(PLAIN, "held_out")
   batch = take(dataset(split="held_out"), 1)[0]
   for row, index in enumerate(batch["index"]):
     record = source[int(index)]
@@ -264,7 +266,7 @@ def test_resume_with_another_number_of_processes(source, before, after, tmp_path
   old, new, whole = iterators(before), iterators(after), iterators(1)
   for _ in range(3):
     np.testing.assert_array_equal(global_batch(old), global_batch(whole))
-  state = pipeline.repartition(data.source, [part.get_state() for part in old], after)
+  state = pipeline.repartition(open_source(data, "train"), [part.get_state() for part in old], after)
   for part in new:
     part.set_state(state)
   for _ in range(3):
@@ -308,7 +310,7 @@ def test_bad_records_are_logged_and_skipped(small_source, caplog):
   assert bad == {7}
   assert sorted(seen[:22]) == sorted(seen[22:]) == [i for i in range(GRAYS) if i != 7]
   assert "skipped record" in caplog.text
-  assert open_source(data.source, "train", data_dir=data.data_dir).key(7) in caplog.text
+  assert open_source(data, "train").key(7) in caplog.text
 
 
 def test_many_bad_records_are_one_error(small_source):
@@ -393,7 +395,7 @@ def test_the_written_processor_is_read_by_transformers(tmp_path):
     ["<|im_start|>", "user", "describe", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|im_end|>"]
     + ["assistant"]
   )
-  caption = scenes.full_caption(scenes.scene(1))
+  caption = phrases.full_caption(scenes.scene(1))
   for content in (caption, [{"type": "text", "text": caption}]):
     rendered = tokenizer.apply_chat_template(
       [{"role": "generate", "content": content}], tokenize=False, add_generation_prompt=True
@@ -406,8 +408,7 @@ def test_the_written_processor_is_read_by_transformers(tmp_path):
 
 
 def test_transforms_travel_to_worker_processes():
-  tokens = CaptionTokens.of(TOKENIZER, 26)
-  make = pipeline.MakeScenes("train", scenes.variant("plain"), tokens, "mixed", 0)
+  make = open_source(PLAIN, "train").batch_maker(CaptionTokens.of(TOKENIZER, 26), "mixed", 0)
   rows = np.array([[0, 5], [1, 6]])
   np.testing.assert_array_equal(pickle.loads(pickle.dumps(make))(rows)["tokens"], make(rows)["tokens"])
   assert pickle.loads(pickle.dumps(BadRecords(0.1, 5)))._num_records == 5

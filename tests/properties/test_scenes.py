@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 
 from uae_jax.draws import Draws
-from uae_jax.small_world import scenes
+from uae_jax.small_world import phrases, render, scenes
 from uae_jax.small_world.scenes import Scene
 
 VARIANTS = tuple(scenes.VARIANTS)
 ONE_OF_EACH_DIGEST = """
 import hashlib, numpy as np
-from uae_jax.small_world import scenes
+from uae_jax.small_world import phrases, render, scenes
 from uae_jax.draws import Draws
 digest = hashlib.sha256()
 for name, config in scenes.VARIANTS.items():
   for split in scenes.SPLITS:
     batch = scenes.scenes(np.arange(64), split, config)
-    digest.update(scenes.render_batch(batch).tobytes())
-    for mode in scenes.CAPTIONS:
-      digest.update("|".join(scenes.captions_text(batch, mode, Draws(np.arange(64)))).encode())
+    digest.update(render.render_batch(batch).tobytes())
+    for mode in phrases.CAPTIONS:
+      digest.update("|".join(phrases.captions_text(batch, mode, Draws(np.arange(64)))).encode())
     digest.update(scenes.edit_groups(batch, Draws(np.arange(64))).to_array().tobytes())
 print(digest.hexdigest())
 """
@@ -54,13 +54,13 @@ def test_a_scene_does_not_depend_on_its_batch(name, split):
   config = scenes.variant(name)
   indices = np.array([5, 2**30 - 1, 0, 77, 5])
   batch = scenes.scenes(indices, split, config)
-  captions = scenes.captions_text(batch, "partial", Draws(indices, 3))
+  captions = phrases.captions_text(batch, "partial", Draws(indices, 3))
   groups = scenes.edit_groups(batch, Draws(indices, 4))
   for row, index in enumerate(indices):
     one = scenes.scene(int(index), split, config)
     np.testing.assert_array_equal(one.to_array(), batch[row].to_array())
-    np.testing.assert_array_equal(scenes.render(one), scenes.render_batch(batch)[row])
-    assert scenes.partial_caption(one, Draws(index, 3)) == captions[row]
+    np.testing.assert_array_equal(render.render(one), render.render_batch(batch)[row])
+    assert phrases.captions_text(one[None], "partial", Draws([index], 3)) == [captions[row]]
     alone = scenes.edit_groups(one[None], Draws([index], 4))
     np.testing.assert_array_equal(alone.to_array()[0], groups.to_array()[row])
 
@@ -81,11 +81,11 @@ def test_splits_are_disjoint(name):
 def test_unseen_pairs_are_never_said_in_training(name):
   batch = scenes.scenes(np.arange(20_000), "train", scenes.variant(name))
   edits = scenes.edit_groups(batch[:2000], Draws(np.arange(2000)))[:, 1]
-  said = set().union(*map(pair_words, scenes.captions_text(batch, "full") + scenes.captions_text(edits, "full")))
+  said = set().union(*map(pair_words, phrases.captions_text(batch, "full") + phrases.captions_text(edits, "full")))
   unseen = set(scenes.HELD_OUT_PAIRS)
   everything = {(shape, color) for shape in scenes.SHAPES for color in scenes.COLORS}
   assert said == everything - unseen
-  for caption in scenes.captions_text(scenes.scenes(np.arange(500), "held_out_pairs", scenes.variant(name)), "full"):
+  for caption in phrases.captions_text(scenes.scenes(np.arange(500), "held_out_pairs", scenes.variant(name)), "full"):
     assert pair_words(caption) & unseen
 
 
@@ -105,21 +105,21 @@ def test_no_split_lacks_an_attribute(name, split):
 def test_images_show_the_scene(name):
   config = scenes.variant(name)
   batch = scenes.scenes(np.arange(300), "train", config)
-  images = scenes.render_batch(batch)
+  images = render.render_batch(batch)
   assert images.dtype == np.uint8 and images.shape == (300, 32, 32, 3)
-  objects, background = scenes.detect(images, config)
+  objects, background = render.detect(images, config)
   np.testing.assert_array_equal(objects, batch.objects())
   np.testing.assert_array_equal(background, batch.background)
-  assert scenes.detection_accuracy(images, batch) == {"object_accuracy": 1.0, "scene_accuracy": 1.0}
+  assert render.detection_accuracy(images, batch) == {"object_accuracy": 1.0, "scene_accuracy": 1.0}
   # Noise of 4 grey levels leaves the detector in place; another scene does not fool it.
   noisy = np.clip(images + np.random.default_rng(0).normal(0, 4, images.shape), 0, 255)
-  assert scenes.detection_accuracy(noisy, batch)["object_accuracy"] > 0.98
-  assert scenes.detection_accuracy(np.roll(images, 1, axis=0), batch)["object_accuracy"] < 0.2
+  assert render.detection_accuracy(noisy, batch)["object_accuracy"] > 0.98
+  assert render.detection_accuracy(np.roll(images, 1, axis=0), batch)["object_accuracy"] < 0.2
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_two_cells_look_different(name):
-  cells = scenes._cells(scenes.variant(name)).astype(np.float32)
+  cells = render._cells(scenes.variant(name)).astype(np.float32)
   for bank in cells.reshape(len(cells), cells.shape[1], -1):
     distance = np.sum(bank**2, 1)[:, None] + np.sum(bank**2, 1) - 2 * bank @ bank.T
     assert np.min(distance + np.eye(len(bank)) * 1e9) > 1000
@@ -164,19 +164,19 @@ def test_edits_are_near_and_in_training(name):
 
 def test_lengths_of_the_recipe():
   batch = scenes.scenes(np.arange(20_000))
-  full = [len(text.split()) for text in scenes.captions_text(batch, "full")]
+  full = [len(text.split()) for text in phrases.captions_text(batch, "full")]
   assert max(full) == scenes.variant("plain").max_caption_words == 23
   assert np.mean(full) == pytest.approx(3 + 5 * 2.5, abs=0.15)  # 1 to 4 objects
-  partial = [len(text.split()) for text in scenes.captions_text(batch, "partial", Draws(np.arange(20_000)))]
+  partial = [len(text.split()) for text in phrases.captions_text(batch, "partial", Draws(np.arange(20_000)))]
   assert np.mean(partial) / np.mean(full) == pytest.approx(7.05 / 14.95, abs=0.02)
   assert min(partial) >= 2  # at least one object, by its shape
-  mixed = scenes.captions_text(batch, "mixed", Draws(np.arange(20_000)))
-  is_full = np.mean([text == full for text, full in zip(mixed, scenes.captions_text(batch, "full"), strict=True)])
-  assert is_full == pytest.approx(scenes.FULL_FRACTION + 0.01, abs=0.02)
+  mixed = phrases.captions_text(batch, "mixed", Draws(np.arange(20_000)))
+  is_full = np.mean([text == full for text, full in zip(mixed, phrases.captions_text(batch, "full"), strict=True)])
+  assert is_full == pytest.approx(phrases.FULL_FRACTION + 0.01, abs=0.02)
 
 
 def test_ground_truth_is_json():
-  truth = scenes.attributes(scenes.scene(0, "train", scenes.variant("shifted")))
+  truth = phrases.attributes(scenes.scene(0, "train", scenes.variant("shifted")))
   assert json.loads(json.dumps(truth)) == truth
   assert set(truth["objects"][0]) == {"place", "size", "color", "shape", "shift"}
 

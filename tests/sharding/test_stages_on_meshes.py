@@ -14,8 +14,8 @@ import pytest
 
 from uae_jax import sharding, trees
 from uae_jax.data.processing import Processor
+from uae_jax.small_world import phrases, render, sizes
 from uae_jax.small_world import scenes as scenes_data
-from uae_jax.small_world import sizes
 from uae_jax.small_world.processor import write_processor
 from uae_jax.training.build import build
 from uae_jax.training.order import REINFORCEMENT
@@ -115,9 +115,9 @@ def batches(built, mesh) -> list[dict]:
     scene = scenes_data.scenes(np.arange(ROWS * i, ROWS * (i + 1)))
     tokens = np.full((ROWS, TOKENS), built.networks.prompts.pad, np.int32)
     for row, k in zip(tokens, range(ROWS), strict=True):
-      ids = [*built.processor.encode(scenes_data.full_caption(scene[k])), built.networks.prompts.end[0]]
+      ids = [*built.processor.encode(phrases.full_caption(scene[k])), built.networks.prompts.end[0]]
       row[: len(ids)] = ids
-    batch = {"image": scenes_data.render_batch(scene), "tokens": tokens}
+    batch = {"image": render.render_batch(scene), "tokens": tokens}
     found.append(jax.device_put(batch, sharding.batch_sharding(mesh)))
   return found
 

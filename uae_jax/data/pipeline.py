@@ -5,8 +5,8 @@ of that endless order, and process p owns its p-th piece: the same global batche
 and every record exactly once an epoch. The state of an iterator is a few integers, so a run resumes in the middle of
 an epoch.
 
-The procedural source has nothing to read, so its batches are made whole from their indices, 10 us a scene; other
-sources are read record by record in threads.
+Sources that store nothing make batches from indices (`sources.MakesBatches`); others are read record by record in
+threads.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,15 @@ import grain
 import numpy as np
 
 from uae_jax.data.processing import Processor
-from uae_jax.data.sources import BadRecords, ScenesSource, open_source
+from uae_jax.data.sources import BadRecords, CaptionsRecords, MakesBatches, Source
 from uae_jax.draws import Draws
-from uae_jax.small_world import scenes
 
-CAPTIONS = (*scenes.CAPTIONS, "contrastive")
-# Streams of random draws, apart so that captions and edits of a record are independent.
-_CAPTION_STREAM, _EDIT_STREAM = 1, 2
+CAPTIONS = ("full", "partial", "mixed", "contrastive")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """The fields of `config.data` that `make_dataset` reads; a `ConfigDict` with these names serves as well.
+  """The fields of `config.data` that this package reads; a `ConfigDict` with these names serves as well.
 
   Attributes:
     source: see `sources.py`.
@@ -36,22 +33,22 @@ class DataConfig:
     image_px: side of the square images of a batch.
     caption_tokens: length of a row of tokens, the closing `<|im_end|>` included.
     max_bad_fraction: of records that may be unreadable.
-    variant: of the small world, see `scenes.VARIANTS`.
+    variant: of the small world, see `small_world.scenes.VARIANTS`.
   """
 
   source: str = "scenes"
   data_dir: str = ""
-  image_px: int = scenes.IMAGE_PX
+  image_px: int = 32
   caption_tokens: int = 26
   max_bad_fraction: float = 0.01
   variant: str = "plain"
 
 
 def make_dataset(
+  source: Source,
   data: DataConfig,
   processor,
   *,
-  split: str,
   captions: str,
   batch_size: int,
   seed: int,
@@ -66,19 +63,18 @@ def make_dataset(
   """An endless dataset of this process's part of the batches.
 
   Args:
+    source: of records, from `sources.open_source`.
     data: `DataConfig`, or anything with its fields.
     processor: `data.processing.Processor` or a Hugging Face tokenizer.
-    split: of `scenes.SPLITS`.
-    captions: "full"; of scenes also "partial" and "mixed" (60 % full); "contrastive" gives groups of a scene and
-      three edits of it,
-      with full captions (groups of one where the source has no scenes).
+    captions: "full", or "contrastive" for groups of images that differ little, with full captions; a source that
+      knows no variations of its records gives groups of one. A source with a grammar also has "partial" and "mixed".
     batch_size: of all processes together.
     seed: of the order and of what captions leave out.
     process_index: of this process.
     process_count: number of processes.
     shuffle: False keeps the order of the source.
     num_threads: that prepare batches ahead; 0 prepares them when asked.
-    num_workers: processes that read records ahead, for large photographs; the procedural source needs none. The state
+    num_workers: processes that read records ahead, for large photographs; unused if the source makes batches. The state
       of an iterator is bound to their number.
     prefetch_batches: how many are ready.
     bad_indices: collects the indices of unreadable records that were skipped; not those of worker processes.
@@ -100,8 +96,6 @@ def make_dataset(
     raise ValueError(f"captions = {captions!r}: expected one of {', '.join(CAPTIONS)}")
   if batch_size < 1 or batch_size % process_count:
     raise ValueError(f"data.batch_size = {batch_size} does not divide by {process_count} processes")
-  source = open_source(data.source, split, data_dir=data.data_dir, variant=data.variant)
-  config = scenes.variant(data.variant)
   rows = batch_size // process_count
   tokens = CaptionTokens.of(processor, data.caption_tokens)
   order = grain.MapDataset.range(len(source))
@@ -109,11 +103,15 @@ def make_dataset(
     # Grain's epoch e of seed s is epoch 0 of seed s + e: seeds are spread so that runs share no epoch.
     order = order.shuffle(seed=int(Draws(seed).integers(2**32)))
   order = ProcessRows(order.repeat().map_with_index(with_position), rows, process_index, process_count)
-  if isinstance(source, ScenesSource):
-    if data.image_px != scenes.IMAGE_PX:
-      raise ValueError(f"data.image_px = {data.image_px}: scenes have {scenes.IMAGE_PX}")
-    batches = order.batch(rows, batch_fn=np.asarray).map(MakeScenes(split, config, tokens, captions, seed))
+  if isinstance(source, MakesBatches):
+    if data.image_px != source.image_px:
+      raise ValueError(f"data.image_px = {data.image_px}: images of data.source = {data.source} have {source.image_px}")
+    batches = order.batch(rows, batch_fn=np.asarray).map(source.batch_maker(tokens, captions, seed))
     return batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches))
+  if isinstance(source, CaptionsRecords):
+    caption = source.record_captioner(tokens, captions, seed)
+  else:
+    caption = CaptionRecords(data.source, tokens, captions)
   bad = BadRecords(data.max_bad_fraction, len(source), process_count * max(1, num_workers), bad_indices)
   side = processor.square_px(data.image_px) if isinstance(processor, Processor) else data.image_px
   records = order.map(LoadRecord(source, data.image_px, side, bad))
@@ -126,7 +124,7 @@ def make_dataset(
     # Workers take records in turn, so their number does not change the order.
     records = records.mp_prefetch(grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=rows))
   batches = records.batch(rows, drop_remainder=True, batch_fn=as_columns)
-  return batches.map(CaptionRecords(data.source, config, tokens, captions, seed))
+  return batches.map(caption)
 
 
 # --- Order ------------------------------------------------------------------------------------------------------------
@@ -154,20 +152,20 @@ class ProcessRows(grain.MapDataset):
     return self._parent[(batch * self._process_count + self._process_index) * self._rows + row]
 
 
-def repartition(source: str, states: Sequence[dict], process_count: int) -> dict:
+def repartition(source: Source, states: Sequence[dict], process_count: int) -> dict:
   """The state of any process's iterator after the number of processes has changed.
 
-  Exact where no record was skipped. Where some were, processes had come differently far: all go on at the place of the
-  last one, and a few records come twice in that epoch.
+  Exact where no record was skipped. Otherwise processes had reached different places: all of them resume at the place
+  of the one that is furthest behind, and a few records are read twice in that epoch.
 
   Args:
-    source: `config.data.source`.
+    source: of the iterators.
     states: of the iterators of all processes, without workers.
     process_count: from now on.
   """
   place = min(state["next_index"] for state in states)
-  # The procedural source counts batches, the others rows of a process.
-  return {"next_index": place if source == "scenes" else place * len(states) // process_count}
+  # Where the source makes batches the iterator counts these, elsewhere the rows of one process.
+  return {"next_index": place if isinstance(source, MakesBatches) else place * len(states) // process_count}
 
 
 # --- Tokens -----------------------------------------------------------------------------------------------------------
@@ -179,13 +177,11 @@ class CaptionTokens:
 
   Attributes:
     tokenizer: Hugging Face tokenizer.
-    word_ids: int32[words] of `scenes.WORDS`, or None if words are not single tokens.
     length: of a row.
     pad, end: ids.
   """
 
   tokenizer: object
-  word_ids: np.ndarray | None
   length: int
   pad: int
   end: int
@@ -193,28 +189,7 @@ class CaptionTokens:
   @classmethod
   def of(cls, processor, length: int) -> "CaptionTokens":
     tokenizer = getattr(processor, "tokenizer", processor)
-    return cls(tokenizer, processor.word_ids(tokenizer), length, tokenizer.pad_token_id, tokenizer.eos_token_id)
-
-  def of_scenes(self, scene: scenes.Scene, captions: str, draws: Draws | None) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens int32[B, L], length int32[B]) of a batch of scenes.
-
-    Raises:
-      ValueError: the longest caption does not fit.
-    """
-    if self.word_ids is None:
-      return self.of_texts(scenes.captions_text(scene, captions, draws))
-    if scene.config.max_caption_words >= self.length:
-      raise ValueError(
-        f"data.caption_tokens = {self.length}: captions of this data.variant need {scene.config.max_caption_words + 1}"
-      )
-    words, said = scenes.caption_words(scene, captions, draws)
-    count = np.sum(said, axis=1)
-    tokens = np.full((len(words), self.length), self.pad, np.int32)
-    place = np.cumsum(said, axis=1) - 1
-    row, slot = np.nonzero(said)
-    tokens[row, place[row, slot]] = self.word_ids[words[row, slot]]
-    tokens[np.arange(len(words)), count] = self.end
-    return tokens, (count + 1).astype(np.int32)
+    return cls(tokenizer, length, tokenizer.pad_token_id, tokenizer.eos_token_id)
 
   def of_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """(tokens int32[B, L], length int32[B]) of any captions."""
@@ -231,43 +206,10 @@ class CaptionTokens:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MakeScenes:
-  """int64[b, 2] of (position, index) -> a batch of the procedural source."""
-
-  split: str
-  config: scenes.SceneConfig
-  tokens: CaptionTokens
-  captions: str
-  seed: int
-
-  def __call__(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-    position, index = rows[:, 0], rows[:, 1] % scenes.NUM_SCENES
-    scene = scenes.scenes(index, self.split, self.config)
-    if self.captions == "contrastive":
-      return _contrastive(scene, self.tokens, position, index, self.seed)
-    tokens, length = self.tokens.of_scenes(scene, self.captions, Draws(self.seed, position, _CAPTION_STREAM))
-    return {"image": scenes.render_batch(scene), "tokens": tokens, "length": length, "index": index}
-
-
-def _contrastive(scene: scenes.Scene, tokens: CaptionTokens, position, index, seed: int) -> dict[str, np.ndarray]:
-  groups = scenes.edit_groups(scene, Draws(seed, position, _EDIT_STREAM))
-  shape = groups.background.shape
-  flat = scenes.Scene.from_array(groups.to_array().reshape(shape[0] * shape[1], -1), groups.config)
-  rows, length = tokens.of_scenes(flat, "full", None)
-  return {
-    "image": scenes.render_batch(flat).reshape(*shape, scenes.IMAGE_PX, scenes.IMAGE_PX, 3),
-    "tokens": rows.reshape(*shape, -1),
-    "length": length.reshape(shape),
-    "index": index,
-    "identity": groups.identity(),
-  }
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class LoadRecord:
   """(position, index) -> a record with an image of image_px, or None (which grain skips) if it cannot be read."""
 
-  source: object
+  source: Source
   image_px: int
   captioner_px: int
   bad: BadRecords
@@ -304,26 +246,24 @@ def as_columns(records: Sequence[dict]) -> dict:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CaptionRecords:
-  """Columns of records -> a batch. Records that know their scene get every kind of caption, others only their own."""
+  """Columns of records that know one caption each -> a batch.
 
-  name: str
-  config: scenes.SceneConfig
+  Attributes:
+    source: `data.source`, for messages.
+    tokens: of captions.
+    captions: "full" or "contrastive".
+  """
+
+  source: str
   tokens: CaptionTokens
   captions: str
-  seed: int
 
   def __call__(self, columns: dict) -> dict[str, np.ndarray]:
-    position, index, image = columns["position"], columns["index"].astype(np.int64), columns["image"]
-    if "scene" in columns:
-      scene = scenes.Scene.from_array(columns["scene"], self.config)
-      if self.captions == "contrastive":
-        batch = _contrastive(scene, self.tokens, position, index, self.seed)
-        batch["image"][:, 0] = image
-        return batch
-      tokens, length = self.tokens.of_scenes(scene, self.captions, Draws(self.seed, position, _CAPTION_STREAM))
-      return {"image": image, "tokens": tokens, "length": length, "index": index}
     if self.captions not in ("full", "contrastive"):
-      raise ValueError(f"captions = {self.captions!r}: data.source = {self.name!r} has no scenes to leave parts out of")
+      raise ValueError(
+        f"captions = {self.captions!r}: records of data.source = {self.source!r} have full captions only"
+      )
+    index, image = columns["index"].astype(np.int64), columns["image"]
     tokens, length = self.tokens.of_texts(columns["caption"])
     batch = {"image": image, "tokens": tokens, "length": length, "index": index}
     if "captioner_image" in columns:

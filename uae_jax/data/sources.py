@@ -1,62 +1,109 @@
-"""Where records come from: random access by index, one record a dict.
+"""Where records come from: random access by index, one dict per record.
 
 `config.data.source`:
   scenes            the procedural small world: infinite for all purposes, nothing on disk
   tfds:NAME         a TFDS dataset prepared as ArrayRecord under `data.data_dir`, e.g. tfds:uae_scenes/plain
-  jsonl:PATH        one JSON object a line: "image" (path relative to the file) or "image_base64", and "caption"
+  jsonl:PATH        one JSON object per line: "image" (path relative to the file) or "image_base64", and "caption"
   arrayrecord:GLOB  the same JSON objects as records of ArrayRecord files
   folder:PATH       images with their captions beside them: cat.jpg, cat.txt
 
 PATH may contain {split}; without it the source has the training split only.
 
-A record: `image` uint8[H, W, 3] and `caption` str ("" where there is none: the RL stages need images alone).
-Small-world datasets add `scene` int32[1 + P], from which partial captions and edits are made. `source.key(index)` is
-what a person needs to find a record.
+A new kind of source is a class that satisfies `Source` and a row of `KINDS`. The RL stages need images alone, so a
+record's caption may be empty.
 """
 
 import base64
+from collections.abc import Callable, Sequence
 import glob
 import io
 import json
 import os
 from pathlib import Path
 import threading
+from typing import Protocol, runtime_checkable
 
 from absl import logging
 import numpy as np
 
 from uae_jax.files import IMAGE_SUFFIXES
-from uae_jax.small_world import scenes
 
+SPLITS = ("train", "held_out", "held_out_pairs")
 # How published datasets call what we call held_out.
 HELD_OUT_NAMES = ("held_out", "validation", "val", "test")
 
 
-class ScenesSource:
-  """The procedural small world. It has no records to read: `pipeline.py` makes whole batches from indices."""
+class Source(Protocol):
+  """Records by index, and optional capabilities: `MakesBatches`, `CaptionsRecords`, `KnowsTruth`.
 
-  def __init__(self, split: str, config: scenes.SceneConfig):
-    self.split, self.config = split, config
+  A source with a ground truth may have splits of held-out records besides "held_out": `more_held_out` names them.
+  """
 
-  def __len__(self) -> int:
-    return scenes.NUM_SCENES
+  def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> dict:
-    scene = scenes.scene(index, self.split, self.config)
-    return {
-      "image": scenes.render(scene),
-      "caption": scenes.full_caption(scene),
-      "scene": scene.to_array(),
-    }
+    """A record: `image` uint8[H, W, 3], `caption` str ("" where there is none), and fields of the source's own."""
+    ...
 
   def key(self, index: int) -> str:
-    return f"{self.split} scene {index}"
+    """What a person needs to find a record."""
+    ...
+
+
+@runtime_checkable
+class MakesBatches(Source, Protocol):
+  """A source without stored records: batches are made from indices.
+
+  Attributes:
+    image_px: side of its images.
+  """
+
+  image_px: int
+
+  def records(self, indices: Sequence[int]) -> list[dict]:
+    """The records of several indices at once."""
+    ...
+
+  def batch_maker(self, tokens, captions: str, seed: int) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """A picklable function from int64[b, 2] of (position in the endless order, index) to a batch.
+
+    Args:
+      tokens: `pipeline.CaptionTokens`.
+      captions: one of `pipeline.CAPTIONS`.
+      seed: of random draws, together with the position.
+    """
+    ...
+
+
+@runtime_checkable
+class CaptionsRecords(Source, Protocol):
+  """A source whose records know more captions than the one they are stored with."""
+
+  def record_captioner(self, tokens, captions: str, seed: int) -> Callable[[dict], dict[str, np.ndarray]]:
+    """A picklable function from columns of records to a batch; arguments as for `MakesBatches.batch_maker`."""
+    ...
+
+
+@runtime_checkable
+class KnowsTruth(Source, Protocol):
+  """A source that can score captions and images of its records."""
+
+  def ground_truth(self, records: Sequence[dict]):
+    """The `evaluation.held_out.Truth` of records."""
+    ...
 
 
 class TFDSSource:
-  """A prepared TFDS dataset, read by grain's ArrayRecord reader."""
+  """A prepared TFDS dataset, read by grain's ArrayRecord reader.
 
-  def __init__(self, name: str, split: str, data_dir: str):
+  Args:
+    name: of the dataset, with its config: uae_scenes/plain.
+    split: "held_out" also finds `HELD_OUT_NAMES`.
+    data_dir: folder of TFDS datasets; "" is the default of TFDS.
+    extra: features that records keep besides image and caption.
+  """
+
+  def __init__(self, name: str, split: str, data_dir: str, *, extra: Sequence[str] = ()):
     import tensorflow_datasets as tfds
 
     missing = f"data.source = tfds:{name}: no such dataset in data.data_dir = {data_dir!r}"
@@ -70,7 +117,8 @@ class TFDSSource:
     found = next((name for name in names if name in builder.info.splits), None)
     if found is None:
       raise ValueError(f"data.source = tfds:{name}: no split {split}, only {', '.join(builder.info.splits)}")
-    self._name = f"{name} {found}"
+    self._name, self._extra = f"{name} {found}", tuple(extra)
+    self.splits = tuple(builder.info.splits)
     self._data = builder.as_data_source(split=found)
 
   def __len__(self) -> int:
@@ -79,9 +127,7 @@ class TFDSSource:
   def __getitem__(self, index: int) -> dict:
     example = self._data[index]
     record = {"image": as_rgb(example["image"]), "caption": _caption_of(example)}
-    if "scene" in example:
-      record["scene"] = np.asarray(example["scene"], np.int32)
-    return record
+    return record | {name: np.asarray(example[name]) for name in self._extra}
 
   def key(self, index: int) -> str:
     return f"{self._name} {index}"
@@ -157,31 +203,71 @@ class FolderSource:
     return str(self._paths[index])
 
 
-def open_source(source: str, split: str, *, data_dir: str = "", variant: str = "plain"):
+def _open_scenes(data, name: str, split: str) -> Source:
+  from uae_jax.small_world import scenes, source
+
+  return source.ProceduralScenes(split, scenes.variant(data.variant))
+
+
+def _open_tfds(data, name: str, split: str) -> Source:
+  return TFDS_DATASETS.get(name.partition("/")[0], _open_plain_tfds)(data, name, split)
+
+
+def _open_plain_tfds(data, name: str, split: str) -> Source:
+  return TFDSSource(name, split, data.data_dir)
+
+
+def _open_stored_scenes(data, name: str, split: str) -> Source:
+  from uae_jax.small_world import source
+
+  stored = TFDSSource(name, split, data.data_dir, extra=("scene",))
+  more_held_out = [name for name in source.MORE_HELD_OUT if name in stored.splits]
+  return source.StoredScenes(stored, source.stored_config(name, data.variant), more_held_out)
+
+
+def _open_files(kind: Callable[[str], Source]) -> Callable[..., Source]:
+  def open_files(data, name: str, split: str) -> Source:
+    if split != "train" and "{split}" not in name:
+      raise ValueError(f"data.source = {data.source!r} has no split {split}: put {{split}} into the path")
+    path = os.path.join(data.data_dir, name.replace("{split}", split))
+    try:
+      return kind(path)
+    except FileNotFoundError as error:
+      raise ValueError(f"data.source = {data.source!r}: {path} does not exist") from error
+
+  return open_files
+
+
+# The beginning of `data.source` -> what opens it, given (data, the rest, split). After a colon there must be a rest.
+KINDS: dict[str, Callable[..., Source]] = {
+  "scenes": _open_scenes,
+  "tfds:": _open_tfds,
+  "jsonl:": _open_files(JsonLinesSource),
+  "arrayrecord:": _open_files(ArrayRecordSource),
+  "folder:": _open_files(FolderSource),
+}
+# TFDS datasets whose records hold more than an image and a caption.
+TFDS_DATASETS: dict[str, Callable[..., Source]] = {"uae_scenes": _open_stored_scenes}
+
+
+def open_source(data, split: str) -> Source:
   """The source of `config.data.source`.
+
+  Args:
+    data: `config.data`: an object with `source`, `data_dir` and `variant`.
+    split: one of `SPLITS`.
 
   Raises:
     ValueError: it does not exist, or has no such split.
   """
-  if split not in scenes.SPLITS:
-    raise ValueError(f"split {split!r}: expected one of {', '.join(scenes.SPLITS)}")
-  kind, _, name = source.partition(":")
-  if source == "scenes":
-    return ScenesSource(split, scenes.variant(variant))
-  if kind == "tfds":
-    return TFDSSource(name, split, data_dir)
-  files = {"jsonl": JsonLinesSource, "arrayrecord": ArrayRecordSource, "folder": FolderSource}
-  if kind not in files or not name:
+  if split not in SPLITS:
+    raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
+  kind, colon, name = data.source.partition(":")
+  if kind + colon not in KINDS or bool(colon) != bool(name):
     raise ValueError(
-      f"data.source = {source!r}: expected scenes, tfds:NAME, jsonl:PATH, arrayrecord:GLOB or folder:PATH"
+      f"data.source = {data.source!r}: expected scenes, tfds:NAME, jsonl:PATH, arrayrecord:GLOB or folder:PATH"
     )
-  if split != "train" and "{split}" not in name:
-    raise ValueError(f"data.source = {source!r} has no split {split}: put {{split}} into the path")
-  path = os.path.join(data_dir, name.replace("{split}", split))
-  try:
-    return files[kind](path)
-  except FileNotFoundError as error:
-    raise ValueError(f"data.source = {source!r}: {path} does not exist") from error
+  return KINDS[kind + colon](data, name, split)
 
 
 class BadRecords:

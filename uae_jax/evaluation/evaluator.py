@@ -12,15 +12,11 @@ from PIL import Image
 
 from uae_jax import trees
 from uae_jax.data.processing import Processor
-from uae_jax.draws import Draws
 from uae_jax.evaluation import held_out
 from uae_jax.evaluation.held_out import PAIRS, PLAIN, HeldOut
 from uae_jax.evaluation.reconstruction import ReconstructionOptions, Reconstructor, paired_gain, texts
 from uae_jax.networks import Networks
-from uae_jax.small_world import scenes
-from uae_jax.small_world.sizes import SMALL_WORLD
 
-EDIT_STREAM = 3
 ENCODERS = ("clip", "dinov2")
 
 
@@ -39,10 +35,7 @@ class StageEvaluator:
     self.section = section
     fields = {name: section[name] for name in ReconstructionOptions.__dataclass_fields__ if name in section}
     self.reconstructor = Reconstructor(networks, ReconstructionOptions(**fields))
-    if config.model == SMALL_WORLD:
-      self.splits = held_out.of_scenes(section.num_images, config.data.variant)
-    else:
-      self.splits = held_out.of_records(config.data, processor, section.num_images)
+    self.splits = held_out.load(config.data, processor, section.num_images)
     self.similarities = dict(zip(("reward_similarity", "held_out_similarity"), section.embedders, strict=False))
     self.similarities["psnr"] = "psnr"
 
@@ -70,21 +63,20 @@ class StageEvaluator:
     self._write(self._figures_file(folder), figures)
 
   def _encoder_figures(self, params: dict, name: str) -> dict:
-    """How far an encoder tells a held-out scene from an edit of it, and from another scene."""
+    """How similar the embedder finds a held-out image and another one, and an edit of it where there is a truth."""
     split = self.splits[PLAIN]
-    edited = scenes.render_batch(scenes.edit(split.truth, Draws(np.arange(self.section.num_images), EDIT_STREAM)))
-    original, changed = (self.reconstructor.embed(params, name, x) for x in (split.images, edited))
-    other = np.roll(original, 1, axis=0)
-    return {
-      "edit_similarity": float(np.mean(np.sum(original * changed, axis=-1))),
-      "other_similarity": float(np.mean(np.sum(original * other, axis=-1))),
-    }
+    original = self.reconstructor.embed(params, name, split.images)
+    others = {"other_similarity": np.roll(original, 1, axis=0)}
+    if split.truth is not None:
+      changed = self.reconstructor.embed(params, name, split.truth.edited_images())
+      others = {"edit_similarity": changed, **others}
+    return {key: float(np.mean(np.sum(original * other, axis=-1))) for key, other in others.items()}
 
   def _vae_figures(self, params: dict) -> dict:
     """The codec alone: the ceiling of every reconstruction."""
     split = self.splits[PLAIN]
     painted, psnr = self.reconstructor.autoencode(params, split.images)
-    accuracy = scenes.detection_accuracy((painted + 1.0) * 127.5, split.truth)
+    accuracy = {} if split.truth is None else split.truth.image_figures((painted + 1.0) * 127.5)
     return {"psnr": float(np.mean(psnr)), **accuracy}
 
   def _caption_figures(self, params: dict) -> dict:
@@ -143,7 +135,7 @@ class StageEvaluator:
     figures = split.figures(self._texts(tokens))
     figures |= {name: float(np.mean(similarities[key])) for name, key in self.similarities.items()}
     if split.truth is not None:
-      figures |= scenes.detection_accuracy((painted + 1.0) * 127.5, split.truth)
+      figures |= split.truth.image_figures((painted + 1.0) * 127.5)
     return figures, painted, similarities
 
   def _tokens(self, captions: tuple[str, ...], length: int) -> np.ndarray:

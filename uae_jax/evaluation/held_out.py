@@ -1,18 +1,41 @@
 """Images that no stage trains on, with what is known about them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from uae_jax.data.pipeline import fit
 from uae_jax.data.processing import Processor
-from uae_jax.data.sources import open_source
-from uae_jax.small_world import caption_scores, scenes
-from uae_jax.small_world.scenes import Scene
+from uae_jax.data.sources import KnowsTruth, MakesBatches, Source, open_source
 
 PLAIN, PAIRS = "held_out", "held_out_pairs"
+
+
+class Truth(Protocol):
+  """The ground truth of N images, e.g. `small_world.ground_truth.GroundTruth`."""
+
+  def first(self, count: int) -> "Truth":
+    """Of the first `count` images."""
+    ...
+
+  def scores(self, texts: Sequence[str]) -> list[Any]:
+    """The score of each caption, with `words` (word, verdict), `missing` and `num_true`."""
+    ...
+
+  def figures(self, texts: Sequence[str]) -> dict[str, float]:
+    """`caption_recall`, `caption_precision` and lengths of captions of all images."""
+    ...
+
+  def image_figures(self, images: np.ndarray) -> dict[str, float]:
+    """Figures of reconstructions uint8 or float [N, H, W, 3] in 0..255."""
+    ...
+
+  def edited_images(self) -> np.ndarray:
+    """uint8[N, H, W, 3], each image with one thing changed."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,31 +46,31 @@ class HeldOut:
     images: uint8[N, H, W, 3], to be reconstructed.
     captioner_images: uint8[N, h, w, 3], the same as the captioner sees them.
     captions: full captions, or "" where there is none.
-    truth: the scenes, of the small world only.
+    truth: None where the source has no ground truth.
   """
 
   images: np.ndarray
   captioner_images: np.ndarray
   captions: tuple[str, ...]
-  truth: Scene | None = None
+  truth: Truth | None = None
 
   @property
   def has_captions(self) -> bool:
     return all(self.captions)
 
-  def scores(self, texts: Sequence[str]) -> list[caption_scores.CaptionScore]:
-    """Each caption against its scene; empty where there is no ground truth."""
-    return [] if self.truth is None else [caption_scores.score(text, self.truth[i]) for i, text in enumerate(texts)]
+  def scores(self, texts: Sequence[str]) -> list[Any]:
+    """The score of each caption; empty where there is no ground truth."""
+    return [] if self.truth is None else self.truth.scores(texts)
 
-  def figures(self, texts: Sequence[str]) -> dict:
-    """Recall, precision and length against the ground truth, or words alone where there is none."""
+  def figures(self, texts: Sequence[str]) -> dict[str, float]:
+    """Recall, precision and length against the ground truth, or the length alone where there is none."""
     if self.truth is not None:
-      return caption_scores.aggregate(self.scores(texts))
+      return self.truth.figures(texts)
     figures = {"caption_length": mean_words(texts)}
     return figures | ({"true_caption_length": mean_words(self.captions)} if self.has_captions else {})
 
   def first(self, count: int) -> "HeldOut":
-    truth = None if self.truth is None else self.truth[:count]
+    truth = None if self.truth is None else self.truth.first(count)
     return HeldOut(self.images[:count], self.captioner_images[:count], self.captions[:count], truth)
 
 
@@ -55,39 +78,55 @@ def mean_words(texts: Sequence[str]) -> float:
   return float(np.mean([len(text.split()) for text in texts]))
 
 
-def of_scenes(count: int, variant: str) -> dict[str, HeldOut]:
-  """Held-out scenes, and scenes with shape-color pairs that training never shows."""
-  found = {}
-  for split in (PLAIN, PAIRS):
-    scene = scenes.scenes(np.arange(count), split, scenes.variant(variant))
-    images = scenes.render_batch(scene)
-    found[split] = HeldOut(images, images, tuple(scenes.full_caption(scene[i]) for i in range(count)), scene)
-  return found
+def load(data, processor: Processor, count: int) -> dict[str, HeldOut]:
+  """The first `count` readable records of each held-out split of a source; no split if `count` is 0.
 
+  Args:
+    data: `config.data`.
+    processor: of the captioner.
+    count: images per split, `config.evaluation.num_images`.
 
-def of_records(data, processor: Processor, count: int) -> dict[str, HeldOut]:
-  """The first `count` records of the source's held-out split.
+  Returns:
+    "held_out", and those of the other splits that the source names in `more_held_out`.
 
   Raises:
-    ValueError: the source has no such split, or too few records that can be read.
+    ValueError: the source has no held-out split, or too few records that can be read.
   """
-  source = open_source(data.source, PLAIN, data_dir=data.data_dir)
+  if not count:
+    return {}
+  source = open_source(data, PLAIN)
+  more = {split: open_source(data, split) for split in getattr(source, "more_held_out", ())}
+  return {split: _load(source, split, data, processor, count) for split, source in {PLAIN: source, **more}.items()}
+
+
+def _load(source: Source, split: str, data, processor: Processor, count: int) -> HeldOut:
+  records = list(_readable(source, count))
+  if len(records) < count:
+    raise ValueError(
+      f"config.evaluation.num_images = {count}, but split {split} of data.source = {data.source} has {len(records)} "
+      "records that can be read: lower num_images or add records"
+    )
   side = processor.square_px(data.image_px)
-  images, seen, captions = [], [], []
+  return HeldOut(
+    np.stack([fit(record["image"], data.image_px) for record in records]),
+    np.stack([fit(record["image"], side) for record in records]),
+    tuple(record["caption"] for record in records),
+    source.ground_truth(records) if isinstance(source, KnowsTruth) else None,
+  )
+
+
+def _readable(source: Source, count: int) -> Iterator[dict]:
+  """At most `count` records."""
+  if isinstance(source, MakesBatches):
+    yield from source.records(range(min(count, len(source))))
+    return
   for index in range(len(source)):
-    if len(images) == count:
-      break
+    if not count:
+      return
     try:
       record = source[index]
       Image.fromarray(record["image"])
     except Exception:  # A torn file can fail in any decoder; the next record takes its place.
       continue
-    images.append(fit(record["image"], data.image_px))
-    seen.append(fit(record["image"], side))
-    captions.append(record["caption"])
-  if len(images) < count:
-    raise ValueError(
-      f"config.evaluation.num_images = {count}, but the held-out split of {data.source} has {len(images)} records "
-      "that can be read"
-    )
-  return {PLAIN: HeldOut(np.stack(images), np.stack(seen), tuple(captions))}
+    count -= 1
+    yield record

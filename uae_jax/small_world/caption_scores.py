@@ -14,7 +14,7 @@ import dataclasses
 
 import numpy as np
 
-from uae_jax.small_world import scenes
+from uae_jax.small_world import phrases, scenes
 from uae_jax.small_world.scenes import Scene
 
 RIGHT, WRONG, NEUTRAL = "right", "wrong", "neutral"
@@ -55,19 +55,19 @@ def object_words(scene: Scene) -> list[list[str]]:
   """The attribute words of each object of one scene, in the order of a caption."""
   return [
     [item["place"], *item.get("shift", ()), item["size"], item["color"], item["shape"]]
-    for item in scenes.attributes(scene)["objects"]
+    for item in phrases.attributes(scene)["objects"]
   ]
 
 
 def score(caption: str, scene: Scene) -> CaptionScore:
   """Scores a caption of one scene; any text is allowed."""
-  objects, background = object_words(scene), scenes.attributes(scene)["background"]
+  objects, background = object_words(scene), phrases.attributes(scene)["background"]
   unsaid = [set(words) for words in objects]
   is_matched = [False] * len(objects)
   is_background_said = False
   labels: list[tuple[str, str]] = []
   for phrase, separator in _phrases(caption.split()):
-    if any(word == scenes.BACKGROUND_WORD or word in scenes.BACKGROUNDS for word in phrase):
+    if any(word == phrases.BACKGROUND_WORD or word in scenes.BACKGROUNDS for word in phrase):
       labels += _label_background(phrase, background, is_background_said)
       is_background_said |= (background, RIGHT) in labels[len(labels) - len(phrase) :]
     else:
@@ -80,7 +80,7 @@ def score(caption: str, scene: Scene) -> CaptionScore:
           labels.append((word, RIGHT if word in unsaid[found] else WRONG))
           unsaid[found].discard(word)
     labels += [(word, NEUTRAL) for word in separator]
-  missing = [] if is_background_said else [f"{background} {scenes.BACKGROUND_WORD}"]
+  missing = [] if is_background_said else [f"{background} {phrases.BACKGROUND_WORD}"]
   for words, rest in zip(objects, unsaid, strict=True):
     for word in words:
       if word in rest:
@@ -92,7 +92,7 @@ def score(caption: str, scene: Scene) -> CaptionScore:
     num_claimed=num_right + sum(label == WRONG for _, label in labels),
     num_true=1 + sum(len(words) for words in objects),
     length=len(labels),
-    true_length=len(scenes.full_caption(scene).split()),
+    true_length=len(phrases.full_caption(scene).split()),
     words=tuple(labels),
     missing=tuple(missing),
   )
@@ -100,14 +100,14 @@ def score(caption: str, scene: Scene) -> CaptionScore:
 
 def _phrases(words: Sequence[str]) -> list[tuple[list[str], list[str]]]:
   """(words of a phrase, its separator or nothing) in order."""
-  phrases, current = [], []
+  found, current = [], []
   for word in words:
-    if word == scenes.SEPARATOR:
-      phrases.append((current, [word]))
+    if word == phrases.SEPARATOR:
+      found.append((current, [word]))
       current = []
     else:
       current.append(word)
-  return [*phrases, (current, [])] if current else phrases
+  return [*found, (current, [])] if current else found
 
 
 def _label_background(phrase: list[str], background: str, is_said: bool) -> list[tuple[str, str]]:
@@ -119,7 +119,7 @@ def _label_background(phrase: list[str], background: str, is_said: bool) -> list
       labels.append((word, RIGHT if is_first and word == background and not is_said else WRONG))
       is_first = False
     else:
-      labels.append((word, NEUTRAL if word == scenes.BACKGROUND_WORD and names_one else WRONG))
+      labels.append((word, NEUTRAL if word == phrases.BACKGROUND_WORD and names_one else WRONG))
   return labels
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uae_jax.small_world import scenes
+from uae_jax.small_world import phrases, scenes
 
 PAD = "<|endoftext|>"
 END = "<|im_end|>"
@@ -50,7 +50,7 @@ class ProcessorConfig:
   Attributes:
     image_px: side of an image.
     patch_px: side of a patch.
-    merge_size: patches a side that become one token.
+    merge_size: patches per side that become one token.
   """
 
   image_px: int = scenes.IMAGE_PX
@@ -63,7 +63,7 @@ def make_tokenizer():
   from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
   from transformers import PreTrainedTokenizerFast
 
-  words = (*SPECIAL, *ROLES, QUESTION, *scenes.WORDS)
+  words = (*SPECIAL, *ROLES, QUESTION, *phrases.WORDS)
   tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
   # Splits at white space alone: places such as top-left are one word.
   tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -122,11 +122,11 @@ def write_processor(folder: str | Path, config: ProcessorConfig | None = None) -
 
 
 def word_ids(tokenizer) -> np.ndarray | None:
-  """int32[words]: the token of each of `scenes.WORDS`; None if the tokenizer does not have every word as one token.
+  """int32[words]: the token of each of `phrases.WORDS`; None if the tokenizer does not have every word as one token.
 
   A look-up in this table is a hundred times faster than the tokenizer.
   """
-  ids = tokenizer.encode(" ".join(scenes.WORDS), add_special_tokens=False)
-  if len(ids) != len(scenes.WORDS) or len(set(ids)) != len(ids):
+  ids = tokenizer.encode(" ".join(phrases.WORDS), add_special_tokens=False)
+  if len(ids) != len(phrases.WORDS) or len(set(ids)) != len(ids):
     return None
   return np.asarray(ids, np.int32)

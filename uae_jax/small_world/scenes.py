@@ -1,10 +1,7 @@
-"""The small world: index -> scene -> image, caption and ground truth. Pure numpy, deterministic, vectorized.
+"""Scenes of the small world by index: their attributes, splits and edits. Pure numpy, deterministic, vectorized.
 
-A scene is a background and objects on a grid of cells; an object has shape, color, size and, in the harder variants,
-a shift within its cell. Captions name the place first, so that a causal language model knows it when it reads the
-rest:
-
-  black background ; top-left large green cross ; bottom-right small white triangle ;
+A scene is a background and objects on a grid of cells. An object has a shape, a color and a size and, in the variant
+"shifted", a shift within its cell. `render.py` makes images of scenes, `phrases.py` captions.
 
 Splits are disjoint by construction:
   train            no scene of the two below
@@ -13,14 +10,13 @@ Splits are disjoint by construction:
 """
 
 import dataclasses
-import functools
 
 import numpy as np
 
 from uae_jax.draws import Draws
 
 IMAGE_PX = 32
-NUM_SCENES = 2**30  # a split; grain shuffles with 32-bit indices
+NUM_SCENES = 2**30  # per split; grain shuffles with 32-bit indices
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLORS = ("red", "green", "blue", "yellow", "purple", "white")
@@ -30,37 +26,11 @@ PLACES = {
   2: ("top-left", "top-right", "bottom-left", "bottom-right"),
   3: ("top-left", "top", "top-right", "left", "center", "right", "bottom-left", "bottom", "bottom-right"),
 }
-SHIFTS_X = ("shifted-left", "", "shifted-right")
-SHIFTS_Y = ("shifted-up", "", "shifted-down")
-SEPARATOR = ";"
-BACKGROUND_WORD = "background"
-
-# Every word of every variant: one vocabulary serves them all.
-WORDS = (
-  SEPARATOR,
-  BACKGROUND_WORD,
-  *SIZES,
-  *COLORS,
-  *SHAPES,
-  *PLACES[2],
-  *(place for place in PLACES[3] if place not in PLACES[2]),
-  *(word for word in SHIFTS_X + SHIFTS_Y if word),
-  *BACKGROUNDS,
-)
-_WORD_ID = {word: i for i, word in enumerate(WORDS)}
-
-COLOR_RGB = np.array(
-  [[230, 31, 31], [31, 191, 51], [38, 77, 242], [242, 217, 26], [184, 51, 217], [247, 247, 247]], np.float32
-)
-BACKGROUND_RGB = np.array([[10, 10, 10], [115, 115, 115], [107, 64, 26], [13, 97, 97]], np.float32)
 
 HELD_OUT_PAIRS = (("cross", "red"), ("triangle", "blue"))
 SPLITS = ("train", "held_out", "held_out_pairs")
-CAPTIONS = ("full", "partial", "mixed")
-FULL_FRACTION = 0.6  # of mixed captions
 
 _SHAPE_STRIDE = len(COLORS) * len(SIZES)
-_SUPERSAMPLING = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +38,8 @@ class SceneConfig:
   """Size of the world.
 
   Attributes:
-    grid: cells a side, 2 or 3.
-    max_objects: a scene has 1 to so many.
+    grid: cells per side, 2 or 3.
+    max_objects: a scene has 1 to `max_objects` objects.
     shift_px: objects are moved by -shift_px, 0 or shift_px in both directions; captions name the move. 0 switches it
       off.
   """
@@ -92,7 +62,7 @@ class SceneConfig:
 
   @property
   def max_caption_words(self) -> int:
-    """Of a full caption: 3 for the background, 5 an object, 2 more where it is shifted."""
+    """Of a full caption: 3 for the background, 5 per object, 2 more where it is shifted."""
     return 3 + self.max_objects * (7 if self.shift_px else 5)
 
 
@@ -259,7 +229,7 @@ def edit(scene: Scene, draws: Draws) -> Scene:
 
   Args:
     scene: one or a batch.
-    draws: with a row a scene.
+    draws: one row per scene.
   """
   stream = draws.fork()
   result = scene
@@ -309,190 +279,3 @@ def edit_groups(scene: Scene, draws: Draws) -> Scene:
   """Hard negatives for contrastive training: [B] -> [B, 4], the scene, two edits of it, an edit of the first edit."""
   first = edit(scene, draws)
   return _stack([scene, first, edit(scene, draws), edit(first, draws)], axis=1)
-
-
-# --- Images -----------------------------------------------------------------------------------------------------------
-
-
-def _alpha(config: SceneConfig) -> np.ndarray:
-  """Coverage float32[shapes, sizes, shifts, cell_px, cell_px] of anti-aliased objects."""
-  cell = config.cell_px
-  grid = (np.arange(cell * _SUPERSAMPLING) + 0.5) / _SUPERSAMPLING - cell / 2
-  alpha = np.zeros((len(SHAPES), len(SIZES), config.num_shifts, cell, cell), np.float32)
-  for size, share in enumerate((0.45, 0.85)):
-    r = share * (cell / 2 - config.shift_px)
-    for shift in range(config.num_shifts):
-      dy, dx = ((shift // 3 - 1) * config.shift_px, (shift % 3 - 1) * config.shift_px) if config.shift_px else (0, 0)
-      x, y = grid[None, :] - dx, grid[:, None] - dy
-      masks = (
-        x**2 + y**2 < r**2,
-        (np.abs(x) < 0.86 * r) & (np.abs(y) < 0.86 * r),
-        (y < 0.8 * r) & (y > -r + np.abs(x) / 0.98 * 1.8),
-        ((np.abs(x) < 0.34 * r) & (np.abs(y) < r)) | ((np.abs(y) < 0.34 * r) & (np.abs(x) < r)),
-      )
-      for shape, mask in enumerate(masks):
-        alpha[shape, size, shift] = mask.reshape(cell, _SUPERSAMPLING, cell, _SUPERSAMPLING).mean((1, 3))
-  return alpha
-
-
-@functools.cache
-def _cells(config: SceneConfig) -> np.ndarray:
-  """Every cell there can be: uint8[backgrounds, 1 + objects, cell_px, cell_px, 3], in the order of `Scene.objects`."""
-  alpha = _alpha(config)[:, None, ..., None]  # shape, color, size, shift, y, x, channel
-  colors = COLOR_RGB[:, None, None, None, None]
-  cells = []
-  for rgb in BACKGROUND_RGB:
-    filled = rgb + alpha * (colors - rgb)
-    empty = np.broadcast_to(rgb, (1, *filled.shape[-3:]))
-    cells.append(np.concatenate([empty, filled.reshape(-1, *filled.shape[-3:])]))
-  return np.round(np.stack(cells)).astype(np.uint8)
-
-
-def _corners(config: SceneConfig) -> list[tuple[int, int]]:
-  """Top-left pixel of every cell; a grid of 3 leaves one pixel between cells."""
-  starts = [round(i * IMAGE_PX / config.grid) for i in range(config.grid)]
-  return [(y, x) for y in starts for x in starts]
-
-
-def render_batch(scene: Scene) -> np.ndarray:
-  """uint8[B, 32, 32, 3] of a batch: cells are copied from the table of all cells."""
-  config, objects = scene.config, scene.objects()
-  cells, cell = _cells(config), config.cell_px
-  images = np.empty((len(objects), IMAGE_PX, IMAGE_PX, 3), np.uint8)
-  if cell * config.grid < IMAGE_PX:
-    images[:] = BACKGROUND_RGB.astype(np.uint8)[scene.background][:, None, None, :]
-  for place, (y, x) in enumerate(_corners(config)):
-    images[:, y : y + cell, x : x + cell] = cells[scene.background, objects[:, place]]
-  return images
-
-
-def render(scene: Scene) -> np.ndarray:
-  """uint8[32, 32, 3] of one scene."""
-  return render_batch(scene[None])[0]
-
-
-def detect(images: np.ndarray, config: SceneConfig = VARIANTS["plain"]) -> tuple[np.ndarray, np.ndarray]:
-  """What is on images, by the nearest possible cell in squared distance; exact on rendered scenes.
-
-  Args:
-    images: uint8 or float [B, 32, 32, 3] in 0..255.
-    config: of the world.
-
-  Returns:
-    (objects int64[B, P] as `Scene.objects`, background int64[B]).
-  """
-  cell = config.cell_px
-  bank = _cells(config).reshape(len(BACKGROUNDS), -1, cell * cell * 3).astype(np.float32)
-  images = np.asarray(images, np.float32)
-  seen = np.stack([images[:, y : y + cell, x : x + cell].reshape(len(images), -1) for y, x in _corners(config)], 1)
-  # |cell - template|^2 without the term that is the same for all templates.
-  distance = np.sum(bank**2, axis=-1) - 2.0 * np.einsum("bpc,gnc->bpgn", seen, bank, optimize=True)
-  background = np.argmin(np.sum(np.min(distance, axis=-1), axis=1), axis=-1)
-  chosen = np.take_along_axis(distance, background[:, None, None, None], axis=2)[:, :, 0]
-  return np.argmin(chosen, axis=-1), background
-
-
-def detection_accuracy(images: np.ndarray, scene: Scene) -> dict[str, float]:
-  """Shares of objects that are wholly right, and of scenes (background and empty cells too)."""
-  objects, background = detect(images, scene.config)
-  is_right = objects == scene.objects()
-  return {
-    "object_accuracy": float(np.sum(is_right & scene.present) / np.sum(scene.present)),
-    "scene_accuracy": float(np.mean(np.all(is_right, axis=-1) & (background == scene.background))),
-  }
-
-
-# --- Captions ---------------------------------------------------------------------------------------------------------
-
-
-def _ids(words) -> np.ndarray:
-  return np.array([_WORD_ID.get(word, 0) for word in words])
-
-
-def caption_words(scene: Scene, captions: str, draws: Draws | None = None) -> tuple[np.ndarray, np.ndarray]:
-  """The slots of a batch of captions, and which of them are said.
-
-  Partial captions keep an object with a rate of U(0.25, 0.9) a caption (at least one), its place, size and color each
-  with a rate of U(0.2, 0.95) a caption, the background with 0.4. A shift is said with its place.
-
-  Args:
-    scene: a batch [B].
-    captions: "full", "partial" or "mixed" (full with probability 0.6).
-    draws: B rows; needed unless full.
-
-  Returns:
-    (positions in `WORDS` int64[B, S], is said bool[B, S]).
-  """
-  config, present = scene.config, scene.present
-  batch, places = present.shape
-  word = np.empty((batch, places, 7), np.int64)
-  word[..., 0] = _ids(config.places)
-  word[..., 1] = _ids(SHIFTS_X)[scene.shift % 3]
-  word[..., 2] = _ids(SHIFTS_Y)[scene.shift // 3]
-  word[..., 3] = _ids(SIZES)[scene.size]
-  word[..., 4] = _ids(COLORS)[scene.color]
-  word[..., 5] = _ids(SHAPES)[scene.shape]
-  word[..., 6] = _WORD_ID[SEPARATOR]
-  said = np.repeat(present[..., None], 7, axis=-1)
-  said[..., 1] &= bool(config.shift_px) & (scene.shift % 3 != 1)
-  said[..., 2] &= bool(config.shift_px) & (scene.shift // 3 != 1)
-  says_background = np.ones((batch, 1), bool)
-  if captions != "full":
-    luck = np.where(present, draws.uniform(places), 2.0)
-    keeps_object = (luck < 0.25 + 0.65 * draws.uniform(1)) | (luck == np.min(luck, axis=-1, keepdims=True))
-    rates = 0.2 + 0.75 * draws.uniform(1, 3)
-    keeps_place, keeps_size, keeps_color = np.moveaxis(draws.uniform(places, 3) < rates, -1, 0)
-    keeps_background = draws.uniform(1) < 0.4
-    is_full = draws.uniform(1) < (FULL_FRACTION if captions == "mixed" else 0.0)
-    said[..., :3] &= (keeps_place | is_full)[..., None]
-    said[..., 3] &= keeps_size | is_full
-    said[..., 4] &= keeps_color | is_full
-    said &= (keeps_object | is_full)[..., None]
-    says_background = keeps_background | is_full
-  says_background = np.broadcast_to(says_background, (batch, 1))
-  background = np.stack(
-    [
-      _ids(BACKGROUNDS)[scene.background],
-      np.full(batch, _WORD_ID[BACKGROUND_WORD]),
-      np.full(batch, _WORD_ID[SEPARATOR]),
-    ],
-    -1,
-  )
-  return (
-    np.concatenate([background, word.reshape(batch, -1)], axis=1),
-    np.concatenate([np.repeat(says_background, 3, axis=1), said.reshape(batch, -1)], axis=1),
-  )
-
-
-def captions_text(scene: Scene, captions: str, draws: Draws | None = None) -> list[str]:
-  """The captions of a batch as text."""
-  words, said = caption_words(scene, captions, draws)
-  return [" ".join(WORDS[i] for i in row[keep]) for row, keep in zip(words, said, strict=True)]
-
-
-def full_caption(scene: Scene) -> str:
-  """Everything about one scene."""
-  return captions_text(scene[None], "full")[0]
-
-
-def partial_caption(scene: Scene, draws: Draws) -> str:
-  """A part of what can be said about one scene, see `caption_words`; `draws` has no row axis or one row."""
-  return captions_text(scene[None], "partial", draws)[0]
-
-
-def attributes(scene: Scene) -> dict:
-  """Ground truth of one scene for JSON: background, and of each object place, size, color, shape (and shift)."""
-  config = scene.config
-  objects = []
-  for place in np.flatnonzero(scene.present):
-    item = {
-      "place": config.places[place],
-      "size": SIZES[scene.size[place]],
-      "color": COLORS[scene.color[place]],
-      "shape": SHAPES[scene.shape[place]],
-    }
-    if config.shift_px:
-      shift = int(scene.shift[place])
-      item["shift"] = [word for word in (SHIFTS_X[shift % 3], SHIFTS_Y[shift // 3]) if word]
-    objects.append(item)
-  return {"background": BACKGROUNDS[int(scene.background)], "objects": objects}

@@ -69,7 +69,7 @@ def uae(vocab_size: int, image_token_id: int, *, rank: int = 16, alpha: float = 
 
 
 def clip_vision() -> CLIPVisionConfig:
-  """The reward encoder."""
+  """The reward embedder."""
   return CLIPVisionConfig(
     image_size=IMAGE_PX,
     patch=8,
@@ -98,9 +98,12 @@ def clip_text(vocab_size: int, max_tokens: int, end_token_id: int) -> CLIPTextCo
 
 
 def dinov2() -> DINOv2Config:
-  """The held-out encoder: another architecture, trained with another seed; its class token has the embedding's
-  width.
-  """
+  """The held-out embedder: another architecture and another seed; the width of its class token is the embedding's."""
   return DINOv2Config(
     image_size=IMAGE_PX, patch=8, width=EMBEDDING_WIDTH, depth=2, num_heads=2, mlp_width=4 * WIDTH, unroll=True
   )
+
+
+def embedders() -> dict:
+  """Kind -> config of its network, for the kinds that the small world trains from scratch."""
+  return {"clip": clip_vision(), "dinov2": dinov2()}

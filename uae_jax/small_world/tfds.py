@@ -11,7 +11,7 @@ import functools
 
 import numpy as np
 
-from uae_jax.small_world import scenes
+from uae_jax.small_world import phrases, render, scenes
 
 NAME = "uae_scenes"
 BLOCK = 1024  # scenes made at once
@@ -23,7 +23,7 @@ def builder_class():
   import tensorflow_datasets as tfds
 
   class UaeScenes(tfds.core.GeneratorBasedBuilder):
-    """Scenes with full captions and ground truth; one builder config a variant."""
+    """Scenes with full captions and ground truth; one builder config per variant."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [
@@ -59,8 +59,8 @@ def builder_class():
       for start in range(0, self._num_records[split], BLOCK):
         indices = np.arange(start, min(start + BLOCK, self._num_records[split]))
         batch = scenes.scenes(indices, split, config)
-        captions = scenes.captions_text(batch, "full")
-        rows = zip(indices, scenes.render_batch(batch), captions, batch.to_array(), strict=True)
+        captions = phrases.captions_text(batch, "full")
+        rows = zip(indices, render.render_batch(batch), captions, batch.to_array(), strict=True)
         for index, image, caption, scene in rows:
           yield int(index), {"image": image, "caption": caption, "scene": scene, "index": index}
 
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
   )
   parser.add_argument("--data_dir", required=True, help="folder of TFDS datasets")
   parser.add_argument("--num_train", type=int, required=True, help="training scenes")
-  parser.add_argument("--num_held_out", type=int, default=512, help="scenes of each held-out split")
+  parser.add_argument("--num_held_out", type=int, default=1024, help="scenes of each held-out split")
   parser.add_argument("--variant", default="plain", choices=tuple(scenes.VARIANTS), help="of the small world")
   arguments = parser.parse_args(argv)
   num_held_out = arguments.num_held_out

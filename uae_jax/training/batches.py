@@ -5,6 +5,7 @@ from jax.sharding import Mesh
 
 from uae_jax import sharding
 from uae_jax.data.pipeline import make_dataset, repartition
+from uae_jax.data.sources import open_source
 from uae_jax.training import processes
 
 
@@ -20,14 +21,14 @@ class Batches:
   """
 
   def __init__(self, config, name: str, processor, mesh: Mesh, seed: int):
-    self._source = config.data.source
+    self._source = open_source(config.data, "train")
     self._sharding = sharding.batch_sharding(mesh)
     self._part, self._num_parts = processes.batch_part(mesh)
     self._bad: set[int] = set()
     dataset = make_dataset(
+      self._source,
       config.data,
       processor,
-      split="train",
       captions=config[name].captions,
       batch_size=config[name].batch_size,
       seed=seed,

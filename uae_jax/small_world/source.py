@@ -1,0 +1,212 @@
+"""The small world as a source: procedural scenes by index, and scenes stored on disk by `tfds.py`.
+
+Both make every kind of caption and groups of edited scenes for contrastive training. `data/sources.py` says what a
+source is.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from uae_jax.draws import Draws
+from uae_jax.small_world import phrases, render, scenes
+from uae_jax.small_world.ground_truth import GroundTruth
+from uae_jax.small_world.processor import word_ids
+from uae_jax.small_world.scenes import Scene, SceneConfig
+
+# Streams of random draws, apart so that captions and edits of a record are independent.
+_CAPTION_STREAM, _EDIT_STREAM = 1, 2
+MORE_HELD_OUT = ("held_out_pairs",)
+
+
+class ProceduralScenes:
+  """Scenes made from their indices; nothing is stored, and batches are made whole at about 10 us per scene.
+
+  Args:
+    split: one of `scenes.SPLITS`.
+    config: of the world.
+  """
+
+  image_px = scenes.IMAGE_PX
+  more_held_out = MORE_HELD_OUT
+
+  def __init__(self, split: str, config: SceneConfig):
+    self._split, self._config = split, config
+
+  def __len__(self) -> int:
+    return scenes.NUM_SCENES
+
+  def __getitem__(self, index: int) -> dict:
+    return self.records([index])[0]
+
+  def key(self, index: int) -> str:
+    return f"{self._split} scene {index}"
+
+  def records(self, indices: Sequence[int]) -> list[dict]:
+    """The records of several indices, faster than one by one."""
+    batch = scenes.scenes(indices, self._split, self._config)
+    columns = zip(render.render_batch(batch), phrases.captions_text(batch, "full"), batch.to_array(), strict=True)
+    return [{"image": image, "caption": caption, "scene": scene} for image, caption, scene in columns]
+
+  def batch_maker(self, tokens, captions: str, seed: int) -> "MakeScenes":
+    return MakeScenes(self._split, SceneCaptions.of(self._config, tokens, captions, seed))
+
+  def ground_truth(self, records: Sequence[dict]) -> GroundTruth:
+    return _ground_truth(records, self._config)
+
+
+class StoredScenes:
+  """Scenes on disk: records with their image, full caption and `scene`.
+
+  Args:
+    stored: source of the records.
+    config: of the world they come from.
+    more_held_out: those of `MORE_HELD_OUT` that are stored.
+  """
+
+  def __init__(self, stored, config: SceneConfig, more_held_out: Sequence[str] = MORE_HELD_OUT):
+    self._stored, self._config, self.more_held_out = stored, config, tuple(more_held_out)
+
+  def __len__(self) -> int:
+    return len(self._stored)
+
+  def __getitem__(self, index: int) -> dict:
+    return self._stored[index]
+
+  def key(self, index: int) -> str:
+    return self._stored.key(index)
+
+  def record_captioner(self, tokens, captions: str, seed: int) -> "CaptionStoredScenes":
+    return CaptionStoredScenes(SceneCaptions.of(self._config, tokens, captions, seed))
+
+  def ground_truth(self, records: Sequence[dict]) -> GroundTruth:
+    return _ground_truth(records, self._config)
+
+
+def stored_config(name: str, variant: str) -> SceneConfig:
+  """The world of a stored dataset.
+
+  Args:
+    name: of the TFDS dataset, e.g. uae_scenes/plain.
+    variant: `data.variant`, which must be the stored one.
+
+  Raises:
+    ValueError: they differ.
+  """
+  stored = name.partition("/")[2].partition(":")[0] or next(iter(scenes.VARIANTS))
+  if stored != variant:
+    raise ValueError(f"data.variant = {variant!r}, but data.source = tfds:{name} has {stored!r}: set both to the same")
+  return scenes.variant(variant)
+
+
+def _ground_truth(records: Sequence[dict], config: SceneConfig) -> GroundTruth:
+  return GroundTruth(Scene.from_array(np.stack([record["scene"] for record in records]), config))
+
+
+# --- Batches ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SceneCaptions:
+  """Captions of scenes as tokens, and contrastive groups.
+
+  Attributes:
+    config: of the world.
+    tokens: `data.pipeline.CaptionTokens`.
+    word_ids: int32[words], the token of each of `phrases.WORDS`; None if words are not single tokens.
+    captions: "full", "partial", "mixed" or "contrastive".
+    seed: of what captions leave out and of edits.
+  """
+
+  config: SceneConfig
+  tokens: Any
+  word_ids: np.ndarray | None
+  captions: str
+  seed: int
+
+  @classmethod
+  def of(cls, config: SceneConfig, tokens, captions: str, seed: int) -> "SceneCaptions":
+    return cls(config, tokens, word_ids(tokens.tokenizer), captions, seed)
+
+  def batch(self, scene: Scene, position: np.ndarray, index: np.ndarray, image: np.ndarray | None = None) -> dict:
+    """A batch of b scenes; see `data.pipeline.make_dataset`.
+
+    Args:
+      scene: b scenes.
+      position: int64[b] in the endless order; it seeds what differs from epoch to epoch.
+      index: int64[b] of the records.
+      image: uint8[b, side, side, 3] where images are stored; rendered by default.
+    """
+    if self.captions == "contrastive":
+      return self._contrastive(scene, position, index, image)
+    tokens, length = self.to_tokens(scene, self.captions, Draws(self.seed, position, _CAPTION_STREAM))
+    return {
+      "image": render.render_batch(scene) if image is None else image,
+      "tokens": tokens,
+      "length": length,
+      "index": index,
+    }
+
+  def _contrastive(self, scene: Scene, position: np.ndarray, index: np.ndarray, image: np.ndarray | None) -> dict:
+    groups = scenes.edit_groups(scene, Draws(self.seed, position, _EDIT_STREAM))
+    shape = groups.background.shape
+    flat = Scene.from_array(groups.to_array().reshape(shape[0] * shape[1], -1), groups.config)
+    tokens, length = self.to_tokens(flat, "full", None)
+    images = render.render_batch(flat).reshape(*shape, scenes.IMAGE_PX, scenes.IMAGE_PX, 3)
+    if image is not None:
+      images[:, 0] = image
+    return {
+      "image": images,
+      "tokens": tokens.reshape(*shape, -1),
+      "length": length.reshape(shape),
+      "index": index,
+      "identity": groups.identity(),
+    }
+
+  def to_tokens(self, scene: Scene, captions: str, draws: Draws | None) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens int32[B, L], length int32[B]) of the captions of B scenes.
+
+    Raises:
+      ValueError: the longest caption does not fit.
+    """
+    if self.word_ids is None:
+      return self.tokens.of_texts(phrases.captions_text(scene, captions, draws))
+    row_length = self.tokens.length
+    if scene.config.max_caption_words >= row_length:
+      raise ValueError(
+        f"data.caption_tokens = {row_length}: captions of this data.variant need {scene.config.max_caption_words + 1}"
+      )
+    words, said = phrases.caption_words(scene, captions, draws)
+    count = np.sum(said, axis=1)
+    tokens = np.full((len(words), row_length), self.tokens.pad, np.int32)
+    place = np.cumsum(said, axis=1) - 1
+    row, slot = np.nonzero(said)
+    tokens[row, place[row, slot]] = self.word_ids[words[row, slot]]
+    tokens[np.arange(len(words)), count] = self.tokens.end
+    return tokens, (count + 1).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MakeScenes:
+  """int64[b, 2] of (position, index) -> a batch of procedural scenes."""
+
+  split: str
+  captions: SceneCaptions
+
+  def __call__(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    position, index = rows[:, 0], rows[:, 1] % scenes.NUM_SCENES
+    return self.captions.batch(scenes.scenes(index, self.split, self.captions.config), position, index)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CaptionStoredScenes:
+  """Columns of stored records -> a batch."""
+
+  captions: SceneCaptions
+
+  def __call__(self, columns: dict) -> dict[str, np.ndarray]:
+    scene = Scene.from_array(columns["scene"], self.captions.config)
+    index = columns["index"].astype(np.int64)
+    return self.captions.batch(scene, columns["position"], index, columns["image"])
