@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "uae_jax"
 # From the ground up. A file imports from lower lines and from its own folder; what is not listed is the top.
 FLOORS = (
   ("files", "http_client"),
-  ("sharding", "trees", "draws"),
+  ("sharding", "trees", "draws", "plain"),
   ("layers", "algorithms"),
   ("models",),
   ("small_world",),

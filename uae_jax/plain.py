@@ -1,0 +1,159 @@
+"""Nested frozen dataclasses to plain JSON values, and back with every field checked."""
+
+from collections.abc import Mapping
+import dataclasses
+import difflib
+import functools
+import types
+import typing
+from typing import Any
+
+SCALARS = (bool, int, float, str)
+
+
+def to_plain(value: Any) -> Any:
+  """The value as JSON has it: dataclasses and mappings become dicts, tuples become lists.
+
+  Raises:
+    TypeError: the value holds something that JSON does not have.
+  """
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
+  if _is_mapping(value):
+    return {str(name): to_plain(item) for name, item in value.items()}
+  if isinstance(value, tuple | list):
+    return [to_plain(item) for item in value]
+  if value is None or isinstance(value, SCALARS):
+    return value
+  raise TypeError(f"{type(value).__name__} {value!r} has no plain form: expected dataclasses, tuples, dicts or scalars")
+
+
+def from_plain(cls: Any, value: Any, where: str = "") -> Any:
+  """Builds an object of a type from plain values; the inverse of `to_plain`.
+
+  Fields that are absent take their default. An int is accepted for a float and converted; a bool is no number, and a
+  string is never converted.
+
+  Args:
+    cls: a dataclass, or any annotation made of dataclasses, scalars, tuples, dicts, `Literal`, `Any` and unions.
+    value: what JSON or a `ConfigDict` holds.
+    where: name of the value in error messages, for example "config".
+
+  Raises:
+    ValueError: a field is unknown or missing, or a value has another type; the message names section and field.
+  """
+  origin, options = typing.get_origin(cls), typing.get_args(cls)
+  if dataclasses.is_dataclass(cls):
+    return _dataclass(cls, value, where)
+  if origin in (types.UnionType, typing.Union):
+    return _union(options, value, where)
+  if origin is typing.Literal:
+    if not any(value == option and type(value) is type(option) for option in options):
+      raise ValueError(f"{_name(where)} = {value!r}: expected one of {', '.join(map(repr, options))}")
+    return value
+  if cls is Any:
+    return _untyped(value)
+  if cls is tuple or origin is tuple:
+    return _tuple(options, value, where)
+  if cls is dict or origin is dict or origin is Mapping:
+    if not _is_mapping(value):
+      raise _mismatch(where, value, "a mapping")
+    kind = options[1] if options else Any
+    return {name: from_plain(kind, item, _join(where, name)) for name, item in value.items()}
+  if cls in (None, types.NoneType):
+    if value is not None:
+      raise _mismatch(where, value, "nothing")
+    return None
+  if cls in SCALARS:
+    return _scalar(cls, value, where)
+  raise TypeError(f"{_name(where)}: fields of type {cls!r} cannot be read from plain values")
+
+
+def _dataclass(cls: type, value: Any, where: str) -> Any:
+  if isinstance(value, cls):
+    return value
+  if not _is_mapping(value):
+    raise _mismatch(where, value, f"the fields of {cls.__name__}")
+  fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+  for name in value:
+    if name not in fields:
+      nearest = difflib.get_close_matches(str(name), fields, n=1)
+      advice = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(fields)}"
+      raise ValueError(f"{_name(where or cls.__name__)} has no field {name!r}: {advice}")
+  hints = _hints(cls)
+  given = {name: from_plain(hints[name], item, _join(where, name)) for name, item in value.items()}
+  for name, field in fields.items():
+    has_default = (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
+    if name not in given and not has_default:
+      raise ValueError(f"{_name(where or cls.__name__)} lacks field {name!r}, which has no default")
+  return cls(**given)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+  return typing.get_type_hints(cls)
+
+
+def _union(options: tuple, value: Any, where: str) -> Any:
+  if value is None and types.NoneType in options:
+    return None
+  others = [option for option in options if option is not types.NoneType]
+  if len(others) == 1:
+    return from_plain(others[0], value, where)
+  # The exact type first: in `float | int`, 3 stays an int.
+  others.sort(key=lambda option: type(value) is not option)
+  for option in others:
+    try:
+      return from_plain(option, value, where)
+    except ValueError:
+      continue
+  raise _mismatch(where, value, " or ".join(getattr(option, "__name__", str(option)) for option in options))
+
+
+def _tuple(kinds: tuple, value: Any, where: str) -> tuple:
+  if not isinstance(value, list | tuple):
+    raise _mismatch(where, value, "a list")
+  if not kinds:
+    return _untyped(value)
+  if len(kinds) == 2 and kinds[1] is Ellipsis:
+    kinds = (kinds[0],) * len(value)
+  elif kinds == ((),):
+    kinds = ()
+  if len(kinds) != len(value):
+    raise ValueError(f"{_name(where)} = {value!r}: expected {len(kinds)} values, found {len(value)}")
+  return tuple(from_plain(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _scalar(kind: type, value: Any, where: str) -> Any:
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  # bool is a subclass of int, but no number here.
+  if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+    raise _mismatch(where, value, kind.__name__)
+  return value
+
+
+def _untyped(value: Any) -> Any:
+  """Lists become tuples at every level, so that the result can be hashed where it can be."""
+  if isinstance(value, list | tuple):
+    return tuple(_untyped(item) for item in value)
+  if _is_mapping(value):
+    return {name: _untyped(item) for name, item in value.items()}
+  return value
+
+
+def _is_mapping(value: Any) -> bool:
+  """Whether it has named items; `ml_collections.ConfigDict` is no `Mapping`."""
+  return hasattr(value, "keys") and hasattr(value, "items")
+
+
+def _join(where: str, name: object) -> str:
+  return f"{where}.{name}" if where else str(name)
+
+
+def _name(where: str) -> str:
+  return where or "value"
+
+
+def _mismatch(where: str, value: Any, expected: str) -> ValueError:
+  return ValueError(f"{_name(where)} = {value!r}: expected {expected}, found {type(value).__name__}")
