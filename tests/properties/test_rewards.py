@@ -5,6 +5,8 @@ import contextlib
 import http.server
 import io
 import json
+from pathlib import Path
+import runpy
 import threading
 import time
 
@@ -21,9 +23,10 @@ from uae_jax.rewards.external import ExternalReward, ExternalRewardOptions, Rewa
 from uae_jax.rewards.text import TEXT_REWARDS, TextRewardOptions, text_reward
 from uae_jax.training.rl import external
 from uae_jax.training.rl.phases import Phases, RewardInputs, compose
-from uae_jax.training.stage import phased_step
+from uae_jax.training.stage import phased_step, validate
 from uae_jax.training.state import create
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 BUDGET, END, CONTROL = 8, 0, 9
 CAPTIONS = [[], [1], [1, 2, 1, 2, 1, 2], [1, 1, 1, 1, 1, 1, 1, 1], [3, 4, 5], [3, CONTROL, 5], [1, 2, 3, 4, 5, 6, 7]]
 
@@ -114,7 +117,10 @@ def test_a_judge_that_is_only_measured_may_fail_without_harm():
     (lambda: ExternalRewardOptions(url="http://host/score?api_key=1"), "looks like a key"),
     (lambda: ExternalRewardOptions(retries=-1), "retries"),
     (lambda: ExternalRewardOptions(on_failure="skip"), "on_failure"),
-    (lambda: ExternalRewardOptions(token_variable="NO_SUCH_VARIABLE_HERE"), "NO_SUCH_VARIABLE_HERE"),
+    (
+      lambda: ExternalReward(ExternalRewardOptions(url="http://host", token_variable="NO_SUCH_VARIABLE_HERE")),
+      "NO_SUCH_VARIABLE_HERE",
+    ),
   ],
 )
 def test_wrong_options_are_refused(refused, message):
@@ -250,8 +256,18 @@ def test_neither_the_log_nor_an_error_has_the_token(judge, monkeypatch, caplog):
   assert token not in caplog.text + str(error.value)
   monkeypatch.setenv("REWARD_TOKEN", token + "\n")
   with pytest.raises(ValueError, match="REWARD_TOKEN") as error:
-    ExternalRewardOptions(url=judge.url, token_variable="REWARD_TOKEN")
+    ExternalReward(ExternalRewardOptions(url=judge.url, token_variable="REWARD_TOKEN"))
   assert token not in str(error.value)
+
+
+def test_an_address_with_a_key_is_refused_before_anything_is_written():
+  """Even where the external reward is not asked: the config of a run stands in its workdir and its report."""
+  config = runpy.run_path(str(CONFIGS / "scenes.py"))["get_config"]("smoke")
+  validate(config)
+  config.understanding_for_generation.http_reward.url = "http://name:sk-very-secret@host/"
+  with pytest.raises(ValueError, match="config.understanding_for_generation: http_reward.url") as error:
+    validate(config)
+  assert "sk-very-secret" not in str(error.value)
 
 
 def test_any_failure_of_the_first_process_is_an_error_of_all(judge, monkeypatch):

@@ -62,8 +62,6 @@ class ExternalRewardOptions:
     for name, least in (("timeout_seconds", 1e-3), ("retries", 0), ("backoff_seconds", 0), ("max_concurrency", 1)):
       if not getattr(self, name) >= least:
         raise ValueError(f"http_reward.{name} = {getattr(self, name)}: expected {least} or more")
-    if self.token_variable:
-      http_client.read_token("http_reward.token_variable", self.token_variable, is_required=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +80,11 @@ class _Group:
 
 
 class ExternalReward:
-  """Asks one server about whole batches."""
+  """Asks one server about whole batches.
+
+  Raises:
+    ValueError: there is no address, or the environment has no usable token.
+  """
 
   def __init__(self, options: ExternalRewardOptions):
     if not options.url:

@@ -144,12 +144,14 @@ def check_embedders(config) -> None:
 def check_rewards(name: str, section) -> None:
   """
   Raises:
-    ValueError: the held-out encoder is rewarded, nothing is, or a judge outside has no address.
+    ValueError: the held-out encoder is rewarded, nothing is, or the external reward has no usable address or token.
   """
   try:
     ensemble = Ensemble(_frozen(section.options.reward_weights), section.options.held_out_embedder)
+    # Also where it is not asked: its address is written to the workdir and must not hold a key.
+    external_reward = _options(ExternalRewardOptions, section.http_reward)
     if ensemble.has_judge:
-      ExternalReward(_options(ExternalRewardOptions, section.http_reward))
+      ExternalReward(external_reward)
   except ValueError as error:
     raise ValueError(f"config.{name}: {error}") from error
 
@@ -309,7 +311,7 @@ def make_phases(config, name: str, built: Built, optimizer: optax.GradientTransf
 
 
 def phased_step(phases: Phases, places: State | None = None, *, while_trips: int = 1) -> Composed:
-  """The composition of the phases with each one jitted apart and timed; a judge outside runs between two of them.
+  """The composition of the phases with each one jitted apart and timed; the external reward runs between two of them.
 
   `places` are the shardings of the state, for several devices; `while_trips` is the length of the decode loop, for the
   count of FLOPs.
