@@ -202,11 +202,12 @@ def test_captions_alone_are_sent_if_asked(judge):
 
 
 @pytest.mark.parametrize(
-  "fault", [500, 429, "no json", "[1, 2]", '{"rewards": [1]}', '{"scores": [1, 2]}', lambda *_: time.sleep(0.6)]
+  "fault", [500, 429, "no json", "[1, 2]", '{"rewards": [1]}', '{"scores": [1, 2]}', lambda *_: time.sleep(2.0)]
 )
 def test_what_may_pass_is_tried_again(judge, fault):
   judge.script = [fault, fault]
-  np.testing.assert_array_equal(ask(judge, timeout_seconds=0.3), [[1, 3]])
+  # Only the fault of a slow answer needs a short timeout; a busy machine may take its time for the others.
+  np.testing.assert_array_equal(ask(judge, timeout_seconds=1.0 if callable(fault) else 30.0), [[1, 3]])
   assert len(judge.requests) == 3
 
 
