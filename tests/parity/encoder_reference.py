@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from uae_jax import sharding, trees
-from uae_jax.weights.table import WeightError, dump, expand, is_stacked, load
+from uae_jax.weights.table import WeightError, dump, load, specs
 
 TOLERANCE = 2e-5
 
@@ -53,12 +53,10 @@ def gradients(graphdef, params: dict, inputs: np.ndarray, *, of_inputs: bool = T
   return (outputs, *grads) if of_inputs else (outputs, None, grads)
 
 
-def assert_gradients_match(
-  model: torch.nn.Module, grads: dict, rows, names: tuple[str, ...], rename=lambda x: x
-) -> None:
+def assert_gradients_match(model: torch.nn.Module, grads: dict, rows, names: tuple[str, ...]) -> None:
   """Compares our gradients, under torch's names, with `.grad` of some parameters."""
   theirs = dict(model.named_parameters())
-  ours = rename(dump(grads, rows))
+  ours = dump(grads, rows)
   for name in names:
     want = theirs[name].grad.numpy()
     np.testing.assert_allclose(ours[name], want, atol=5e-5 * max(1, np.abs(want).max()), err_msg=name)
@@ -80,11 +78,6 @@ def assert_round_trip(tensors: dict, rows, shapes: dict) -> None:
 def assert_same_layout(reference: Mapping, rows, shapes: dict) -> None:
   """Our full-size model has the tensors of the reference's state dict, no more and no less, of the same shapes."""
   theirs = {name: tuple(value.shape) for name, value in reference.items()}
-  ours, leaves = {}, dict(trees.items(shapes))
-  for path, (names, row) in expand(rows, shapes).items():
-    shape = leaves[path].shape[1:] if is_stacked(row) else leaves[path].shape
-    for name in names:
-      # A view of one element: nothing of the full size is allocated.
-      ours[name] = row.move.invert(np.broadcast_to(np.float32(0), shape)).shape
+  ours = {name: spec.shape for name, spec in specs(rows, shapes).items()}
   assert ours == theirs
   assert trees.count(shapes) == sum(math.prod(shape) for shape in theirs.values())

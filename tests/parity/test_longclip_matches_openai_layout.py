@@ -100,7 +100,7 @@ def reference() -> LongCLIP:
 
 
 def test_image_features_and_gradients(reference):
-  tensors = weights.unfuse(tensors_of(reference))
+  tensors = tensors_of(reference)
   config = weights.config_of(tensors_of(reference)).vision
   rows = weights.vision_table(config)
   graphdef, shapes = abstract(lambda: CLIPVision(config, rngs=nnx.Rngs(0)))
@@ -114,14 +114,14 @@ def test_image_features_and_gradients(reference):
   np.testing.assert_allclose(ours, features.detach().numpy(), atol=TOLERANCE)
   np.testing.assert_allclose(np.transpose(input_grads, (0, 3, 1, 2)), inputs.grad.numpy(), atol=TOLERANCE)
   names = ("visual.proj", "visual.transformer.resblocks.1.attn.in_proj_weight", "visual.conv1.weight")
-  assert_gradients_match(reference, grads, rows, names, weights.fuse)
+  assert_gradients_match(reference, grads, rows, names)
 
 
 @pytest.mark.parametrize("length", [12, 30])
 def test_text_features_use_both_position_tables(reference, length):
   config = weights.config_of(tensors_of(reference)).text
   graphdef, shapes = abstract(lambda: CLIPText(config, rngs=nnx.Rngs(0)))
-  tensors, rows = weights.unfuse(tensors_of(reference)), weights.text_table(config)
+  tensors, rows = tensors_of(reference), weights.text_table(config)
   params = load(tensors, rows, shapes, ignored={r"^visual\.|^logit_scale$": "the image tower"})
   tokens = np.random.default_rng(0).integers(1, 48, size=(2, length))
   tokens[0, -1], tokens[1, 5], tokens[1, 6:] = 49, 49, 0
@@ -134,12 +134,7 @@ def test_round_trip(reference):
   tensors = tensors_of(reference)
   config = weights.config_of(tensors)
   _, shapes = abstract(lambda: CLIP(config, rngs=nnx.Rngs(0)))
-  split = weights.unfuse(tensors)
-  assert_round_trip(split, weights.table(config), shapes)
-  joined = weights.fuse(split)
-  assert joined.keys() == tensors.keys()
-  for name, value in tensors.items():
-    np.testing.assert_array_equal(joined[name], value)
+  assert_round_trip(tensors, weights.table(config), shapes)
 
 
 def test_published_longclip_l():
@@ -152,7 +147,7 @@ def test_published_longclip_l():
   # Views of one number: nothing of the full size is allocated.
   tensors = {name: np.broadcast_to(np.float32(0), value.shape) for name, value in reference.state_dict().items()}
   assert weights.config_of(tensors) == config
-  assert_same_layout(weights.unfuse(tensors), weights.table(config), shapes)
+  assert_same_layout(tensors, weights.table(config), shapes)
 
 
 @pytest.mark.parametrize("form", ["pt", "safetensors", "folder"])

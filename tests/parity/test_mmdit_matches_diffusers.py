@@ -15,7 +15,7 @@ from uae_jax import sharding, trees
 from uae_jax.layers import lora
 from uae_jax.models.mmdit import MMDiT, MMDiTConfig, inputs_spec
 from uae_jax.weights import mmdit as weights
-from uae_jax.weights.table import WeightError, dump, expand, is_stacked, load
+from uae_jax.weights.table import WeightError, dump, load, specs
 
 SMALL = {
   "sample_size": 16,
@@ -299,21 +299,10 @@ def test_full_size(name, parameters):
   table_size = state["pos_embed.pos_embed"].numel()
   assert trees.count(shapes) == parameters + table_size
 
-  views = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
-  names = dump_shapes(views, weights.table(config))
+  names = {name: spec.shape for name, spec in specs(weights.table(config), shapes).items()}
   assert names == {name: tuple(value.shape) for name, value in state.items()}
   for path, leaf in trees.items(shapes):
     assert leaf.sharding.shard_shape(leaf.shape), path
-
-
-def dump_shapes(views, table):
-  """name -> shape of what `dump` would write, without copying zeros by the gigabyte."""
-  leaves = dict(trees.items(views))
-  return {
-    name: row.move.invert(leaves[path][0] if is_stacked(row) else leaves[path]).shape
-    for path, (names, row) in expand(table, views).items()
-    for name in names
-  }
 
 
 def test_what_does_not_fit_is_refused(medium):

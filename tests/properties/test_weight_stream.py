@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from uae_jax import sharding, trees
 from uae_jax.models.mmdit import MMDiT, MMDiTConfig
-from uae_jax.weights import mmdit, table, tensor_files
+from uae_jax.weights import export, mmdit, table, tensor_files
 
 CONFIG = MMDiTConfig(
   depth=8, num_heads=4, head_width=32, patch=2, context_width=64, pooled_width=32, pos_embed_max_size=8
@@ -67,8 +67,9 @@ def test_the_host_holds_less_than_a_shard(folder):
   single = sum(
     np.prod(leaves_of[path].shape) * 4
     for leaves_of in [dict(trees.items(leaves))]
-    for path, (_, row) in table.expand(rows, leaves).items()
-    if not table.is_stacked(row)
+    for match in table.expand(rows, leaves)
+    if not match.is_stacked
+    for path in match.paths
   )
   table.stream(tensors, rows, leaves)  # Compiles.
   tracemalloc.start()
@@ -131,3 +132,80 @@ def test_all_problems_at_once():
   assert len(error.value.problems) == 4
   assert "missing context_embedder.weight" in found and "unexpected stray" in found
   assert "dtype int32" in found and "proj_out.bias: shape" in found
+
+
+FUSED = (
+  table.Row("stack.{layer}.qkv", ("layers/q/kernel", "layers/k/kernel"), table.TRANSPOSE),
+  table.Row("one.{layer}.ab", ("nets/{layer}/a", "nets/{layer}/b"), axis=1),
+  table.Row("single", ("x", "y", "z"), table.Reshape((2, 2), (4,))),
+)
+
+
+def fused_params(mesh=None):
+  """Leaves of `FUSED`: arrays, or shapes on a mesh."""
+  shapes = {"layers/q/kernel": (3, 4, 2), "layers/k/kernel": (3, 4, 2), "x": (4,), "y": (4,), "z": (4,)}
+  shapes |= {f"nets/{i}/{name}": (2, 3) for i in range(2) for name in "ab"}
+  rng = np.random.default_rng(0)
+  everywhere = None if mesh is None else sharding.replicated(mesh)
+
+  def leaf(shape):
+    if mesh is None:
+      return rng.normal(size=shape).astype(np.float32)
+    return jax.ShapeDtypeStruct(shape, np.float32, sharding=everywhere)
+
+  return trees.from_items((path, leaf(shape)) for path, shape in shapes.items())
+
+
+def test_one_row_splits_a_fused_tensor_in_both_directions():
+  params, abstract = fused_params(), fused_params(sharding.make_mesh(devices=jax.devices()[:1]))
+  tensors = table.dump(params, FUSED)
+  queries, keys = params["layers"]["q"]["kernel"], params["layers"]["k"]["kernel"]
+  np.testing.assert_array_equal(tensors["stack.1.qkv"], np.concatenate([queries[1].T, keys[1].T]))
+  np.testing.assert_array_equal(
+    tensors["one.1.ab"], np.concatenate([params["nets"]["1"]["a"], params["nets"]["1"]["b"]], 1)
+  )
+  np.testing.assert_array_equal(tensors["single"], np.concatenate([params[name].reshape(2, 2) for name in "xyz"]))
+  # `Dump` takes the leaves that rows name, so it knows no `{layer}` in `ours`.
+  rows = (FUSED[0], FUSED[2])
+  lazy = export.Dump(params, rows)
+  assert {name: lazy.spec(name).shape for name in lazy} == {name: tensors[name].shape for name in lazy}
+  specs = table.specs(FUSED, abstract)
+  assert {name: spec.shape for name, spec in specs.items()} == {name: x.shape for name, x in tensors.items()}
+  assert {name: specs[name] for name in lazy} == {name: lazy.spec(name) for name in lazy}
+  for back in (table.load(tensors, FUSED, abstract), table.stream(tensors, FUSED, abstract)):
+    for (path, ours), (other, want) in zip(trees.items(back), trees.items(params), strict=True):
+      assert path == other
+      np.testing.assert_array_equal(ours, want, err_msg=path)
+  for name, value in lazy.items():
+    np.testing.assert_array_equal(value, tensors[name])
+
+
+def test_adapters_of_fused_kernels_are_merged():
+  params, rng = fused_params(), np.random.default_rng(1)
+  key = params["layers"]["k"]
+  key |= {
+    name: rng.normal(size=shape).astype(np.float32) for name, shape in (("lora_a", (3, 4, 1)), ("lora_b", (3, 1, 2)))
+  }
+  merged = export.Dump(params, FUSED[:1], merge_scale=0.5)
+  want = key["kernel"][2] + 0.5 * key["lora_a"][2] @ key["lora_b"][2]
+  np.testing.assert_allclose(merged["stack.2.qkv"][2:], want.T, atol=1e-6)
+  np.testing.assert_array_equal(merged["stack.2.qkv"][:2], params["layers"]["q"]["kernel"][2].T)
+
+
+def test_problems_of_fused_tensors_are_in_the_one_report():
+  abstract = fused_params(sharding.make_mesh(devices=jax.devices()[:1]))
+  tensors = table.dump(fused_params(), FUSED)
+  tensors["single"] = tensors["single"][:-1]
+  tensors["one.0.ab"] = tensors["one.0.ab"].astype(np.int32)
+  tensors["stack.0.qkv"] = np.concatenate([tensors["stack.0.qkv"]] * 2)
+  tensors["stack.2.q"] = tensors.pop("stack.2.qkv")
+  problems = "\n".join(table.find_problems(tensors, FUSED, abstract))
+  assert "single: shape (5, 2) does not split into 3 parts along axis 0" in problems
+  assert "one.0.ab: dtype int32, nets/0/a wants" in problems and "one.0.ab: dtype int32, nets/0/b wants" in problems
+  assert "stack.0.qkv: shape (8, 4) becomes (4, 4), layers/q/kernel wants (4, 2)" in problems
+  assert "missing stack.2.qkv (for layers/q/kernel, shape (3, 4, 2), layers/k/kernel" in problems
+  assert "unexpected stack.2.q, shape" in problems
+  with pytest.raises(table.WeightError, match="filled by single and by other"):
+    table.expand((*FUSED, table.Row("other", "y")), abstract)
+  with pytest.raises(table.WeightError, match="table row other -> absent: the model has no such parameter"):
+    table.expand((*FUSED[:2], table.Row("other", ("x", "y", "z", "absent"))), abstract)

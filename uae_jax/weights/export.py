@@ -19,7 +19,7 @@ from uae_jax.models.uae import UAEConfig
 from uae_jax.weights import connector, huggingface_configs, mmdit, pooled, qwen25_vl
 from uae_jax.weights import vae as vae_weights
 from uae_jax.weights.official import ADAPTER_CONFIG, ADAPTER_STEM, CONNECTOR, DIFFUSERS_STEM, EXTRAS, Folders
-from uae_jax.weights.table import Row, expand, is_stacked
+from uae_jax.weights.table import Row, expand, match_spec
 from uae_jax.weights.tensor_files import Renamed, Spec, write, write_folder
 
 # What a processor's folder holds beside weights.
@@ -39,26 +39,27 @@ class Dump(Mapping):
   def __init__(self, params: Mapping, table: tuple[Row, ...], merge_scale: float | None = None):
     self._leaves = dict(trees.items(params))
     self._merge_scale = merge_scale
-    ours = {row.ours for row in table}
+    ours = {path for row in table for path in row.paths}
     chosen = trees.from_items((path, leaf) for path, leaf in self._leaves.items() if path in ours)
-    self._places = {
-      name: (path, row, i) for path, (names, row) in expand(table, chosen).items() for i, name in enumerate(names)
-    }
+    self._places = {name: (match, i) for match in expand(table, chosen) for i, name in enumerate(match.names)}
 
   def __getitem__(self, name: str) -> np.ndarray:
-    path, row, layer = self._places[name]
-    value = self._fetch(path, row, layer)
+    match, layer = self._places[name]
+    layer = layer if match.is_stacked else None
+    return match.join([self._merged(path, layer) for path in match.paths])
+
+  def _merged(self, path: str, layer: int | None) -> np.ndarray:
+    """One layer of a stacked leaf, or a whole leaf, with its adapter added where adapters are merged."""
+    value = self._fetch(path, layer)
     a, b = (path.removesuffix("kernel") + leaf for leaf in lora.ADAPTER_NAMES)
     if self._merge_scale is not None and path.endswith("kernel") and a in self._leaves:
-      delta = self._merge_scale * (
-        self._fetch(a, row, layer).astype(np.float32) @ self._fetch(b, row, layer).astype(np.float32)
-      )
-      value = (value.astype(np.float32) + delta).astype(value.dtype)
-    return row.move.invert(value)
+      product = self._fetch(a, layer).astype(np.float32) @ self._fetch(b, layer).astype(np.float32)
+      value = (value.astype(np.float32) + self._merge_scale * product).astype(value.dtype)
+    return value
 
-  def _fetch(self, path: str, row: Row, layer: int) -> np.ndarray:
+  def _fetch(self, path: str, layer: int | None) -> np.ndarray:
     leaf = self._leaves[path]
-    return np.asarray(leaf[layer] if is_stacked(row) else leaf)
+    return np.asarray(leaf if layer is None else leaf[layer])
 
   def __contains__(self, name: object) -> bool:
     return name in self._places
@@ -70,10 +71,8 @@ class Dump(Mapping):
     return len(self._places)
 
   def spec(self, name: str) -> Spec:
-    path, row, _ = self._places[name]
-    leaf = self._leaves[path]
-    shape = leaf.shape[1:] if is_stacked(row) else leaf.shape
-    return Spec(row.move.invert(np.broadcast_to(np.zeros((), np.int8), shape)).shape, np.dtype(leaf.dtype))
+    match, _ = self._places[name]
+    return match_spec(match, self._leaves)
 
 
 def write_uae(

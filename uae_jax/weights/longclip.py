@@ -1,7 +1,6 @@
 """Long-CLIP checkpoints, in the layout of OpenAI's CLIP, to and from `models.clip`.
 
-Queries, keys and values are one fused matrix there: `unfuse` splits it before `load`, `fuse` joins it after `dump`. The
-projections multiply on the right, as ours do. Source: Long-CLIP, model/model_longclip.py.
+The projections multiply on the right there, as ours do. Source: Long-CLIP, model/model_longclip.py.
 """
 
 from collections.abc import Mapping
@@ -19,10 +18,7 @@ IGNORED_BY_VISION = {r"^(?!visual\.)": "the text tower"}
 
 BLOCK = {
   "attention_norm": "ln_1",
-  "query": "attn.query",
-  "key": "attn.key",
-  "value": "attn.value",
-  "out": "attn.out_proj",
+  "attention": "attn",
   "mlp_norm": "ln_2",
   "up": "mlp.c_fc",
   "down": "mlp.c_proj",
@@ -45,7 +41,7 @@ def config_of(tensors: Mapping[str, np.ndarray]) -> CLIPConfig:
   grid = math.isqrt(tensors["visual.positional_embedding"].shape[0] - 1)
   text_width, projection_width = tensors["text_projection"].shape
   vision = CLIPVisionConfig(
-    image_size=patch * grid,
+    image_px=patch * grid,
     patch=patch,
     projection_width=projection_width,
     width=width,
@@ -70,32 +66,6 @@ def config_of(tensors: Mapping[str, np.ndarray]) -> CLIPConfig:
 
 def _depth(tensors: Mapping[str, np.ndarray], prefix: str) -> int:
   return sum(name.startswith(prefix) and name.endswith(".ln_1.weight") for name in tensors)
-
-
-def unfuse(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """`attn.in_proj_{weight,bias}` as `attn.{query,key,value}.{weight,bias}`."""
-  out = {}
-  for name, value in tensors.items():
-    stem, found, leaf = name.partition("attn.in_proj_")
-    if not found:
-      out[name] = value
-      continue
-    for part, rows in zip(("query", "key", "value"), np.split(value, 3), strict=True):
-      out[f"{stem}attn.{part}.{leaf}"] = rows
-  return out
-
-
-def fuse(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The inverse of `unfuse`."""
-  out = {}
-  for name, value in tensors.items():
-    stem, found, leaf = name.partition("attn.query.")
-    if found:
-      parts = [value] + [tensors[f"{stem}attn.{part}.{leaf}"] for part in ("key", "value")]
-      out[f"{stem}attn.in_proj_{leaf}"] = np.concatenate(parts)
-    elif "attn.key." not in name and "attn.value." not in name:
-      out[name] = value
-  return out
 
 
 def vision_table(config: CLIPVisionConfig) -> tuple[Row, ...]:

@@ -309,7 +309,8 @@ def _typed(abstract: dict, dtype: str, parts: list[Part]) -> dict:
       for row in part.table:
         name = row.theirs.replace("{layer}", str(row.first))
         if name in part.tensors:
-          stored[f"{part.name}/{row.ours}".replace("{layer}", str(row.first))] = spec_of(part.tensors, name).dtype
+          kind = spec_of(part.tensors, name).dtype
+          stored |= {f"{part.name}/{path}".replace("{layer}", str(row.first)): kind for path in row.paths}
 
   def typed(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     kind = jnp.float32

@@ -1,9 +1,9 @@
-"""Rows that the tables of CLIP, DINOv2 and DINOv3 share."""
+"""Rows that the tables of the image and text towers share."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from uae_jax.models.vit import ViTConfig
-from uae_jax.weights.table import CONV, Reshape, Row, Then, linear, norm
+from uae_jax.weights.table import CONV, TRANSPOSE, Reshape, Row, Then, linear, norm
 
 
 def patch_embed(theirs: str, patch: int, width: int, *, bias: bool) -> Iterator[Row]:
@@ -20,14 +20,18 @@ def blocks(config: ViTConfig, theirs: str, names: Mapping[str, str]) -> Iterator
   Args:
     config: of the encoder.
     theirs: prefix with `{layer}`.
-    names: our name of a module in a block -> theirs.
+    names: our name of a module in a block -> theirs; "attention" is a torch `MultiheadAttention` in place of "query",
+      "key", "value" and "out".
   """
   ours = "encoder/layers"
   for name in ("attention_norm", "mlp_norm"):
     yield from norm(f"{theirs}.{names[name]}", f"{ours}/{name}", bias=True)
-  for name in ("query", "key", "value", "out"):
-    bias = getattr(config, f"{name}_bias")
-    yield from linear(f"{theirs}.{names[name]}", f"{ours}/attention/{name}", bias=bias)
+  if "attention" in names:
+    yield from multihead_attention(f"{theirs}.{names['attention']}", f"{ours}/attention")
+  else:
+    for name in ("query", "key", "value", "out"):
+      bias = getattr(config, f"{name}_bias")
+      yield from linear(f"{theirs}.{names[name]}", f"{ours}/attention/{name}", bias=bias)
   for name in ("gate", "up", "down") if config.gated_mlp else ("up", "down"):
     yield from linear(f"{theirs}.{names[name]}", f"{ours}/mlp/{name}", bias=config.mlp_bias)
   if config.layer_scale is not None:
@@ -35,7 +39,14 @@ def blocks(config: ViTConfig, theirs: str, names: Mapping[str, str]) -> Iterator
       yield Row(f"{theirs}.{names[name]}", f"{ours}/{name}")
 
 
-def inside(prefix: str, rows: Iterator[Row]) -> Iterator[Row]:
+def multihead_attention(theirs: str, ours: str) -> Iterator[Row]:
+  """Every parameter of an `Attention` with biases: torch's `MultiheadAttention` fuses query, key and value."""
+  parts = tuple(f"{ours}/{name}" for name in ("query", "key", "value"))
+  yield Row(f"{theirs}.in_proj_weight", tuple(f"{part}/kernel" for part in parts), TRANSPOSE)
+  yield Row(f"{theirs}.in_proj_bias", tuple(f"{part}/bias" for part in parts))
+  yield from linear(f"{theirs}.out_proj", f"{ours}/out")
+
+
+def inside(prefix: str, rows: Iterable[Row]) -> Iterator[Row]:
   """The rows of a model that is a part called `prefix` of a larger one."""
-  for row in rows:
-    yield Row(row.theirs, f"{prefix}/{row.ours}", row.move, row.first, row.count)
+  return (row.inside(prefix) for row in rows)
