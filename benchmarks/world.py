@@ -20,7 +20,7 @@ from benchmarks import inputs
 from benchmarks.sizes import SIZES, Size, image_token, vocabulary
 from uae_jax import sharding, trees
 from uae_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
-from uae_jax.embedders import EmbeddingNetwork
+from uae_jax.embedders.in_graph import EmbeddingNetwork
 from uae_jax.layers.lora import LoRA, is_adapter
 from uae_jax.models.clip import CLIPVision, CLIPVisionConfig
 from uae_jax.models.connector import ConnectorConfig
@@ -114,14 +114,14 @@ def encoder_configs(size: Size, *, is_unrolled: bool = False) -> dict:
   if size.name == "h200":
     return {"clip": CLIPVisionConfig.clip_vit_l14(), "dinov2": DINOv2Config.dinov2_large()}
   if size.name == "small":
-    common = dict(image_size=56, width=64, depth=2, num_heads=2, mlp_width=128, unroll=is_unrolled)
+    common = dict(image_px=56, width=64, depth=2, num_heads=2, mlp_width=128, unroll=is_unrolled)
     return {
       "clip": CLIPVisionConfig(patch=14, projection_width=32, **common),
       "dinov2": DINOv2Config(patch=14, **common),
     }
   return {
     "clip": CLIPVisionConfig(
-      image_size=224,
+      image_px=224,
       patch=32,
       width=768,
       depth=12,
@@ -132,7 +132,7 @@ def encoder_configs(size: Size, *, is_unrolled: bool = False) -> dict:
       unroll=is_unrolled,
     ),
     "dinov2": DINOv2Config(
-      image_size=224, patch=14, width=384, depth=12, num_heads=6, mlp_width=1536, unroll=is_unrolled
+      image_px=224, patch=14, width=384, depth=12, num_heads=6, mlp_width=1536, unroll=is_unrolled
     ),
   }
 
@@ -234,7 +234,7 @@ def make(size: Size, *, mesh: Mesh | None = None, is_unrolled: bool = False, dec
     encoder_graphdef, abstract_embedders[name] = sharding.abstract_model(
       lambda n=name, c=encoder: ENCODERS[n](c, rngs=nnx.Rngs(0)), mesh
     )
-    side = 224 if size.name == "h200" else encoder.image_size
+    side = 224 if size.name == "h200" else encoder.image_px
     embedders[name] = EmbeddingNetwork(name, encoder_graphdef, side, *PIXELS[name])
   return World(
     size, config, Networks(graphdef, prompts(size), embedders), {**abstract, "embedders": abstract_embedders}
@@ -275,7 +275,7 @@ def _write_configs(world: World, folder: Path) -> None:
   clip_config, dino = embedders["clip"], embedders["dinov2"]
   common = {
     name: dict(
-      image_size=encoder.image_size,
+      image_size=encoder.image_px,
       patch_size=encoder.patch,
       hidden_size=encoder.width,
       num_hidden_layers=encoder.depth,

@@ -5,7 +5,7 @@ import dataclasses
 from flax import nnx
 import jax
 
-from uae_jax.embedders import EmbeddingNetwork
+from uae_jax.embedders.in_graph import EmbeddingNetwork
 from uae_jax.layers import lora
 from uae_jax.models.prompts import Prompts
 from uae_jax.models.uae import NETS, UAE

@@ -14,9 +14,9 @@ def cases(world: World) -> dict:
   size = world.size
 
   def embed(name):
-    encoder, params = world.networks.embedders[name], world.params["embedders"][name]
-    pixels = jnp.asarray(inputs.pixels(size, encoder.image_size, size.encoder_batch))
-    compiled = jax.jit(encoder.embed_pixels)
+    network, params = world.networks.embedders[name], world.params["embedders"][name]
+    pixels = jnp.asarray(inputs.pixels(size, network.image_px, size.encoder_batch))
+    compiled = jax.jit(network.embed_pixels)
 
     def run():
       return jax.block_until_ready(compiled(params, pixels))
@@ -25,7 +25,7 @@ def cases(world: World) -> dict:
       run=run,
       unit="images",
       amount=size.encoder_batch,
-      flops=matrix_flops(encoder.embed_pixels, params, pixels),
+      flops=matrix_flops(network.embed_pixels, params, pixels),
       check=lambda: np.asarray(run()).ravel()[::17].tolist(),
     )
 

@@ -19,6 +19,11 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTModel
 
 from uae_jax import embedders
 from uae_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD, Preprocessing, read_image
+from uae_jax.embedders import clip, dinov2, dinov3, longclip
+
+CLIP = {"CLIPImageProcessor": clip.PROCESSOR}
+BIT = {"BitImageProcessor": dinov2.PROCESSOR}
+DINOV3 = {"DINOv3ViTImageProcessor": dinov3.PROCESSOR}
 
 SIZES = [(64, 48), (47, 93), (200, 31), (33, 33), (9, 14), (1, 5)]
 
@@ -37,9 +42,9 @@ def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.
 ], ids=str)  # fmt: skip
 def test_preprocessing_equals_the_processors(size, settings):
   image = picture(*size)
-  for processor in (CLIPImageProcessorPil, BitImageProcessorPil):
+  for processor, defaults in ((CLIPImageProcessorPil, CLIP), (BitImageProcessorPil, BIT)):
     want = processor(**settings)(images=image, return_tensors="np")["pixel_values"][0]
-    ours = Preprocessing.from_huggingface(settings)(image)
+    ours = Preprocessing.from_huggingface(settings, defaults)(image)
     np.testing.assert_allclose(ours.transpose(2, 0, 1), want, atol=2e-6)
 
 
@@ -47,7 +52,8 @@ def test_defaults_and_old_spellings_equal_the_processors():
   image = picture(300, 250)
   for settings in ({}, {"size": 96, "crop_size": 80, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}):
     want = CLIPImageProcessorPil(**settings)(images=image, return_tensors="np")["pixel_values"][0]
-    np.testing.assert_allclose(Preprocessing.from_huggingface(settings)(image).transpose(2, 0, 1), want, atol=2e-6)
+    ours = Preprocessing.from_huggingface(settings, CLIP)(image)
+    np.testing.assert_allclose(ours.transpose(2, 0, 1), want, atol=2e-6)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
@@ -91,7 +97,7 @@ def test_dinov3_preprocessing_equals_antialiased_floats(size):
   pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
   pixels = F.interpolate(pixels, size=(24, 20), mode="bilinear", align_corners=False, antialias=True)[0]
   want = (pixels.permute(1, 2, 0).numpy() - IMAGENET_MEAN) / IMAGENET_STD
-  ours = Preprocessing.from_huggingface({"size": {"height": 24, "width": 20}}, is_float=True)(image)
+  ours = Preprocessing.from_huggingface({"size": {"height": 24, "width": 20}}, DINOV3)(image)
   np.testing.assert_allclose(ours, want, atol=5e-6)
 
 
@@ -103,7 +109,7 @@ def test_longclip_preprocessing_equals_torchvision(size):
   left, top = round((width - 25) / 2), round((height - 25) / 2)
   resized = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + 25, top + 25))
   want = (np.asarray(resized, np.float32) / 255 - OPENAI_MEAN) / OPENAI_STD
-  np.testing.assert_allclose(Preprocessing.longclip(25)(image), want, atol=2e-6)
+  np.testing.assert_allclose(longclip.preprocessing(25)(image), want, atol=2e-6)
 
 
 @pytest.mark.parametrize("settings", [
@@ -111,10 +117,21 @@ def test_longclip_preprocessing_equals_torchvision(size):
   {"rescale_factor": 0.5},
   {"do_center_crop": False},
   {"size": {"shortest_edge": 5, "longest_edge": 9}},
+  {"image_processor_type": "ViTImageProcessor"},
 ], ids=str)  # fmt: skip
 def test_unknown_settings_are_refused(settings):
   with pytest.raises(ValueError, match="preproc"):
-    Preprocessing.from_huggingface(settings)
+    Preprocessing.from_huggingface(settings, CLIP)
+
+
+@pytest.mark.parametrize("suffix", ["", "Fast", "Pil"])
+def test_the_class_named_in_the_file_decides(suffix):
+  """Both defaults and the order of the steps belong to the class; absent, the first of a kind is meant."""
+  square = {"size": {"height": 24, "width": 24}}
+  floats = Preprocessing.from_huggingface(square | {"image_processor_type": f"DINOv3ViTImageProcessor{suffix}"}, DINOV3)
+  assert floats == Preprocessing.from_huggingface(square, DINOV3 | CLIP) and floats.is_float
+  named = square | {"image_processor_type": f"CLIPImageProcessor{suffix}"}
+  assert not Preprocessing.from_huggingface(named, DINOV3 | CLIP).is_float
 
 
 def make_clip():
@@ -167,19 +184,19 @@ def test_embeddings_equal_the_library(loaded, tmp_path):
     embedder.embed([])
 
 
-def test_the_encoder_inside_a_step_equals_torch_with_its_gradient(loaded):
+def test_the_network_inside_a_step_equals_torch_with_its_gradient(loaded):
   """Stretched by a bicubic without antialiasing, as in the cold-start loss."""
   embedder, _, features, _ = loaded
-  encoder = embedder.encoder
+  network = embedder.network
   images = np.random.default_rng(0).uniform(-1, 1, size=(2, 40, 52, 3)).astype(np.float32)
   inputs = torch.from_numpy(images).requires_grad_()
   pixels = F.interpolate(inputs.permute(0, 3, 1, 2) / 2 + 0.5, size=(24, 24), mode="bicubic", align_corners=False)
-  mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (encoder.mean, encoder.std))
+  mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (network.mean, network.std))
   want = F.normalize(features((pixels - mean) / std), dim=-1)
   want.sin().sum().backward()
 
   def scalar(images):
-    embedding = encoder(embedder.params, images)
+    embedding = network(embedder.params, images)
     return jnp.sin(embedding).sum(), embedding
 
   grads, ours = jax.jit(jax.grad(scalar, has_aux=True))(jnp.asarray(images))
@@ -190,18 +207,18 @@ def test_the_encoder_inside_a_step_equals_torch_with_its_gradient(loaded):
 def test_images_of_the_right_size_are_not_resized(loaded):
   embedder, reference, _, _ = loaded
   image = np.asarray(picture(24, 24))
-  ours = embedder.encoder(embedder.params, jnp.asarray(image[None] / 127.5 - 1))
-  if embedder.encoder.kind == "clip":  # The other processor resizes to 32 before it crops.
+  ours = embedder.network(embedder.params, jnp.asarray(image[None] / 127.5 - 1))
+  if embedder.network.kind == "clip":  # The other processor resizes to 32 before it crops.
     np.testing.assert_allclose(ours, reference([Image.fromarray(image)]), atol=1e-5)
-  jaxpr = str(jax.make_jaxpr(embedder.encoder)(embedder.params, jnp.zeros((1, 24, 24, 3))))
-  larger = str(jax.make_jaxpr(embedder.encoder)(embedder.params, jnp.zeros((1, 25, 24, 3))))
+  jaxpr = str(jax.make_jaxpr(embedder.network)(embedder.params, jnp.zeros((1, 24, 24, 3))))
+  larger = str(jax.make_jaxpr(embedder.network)(embedder.params, jnp.zeros((1, 25, 24, 3))))
   assert larger.count("dot_general") == jaxpr.count("dot_general") + 2
 
 
 def test_bfloat16_is_near(loaded):
   embedder, _, _, folder = loaded
   images = [picture(40, 30)]
-  half = embedders.load(embedder.encoder.kind, folder, dtype="bfloat16")
+  half = embedders.load(embedder.network.kind, folder, dtype="bfloat16")
   assert half.params["patch_embed"]["kernel"].dtype == jnp.bfloat16
   assert half.embed(images).dtype == np.float32
   assert (half.embed(images) * embedder.embed(images)).sum() > 0.99

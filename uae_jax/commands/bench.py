@@ -5,9 +5,8 @@ from pathlib import Path
 import sys
 
 from uae_jax.commands import command_line
+from uae_jax.embedders import KINDS
 from uae_jax.files import write_whole
-
-KINDS = ("clip", "longclip", "dinov2", "dinov3")
 
 
 def parser() -> command_line.Parser:

@@ -1,7 +1,7 @@
 """Pictures from anywhere as upright RGB, and the preprocessing of the embedders on the host.
 
-Source: transformers 5.23 CLIPImageProcessorPil, BitImageProcessorPil and DINOv3ViTImageProcessor; torchvision's
-`Resize` and `CenterCrop`.
+Source: the image processors of transformers 5.23 (`PilBackend`, and `TorchvisionBackend` where floats are resized);
+torchvision's `Resize` and `CenterCrop`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -95,37 +95,37 @@ class Preprocessing:
     return self.crop or self.resize
 
   @classmethod
-  def longclip(cls, image_size: int) -> "Preprocessing":
-    """Resize, CenterCrop, ToTensor, Normalize of torchvision. Source: Long-CLIP, model/longclip.py `_transform`."""
-    return cls(image_size, (image_size, image_size), rounds_crop=True)
-
-  @classmethod
-  def from_huggingface(cls, config: Mapping[str, Any], *, is_float: bool = False) -> "Preprocessing":
+  def from_huggingface(
+    cls, settings: Mapping[str, Any], processors: Mapping[str, Mapping[str, Any]]
+  ) -> "Preprocessing":
     """From a `preprocessor_config.json`.
 
     Args:
-      config: the file; absent fields and nulls have the defaults of the library's classes.
-      is_float: the file belongs to a DINOv3 processor, which has other defaults and resizes floats.
+      settings: the file; fields that are absent or null have the defaults of the library's class.
+      processors: `image_processor_type`, without "Fast" or "Pil" -> the attributes of that class, under the names of
+        the library. Besides, `default_to_square` says what a single number as size means, and `resizes_floats` that
+        the class rescales before it resizes. Files without a type belong to the first.
 
     Raises:
-      ValueError: the file asks for something this class does not do.
+      ValueError: the file names another class, or asks for something this class does not do.
     """
-    config = {name: value for name, value in config.items() if value is not None}
-    if not config.get("do_rescale", True) or not np.isclose(config.get("rescale_factor", 1 / 255), 1 / 255):
+    settings = {name: value for name, value in settings.items() if value is not None}
+    kind = settings.pop("image_processor_type", next(iter(processors))).removesuffix("Fast").removesuffix("Pil")
+    if kind not in processors:
+      raise ValueError(
+        f"preprocessor_config.json: image_processor_type is {kind!r}; expected {' or '.join(processors)}"
+      )
+    if not settings.get("do_rescale", True) or not np.isclose(settings.get("rescale_factor", 1 / 255), 1 / 255):
       raise ValueError("preprocessor_config.json: only do_rescale with rescale_factor 1/255 is supported")
-    default_size = {"height": 224, "width": 224} if is_float else {"shortest_edge": 224}
-    size = _size(config.get("size", default_size), is_square=is_float)
-    crops = config.get("do_center_crop", not is_float)
-    crop = _size(config.get("crop_size", 224), is_square=True) if crops else None
-    resample = config.get("resample", Image.Resampling.BILINEAR if is_float else Image.Resampling.BICUBIC)
-    normalizes = config.get("do_normalize", True)
+    settings = {"do_resize": True, "do_normalize": True} | dict(processors[kind]) | settings
+    normalizes = settings["do_normalize"]
     return cls(
-      size if config.get("do_resize", True) else None,
-      crop,
-      resample,
-      tuple(config.get("image_mean", IMAGENET_MEAN if is_float else OPENAI_MEAN)) if normalizes else (0.0,) * 3,
-      tuple(config.get("image_std", IMAGENET_STD if is_float else OPENAI_STD)) if normalizes else (1.0,) * 3,
-      is_float,
+      _size(settings["size"], is_square=settings.get("default_to_square", False)) if settings["do_resize"] else None,
+      _size(settings["crop_size"], is_square=True) if settings["do_center_crop"] else None,
+      settings["resample"],
+      tuple(settings["image_mean"]) if normalizes else (0.0,) * 3,
+      tuple(settings["image_std"]) if normalizes else (1.0,) * 3,
+      processors[kind].get("resizes_floats", False),
     )
 
   def __call__(self, source: ImageSource) -> np.ndarray:

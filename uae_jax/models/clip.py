@@ -25,22 +25,22 @@ INITIAL_LOGIT_SCALE = float(np.log(1 / 0.07))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLIPVisionConfig(ViTConfig):
-  """The image tower: `image_size` and `patch` in pixels; `projection_width` is E."""
+  """The image tower: `image_px` is the side of its square image, `patch` of a patch; `projection_width` is E."""
 
-  image_size: int
+  image_px: int
   patch: int
   projection_width: int
 
   @property
   def num_positions(self) -> int:
     """Patches and the class token."""
-    return (self.image_size // self.patch) ** 2 + 1
+    return (self.image_px // self.patch) ** 2 + 1
 
   @classmethod
   def clip_vit_l14(cls) -> "CLIPVisionConfig":
     """Source: openai/clip-vit-large-patch14, config.json."""
     return cls(
-      image_size=224,
+      image_px=224,
       patch=14,
       width=1024,
       depth=24,
@@ -54,7 +54,7 @@ class CLIPVisionConfig(ViTConfig):
   def from_huggingface(cls, config: Mapping[str, Any], projection_width: int | None = None) -> "CLIPVisionConfig":
     """From a CLIPVisionConfig dict; absent fields have the library's defaults."""
     return cls(
-      image_size=config.get("image_size", 224),
+      image_px=config.get("image_size", 224),
       patch=config.get("patch_size", 32),
       projection_width=projection_width or config.get("projection_dim", 512),
       **_encoder_fields(config, width=768, mlp_width=3072, num_heads=12),
@@ -175,15 +175,6 @@ def _encoder_fields(config: Mapping[str, Any], *, width: int, mlp_width: int, nu
   }
 
 
-def inputs_spec(config: CLIPConfig, batch: int, dtype=jnp.float32) -> dict:
-  """Shapes of the arguments of `CLIPVision.__call__` and `CLIPText.__call__`, by name."""
-  size = config.vision.image_size
-  return {
-    "pixels": jax.ShapeDtypeStruct((batch, size, size, 3), dtype),
-    "tokens": jax.ShapeDtypeStruct((batch, config.text.max_tokens), jnp.int32),
-  }
-
-
 class CLIPVision(nnx.Module):
   """The image tower with its projection."""
 
@@ -204,7 +195,7 @@ class CLIPVision(nnx.Module):
     """Features of images, not normalized. Computes in the dtype of `pixels`.
 
     Args:
-      pixels: float[B, image_size, image_size, 3], with CLIP's mean and standard deviation taken out.
+      pixels: float[B, image_px, image_px, 3], with CLIP's mean and standard deviation taken out.
 
     Returns:
       float[B, E].
@@ -212,9 +203,9 @@ class CLIPVision(nnx.Module):
     Raises:
       ValueError: the images have another size.
     """
-    size = self.config.image_size
+    size = self.config.image_px
     if pixels.shape[1:] != (size, size, 3):
-      raise ValueError(f"pixels of shape {pixels.shape}, expected [B, {size}, {size}, 3] (image_size)")
+      raise ValueError(f"pixels of shape {pixels.shape}, expected [B, {size}, {size}, 3] (image_px)")
     x = prepend(gather(self.class_token[...], "embed"), self.patch_embed(patches(pixels, self.config.patch)))
     x = self.norm_in(x + gather(self.positions[...], None, "embed").astype(x.dtype))
     x = self.encoder(constrain(x, "batch", "act_tokens", "act_embed"))

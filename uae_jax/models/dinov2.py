@@ -25,12 +25,12 @@ class DINOv2Config(ViTConfig):
   """Architecture of a DINOv2.
 
   Attributes:
-    image_size: side, in pixels, of the image that the stored position table belongs to.
+    image_px: side of the square image that the stored position table belongs to.
     patch: side of a patch, in pixels.
     num_registers: tokens after the class token; a model that has them resizes its position table with antialiasing.
   """
 
-  image_size: int
+  image_px: int
   patch: int
   num_registers: int = 0
   norm_eps: float = 1e-6
@@ -39,12 +39,12 @@ class DINOv2Config(ViTConfig):
   @property
   def grid(self) -> int:
     """Side of the stored position table, in patches."""
-    return self.image_size // self.patch
+    return self.image_px // self.patch
 
   @classmethod
   def dinov2_large(cls) -> "DINOv2Config":
     """Source: facebook/dinov2-large, config.json."""
-    return cls(image_size=518, patch=14, width=1024, depth=24, num_heads=16, mlp_width=4096)
+    return cls(image_px=518, patch=14, width=1024, depth=24, num_heads=16, mlp_width=4096)
 
   @classmethod
   def dinov2_large_registers(cls) -> "DINOv2Config":
@@ -64,7 +64,7 @@ class DINOv2Config(ViTConfig):
     width = config.get("hidden_size", 768)
     bias = config.get("qkv_bias", True)
     return cls(
-      image_size=config.get("image_size", 224),
+      image_px=config.get("image_size", 224),
       patch=config.get("patch_size", 16 if has_registers else 14),
       num_registers=config.get("num_register_tokens", 4) if has_registers else 0,
       width=width,
@@ -78,11 +78,6 @@ class DINOv2Config(ViTConfig):
       key_bias=bias,
       value_bias=bias,
     )
-
-
-def inputs_spec(config: DINOv2Config, batch: int, height: int, width: int, dtype=jnp.float32) -> dict:
-  """Shapes of the arguments of `DINOv2.__call__`, by name."""
-  return {"pixels": jax.ShapeDtypeStruct((batch, height, width, 3), dtype)}
 
 
 class DINOv2(nnx.Module):

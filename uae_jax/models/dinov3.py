@@ -70,11 +70,6 @@ class DINOv3Config(ViTConfig):
     )
 
 
-def inputs_spec(config: DINOv3Config, batch: int, height: int, width: int, dtype=jnp.float32) -> dict:
-  """Shapes of the arguments of `DINOv3.__call__`, by name."""
-  return {"pixels": jax.ShapeDtypeStruct((batch, height, width, 3), dtype)}
-
-
 def rope_angles(config: DINOv3Config, height: int, width: int) -> np.ndarray:
   """float32[height * width, H / 2]: for each patch the angles of its row, then those of its column.
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from uae_jax import sharding
+from uae_jax.embedders.kind import EmbedderSizes, published
 from uae_jax.layers.lora import LoRA
 from uae_jax.training import initial, placement, supervised
 from uae_jax.training import sizes as sizes_lib
@@ -69,10 +70,15 @@ def build_abstract(config, mesh: Mesh, folder: Path) -> Built:
   processor = initial.read_processor(config, folder)
   uae = sizes_lib.named_uae(config.model, processor, LoRA(config.lora.rank, config.lora.alpha))
   uae = sizes_lib.rematerialized(uae, config.remat)
-  embedders = {
-    kind: sizes_lib.fresh_embedder(kind, config.model) for kind, source in config.embedders.items() if source
-  }
+  embedders = {kind: embedder_sizes(kind, source, config.model) for kind, source in config.embedders.items() if source}
   return build(config, Sizes(uae, embedders), processor, mesh)
+
+
+def embedder_sizes(kind: str, source: str, model: str) -> EmbedderSizes:
+  """Sizes of an embedder whose files need not exist: a folder called as a published checkpoint has its sizes."""
+  if source == sizes_lib.FRESH:
+    return sizes_lib.fresh_embedder(kind, model)
+  return published(kind, Path(source).name)
 
 
 def bytes_per_device(tree) -> float:

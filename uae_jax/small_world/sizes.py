@@ -71,7 +71,7 @@ def uae(vocab_size: int, image_token_id: int, *, rank: int = 16, alpha: float = 
 def clip_vision() -> CLIPVisionConfig:
   """The reward embedder."""
   return CLIPVisionConfig(
-    image_size=IMAGE_PX,
+    image_px=IMAGE_PX,
     patch=8,
     width=WIDTH,
     depth=2,
@@ -100,7 +100,7 @@ def clip_text(vocab_size: int, max_tokens: int, end_token_id: int) -> CLIPTextCo
 def dinov2() -> DINOv2Config:
   """The held-out embedder: another architecture and another seed; the width of its class token is the embedding's."""
   return DINOv2Config(
-    image_size=IMAGE_PX, patch=8, width=EMBEDDING_WIDTH, depth=2, num_heads=2, mlp_width=4 * WIDTH, unroll=True
+    image_px=IMAGE_PX, patch=8, width=EMBEDDING_WIDTH, depth=2, num_heads=2, mlp_width=4 * WIDTH, unroll=True
   )
 
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from uae_jax import sharding, trees
 from uae_jax.data.processing import Processor
-from uae_jax.embedders import EmbeddingNetwork
+from uae_jax.embedders.in_graph import EmbeddingNetwork
 from uae_jax.layers import lora
 from uae_jax.layers.buffer import Buffer
 from uae_jax.models.clip import CLIPText

@@ -17,7 +17,7 @@ from uae_jax.small_world.processor import write_processor
 from uae_jax.training import processes, restore
 from uae_jax.training import sizes as sizes_lib
 from uae_jax.training.build import Built
-from uae_jax.training.sizes import FRESH, FROM_WEIGHTS, SMALL_WORLD, EmbedderSizes, Sizes
+from uae_jax.training.sizes import FRESH, FROM_WEIGHTS, SMALL_WORLD, Sizes
 from uae_jax.weights import native, official
 from uae_jax.weights.export import copy_processor
 
@@ -68,9 +68,7 @@ def read(config, mesh: Mesh, workdir: Path) -> Start:
       sized[kind] = sizes_lib.fresh_embedder(kind, config.model)
     elif folder:
       embedder = embedders.load(kind, folder, dtype=config.dtype, mesh=mesh)
-      network = embedder.encoder.network(embedder.params).config
-      pixels = embedder.encoder
-      sized[kind] = EmbedderSizes(kind, network, pixels.image_size, tuple(pixels.mean), tuple(pixels.std))
+      sized[kind] = embedder.sizes
       params["embedders"][kind] = embedder.params
   sizes = Sizes(uae, sized)
   processes.on_first(lambda: sizes_lib.write(workdir, sizes))

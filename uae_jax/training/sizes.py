@@ -3,17 +3,12 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
-from flax import nnx
-
-from uae_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 from uae_jax.data.processing import Processor
+from uae_jax.embedders import registry
+from uae_jax.embedders.kind import EmbedderSizes, published
 from uae_jax.layers.lora import LoRA
 from uae_jax.layers.stack import REMAT_POLICIES
-from uae_jax.models.clip import CLIPVision, CLIPVisionConfig
-from uae_jax.models.dinov2 import DINOv2, DINOv2Config
-from uae_jax.models.dinov3 import DINOv3, DINOv3Config
 from uae_jax.models.uae import UAEConfig
 from uae_jax.small_world import sizes as small_world
 from uae_jax.small_world.sizes import SMALL_WORLD
@@ -22,36 +17,8 @@ from uae_jax.weights.native import from_plain
 FULL_SIZE = {"uae_3b_sd35_large": UAEConfig.uae_3b_sd35_large, "uae_3b_sd35_medium": UAEConfig.uae_3b_sd35_medium}
 FROM_WEIGHTS = "weights"
 MODELS = (SMALL_WORLD, *FULL_SIZE, FROM_WEIGHTS)
-NETWORKS = {
-  "clip": (CLIPVision, CLIPVisionConfig),
-  "longclip": (CLIPVision, CLIPVisionConfig),
-  "dinov2": (DINOv2, DINOv2Config),
-  "dinov3": (DINOv3, DINOv3Config),
-}
 FRESH = "fresh"
 FILE = "model.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class EmbedderSizes:
-  """An image encoder: architecture and what its pixels are.
-
-  Attributes:
-    kind: a key of `NETWORKS`.
-    network: its config.
-    image_px: side of the square it sees.
-    mean: of the channels in 0..1.
-    std: of the channels in 0..1.
-  """
-
-  kind: str
-  network: Any
-  image_px: int
-  mean: tuple[float, float, float]
-  std: tuple[float, float, float]
-
-  def build(self, rngs: nnx.Rngs) -> nnx.Module:
-    return NETWORKS[self.kind][0](self.network, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,20 +80,18 @@ def rematerialized(config: UAEConfig, policy: str) -> UAEConfig:
 
 
 def fresh_embedder(kind: str, model: str) -> EmbedderSizes:
-  """An encoder without weights: the small world's own, or the published size.
+  """Sizes of an embedder with random weights: the small world's own, or published ones.
 
   Raises:
-    ValueError: there is none of this kind.
+    ValueError: the kind is unknown, or the small world has none of this kind.
   """
-  pixels = {"clip": (OPENAI_MEAN, OPENAI_STD), "dinov2": (IMAGENET_MEAN, IMAGENET_STD)}
-  if kind not in pixels:
-    raise ValueError(f"config.embedders.{kind} = {FRESH!r}: only {' and '.join(pixels)} have a size without weights")
-  if model == SMALL_WORLD:
-    network = small_world.clip_vision() if kind == "clip" else small_world.dinov2()
-    return EmbedderSizes(kind, network, small_world.IMAGE_PX, *pixels[kind])
-  # DINOv2's table of positions is stored for 518 px; as an embedder it sees 224.
-  network = CLIPVisionConfig.clip_vit_l14() if kind == "clip" else DINOv2Config.dinov2_large()
-  return EmbedderSizes(kind, network, 224, *pixels[kind])
+  sizes = published(kind)
+  if model != SMALL_WORLD:
+    return sizes
+  networks = small_world.embedders()
+  if kind not in networks:
+    raise ValueError(f"config.embedders.{kind} = {FRESH!r}: the small world has sizes of {' and '.join(networks)} only")
+  return dataclasses.replace(sizes, network=networks[kind], image_px=small_world.IMAGE_PX)
 
 
 def write(workdir: Path, sizes: Sizes) -> None:
@@ -148,7 +113,7 @@ def read(workdir: Path) -> Sizes:
     plain = json.loads(file.read_text())
     embedders = {}
     for name, fields in plain["embedders"].items():
-      network = from_plain(NETWORKS[fields["kind"]][1], fields.pop("network"))
+      network = from_plain(registry.find(fields["kind"]).config, fields.pop("network"))
       embedders[name] = EmbedderSizes(network=network, **{key: _tuple(value) for key, value in fields.items()})
     return Sizes(from_plain(UAEConfig, plain["uae"]), embedders)
   except FileNotFoundError as error:

@@ -1,0 +1,37 @@
+"""Long-CLIP: the image tower of a checkpoint in the layout of OpenAI's CLIP, which has no config."""
+
+from pathlib import Path
+
+from uae_jax.data.preprocessing import OPENAI_MEAN, OPENAI_STD, Preprocessing
+from uae_jax.embedders.kind import Checkpoint, EmbedderSizes, Kind
+from uae_jax.models.clip import CLIPVision, CLIPVisionConfig
+from uae_jax.weights import longclip, tensor_files
+
+
+def preprocessing(image_px: int) -> Preprocessing:
+  """Resize, CenterCrop, ToTensor, Normalize of torchvision. Source: Long-CLIP, model/longclip.py `_transform`."""
+  return Preprocessing(image_px, (image_px, image_px), rounds_crop=True)
+
+
+def open_file(path: Path) -> Checkpoint:
+  """A `.pt` or `.safetensors` file, or a folder with one of them."""
+  if path.is_dir():
+    files = sorted(file for file in path.iterdir() if file.suffix in (".pt", ".safetensors"))
+    if len(files) != 1:
+      raise ValueError(f"{path}: {len(files)} .pt or .safetensors files, expected 1 (longclip embedder)")
+    path = files[0]
+  tensors = tensor_files.open_file(path)
+  try:
+    config = longclip.config_of(tensors).vision
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
+  table = longclip.vision_table(config)
+  return Checkpoint(config, tensors, table, longclip.IGNORED_BY_VISION, preprocessing(config.image_px))
+
+
+KIND = Kind(
+  network=CLIPVision,
+  config=CLIPVisionConfig,
+  open=open_file,
+  published={"longclip-L": EmbedderSizes("longclip", CLIPVisionConfig.clip_vit_l14(), 224, OPENAI_MEAN, OPENAI_STD)},
+)
