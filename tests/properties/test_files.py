@@ -5,6 +5,7 @@ import io
 import json
 import os
 import threading
+import types
 
 import numpy as np
 from PIL import Image
@@ -103,7 +104,8 @@ def test_every_command_and_source_finds_the_same_images(tmp_path, suffix):
   file = tmp_path / f"a{suffix.upper()}"
   Image.new("RGB", (8, 8), "red").save(file, "TIFF" if "tif" in suffix else None)
   assert expand([str(tmp_path)]) == [file]
-  record = open_source(f"folder:{tmp_path}", "train")[0]
+  data = types.SimpleNamespace(source=f"folder:{tmp_path}", data_dir="", variant="plain")
+  record = open_source(data, "train")[0]
   assert record["image"].shape == (8, 8, 3)
   if suffix != ".ppm":  # Unified-Bench has a set of its own, without it.
     assert unified_bench.image_files(tmp_path) == [file]
