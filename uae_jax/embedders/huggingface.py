@@ -32,12 +32,13 @@ def opener(
 
   def open_folder(folder: Path) -> Checkpoint:
     file = folder / "config.json"
-    settings, tensors = read_json(file), tensor_files.open_folder(folder)
-    preprocessing = Preprocessing.from_huggingface(processor_settings(folder), processors)
+    settings = read_json(file)
     try:
       network = config(settings)
     except (KeyError, TypeError, ValueError) as error:
       raise ValueError(f"{file}: not a {kind} network ({error})") from error
+    tensors = tensor_files.open_folder(folder)
+    preprocessing = Preprocessing.from_huggingface(processor_settings(folder), processors)
     return Checkpoint(network, tensors, table(network, tensors), ignored, preprocessing)
 
   return open_folder

@@ -75,7 +75,7 @@ def build_abstract(config, mesh: Mesh, folder: Path) -> Built:
 
 
 def embedder_sizes(kind: str, source: str, model: str) -> EmbedderSizes:
-  """Sizes of an embedder whose files need not exist: a folder called as a published checkpoint has its sizes."""
+  """Sizes of an embedder whose files need not exist: a folder named like a published checkpoint has its sizes."""
   if source == sizes_lib.FRESH:
     return sizes_lib.fresh_embedder(kind, model)
   return published(kind, Path(source).name)
