@@ -12,6 +12,7 @@ MODULES = {
   "longclip": "uae_jax.embedders.longclip",
   "dinov2": "uae_jax.embedders.dinov2",
   "dinov3": "uae_jax.embedders.dinov3",
+  "siglip2": "uae_jax.embedders.siglip2",
 }
 KINDS = tuple(MODULES)
 

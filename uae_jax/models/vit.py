@@ -25,6 +25,7 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 
 ACTIVATIONS = {
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
   "quick_gelu": quick_gelu,
   "silu": jax.nn.silu,
 }

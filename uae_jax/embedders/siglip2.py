@@ -1,0 +1,44 @@
+"""SigLIP 2 of fixed resolution: the pooled image tower of transformers' SiglipModel."""
+
+from PIL import Image
+
+from uae_jax.embedders import huggingface
+from uae_jax.embedders.kind import EmbedderSizes, Kind
+from uae_jax.models.siglip2 import SigLIP2Config, SigLIP2Vision, SigLIP2VisionConfig
+from uae_jax.weights import siglip2
+
+HALF = (0.5, 0.5, 0.5)
+# Source: transformers 5.23 image_processing_pil_siglip.py, class attributes: stretched to a square, never cropped.
+PROCESSOR = {
+  "size": {"height": 224, "width": 224},
+  "do_center_crop": False,
+  "resample": Image.Resampling.BICUBIC,
+  "image_mean": HALF,
+  "image_std": HALF,
+}
+
+
+def sizes(network: SigLIP2VisionConfig) -> EmbedderSizes:
+  """An embedder that sees images of the size that the network was made for."""
+  return EmbedderSizes("siglip2", network, network.image_px, HALF, HALF)
+
+
+KIND = Kind(
+  network=SigLIP2Vision,
+  config=SigLIP2VisionConfig,
+  open=huggingface.opener(
+    "siglip2",
+    config=lambda settings: SigLIP2Config.from_huggingface(settings).vision,
+    table=lambda config, _: siglip2.vision_table(config),
+    ignored=siglip2.IGNORED_BY_VISION,
+    processors={"SiglipImageProcessor": PROCESSOR},
+  ),
+  published={
+    f"siglip2-so400m-patch{patch}-{image_px}": sizes(SigLIP2VisionConfig.siglip2_so400m(image_px, patch))
+    for image_px, patch in ((384, 14), (224, 14), (256, 16), (384, 16), (512, 16))
+  }
+  | {
+    f"siglip2-base-patch16-{image_px}": sizes(SigLIP2VisionConfig.siglip2_base(image_px))
+    for image_px in (224, 256, 384, 512)
+  },
+)
