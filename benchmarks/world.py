@@ -37,6 +37,7 @@ from uae_jax.small_world.processor import write_processor
 from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
 from uae_jax.training.state import State, create
 from uae_jax.weights import clip, dinov2, export, huggingface_configs, tensor_files
+from uae_jax.weights.checkpoint import InferenceSettings, LoadedUAE
 
 ENCODERS = {"clip": CLIPVision, "dinov2": DINOv2}
 PIXELS = {"clip": (OPENAI_MEAN, OPENAI_STD), "dinov2": (IMAGENET_MEAN, IMAGENET_STD)}
@@ -249,17 +250,16 @@ def write(size: Size, folder: Path) -> None:
     return
   processor = folder / "processor"
   write_processor(processor)
-  settings = dict(
-    is_small_world=False,
+  inference = InferenceSettings(
+    text_tower="reference",
     resolution_px=size.image_px,
     guidance=size.guidance,
     steps=size.sampling_steps,
     max_new_tokens=size.caption_tokens,
-    text_tower="reference",
-    shift=3.0,
-    processor=SimpleNamespace(end_ids=(3,), pad_id=0),
   )
-  export.write_uae(folder, world.config, world.params, settings, processor, merged=False)
+  tokens = SimpleNamespace(end_ids=(3,), pad_id=0)
+  loaded = LoadedUAE(world.config, world.networks.graphdef, world.params, tokens, processor, inference)
+  export.write_uae(folder, loaded, merged=False)
   _write_configs(world, folder)
   embedders = world.params["embedders"]
   for name, table in (

@@ -1,9 +1,9 @@
 """The public Python API: one class over a trained UAE, from an official folder or from a run of ours."""
 
 from collections.abc import Iterable
+import dataclasses
 import functools
 import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,14 @@ from PIL import Image
 
 from uae_jax import sharding
 from uae_jax.data.preprocessing import read_image
-from uae_jax.data.processing import Processor
 from uae_jax.layers.quantized import quantize
 from uae_jax.models.prompts import Prompts
-from uae_jax.models.uae import UAEConfig
 from uae_jax.networks import Networks
 from uae_jax.rollouts import captions as caption_rollouts
 from uae_jax.rollouts.conditioning import Context
 from uae_jax.rollouts.images import sample_ode, velocity_field
-
-DTYPES = ("bfloat16", "float32", "auto")
+from uae_jax.training import restore
+from uae_jax.weights.checkpoint import LoadedUAE
 
 Images = Iterable[Image.Image | str | os.PathLike]
 
@@ -31,38 +29,23 @@ class UAE:
 
   Attributes:
     params: nested dict of arrays.
-    is_small_world: whether the weights know nothing but the procedural scenes.
+    processor: tokenizer and image processor.
+    inference: defaults of all methods.
   """
 
-  def __init__(
-    self,
-    graphdef,
-    params: dict,
-    processor: Processor,
-    *,
-    text_tower: str,
-    is_small_world: bool,
-    resolution_px: int,
-    guidance: float,
-    steps: int = 40,
-    max_new_tokens: int = 512,
-    shift: float = 3.0,
-    repetition_penalty: float = 1.0,
-  ):
-    self.params = params
-    self.processor = processor
-    self.is_small_world = is_small_world
-    self._graphdef = graphdef
-    self._text_tower = text_tower
-    self._resolution_px = resolution_px
-    self._guidance = guidance
-    self._steps = steps
-    self._max_new_tokens = max_new_tokens
-    self._shift = shift
-    self._repetition_penalty = repetition_penalty
-    self._config = uae_config(graphdef, params)
+  def __init__(self, loaded: LoadedUAE):
+    self.params = loaded.params
+    self.processor = loaded.processor
+    self.inference = loaded.inference
+    self._graphdef = loaded.graphdef
+    self._config = loaded.config
     # One program a shape of inputs; everything else static is in the key of the partial.
     self._programs: dict = {}
+
+  @property
+  def is_small_world(self) -> bool:
+    """Whether the weights know nothing but the procedural scenes."""
+    return self.inference.is_small_world
 
   @classmethod
   def load(
@@ -85,10 +68,10 @@ class UAE:
       FileNotFoundError: the folder is neither.
       weights.table.WeightError: tensors are missing, unexpected or misshapen.
     """
-    settings = read(path, dtype, mesh or sharding.make_mesh(devices=jax.devices()[:1]))
+    loaded = restore.read(path, dtype, mesh or sharding.make_mesh(devices=jax.devices()[:1]))
     if int8:
-      settings["params"] = quantize(settings["params"])
-    return cls(**settings)
+      loaded = dataclasses.replace(loaded, params=quantize(loaded.params))
+    return cls(loaded)
 
   # --- Understanding -----------------------------------------------------------------------------------------------
 
@@ -113,8 +96,8 @@ class UAE:
     Raises:
       ValueError: an image cannot be read.
     """
-    max_new_tokens = max_new_tokens or self._max_new_tokens
-    penalty = self._repetition_penalty if repetition_penalty is None else repetition_penalty
+    max_new_tokens = max_new_tokens or self.inference.max_new_tokens
+    penalty = self.inference.repetition_penalty if repetition_penalty is None else repetition_penalty
     key = jax.random.key(seed)
     results = []
     for index, (pixels, prompts) in enumerate(self._prepare(images)):
@@ -180,7 +163,7 @@ class UAE:
     return run(self.params, tokens, mask), jnp.asarray(mask)
 
   def _encode_text(self, params, tokens, mask):
-    return self._networks(None).uae(params, adapters=self._text_tower == "policy").encode_text(tokens, mask)
+    return self._networks(None).uae(params, adapters=self.inference.text_tower == "policy").encode_text(tokens, mask)
 
   def velocity(self, latents, timesteps, context, pooled=None, context_mask=None) -> jax.Array:
     """The decoder as loaded, adapters on.
@@ -239,9 +222,9 @@ class UAE:
     """
     if output not in ("pil", "array"):
       raise ValueError(f"output = {output!r}: expected 'pil' or 'array'")
-    steps = steps or self._steps
-    guidance = self._guidance if guidance is None else guidance
-    height, width = height or self._resolution_px, width or self._resolution_px
+    steps = steps or self.inference.steps
+    guidance = self.inference.guidance if guidance is None else guidance
+    height, width = height or self.inference.resolution_px, width or self.inference.resolution_px
     stride = self._config.vae.downsampling * self._config.decoder.patch
     if height % stride or width % stride:
       raise ValueError(f"{height} x {width} px: sides must be multiples of {stride}")
@@ -272,7 +255,7 @@ class UAE:
       model = networks.uae(params)
       negative = None if guidance == 1.0 else Context(context[:1], mask[:1])
       velocity = velocity_field(model, Context(context[-1:], mask[-1:]), guidance=guidance, negative=negative)
-      return model.decode_latents(sample_ode(velocity, noise, num_steps=steps, shift=self._shift))
+      return model.decode_latents(sample_ode(velocity, noise, num_steps=steps, shift=self.inference.shift))
 
     return run
 
@@ -313,36 +296,3 @@ class UAE:
     if key not in self._programs:
       self._programs[key] = jax.jit(function)
     return self._programs[key]
-
-
-def read(path: str | os.PathLike, dtype: str, mesh: jax.sharding.Mesh) -> dict:
-  """Constructor arguments of `UAE` from any source; see `UAE.load`."""
-  path = Path(path)
-  if dtype not in DTYPES:
-    raise ValueError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
-  if not path.is_dir():
-    raise FileNotFoundError(f"{path}: no such folder")
-  # Each brings what the others do not need.
-  if is_run(path):
-    from uae_jax.training.restore import load_run
-
-    return load_run(path, dtype, mesh)
-  from uae_jax.weights import native, official
-
-  return native.load(path, dtype, mesh) if native.is_native(path) else official.load_official(path, dtype, mesh)
-
-
-def is_run(path: Path) -> bool:
-  return (path / "config.json").exists() and (path / "checkpoints").exists()
-
-
-def processor_folder(path: Path) -> Path:
-  """Where the processor of a source lies."""
-  if (path / "llm_model").is_dir():
-    return path / "llm_model"
-  return path / "processor"
-
-
-def uae_config(graphdef, params: dict) -> UAEConfig:
-  """The sizes of a UAE from its graph definition."""
-  return Networks(graphdef, None, {}).uae(params).config

@@ -31,8 +31,8 @@ def to_plain(value: Any) -> Any:
 def from_plain(cls: Any, value: Any, where: str = "") -> Any:
   """Builds an object of a type from plain values; the inverse of `to_plain`.
 
-  Fields that are absent take their default. An int is accepted for a float and converted; a bool is no number, and a
-  string is never converted.
+  A value that already is of the wanted dataclass is taken as it is. Fields that are absent take their default. An int
+  is accepted for a float and converted; a bool is no number, and a string is never converted.
 
   Args:
     cls: a dataclass, or any annotation made of dataclasses, scalars, tuples, dicts, `Literal`, `Any` and unions.

@@ -8,7 +8,7 @@ import pytest
 
 from uae_jax.training import stage, supervised
 from uae_jax.training.order import REINFORCEMENT
-from uae_jax.training.sizes import FULL_SIZE
+from uae_jax.training.sizes import MODELS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = ("uae_3b_sd35l", "uae_3b_sd35m")
@@ -39,7 +39,7 @@ def fields(config: ConfigDict, prefix: str = "") -> set[str]:
 def test_a_config_of_full_size_is_valid(name, pixels):
   config = load(f"{name}.py:{pixels}")
   stage.validate(config)
-  assert config.is_locked and config.data.image_px == pixels and config.model in FULL_SIZE
+  assert config.is_locked and config.data.image_px == pixels and not MODELS[config.model].trains_from_scratch
   # What can be set in one config can be set in all: fields are flags, and a locked config takes no others.
   known = load("scenes.py")
   assert fields(config) == {field for field in fields(known) if field.split(".")[0] not in BASE_NETS}

@@ -1,8 +1,6 @@
 """UAE.load on the workdir of a run: the newest finished stage, and one clear error for what is no finished run."""
 
-import importlib.util
 import json
-from pathlib import Path
 import shutil
 
 import jax
@@ -10,42 +8,21 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from tests.properties import finished_run
 import uae_jax
 from uae_jax import sharding, trees
-from uae_jax.training import initial
-from uae_jax.training.build import build
-from uae_jax.training.checkpoints import Checkpoints
-from uae_jax.training.workdir import open_workdir
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture(scope="module")
 def smoke_config():
-  spec = importlib.util.spec_from_file_location("scenes_config", CONFIGS / "scenes.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config("smoke")
+  return finished_run.smoke_config()
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, smoke_config):
-  """(workdir, parameters) of a run whose last two stages are finished; nothing was trained."""
+  """(workdir, parameters before, parameters after) of a run whose last two stages are finished; nothing was trained."""
   workdir = tmp_path_factory.mktemp("runs") / "smoke"
-  plain = open_workdir(workdir, smoke_config)
-  mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  start = initial.read(smoke_config, mesh, workdir)
-  built = build(smoke_config, start.sizes, start.processor, mesh)
-  rng = np.random.default_rng(0)
-  before = jax.tree.map(
-    lambda leaf: jax.device_put(0.1 * rng.normal(size=leaf.shape).astype(np.float32)), built.abstract_params
-  )
-  after = jax.tree.map(lambda leaf: leaf + 0.01, before)
-  for stage, params in (("cold_start", before), ("understanding_for_generation", after)):
-    checkpoints = Checkpoints(workdir / "checkpoints" / stage)
-    checkpoints.save_final(2, params, plain)
-    checkpoints.close()
-  return workdir, before, after
+  return workdir, *finished_run.write(workdir, smoke_config)
 
 
 def assert_equal(ours, theirs):

@@ -62,31 +62,27 @@ def convert(source: Path, target: Path, to: str, *, adapters_only: bool = False,
   """
   import jax
 
-  from uae_jax import api, sharding
+  from uae_jax import sharding
+  from uae_jax.training import restore
   from uae_jax.weights import export, native
 
   device = jax.local_devices(backend="cpu")[:1]
-  settings = api.read(source, "auto", sharding.make_mesh(devices=device))
-  graphdef, params = settings.pop("graphdef"), settings.pop("params")
-  config = api.uae_config(graphdef, params)
-  processor = api.processor_folder(source)
+  loaded = restore.read(source, "auto", sharding.make_mesh(devices=device))
   target = target.absolute()
   partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
   partial.mkdir(parents=True)
   try:
     if to == "orbax":
-      native.save(partial, config, params, settings, processor)
+      native.save(partial, loaded)
     else:
       merged = to == "huggingface"
-      if merged and settings["text_tower"] == "reference" and config.captioner_lora:
+      if merged and loaded.inference.text_tower == "reference" and loaded.config.captioner_lora:
         print(
           "note: this model encodes captions with its adapters off; merged weights cannot, so images will differ "
           "(--to peft and --to orbax keep both)",
           file=sys.stderr,
         )
-      export.write_uae(
-        partial, config, params, settings, processor, merged=merged, adapters_only=adapters_only, names=names
-      )
+      export.write_uae(partial, loaded, merged=merged, adapters_only=adapters_only, names=names)
     # An empty folder gives way; anything else makes the rename fail.
     if target.exists():
       target.rmdir()

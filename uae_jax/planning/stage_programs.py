@@ -18,7 +18,7 @@ from uae_jax.training import initial, placement, supervised
 from uae_jax.training import sizes as sizes_lib
 from uae_jax.training.build import Built, build
 from uae_jax.training.order import REINFORCEMENT
-from uae_jax.training.sizes import FROM_WEIGHTS, Sizes
+from uae_jax.training.sizes import Sizes
 from uae_jax.training.stage import make_init, make_loss, make_phases, params_before, stage_optimizer
 
 # What to change where a program does not fit, besides more chips.
@@ -58,9 +58,9 @@ def build_abstract(config, mesh: Mesh, folder: Path) -> Built:
   Raises:
     ValueError: the config names no model of known sizes, or no processor.
   """
-  if config.model == FROM_WEIGHTS:
-    names = " or ".join(sizes_lib.FULL_SIZE)
-    raise ValueError(f"config.model = {FROM_WEIGHTS!r} takes its sizes from files: name {names}")
+  if sizes_lib.find(config.model).uae is None:
+    names = " or ".join(name for name, model in sizes_lib.MODELS.items() if model.uae is not None)
+    raise ValueError(f"config.model = {config.model!r} takes its sizes from files: name {names}")
   weights = config.init.weights
   if not config.processor and weights and not Path(weights).is_dir():
     raise ValueError(

@@ -8,6 +8,8 @@ from pathlib import Path
 import re
 from typing import Any
 
+from uae_jax.weights import legacy
+
 # Stage -> (title, short name of the moment after it). The order is the order of a run.
 STAGES = {
   "clip": ("Reward encoder · CLIP", "Reward encoder"),
@@ -38,17 +40,17 @@ class Stage:
 
   @property
   def title(self) -> str:
-    return self._with_round(STAGES.get(self.name, (self.name.replace("_", " ").capitalize(), ""))[0])
+    return self._with_round(STAGES.get(legacy.stage(self.name), (self.name.replace("_", " ").capitalize(), ""))[0])
 
   @property
   def moment(self) -> str:
     """What a column of samples taken after this stage is called."""
-    return self._with_round(STAGES.get(self.name, ("", f"After {self.name}"))[1])
+    return self._with_round(STAGES.get(legacy.stage(self.name), ("", f"After {self.name}"))[1])
 
   @property
   def order(self) -> tuple:
-    names = list(STAGES)
-    position = names.index(self.name) if self.name in names else len(names)
+    names, name = list(STAGES), legacy.stage(self.name)
+    position = names.index(name) if name in names else len(names)
     # Rounds alternate the two RL stages; everything else comes before them, unknown stages after.
     if self.name in REINFORCEMENT:
       return (names.index(GENERATION), self.round or 0, position, self.name)

@@ -1,24 +1,22 @@
 """From sizes to nets: graph definitions, prompts, and a function that makes fresh parameters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from uae_jax import sharding, trees
 from uae_jax.data.processing import Processor
 from uae_jax.embedders.in_graph import EmbeddingNetwork
-from uae_jax.layers import lora
 from uae_jax.layers.buffer import Buffer
 from uae_jax.models.clip import CLIPText
 from uae_jax.models.prompts import Prompts
 from uae_jax.models.uae import UAE, UAEConfig
 from uae_jax.networks import Networks
-from uae_jax.small_world import sizes as small_world
-from uae_jax.training.sizes import SMALL_WORLD, Sizes
+from uae_jax.training.sizes import Sizes, find
+from uae_jax.weights.checkpoint import typed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,7 +29,7 @@ class Built:
     abstract_params: nested dict of `ShapeDtypeStruct`s with shardings.
     buffers: paths of stored constants, which no stage trains.
     init: key -> fresh parameters of that structure.
-    make_text_tower: key -> a text tower for contrastive training; small world only.
+    make_text_tower: makes a text tower for contrastive training; None for a model whose embedders come trained.
   """
 
   networks: Networks
@@ -70,7 +68,7 @@ def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
     encoder_graphdef, abstract_embedders[name] = sharding.abstract_model(lambda s=size: s.build(nnx.Rngs(0)), mesh)
     embedders[name] = EmbeddingNetwork(size.kind, encoder_graphdef, size.image_px, size.mean, size.std)
   buffers = frozenset(path for path, _ in trees.items(buffer_tree(sizes.uae)))
-  abstract = typed({**abstract_uae, "embedders": abstract_embedders}, config.dtype, buffers)
+  abstract = typed({**abstract_uae, "embedders": abstract_embedders}, config.dtype, exact=buffers)
 
   def init(key: jax.Array) -> dict:
     def fresh(make, key):
@@ -83,9 +81,9 @@ def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
     nets = {n: fresh(sizes.embedders[n].build, k) for n, k in zip(names, keys[1:], strict=True)}
     return jax.tree.map(lambda x, want: x.astype(want.dtype), {**params, "embedders": nets}, abstract)
 
-  make_text_tower = None
-  if config.model == SMALL_WORLD:
-    text = small_world.clip_text(processor.vocab_size, config.data.caption_tokens, processor.end_ids[0])
+  model, make_text_tower = find(config.model), None
+  if model.text_tower is not None:
+    text = model.text_tower(processor.vocab_size, config.data.caption_tokens, processor.end_ids[0])
 
     def make_text_tower(rngs: nnx.Rngs) -> CLIPText:
       return CLIPText(text, rngs=rngs)
@@ -105,16 +103,3 @@ def buffer_tree(config: UAEConfig) -> dict:
   with nnx.use_eager_sharding(False):
     model = nnx.eval_shape(lambda: UAE(config, rngs=nnx.Rngs(0)))
   return nnx.to_pure_dict(nnx.state(model, Buffer))
-
-
-def typed(abstract: Mapping, dtype: str, buffers: frozenset[str]) -> dict:
-  """The abstract tree with parameters of `dtype` ("auto": as they are); adapters and stored constants keep theirs."""
-  if dtype == "auto":
-    return dict(abstract)
-
-  def leaf_typed(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    if path in buffers or lora.is_adapter(path) or not jnp.issubdtype(leaf.dtype, jnp.floating):
-      return leaf
-    return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=leaf.sharding)
-
-  return trees.from_items((path, leaf_typed(path, leaf)) for path, leaf in trees.items(abstract))

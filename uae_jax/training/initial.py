@@ -7,18 +7,16 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-import orbax.checkpoint as ocp
 
 from uae_jax import embedders, trees
 from uae_jax.data.processing import Processor
 from uae_jax.layers.lora import LoRA
-from uae_jax.networks import Networks
-from uae_jax.small_world.processor import write_processor
 from uae_jax.training import processes, restore
 from uae_jax.training import sizes as sizes_lib
 from uae_jax.training.build import Built
-from uae_jax.training.sizes import FRESH, FROM_WEIGHTS, SMALL_WORLD, Sizes
-from uae_jax.weights import native, official
+from uae_jax.training.sizes import FRESH, FROM_WEIGHTS, Sizes
+from uae_jax.weights import legacy, sources
+from uae_jax.weights.checkpoint import LoadedUAE, read_tree
 from uae_jax.weights.export import copy_processor
 
 
@@ -29,7 +27,7 @@ class Start:
   Attributes:
     sizes: of all nets.
     processor: tokenizer and image processor.
-    params: what the weights hold, on the mesh; leaves that are absent are made fresh.
+    params: what the weights hold, on the mesh; absent leaves are drawn at random.
   """
 
   sizes: Sizes
@@ -56,8 +54,8 @@ def read(config, mesh: Mesh, workdir: Path) -> Start:
   if source is None:
     uae = sizes_lib.named_uae(config.model, processor, lora)
   else:
-    uae = Networks(source["graphdef"], None, {}).uae(source["params"]).config
-    params |= source["params"]
+    uae = source.config
+    params |= source.params
     if config.model != FROM_WEIGHTS:
       check_sizes(sizes_lib.named_uae(config.model, processor, lora), uae, config)
     uae = sizes_lib.with_adapters(uae, lora)
@@ -75,17 +73,17 @@ def read(config, mesh: Mesh, workdir: Path) -> Start:
   return Start(sizes, processor, params)
 
 
-def read_weights(folder: str, dtype: str, mesh: Mesh) -> dict[str, Any]:
-  """Constructor arguments of `api.UAE` from an official folder or from what `uae-jax convert --to orbax` wrote."""
+def read_weights(folder: str, dtype: str, mesh: Mesh) -> LoadedUAE:
+  """Reads `config.init.weights`: an official folder, or what `uae-jax convert --to orbax` wrote."""
   path = Path(folder)
   if not path.is_dir():
     raise ValueError(f"config.init.weights = {folder!r}: no such folder")
-  return native.load(path, dtype, mesh) if native.is_native(path) else official.load_official(path, dtype, mesh)
+  return sources.read(path, dtype, mesh)
 
 
 def read_processor(config, folder: Path) -> Processor:
-  """The run's own copy of the processor, made at first use: of `config.processor`, of the weights, or the small
-  world's.
+  """The run's own copy of the processor, made at first use: from `config.processor`, from the weights, or the model's
+  own.
 
   Raises:
     ValueError: nothing says which.
@@ -100,12 +98,12 @@ def write_run_processor(config, folder: Path) -> None:
     return
   temporary = folder.with_name(f"{folder.name}.tmp")
   shutil.rmtree(temporary, ignore_errors=True)
-  weights = Path(config.init.weights)
+  write_processor = sizes_lib.find(config.model).write_processor
   if config.processor:
     copy_processor(Path(config.processor), temporary)
   elif config.init.weights:
-    copy_processor(weights / (native.PROCESSOR if native.is_native(weights) else "llm_model"), temporary)
-  elif config.model == SMALL_WORLD:
+    copy_processor(sources.processor_folder(Path(config.init.weights)), temporary)
+  elif write_processor is not None:
     write_processor(temporary)
   else:
     raise ValueError(f"config.processor is empty: {config.model} needs the folder of its tokenizer and processor")
@@ -129,7 +127,7 @@ def check_sizes(wanted, found, config) -> None:
 def make_params(config, built: Built, start: Start) -> dict:
   """The first parameters, placed as `built.abstract_params` says.
 
-  Leaves that no file holds (adapters of plain folders, embedders of the small world) are drawn from `config.seed`.
+  Leaves that no file holds (adapters of plain folders, fresh embedders) are drawn from `config.seed`.
 
   Raises:
     ValueError: `config.init.checkpoint` cannot be read or is of other sizes.
@@ -144,13 +142,13 @@ def make_params(config, built: Built, start: Start) -> dict:
     leaves = dict(trees.items(built.init(key)))
     return {path: leaves[path] for path in missing}
 
-  # Only what is missing leaves the program, so nothing else is ever made.
+  # Missing leaves are the only outputs, so XLA computes no others.
   made = jax.jit(fresh, out_shardings={path: shardings[path] for path in missing})(jax.random.key(config.seed))
   return trees.from_items((path, given.get(path, made.get(path))) for path, _ in trees.items(built.abstract_params))
 
 
 def read_checkpoint(source: str, abstract: dict) -> dict:
-  """All parameters that a finished stage of another run left.
+  """All parameters that a finished stage of another run left, also of a run of an earlier version.
 
   Args:
     source: "WORKDIR:STAGE"; of "WORKDIR" alone the newest finished stage.
@@ -161,10 +159,12 @@ def read_checkpoint(source: str, abstract: dict) -> dict:
   """
   workdir, _, stage = source.partition(":")
   folder = Path(workdir) / "checkpoints"
-  stages = [folder / stage] if stage else sorted(folder.glob("*"), key=lambda path: path.stat().st_mtime, reverse=True)
+  stages = (
+    [legacy.stage_folder(folder, stage)]
+    if stage
+    else sorted(folder.glob("*"), key=lambda path: path.stat().st_mtime, reverse=True)
+  )
   finished = [step for path in stages for step in restore.finished_steps(path)]
   if not finished:
     raise ValueError(f"config.init.checkpoint = {source!r}: no finished stage there (WORKDIR:STAGE)")
-  restore.check_shapes(finished[0], ocp.StandardCheckpointHandler().metadata(finished[0].absolute()).tree, abstract)
-  with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(finished[0].absolute(), abstract)
+  return read_tree(finished[0], abstract)

@@ -1,34 +1,61 @@
-"""The result of a run, ready to use: the newest finished stage as constructor arguments of `api.UAE`."""
+"""A UAE from any source, foremost from a run: its newest finished stage, ready to use."""
 
 from collections.abc import Mapping
+import os
 from pathlib import Path
-from typing import Any
 import warnings
 
 from jax.sharding import Mesh
 import ml_collections
-import orbax.checkpoint as ocp
 
-from uae_jax import trees
 from uae_jax.data.processing import Processor
 from uae_jax.models.uae import NETS
 from uae_jax.training import sizes
-from uae_jax.training.build import build, typed
+from uae_jax.training.build import build
 from uae_jax.training.checkpoints import PARAMS
 from uae_jax.training.order import stage_runs
 from uae_jax.training.workdir import read_config
+from uae_jax.weights import legacy, sources
+from uae_jax.weights.checkpoint import InferenceSettings, LoadedUAE, OtherModelError, damage, read_tree, typed
+
+DTYPES = ("bfloat16", "float32", "auto")
 
 # A run's own copy of its tokenizer and image processor.
 PROCESSOR = "processor"
 
 
-def load_run(workdir: str | Path, dtype: str, mesh: Mesh) -> dict[str, Any]:
-  """Constructor arguments of `api.UAE` from the workdir of `uae-jax train`.
+def read(path: str | os.PathLike, dtype: str, mesh: Mesh) -> LoadedUAE:
+  """Reads a UAE from any source: the workdir of a run, an export of ours, or a folder in the official layout.
 
   Args:
-    workdir: with `config.json`, `model.json`, `processor/` and `checkpoints/`.
+    path: the folder.
+    dtype: of the parameters: one of `DTYPES`, "auto" for that of the files.
+    mesh: where the parameters live.
+
+  Raises:
+    FileNotFoundError: the folder is none of them.
+    ValueError: an unknown dtype, or a damaged source.
+    weights.table.WeightError: tensors are missing, unexpected or misshapen.
+  """
+  path = Path(path)
+  if dtype not in DTYPES:
+    raise ValueError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
+  if not path.is_dir():
+    raise FileNotFoundError(f"{path}: no such folder")
+  return load_run(path, dtype, mesh) if is_run(path) else sources.read(path, dtype, mesh)
+
+
+def is_run(path: Path) -> bool:
+  return (path / "config.json").exists() and (path / "checkpoints").exists()
+
+
+def load_run(workdir: str | Path, dtype: str, mesh: Mesh) -> LoadedUAE:
+  """Reads what the newest finished stage of a run left, also of a run of an earlier version.
+
+  Args:
+    workdir: of `uae-jax train`, with `config.json`, `model.json`, `processor/` and `checkpoints/`.
     dtype: of the parameters: "bfloat16", "float32", or "auto" for that of the checkpoint. Adapters and stored constants
-      stay as they are.
+      keep theirs.
     mesh: where the parameters live.
 
   Raises:
@@ -36,64 +63,48 @@ def load_run(workdir: str | Path, dtype: str, mesh: Mesh) -> dict[str, Any]:
     ValueError: no stage of the run is finished, or the config or every finished checkpoint is damaged.
   """
   workdir = Path(workdir)
-  config = ml_collections.ConfigDict(read_config(workdir))
+  config = ml_collections.ConfigDict(legacy.current_config(read_config(workdir)))
   try:
     folders = [folder for folder, _ in stage_runs(config)]
     evaluation, processor = config.evaluation, Processor.from_folder(workdir / PROCESSOR)
-    built = build(config, sizes.read(workdir), processor, mesh)
+    model_sizes = sizes.read(workdir)
+    built = build(config, model_sizes, processor, mesh)
   except (AttributeError, KeyError) as error:
     raise ValueError(f"{workdir}/config.json is not the config of a run of uae-jax: {error}") from error
-  finished = [step for folder in reversed(folders) for step in finished_steps(workdir / "checkpoints" / folder)]
+  checkpoints = workdir / "checkpoints"
+  finished = [step for folder in reversed(folders) for step in finished_steps(legacy.stage_folder(checkpoints, folder))]
   if not finished:
     raise ValueError(
       f"{workdir}: no stage of this run is finished (checkpoints/<stage>/<step>/params): "
       f"run uae-jax train --workdir={workdir} to its end first"
     )
-  if finished[0].parent.parent.name != folders[-1]:
+  if finished[0].parent.parent.name != legacy.stage_folder(checkpoints, folders[-1]).name:
     warnings.warn(
       f"{workdir}: the run is not finished; using what {finished[0].parent.parent.name} left, before {folders[-1]}",
       stacklevel=3,
     )
-  return {
-    "graphdef": built.networks.graphdef,
-    "params": read_params(finished, typed(built.abstract_params, dtype, built.buffers)),
-    "processor": processor,
-    "text_tower": evaluation.text_tower,
-    "is_small_world": config.model == sizes.SMALL_WORLD,
-    "resolution_px": config.data.image_px,
-    "guidance": evaluation.guidance,
-    "steps": evaluation.sampler_steps,
-    "max_new_tokens": evaluation.max_new_tokens,
-    "shift": evaluation.shift,
-  }
+  return LoadedUAE(
+    config=model_sizes.uae,
+    graphdef=built.networks.graphdef,
+    params=read_params(finished, typed(built.abstract_params, dtype, exact=built.buffers)),
+    processor=processor,
+    processor_folder=workdir / PROCESSOR,
+    inference=InferenceSettings(
+      text_tower=evaluation.text_tower,
+      is_small_world=sizes.find(config.model).trains_from_scratch,
+      resolution_px=config.data.image_px,
+      guidance=evaluation.guidance,
+      steps=evaluation.sampler_steps,
+      max_new_tokens=evaluation.max_new_tokens,
+      shift=evaluation.shift,
+    ),
+  )
 
 
 def finished_steps(stage: Path) -> list[Path]:
   """The `params` folders of a stage's checkpoints, newest first; steps that were never committed are left out."""
   steps = [step for step in stage.glob("*") if step.name.isdigit() and (step / PARAMS).is_dir()]
   return [step / PARAMS for step in sorted(steps, key=lambda step: int(step.name), reverse=True)]
-
-
-class OtherModelError(ValueError):
-  """A checkpoint is whole, but of a model of other sizes."""
-
-
-def check_shapes(path: Path, stored: Mapping, abstract: Mapping) -> None:
-  """Compares the shapes on disk with those of the model.
-
-  Raises:
-    OtherModelError: they differ.
-  """
-  found = {name: tuple(leaf.shape) for name, leaf in trees.items(stored)}
-  wanted = {name: tuple(leaf.shape) for name, leaf in trees.items(abstract)}
-  different = [name for name in sorted(found | wanted) if found.get(name) != wanted.get(name)]
-  if different:
-    first = different[0]
-    raise OtherModelError(
-      f"{path} holds another model than its model.json describes: {len(different)} "
-      f"parameters differ, the first is {first}: {found.get(first, 'absent')} on disk, "
-      f"{wanted.get(first, 'absent')} in the model"
-    )
 
 
 def read_params(candidates: list[Path], abstract: Mapping) -> dict:
@@ -107,13 +118,11 @@ def read_params(candidates: list[Path], abstract: Mapping) -> dict:
   errors = []
   for path in candidates:
     try:
-      with ocp.StandardCheckpointer() as checkpointer:
-        check_shapes(path, ocp.StandardCheckpointHandler().metadata(path.absolute()).tree, abstract)
-        params = checkpointer.restore(path.absolute(), abstract)
+      params = read_tree(path, abstract)
     except OtherModelError:
       raise
     except Exception as error:  # Orbax raises many kinds for a damaged checkpoint; all mean the same here.
-      errors.append(f"{path} ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+      errors.append(f"{path} ({damage(error)})")
       warnings.warn(f"checkpoint cannot be read, trying the one before: {errors[-1]}", stacklevel=4)
       continue
     return {net: params[net] for net in NETS}

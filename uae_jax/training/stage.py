@@ -20,7 +20,6 @@ from uae_jax.algorithms.grpo import TokenObjective
 from uae_jax.rewards.ensemble import HTTP, Ensemble
 from uae_jax.rewards.external import ExternalReward, ExternalRewardOptions
 from uae_jax.rewards.text import TEXT_REWARDS, TextRewardOptions
-from uae_jax.small_world.sizes import SMALL_WORLD
 from uae_jax.training import profiling, supervised
 from uae_jax.training.build import Built
 from uae_jax.training.flops import Composed, Program
@@ -30,7 +29,7 @@ from uae_jax.training.placement import state_shardings
 from uae_jax.training.rl import external
 from uae_jax.training.rl.phases import Phases, phase_keys
 from uae_jax.training.rl.update import UpdateOptions
-from uae_jax.training.sizes import FRESH
+from uae_jax.training.sizes import FRESH, find
 from uae_jax.training.stages import (
   captioner,
   cold_start,
@@ -134,7 +133,7 @@ def check_embedders(config) -> None:
     source = config.embedders.get(name, "")
     if not source:
       raise ValueError(f"{field} names {name!r}: set config.embedders.{name} to the folder of its weights")
-    if source == FRESH and config.model != SMALL_WORLD and not config.init.checkpoint:
+    if source == FRESH and not find(config.model).trains_from_scratch and not config.init.checkpoint:
       raise ValueError(
         f"{field} names {name!r}, but config.embedders.{name} = {FRESH!r} is random numbers: "
         "set the folder of its weights"

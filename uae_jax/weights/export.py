@@ -16,8 +16,10 @@ from uae_jax import trees
 from uae_jax.layers import lora
 from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
 from uae_jax.models.uae import UAEConfig
+from uae_jax.plain import to_plain
 from uae_jax.weights import connector, huggingface_configs, mmdit, pooled, qwen25_vl
 from uae_jax.weights import vae as vae_weights
+from uae_jax.weights.checkpoint import LoadedUAE
 from uae_jax.weights.official import ADAPTER_CONFIG, ADAPTER_STEM, CONNECTOR, DIFFUSERS_STEM, EXTRAS, Folders
 from uae_jax.weights.table import Row, expand, match_spec
 from uae_jax.weights.tensor_files import Renamed, Spec, write, write_folder
@@ -77,10 +79,7 @@ class Dump(Mapping):
 
 def write_uae(
   target: Path,
-  config: UAEConfig,
-  params: Mapping,
-  settings: Mapping[str, Any],
-  processor: Path,
+  loaded: LoadedUAE,
   *,
   merged: bool,
   adapters_only: bool = False,
@@ -90,10 +89,7 @@ def write_uae(
 
   Args:
     target: an empty folder.
-    config: sizes and adapters.
-    params: nested dict of arrays.
-    settings: other constructor arguments of `api.UAE`.
-    processor: folder with the tokenizer's and the image processor's files.
+    loaded: the UAE; embedders among its parameters are left out.
     merged: adds the adapters to the weights; otherwise they are written as PEFT adapters.
     adapters_only: leaves out what the adapters belong on, and the vae.
     names: of the language model's modules in its adapter: "v5" (transformers 4.52 and later), "official" (4.50).
@@ -101,7 +97,7 @@ def write_uae(
   Raises:
     ValueError: there is no adapter to write.
   """
-  folders = Folders(target)
+  folders, config, params = Folders(target), loaded.config, loaded.params
   if not merged:
     if not (config.captioner_lora or config.decoder_lora):
       raise ValueError("these weights have no adapters: use --to huggingface")
@@ -116,9 +112,9 @@ def write_uae(
   language = Renamed()
   for tensors in (captioner, connector_tensors):
     language.add(tensors, str)
-  copy_processor(processor, folders.language)
+  copy_processor(loaded.processor_folder, folders.language)
   dtype = np.dtype(params["captioner"]["language"]["embedding"].dtype).name
-  _write_json(folders.language / "config.json", _language_config(config.captioner, dtype, settings, processor))
+  _write_json(folders.language / "config.json", _language_config(loaded, dtype))
   _write_pixel_statistics(folders.language / "preprocessor_config.json", config.captioner)
   write_folder(folders.language, "model", language)
 
@@ -136,12 +132,13 @@ def write_uae(
   scheduler = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "num_train_timesteps": 1000,
-    "shift": settings["shift"],
+    "shift": loaded.inference.shift,
   }
   _write_json(folders.diffusion / "scheduler" / "scheduler_config.json", scheduler)
   write(folders.diffusion / pooled.FILE, {pooled.NAME: np.asarray(params["pooled"])})
-  names_kept = ("is_small_world", "resolution_px", "guidance", "steps", "max_new_tokens", "text_tower")
-  extras = {name: settings[name] for name in names_kept} | {"mask_context": config.mask_context}
+  extras = to_plain(loaded.inference) | {"mask_context": config.mask_context}
+  # These two are in files of the official layout.
+  del extras["shift"], extras["repetition_penalty"]
   if merged:
     # There is no reference policy left to encode captions with.
     extras["text_tower"] = "policy"
@@ -164,12 +161,13 @@ def _scale(adapters: lora.LoRA | None, merged: bool) -> float | None:
   return adapters.alpha / adapters.rank if adapters and merged else None
 
 
-def _language_config(config: Qwen25VLConfig, dtype: str, settings: Mapping, processor: Path) -> dict[str, Any]:
-  """The source's own `config.json` where there is one: it knows more fields than we do."""
-  if (processor / "config.json").exists():
-    return json.loads((processor / "config.json").read_text())
-  tokens = settings["processor"]
-  return huggingface_configs.qwen25_vl(config, dtype) | {
+def _language_config(loaded: LoadedUAE, dtype: str) -> dict[str, Any]:
+  """The source's own `config.json` where there is one: it has more fields than ours."""
+  file = loaded.processor_folder / "config.json"
+  if file.exists():
+    return json.loads(file.read_text())
+  tokens = loaded.processor
+  return huggingface_configs.qwen25_vl(loaded.config.captioner, dtype) | {
     "eos_token_id": tokens.end_ids[0],
     "pad_token_id": tokens.pad_id,
     "bos_token_id": tokens.pad_id,

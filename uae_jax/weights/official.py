@@ -16,7 +16,6 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
 import warnings
 
 from flax import nnx
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from uae_jax import sharding, trees
+from uae_jax import sharding
 from uae_jax.data.processing import Processor
 from uae_jax.layers import lora
 from uae_jax.models.connector import Connector, ConnectorConfig
@@ -33,8 +32,10 @@ from uae_jax.models.mmdit import MMDiTConfig
 from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
 from uae_jax.models.uae import UAE, UAEConfig
 from uae_jax.models.vae import AutoencoderKLConfig
+from uae_jax.plain import from_plain
 from uae_jax.weights import connector, mmdit, pooled, qwen25_vl
 from uae_jax.weights import vae as vae_weights
+from uae_jax.weights.checkpoint import InferenceSettings, LoadedUAE, typed
 from uae_jax.weights.table import Row, WeightError, find_problems, stream
 from uae_jax.weights.tensor_files import Renamed, Safetensors, open_file, open_folder, spec_of
 
@@ -44,8 +45,6 @@ CONNECTOR = "projector.safetensors"
 DIFFUSERS_STEM, ADAPTER_STEM, ADAPTER_CONFIG = "diffusion_pytorch_model", "adapter_model", "adapter_config.json"
 # The full state has no adapter_config.json; the published adapters have alpha = 2 * rank.
 ALPHA_PER_RANK = 2.0
-# Numbers of the config and a constant: float32 whatever the weights are.
-EXACT = ("vae/latent_scaling", "vae/latent_shift", "pooled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,15 +85,15 @@ class Folders:
     return self.root / "SD3"
 
 
-def load_official(path: str | Path, dtype: str, mesh: Mesh) -> dict[str, Any]:
-  """Constructor arguments of `api.UAE`, the weights placed on `mesh`.
+def load_official(path: str | Path, dtype: str, mesh: Mesh) -> LoadedUAE:
+  """Reads an official or plain folder, the weights placed on `mesh`.
 
-  Every tensor is read once and goes straight to its place; problems of all parts are collected before any is read.
+  Every tensor is read once, straight to its devices; problems of all parts are collected before any is read.
 
   Args:
     path: the folder.
-    dtype: of the parameters: "bfloat16", "float32", or "auto" for that of the files. Adapters stay float32, as PEFT
-      keeps them (but for "auto").
+    dtype: of the parameters: "bfloat16", "float32", or "auto" for that of the files. Adapters are float32, as PEFT
+      keeps them, except with "auto".
     mesh: where the parameters live.
 
   Raises:
@@ -110,7 +109,7 @@ def load_official(path: str | Path, dtype: str, mesh: Mesh) -> dict[str, Any]:
   reader.check()
   graphdef, abstract = sharding.abstract_model(lambda: UAE(reader.config, rngs=nnx.Rngs(0)), mesh)
   parts = reader.parts()
-  abstract = _typed(abstract, dtype, parts)
+  abstract = typed(abstract, dtype, stored=_stored_dtypes(parts) if dtype == "auto" else None)
   missing_connector = reader.has_no_connector
   for part in parts:
     try:
@@ -125,13 +124,13 @@ def load_official(path: str | Path, dtype: str, mesh: Mesh) -> dict[str, Any]:
   if missing_connector:
     warnings.warn(
       f"{path}: no projector.* in llm_model or llm_lora: the connector starts from random numbers, train it",
-      stacklevel=4,
+      stacklevel=5,
     )
     params["connector"] = _fresh_connector(reader.config.connector, abstract["connector"])
   params["pooled"] = jax.make_array_from_callback(
     condition.shape, abstract["pooled"].sharding, lambda index: condition[index]
   )
-  return {"graphdef": graphdef, "params": params, "processor": reader.processor} | reader.settings()
+  return LoadedUAE(reader.config, graphdef, params, reader.processor, folders.language, reader.inference())
 
 
 class Reader:
@@ -222,22 +221,17 @@ class Reader:
     ]
     return [part for part in parts if part.name != "connector" or not self.has_no_connector]
 
-  def settings(self) -> dict[str, Any]:
-    """How the weights are used: the official inference, where `uae.json` says nothing else."""
+  def inference(self) -> InferenceSettings:
+    """How the weights are used: the official inference, where neither `uae.json` nor the configs say otherwise."""
     folders, extras = self.folders, self.extras
     scheduler = self._json(folders.diffusion / "scheduler" / "scheduler_config.json", default={})
     generation = self._json(folders.language / "generation_config.json", default={})
     side = self.config.decoder.sample_size * self.config.vae.downsampling
-    return {
-      "text_tower": extras.get("text_tower", "policy"),
-      "is_small_world": extras.get("is_small_world", False),
-      "resolution_px": extras.get("resolution_px", side),
-      "guidance": extras.get("guidance", 5.0),
-      "steps": extras.get("steps", 40),
-      "max_new_tokens": extras.get("max_new_tokens", 512),
-      "shift": scheduler.get("shift", 3.0),
-      "repetition_penalty": generation.get("repetition_penalty") or 1.0,
-    }
+    given = {field.name: extras[field.name] for field in dataclasses.fields(InferenceSettings) if field.name in extras}
+    given.setdefault("resolution_px", side)
+    given["shift"] = scheduler.get("shift", InferenceSettings.shift)
+    given["repetition_penalty"] = generation.get("repetition_penalty") or InferenceSettings.repetition_penalty
+    return from_plain(InferenceSettings, given, str(folders.root / EXTRAS))
 
   def _attempt(self, make):
     """What `make` gives, or None and a problem."""
@@ -301,28 +295,18 @@ class Reader:
     return lora.LoRA(rank, alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha, targets)
 
 
-def _typed(abstract: dict, dtype: str, parts: list[Part]) -> dict:
-  """The abstract tree in the wanted dtypes; "auto" asks the files."""
+def _stored_dtypes(parts: list[Part]) -> dict[str, np.dtype]:
+  """Path of a leaf -> dtype of the tensors that fill it. Integers are left out: the check of the parts reports them."""
   stored = {}
-  if dtype == "auto":
-    for part in parts:
-      for row in part.table:
-        name = row.theirs.replace("{layer}", str(row.first))
-        if name in part.tensors:
-          kind = spec_of(part.tensors, name).dtype
-          stored |= {f"{part.name}/{path}".replace("{layer}", str(row.first)): kind for path in row.paths}
-
-  def typed(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    kind = jnp.float32
-    if dtype == "auto":
-      kind = stored.get(path, kind)
-    elif path not in EXACT and not lora.is_adapter(path):
-      kind = dtype
-    # A wrong type in the files is reported by the check of the parts, against the type of the model.
-    kind = kind if jnp.issubdtype(kind, jnp.floating) else leaf.dtype
-    return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=leaf.sharding)
-
-  return trees.from_items((path, typed(path, leaf)) for path, leaf in trees.items(abstract))
+  for part in parts:
+    for row in part.table:
+      name = row.theirs.replace("{layer}", str(row.first))
+      if name not in part.tensors:
+        continue
+      kind = spec_of(part.tensors, name).dtype
+      if jnp.issubdtype(kind, jnp.floating):
+        stored |= {f"{part.name}/{path}".replace("{layer}", str(row.first)): kind for path in row.paths}
+  return stored
 
 
 def _fresh_connector(config: ConnectorConfig, abstract: dict) -> dict:

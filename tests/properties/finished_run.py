@@ -1,0 +1,51 @@
+"""The workdir of a run whose last two stages are finished, without training anything."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from uae_jax import sharding
+from uae_jax.training import initial
+from uae_jax.training.build import build
+from uae_jax.training.checkpoints import Checkpoints
+from uae_jax.training.workdir import open_workdir
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+STAGES = ("cold_start", "understanding_for_generation")
+
+
+def smoke_config():
+  spec = importlib.util.spec_from_file_location("scenes_config", CONFIGS / "scenes.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config("smoke")
+
+
+def write(workdir: Path, config) -> tuple[dict, dict]:
+  """Returns the parameters after each of `STAGES`."""
+  plain = open_workdir(workdir, config)
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  start = initial.read(config, mesh, workdir)
+  built = build(config, start.sizes, start.processor, mesh)
+  rng = np.random.default_rng(0)
+  before = jax.tree.map(
+    lambda leaf: jax.device_put(0.1 * rng.normal(size=leaf.shape).astype(np.float32)), built.abstract_params
+  )
+  after = jax.tree.map(lambda leaf: leaf + 0.01, before)
+  for stage, params in zip(STAGES, (before, after), strict=True):
+    save_stage(workdir / "checkpoints" / stage, params, plain)
+  return before, after
+
+
+def save_stage(folder: Path, params: dict, plain: dict) -> None:
+  checkpoints = Checkpoints(folder)
+  checkpoints.save_final(2, params, plain)
+  checkpoints.close()
+
+
+def edit_json(file: Path, change) -> None:
+  """Replaces the content of a JSON file by `change(content)`."""
+  file.write_text(json.dumps(change(json.loads(file.read_text()))))

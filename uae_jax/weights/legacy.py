@@ -1,0 +1,121 @@
+"""Files written before version 2 of the config, when nets, stages and fields had other names. Read, never written.
+
+This is the only place that knows the old names.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+CONFIG_VERSION = 2
+EXPORT_FORMAT, OLD_EXPORT_FORMAT = "uae_jax checkpoint 2", "uae_jax checkpoint 1"
+
+# Nets at the root of a tree of parameters, and stages of a run: old -> new.
+NETS = {"autoencoder": "vae", "encoders": "embedders"}
+STAGES = {"autoencoder": "vae"}
+# Fields of configs and of model sizes, at any depth: old -> new.
+FIELDS = NETS | {"held_out_encoder": "held_out_embedder", "image_size": "image_px"}
+
+
+# --- Trees of parameters ---------------------------------------------------------------------------------------------
+
+
+def tree_from_disk(tree: Mapping) -> dict:
+  """The tree with the nets named as today; an inner `encoder` is a part of the vae and stays."""
+  return {NETS.get(name, name): branch for name, branch in tree.items()}
+
+
+def tree_as_on_disk(tree: Mapping, on_disk: Mapping) -> dict:
+  """The tree with the nets named as in `on_disk`; the inverse of `tree_from_disk`."""
+  old = {new: name for name, new in NETS.items() if name in on_disk}
+  return {old.get(name, name): branch for name, branch in tree.items()}
+
+
+def path_from_disk(path: str) -> str:
+  """A leaf's path, `vae/encoder/...` for `autoencoder/encoder/...`."""
+  net, *rest = path.split("/")
+  return "/".join((NETS.get(net, net), *rest))
+
+
+# --- Plain configs ---------------------------------------------------------------------------------------------------
+
+
+def is_old_config(plain: Mapping) -> bool:
+  """Whether a `config.json` was written before configs had a version."""
+  return "config_version" not in plain
+
+
+def current_config(plain: Mapping) -> dict:
+  """The config of a run in today's names; one that has a version is returned as it is."""
+  if not is_old_config(plain):
+    return dict(plain)
+  config = current_fields(plain)
+  if "stages" in config:
+    config["stages"] = [STAGES.get(name, name) for name in config["stages"]]
+  cold_start = config.get("cold_start", {}).get("options", {})
+  if "encoder" in cold_start:
+    cold_start["embedder"] = cold_start.pop("encoder")
+  for section in config.values():
+    if isinstance(section, dict) and isinstance(section.get("trainable"), str):
+      for old, new in NETS.items():
+        section["trainable"] = section["trainable"].replace(f"{old}/", f"{new}/")
+  return config | {"config_version": CONFIG_VERSION}
+
+
+def current_fields(plain: Any) -> Any:
+  """Nested plain values with every field named as today."""
+  if isinstance(plain, Mapping):
+    return {FIELDS.get(name, name): current_fields(value) for name, value in plain.items()}
+  return [current_fields(value) for value in plain] if isinstance(plain, list) else plain
+
+
+def refuse_old(plain: Mapping, workdir: Path) -> None:
+  """Refuses to resume a run of an earlier version.
+
+  Args:
+    plain: its `config.json`.
+    workdir: of the run.
+
+  Raises:
+    ValueError: the config has no version, or another one; the message says what still works.
+  """
+  version = plain.get("config_version")
+  if version != CONFIG_VERSION:
+    found = "no config_version" if version is None else f"config_version = {version}"
+    raise ValueError(
+      f"{workdir}/config.json has {found}, expected {CONFIG_VERSION}: options and parameters had other names, so this "
+      f"run cannot be resumed; start another --workdir with --config.init.checkpoint={workdir}:STAGE "
+      f"(--model={workdir} and uae-jax report still read it)"
+    )
+
+
+# --- Folders of stages -----------------------------------------------------------------------------------------------
+
+
+def stage(name: str) -> str:
+  """Today's name of a stage."""
+  return STAGES.get(name, name)
+
+
+def stage_folder(checkpoints: Path, name: str) -> Path:
+  """The folder of a stage's checkpoints, by its name or folder name of today or of then."""
+  old = {new: old for old, new in STAGES.items()}.get(name, name)
+  has_only_old = not (checkpoints / name).exists() and (checkpoints / old).exists()
+  return checkpoints / (old if has_only_old else name)
+
+
+# --- Exports ---------------------------------------------------------------------------------------------------------
+
+
+def current_export(content: Mapping, file: Path) -> dict:
+  """`uae.json` of a checkpoint of ours as today's version writes it.
+
+  Raises:
+    ValueError: the format is unknown.
+  """
+  if content.get("format") == OLD_EXPORT_FORMAT:
+    dtypes = {path_from_disk(path): dtype for path, dtype in content["dtypes"].items()}
+    return dict(content) | {"format": EXPORT_FORMAT, "config": current_fields(content["config"]), "dtypes": dtypes}
+  if content.get("format") != EXPORT_FORMAT:
+    raise ValueError(f"{file}: format {content.get('format')!r}, expected {EXPORT_FORMAT!r} or {OLD_EXPORT_FORMAT!r}")
+  return dict(content)

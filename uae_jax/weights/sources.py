@@ -1,0 +1,18 @@
+"""A UAE from a folder of weights: what `uae-jax convert --to orbax` wrote, or the official layout."""
+
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from uae_jax.weights import native, official
+from uae_jax.weights.checkpoint import LoadedUAE
+
+
+def read(path: Path, dtype: str, mesh: Mesh) -> LoadedUAE:
+  """Reads either layout; see `native.load` and `official.load_official` for arguments and errors."""
+  return native.load(path, dtype, mesh) if native.is_native(path) else official.load_official(path, dtype, mesh)
+
+
+def processor_folder(path: Path) -> Path:
+  """Where the processor's files are in either layout."""
+  return path / native.PROCESSOR if native.is_native(path) else official.Folders(path).language
