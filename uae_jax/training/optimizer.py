@@ -85,7 +85,7 @@ def skip_spikes(inner: optax.GradientTransformation, factor: float, decay: float
     return SpikeState(jnp.float32(0.0), jnp.int32(0), inner.init(params))
 
   def update(grads, state, params=None):
-    norm = optax.global_norm(grads).astype(jnp.float32)
+    norm = optax.tree.norm(grads).astype(jnp.float32)
     limit = jnp.where(state.average > 0, factor * state.average, jnp.inf)
     is_spike = norm > limit
     average = jnp.where(state.average > 0, decay * state.average + (1 - decay) * jnp.minimum(norm, limit), norm)

@@ -114,7 +114,7 @@ def apply_gradients(
   Returns:
     (state after, {"grad_norm", "skipped_in_a_row", and "spikes_skipped" where they are looked for}).
   """
-  norm = optax.global_norm(grads)
+  norm = optax.tree.norm(grads)
   is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
   trainable = optax.apply_updates(state.trainable, updates)
