@@ -70,6 +70,7 @@ setup(
       # The notebook is run from top to bottom.
       "nbclient>=0.11,<0.12",
       "ipykernel>=7.4,<8",
+      "nbformat>=5.11,<6",
       # References for the parity tests; never imported by the package.
       "scikit-image",
       "torch==2.13.0",

@@ -6,6 +6,8 @@ from pathlib import Path
 import subprocess
 import sys
 
+import nbclient
+import nbformat
 import numpy as np
 from PIL import Image
 import pytest
@@ -16,7 +18,9 @@ from uae_jax import cli
 from uae_jax.commands.train import stage_runs, train
 from uae_jax.training.workdir import open_workdir
 
-CONFIG = Path(__file__).parents[2] / "configs" / "scenes.py"
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "scenes.py"
+NOTEBOOK = ROOT / "examples" / "uae_in_ten_minutes.ipynb"
 
 
 def smoke_config():
@@ -174,3 +178,32 @@ def test_reconstruct_command_on_photographs(workdir, photographs, tmp_path, caps
   assert len(rows) == 4
   assert (tmp_path / "out" / "recon_astronaut.png").exists()
   assert "scenes" in capsys.readouterr().err
+
+
+def check_notebook(workdir: Path, tmp_path: Path, monkeypatch) -> None:
+  """Runs the notebook from top to bottom; nbclient raises where a cell fails."""
+  monkeypatch.setenv("UAE_JAX_SMOKE", "1")
+  monkeypatch.setenv("UAE_JAX_WORKDIR", str(workdir))
+  monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # not the settings of whoever runs the tests
+  notebook = nbformat.read(NOTEBOOK, as_version=4)
+  nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
+  outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+  printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+  shown = [kind for output in outputs if output.output_type == "display_data" for kind in output.data]
+  assert "before:" in printed and "after:" in printed and "reward_similarity" in printed
+  assert shown.count("image/png") == 2 and "text/html" in shown
+
+
+def test_the_notebook_is_stored_without_outputs():
+  cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+  assert all(not cell.outputs and cell.execution_count is None for cell in cells)
+
+
+def test_the_notebook_runs_on_a_finished_run(workdir, tmp_path, monkeypatch):
+  """Its training cell is the command of `run_smoke`, which finds nothing left to do."""
+  check_notebook(workdir, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_the_notebook_trains_from_scratch(tmp_path, monkeypatch):
+  check_notebook(tmp_path / "run", tmp_path, monkeypatch)
