@@ -11,6 +11,8 @@ import pytest
 from uae_jax import http_client
 from uae_jax.http_client import JsonClient, PassingError, RefusedError, check_url, read_token, with_retries
 
+pytestmark = pytest.mark.fast
+
 TOKEN = "sk-very-secret-0123456789"
 
 
@@ -36,13 +38,20 @@ class Server:
     with contextlib.suppress(OSError), connection:
       request = b""
       while b"\r\n\r\n" not in request:
-        request += connection.recv(65536)
+        request += self._received(connection)
       head, _, body = request.partition(b"\r\n\r\n")
       length = int(next(line.split(b":")[1] for line in head.split(b"\r\n") if line.lower().startswith(b"content-len")))
       while len(body) < length:
-        body += connection.recv(65536)
+        body += self._received(connection)
       self.requests.append(head + b"\r\n\r\n" + body)
       self._answer(connection)
+
+  @staticmethod
+  def _received(connection):
+    """What came; a closed connection ends the thread, which would otherwise turn for the rest of the session."""
+    if not (part := connection.recv(65536)):
+      raise ConnectionError("closed before the request was whole")
+    return part
 
   def close(self):
     self._is_open = False
