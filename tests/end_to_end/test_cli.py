@@ -13,6 +13,8 @@ import pytest
 
 from uae_jax import cli
 
+pytestmark = pytest.mark.fast
+
 UAE_JAX = Path(sys.executable).with_name("uae-jax")
 EVIL = "<script>alert(1)</script>"
 

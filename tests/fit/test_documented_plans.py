@@ -9,6 +9,8 @@ import pytest
 from uae_jax.planning import pods, stage_programs
 from uae_jax.planning.chips import CHIPS
 
+pytestmark = pytest.mark.fast
+
 PLANS = Path(__file__).parents[2] / "docs" / "plans"
 
 

@@ -16,6 +16,8 @@ import pytest
 
 from launch import tpu_vm
 
+pytestmark = pytest.mark.fast
+
 REPOSITORY = Path(__file__).parents[2]
 FAKE_GCLOUD = Path(__file__).with_name("fake_gcloud.py")
 PLACE = ["--zone=us-west4-a", "--project=lab"]

@@ -10,6 +10,8 @@ from benchmarks import ablations
 from uae_jax.training import stage
 from uae_jax.training.order import REINFORCEMENT
 
+pytestmark = pytest.mark.fast
+
 MODULE = runpy.run_path(str(Path(ablations.CONFIG)))
 ROWS = MODULE["ROWS"]
 

@@ -13,6 +13,8 @@ from uae_jax.algorithms.advantages import (
   zero_std_fraction,
 )
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture(autouse=True)
 def float64():

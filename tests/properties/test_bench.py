@@ -11,6 +11,8 @@ from uae_jax import cli, embedders
 from uae_jax.commands.bench import parse_embedders
 from uae_jax.evaluation import unified_bench
 
+pytestmark = pytest.mark.fast
+
 
 def save(folder, name, level):
   folder.mkdir(exist_ok=True)

@@ -11,6 +11,8 @@ from uae_jax import cli, http_client
 from uae_jax.evaluation import caption_judge
 from uae_jax.evaluation.caption_judge import Judge, WinRate, both_orders, read_verdict
 
+pytestmark = pytest.mark.fast
+
 KEY = "sk-very-secret-0123456789"
 
 

@@ -8,6 +8,8 @@ from uae_jax.small_world import phrases, scenes
 from uae_jax.small_world.caption_scores import aggregate, hallucination_warnings, score
 from uae_jax.small_world.scenes import Scene
 
+pytestmark = pytest.mark.fast
+
 
 def make(background, *objects):
   """A plain scene of (place, size, color, shape)."""

@@ -17,6 +17,8 @@ from uae_jax.commands.image_files import expand
 from uae_jax.data.sources import open_source
 from uae_jax.evaluation import unified_bench
 
+pytestmark = pytest.mark.fast
+
 
 def test_a_file_is_replaced_whole(tmp_path):
   file = tmp_path / "a.json"

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.fast
+
 PACKAGE = Path(__file__).parents[2] / "uae_jax"
 
 # From the ground up. A file imports from lower lines and from its own folder; what is not listed is the top.

@@ -9,6 +9,8 @@ import pytest
 from uae_jax import sharding
 from uae_jax.layers.lora import Linear
 
+pytestmark = pytest.mark.fast
+
 
 class Device:
   """As much of a device as a refused mesh looks at."""

@@ -10,6 +10,8 @@ import pytest
 from uae_jax.models.uae import UAEConfig
 from uae_jax.plain import from_plain, to_plain
 
+pytestmark = pytest.mark.fast
+
 
 @dataclasses.dataclass(frozen=True)
 class Inner:

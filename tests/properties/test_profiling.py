@@ -11,6 +11,8 @@ from uae_jax.training.rl.phases import Phases
 from uae_jax.training.stage import phased_step
 from uae_jax.training.state import create
 
+pytestmark = pytest.mark.fast
+
 WIDTH = 4
 
 

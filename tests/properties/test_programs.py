@@ -9,6 +9,8 @@ import pytest
 from uae_jax import sharding
 from uae_jax.training.flops import Program, matrix_flops
 
+pytestmark = pytest.mark.fast
+
 A, B, C = 4, 6, 8
 X, W = jnp.ones((A, B)), jnp.ones((B, C))
 SQUARE = jnp.ones((B, B))

@@ -14,6 +14,8 @@ from uae_jax.report.page import write_report
 from uae_jax.report.reconstructions import Pair, write_page
 from uae_jax.report.run import Stage, read_run
 
+pytestmark = pytest.mark.fast
+
 GENERATION = "generation_for_understanding"
 EVIL = "<script>alert('x')</script>"
 

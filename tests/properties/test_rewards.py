@@ -26,6 +26,8 @@ from uae_jax.training.rl.phases import Phases, RewardInputs, compose
 from uae_jax.training.stage import phased_step, validate
 from uae_jax.training.state import create
 
+pytestmark = pytest.mark.fast
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 BUDGET, END, CONTROL = 8, 0, 9
 CAPTIONS = [[], [1], [1, 2, 1, 2, 1, 2], [1, 1, 1, 1, 1, 1, 1, 1], [3, 4, 5], [3, CONTROL, 5], [1, 2, 3, 4, 5, 6, 7]]

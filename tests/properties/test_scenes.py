@@ -11,6 +11,8 @@ from uae_jax.draws import Draws
 from uae_jax.small_world import phrases, render, scenes
 from uae_jax.small_world.scenes import Scene
 
+pytestmark = pytest.mark.fast
+
 VARIANTS = tuple(scenes.VARIANTS)
 ONE_OF_EACH_DIGEST = """
 import hashlib, numpy as np

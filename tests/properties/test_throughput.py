@@ -8,6 +8,8 @@ import pytest
 from uae_jax.training import throughput
 from uae_jax.training.throughput import StepClock
 
+pytestmark = pytest.mark.fast
+
 FLOPS = 6e9
 CHIPS = 8  # Of the tests.
 
