@@ -14,7 +14,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
 
 import options_reference  # noqa: E402
 
@@ -31,7 +31,7 @@ def on_files(files, config):
   pages = {page.src_uri: Path(page.abs_src_path).read_text() for page in files.documentation_pages()}
   pages |= {uri: (ROOT / name).read_text() for name, uri in PAGES.items() if (ROOT / name).exists()}
   try:
-    pages["reference/options.md"] = options_reference.page(config.extra["options_modules"], ROOT)
+    pages["reference/options.md"] = options_reference.page(options_reference.load(config.extra["options"]))
   except options_reference.UndocumentedError as error:
     raise PluginError(f"options reference:\n{error}") from error
   names = {uri: name for name, uri in PAGES.items()}

@@ -1,5 +1,6 @@
 """Links of the documentation lead somewhere, and the options reference leaves no field out."""
 
+import importlib
 from pathlib import Path
 import re
 import sys
@@ -49,54 +50,75 @@ def test_every_page_is_in_the_navigation():
 OPTIONS = '''
 import dataclasses
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Inner:
   """One thing.
 
   Attributes:
-    size_px: of an image.
+    size_px: size of an image.
   """
 
   size_px: int = 8
 
-@dataclasses.dataclass(frozen=True)
-class Outer:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+  """What others share.
+
+  Attributes:
+    seed: seed of the draws.
+  """
+
+  seed: int = 0
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outer(Base):
   """Another thing.
 
   Attributes:
     path: `a | b`, or a | b.
-    rate: of learning; None for none.
+    rate: rate of learning; None for none.
     inner: the thing within.
+    other: the other one.
   """
 
   path: str
   rate: float | None = None
-  inner: Inner = dataclasses.field(default_factory=Inner)
+  inner: Inner = Inner()
+  other: Inner = dataclasses.field(default_factory=Inner)
 '''
 
 
 def reference(tmp_path, monkeypatch, source):
   pytest.importorskip("griffe", reason="part of the docs extra")
   monkeypatch.syspath_prepend(str(ROOT / "docs" / "site"))
-  monkeypatch.delitem(sys.modules, "options_reference", raising=False)
-  import options_reference
-
+  monkeypatch.syspath_prepend(str(tmp_path))
+  for name in ("options_reference", "some_options"):
+    monkeypatch.delitem(sys.modules, name, raising=False)
   (tmp_path / "some_options.py").write_text(source)
-  return options_reference, lambda: options_reference.page(["some_options"], tmp_path)
+  module = importlib.import_module("options_reference")
+  return module, lambda: module.page(module.load("some_options:Outer"))
 
 
 def test_the_reference_lists_type_default_and_documentation(tmp_path, monkeypatch):
   page = reference(tmp_path, monkeypatch, OPTIONS)[1]()
-  assert "| `size_px` | `int` | `8` | of an image. |" in page
+  assert "| `size_px` | `int` | `8` | size of an image. |" in page
   assert r"| `path` | `str` | required | `a | b`, or a \| b. |" in page
-  assert "| `rate` | `float | None` | `None` | of learning; None for none. |" in page
-  assert "| `inner` | [Inner](#inner) | `Inner()` | the thing within. |" in page
+  assert "| `rate` | `float | None` | `None` | rate of learning; None for none. |" in page
+  assert "| `inner` | [Inner](#inner) |  | the thing within. |" in page
+  assert "## Inner\n\nOne thing.\n\nIn the config: `config.inner`, `config.other`." in page
+  # Inherited fields have the documentation of their class.
+  assert page.count("| `seed` | `int` | `0` | seed of the draws. |") == 1
 
 
 @pytest.mark.parametrize(
   ("old", "new", "said"),
   [
-    ("    rate: of learning; None for none.\n", "", "some_options.Outer.rate: is not documented under `Attributes:`"),
+    (
+      "    rate: rate of learning; None for none.\n",
+      "",
+      "some_options.Outer.rate: is not documented under",
+    ),
+    ("    seed: seed of the draws.", "    sed: of draws.", "some_options.Outer.seed: is not documented"),
     ("  size_px: int = 8", "  size: int = 8", "some_options.Inner: documents size_px, which is no field"),
     ('"""One thing.\n\n  Attributes', '"""\n  Attributes', "some_options.Inner: has no summary above `Attributes:`"),
   ],
