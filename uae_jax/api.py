@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 import dataclasses
-import functools
 import os
 
 import jax
@@ -16,8 +15,8 @@ from uae_jax.layers.quantized import quantize
 from uae_jax.models.prompts import Prompts
 from uae_jax.networks import Networks
 from uae_jax.rollouts import captions as caption_rollouts
+from uae_jax.rollouts import reconstruct
 from uae_jax.rollouts.conditioning import Context
-from uae_jax.rollouts.images import sample_ode, velocity_field
 from uae_jax.training import restore
 from uae_jax.weights.checkpoint import LoadedUAE
 
@@ -41,6 +40,7 @@ class UAE:
     self._config = loaded.config
     # One program a shape of inputs; everything else static is in the key of the partial.
     self._programs: dict = {}
+    self._prompts_of_grid: dict[tuple[int, int], Prompts] = {}
 
   @property
   def is_small_world(self) -> bool:
@@ -114,14 +114,12 @@ class UAE:
 
     def run(params, images, key, temperature):
       model = networks.uae(params)
-      prefix = caption_rollouts.caption_prefix(model, prompts, images)
-      return caption_rollouts.sample_captions(
-        model.captioner.language,
+      return reconstruct.caption(
+        model,
         prompts,
-        prefix,
+        images,
         key,
-        num_rollouts=1,
-        max_tokens=max_new_tokens,
+        max_new_tokens=max_new_tokens,
         temperature=temperature,
         repetition_penalty=repetition_penalty,
       )
@@ -205,7 +203,7 @@ class UAE:
     latents=None,
     output: str = "pil",
   ):
-    """Paints prompts.
+    """Generates one image per prompt.
 
     Args:
       prompts: B texts.
@@ -228,7 +226,7 @@ class UAE:
     stride = self._config.vae.downsampling * self._config.decoder.patch
     if height % stride or width % stride:
       raise ValueError(f"{height} x {width} px: sides must be multiples of {stride}")
-    painted = []
+    generated = []
     for index, prompt in enumerate(prompts):
       if latents is None:
         scale = self._config.vae.downsampling
@@ -242,8 +240,8 @@ class UAE:
       run = self._program(
         ("generate", noise.shape, context.shape, steps, guidance), self._generate_one(steps, guidance)
       )
-      painted.append(np.asarray(run(self.params, noise, context, mask))[0])
-    images = np.clip(np.stack(painted) / 2 + 0.5, 0.0, 1.0)
+      generated.append(np.asarray(run(self.params, noise, context, mask))[0])
+    images = np.clip(np.stack(generated) / 2 + 0.5, 0.0, 1.0)
     if output == "array":
       return images
     return [Image.fromarray(np.round(image * 255).astype(np.uint8)) for image in images]
@@ -254,13 +252,17 @@ class UAE:
     def run(params, noise, context, mask):
       model = networks.uae(params)
       negative = None if guidance == 1.0 else Context(context[:1], mask[:1])
-      velocity = velocity_field(model, Context(context[-1:], mask[-1:]), guidance=guidance, negative=negative)
-      return model.decode_latents(sample_ode(velocity, noise, num_steps=steps, shift=self.inference.shift))
+      context = Context(context[-1:], mask[-1:])
+      return reconstruct.generate(
+        model, context, negative, noise, guidance=guidance, sampler_steps=steps, shift=self.inference.shift
+      )
 
     return run
 
   def reconstruct(self, images: Images, **options) -> tuple[list[str], list]:
-    """Captions images and paints the captions. Options: those of `caption` and of `generate`; a seed serves both.
+    """Captions images and generates images from the captions.
+
+    Options are those of `caption` and of `generate`; a seed serves both.
 
     Returns:
       (captions, images).
@@ -281,12 +283,13 @@ class UAE:
       if not isinstance(image, Image.Image):
         image = read_image(image)
       pixels = np.asarray(self.processor.resize(image))
-      patch = self._config.captioner.vision.patch_size
+      patch = self._config.captioner.patch_size
       yield pixels, self._prompts((pixels.shape[0] // patch, pixels.shape[1] // patch))
 
-  @functools.cache  # noqa: B019 - one small entry an image grid, for the life of the object.
   def _prompts(self, grid: tuple[int, int]) -> Prompts:
-    return Prompts.from_processor(self.processor, grid)
+    if grid not in self._prompts_of_grid:
+      self._prompts_of_grid[grid] = Prompts.from_processor(self.processor, grid)
+    return self._prompts_of_grid[grid]
 
   def _networks(self, prompts: Prompts | None) -> Networks:
     return Networks(self._graphdef, prompts, {})

@@ -19,7 +19,7 @@ def sampler(world: World, rollouts: int, length: int):
     model = world.networks.uae(params)
     prefix = captions.caption_prefix(model, world.networks.prompts, images)
     return captions.sample_captions(
-      model.captioner.language,
+      model.captioner,
       world.networks.prompts,
       prefix,
       key,

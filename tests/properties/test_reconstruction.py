@@ -16,7 +16,7 @@ def test_answer_conditioning_reads_the_captioners_own_pixels(monkeypatch):
     seen.append(images.shape)
     return answer_context(prompts, model, images, tokens)
 
-  monkeypatch.setattr("uae_jax.evaluation.reconstruction.answer_context", recorded)
+  monkeypatch.setattr("uae_jax.rollouts.reconstruct.answer_context", recorded)
   draws = np.random.default_rng(0)
   images = draws.integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
   smaller = draws.integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)

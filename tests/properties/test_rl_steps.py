@@ -171,8 +171,8 @@ def test_exact_kl_and_sampler_correction_in_stage_2():
     logits = []
     for model in models:
       prefix = captions.caption_prefix(model, networks.prompts, images)
-      hidden, _ = captions.caption_hidden(model.captioner.language, prefix, sampled.tokens)
-      logits.append(jax.nn.log_softmax(model.captioner.language.logits(hidden)))
+      hidden, _ = captions.caption_hidden(model.captioner, prefix, sampled.tokens)
+      logits.append(jax.nn.log_softmax(model.captioner.logits(hidden)))
     kl = jnp.sum(jnp.exp(logits[0]) * (logits[0] - logits[1]), axis=-1)
     return jnp.sum(kl * sampled.mask) / jnp.sum(sampled.mask)
 
@@ -257,7 +257,7 @@ def test_replay_of_sampled_captions_gives_their_log_probs():
     model = networks.uae(params)
     prefix = captions.caption_prefix(model, networks.prompts, images)
     key, sizes = jax.random.key(0), dict(num_rollouts=ROLLOUTS, max_tokens=TOKENS, temperature=1.3)
-    return captions.sample_captions(model.captioner.language, networks.prompts, prefix, key, **sizes)
+    return captions.sample_captions(model.captioner, networks.prompts, prefix, key, **sizes)
 
   @functools.partial(jax.jit, static_argnames="num_chunks")
   def replay(params, tokens, num_chunks):

@@ -15,9 +15,7 @@ import numpy as np
 from uae_jax.models.prompts import Prompts
 from uae_jax.models.uae import to_signed
 from uae_jax.networks import Networks
-from uae_jax.rollouts import captions
-from uae_jax.rollouts.conditioning import answer_context, encode_captions, encode_negative
-from uae_jax.rollouts.images import sample_ode, velocity_field
+from uae_jax.rollouts import reconstruct
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +48,7 @@ class Reconstructor:
   """Jitted captioning and painting of batches of one size; the last batch is padded."""
 
   def __init__(self, networks: Networks, options: ReconstructionOptions):
+    reconstruct.check_options(options, "evaluation")
     self.networks = networks
     self.options = options
     self._caption = jax.jit(self._caption_batch)
@@ -57,13 +56,12 @@ class Reconstructor:
 
   def _caption_batch(self, params: dict, images: jax.Array, key: jax.Array, temperature: jax.Array) -> jax.Array:
     model = self.networks.uae(params)
-    return captions.sample_captions(
-      model.captioner.language,
+    return reconstruct.caption(
+      model,
       self.networks.prompts,
-      captions.caption_prefix(model, self.networks.prompts, images),
+      images,
       key,
-      num_rollouts=1,
-      max_tokens=self.options.max_new_tokens,
+      max_new_tokens=self.options.max_new_tokens,
       temperature=temperature,
     ).tokens[:, 0]
 
@@ -72,25 +70,23 @@ class Reconstructor:
   ):
     options, networks = self.options, self.networks
     model = networks.uae(params)
-    tower = networks.uae(params, adapters=options.text_tower == "policy")
-    if options.conditioning == "answer":
-      context = answer_context(networks.prompts, model, captioner_images, tokens)
-    else:
-      context = encode_captions(networks.prompts, tower, tokens)
-    negative = None if options.guidance == 1.0 else encode_negative(networks.prompts, tower, context.mask.shape[1])
+    context, negative = reconstruct.condition(networks, params, captioner_images, tokens, options)
     x = to_signed(images)
-    latents = sample_ode(
-      velocity_field(model, context, guidance=options.guidance, negative=negative),
-      jax.random.normal(key, (x.shape[0], *model.latents_shape(x))),
-      num_steps=options.sampler_steps,
+    generated = reconstruct.generate(
+      model,
+      context,
+      negative,
+      reconstruct.image_noise(key, model, x),
+      guidance=options.guidance,
+      sampler_steps=options.sampler_steps,
       shift=options.shift,
     )
-    painted = jnp.clip(model.decode_latents(latents), -1.0, 1.0)
+    reconstructions = reconstruct.clip(generated)
     similarities = {
-      name: jnp.sum(networks.embed(params, name, x) * networks.embed(params, name, painted), axis=-1)
+      name: jnp.sum(networks.embed(params, name, x) * networks.embed(params, name, reconstructions), axis=-1)
       for name in options.embedders
     }
-    return painted, similarities | {"psnr": psnr(x, painted)}
+    return reconstructions, similarities | {"psnr": psnr(x, reconstructions)}
 
   def embed(self, params: dict, name: str, images: np.ndarray) -> np.ndarray:
     """Unit-norm float32[N, E] of uint8[N, H, W, 3]."""

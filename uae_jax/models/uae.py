@@ -11,12 +11,10 @@ import jax.numpy as jnp
 
 from uae_jax.layers import lora
 from uae_jax.layers.buffer import Buffer
+from uae_jax.models.captioner import Captioner, CaptionerConfig
 from uae_jax.models.connector import Connector, ConnectorConfig
 from uae_jax.models.mmdit import MMDiT, MMDiTConfig
-from uae_jax.models.prompts import Prompts
 from uae_jax.models.qwen25_vl.model import Qwen25VL, Qwen25VLConfig
-from uae_jax.models.qwen25_vl.positions import mrope_positions
-from uae_jax.models.qwen25_vl.vision import normalize, patchify
 from uae_jax.models.vae import AutoencoderKL, AutoencoderKLConfig
 
 NETS = ("captioner", "connector", "decoder", "vae", "pooled")
@@ -36,7 +34,7 @@ class UAEConfig:
     mask_context: hide padding of the context from the decoder. The official system attends to it (False).
   """
 
-  captioner: Qwen25VLConfig
+  captioner: CaptionerConfig
   connector: ConnectorConfig
   decoder: MMDiTConfig
   vae: AutoencoderKLConfig
@@ -63,11 +61,11 @@ class UAEConfig:
 
 
 class UAE(nnx.Module):
-  """The composition. `captioner` reads images, `decoder` paints from what `connector` makes of the language states."""
+  """The composition. `captioner` reads images, `decoder` generates from the connected states."""
 
   def __init__(self, config: UAEConfig, *, rngs: nnx.Rngs):
     self.config = config
-    self.captioner = Qwen25VL(config.captioner, rngs=rngs)
+    self.captioner: Captioner = Qwen25VL(config.captioner, rngs=rngs)
     self.connector = Connector(config.connector, rngs=rngs)
     self.decoder = MMDiT(config.decoder, rngs=rngs)
     self.vae = AutoencoderKL(config.vae, rngs=rngs)
@@ -77,29 +75,6 @@ class UAE(nnx.Module):
       lora.attach(self.captioner, config.captioner_lora, rngs=rngs)
     if config.decoder_lora is not None:
       lora.attach(self.decoder, config.decoder_lora, rngs=rngs)
-
-  def caption_prompt(self, prompts: Prompts, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Image and question of every row.
-
-    Args:
-      prompts: the templates, of this image size.
-      images: uint8[B, h, w, 3], sides multiples of patch * merge.
-
-    Returns:
-      (embeddings float[B, P, D], positions int32[3, B, P], mask bool[B, P]).
-    """
-    vision = self.captioner.config.vision
-    batch, height, width, _ = images.shape
-    grid = (height // vision.patch_size, width // vision.patch_size)
-    patches = patchify(normalize(images, vision), vision)
-    tokens = jnp.broadcast_to(jnp.asarray(prompts.caption), (batch, len(prompts.caption)))
-    mask = jnp.ones(tokens.shape, bool)
-    embeddings = self.captioner.embed_prompt(tokens, patches, grid)
-    # One template for all rows: the positions are constants of the program.
-    row = mrope_positions(
-      prompts.caption[None], mask[:1], self.captioner.config.image_token_id, grid_merged=prompts.image_grid
-    )
-    return embeddings, jnp.broadcast_to(jnp.asarray(row), (3, *tokens.shape)), mask
 
   def encode_text(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
     """Templated prompts to the decoder's context: connector(last state after the final norm) at every slot.
@@ -111,11 +86,8 @@ class UAE(nnx.Module):
     Returns:
       float[B, T, C]; what stands at padding is defined too, and the official decoder attends to it.
     """
-    language = self.captioner.language
-    # Padding slots stand at position 1: the rule of transformers 4.50, which the official weights were trained with.
-    positions = jnp.where(mask, jnp.arange(tokens.shape[1]), 1)
-    hidden = language(language.embed(tokens), jnp.broadcast_to(positions, (3, *tokens.shape)), mask)
-    return self.connector(hidden)
+    captioner = self.captioner
+    return self.connector(captioner.states(captioner.embed(tokens), captioner.text_positions(mask), mask))
 
   def velocity(
     self,
@@ -165,6 +137,11 @@ class UAE(nnx.Module):
 def to_signed(images: jax.Array) -> jax.Array:
   """uint8[..., H, W, 3] -> float32 in [-1, 1]."""
   return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_pixels(images: jax.Array) -> jax.Array:
+  """uint8 of float images in [-1, 1]; the inverse of `to_signed`."""
+  return jnp.round(127.5 * (images + 1.0)).astype(jnp.uint8)
 
 
 def captioner_images(batch: dict) -> jax.Array:

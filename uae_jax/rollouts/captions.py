@@ -3,22 +3,21 @@ same prefix.
 """
 
 import math
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from uae_jax.algorithms import kl
-from uae_jax.layers.stack import unstack
+from uae_jax.models.captioner import TokenModel
 from uae_jax.models.prompts import Prompts
-from uae_jax.models.qwen25_vl.language import LanguageModel, PrefixCache
 from uae_jax.models.uae import UAE
-from uae_jax.sharding import gathered
 
 
 @flax.struct.dataclass
 class Captions:
-  """Sampled captions of a batch of images.
+  """Sampled captions of a batch of images. Made by `sample_captions`; read by rewards, objectives and evaluation.
 
   Attributes:
     tokens: int32[B, R, L]; the closing token included, padding after it.
@@ -35,35 +34,29 @@ class Captions:
 
 @flax.struct.dataclass
 class Prefix:
-  """What all captions of an image share.
+  """What all captions of an image share. Made by `caption_prefix`; read by sampling, replay and `answer_context`.
 
   Attributes:
-    cache: keys and values of image and question.
+    cache: keys and values of image and question; only the captioner reads it.
     last_hidden: float[B, D]; the state that predicts a caption's first token.
-    next_position: int32[B]; M-RoPE position of that token.
+    next_position: int32[B]; where captions start.
   """
 
-  cache: PrefixCache
+  cache: Any
   last_hidden: jax.Array
   next_position: jax.Array
 
 
 def caption_prefix(model: UAE, prompts: Prompts, images: jax.Array) -> Prefix:
-  """Runs image and question once an image. images: uint8[B, h, w, 3] at the captioner's resolution."""
-  embeddings, positions, mask = model.caption_prompt(prompts, images)
-  hidden, cache = model.captioner.language.prefill(embeddings, positions, mask)
-  return Prefix(cache=cache, last_hidden=hidden[:, -1], next_position=jnp.max(positions, axis=(0, 2)) + 1)
-
-
-def _text_positions(prefix: Prefix, start: jax.Array | int, num_rollouts: int, length: int) -> jax.Array:
-  """int32[3, B, R, T] of caption tokens start .. start + T."""
-  positions = prefix.next_position[:, None, None] + start + jnp.arange(length)
-  batch = prefix.next_position.shape[0]
-  return jnp.broadcast_to(positions, (3, batch, num_rollouts, length)).astype(jnp.int32)
+  """Runs image and question once per image. images: uint8[B, h, w, 3] at the captioner's resolution."""
+  captioner = model.captioner
+  embeddings, positions, mask = captioner.prompt(prompts, images)
+  hidden, cache = captioner.prefill(embeddings, positions, mask)
+  return Prefix(cache=cache, last_hidden=hidden[:, -1], next_position=captioner.next_position(positions, mask))
 
 
 def sample_captions(
-  language: LanguageModel,
+  captioner: TokenModel,
   prompts: Prompts,
   prefix: Prefix,
   key: jax.Array,
@@ -73,12 +66,12 @@ def sample_captions(
   temperature: float | jax.Array,
   repetition_penalty: float = 1.0,
 ) -> Captions:
-  """R captions an image; the loop ends as soon as every caption is closed.
+  """R captions per image; the loop ends as soon as every caption is closed.
 
-  Weights that rest cut over `fsdp` are made whole once, before the loop: else every token would gather all of them.
+  Weights that are sharded over `fsdp` are all-gathered once, before the loop, not once per token.
 
   Args:
-    language: the captioner's language model, adapters as they shall be.
+    captioner: with its adapters on or off.
     prompts: ids that close a caption and fill rows.
     prefix: of `caption_prefix`.
     key: one key for the whole batch.
@@ -92,12 +85,9 @@ def sample_captions(
   batch = prefix.next_position.shape[0]
   shape = (batch, num_rollouts)
   end = jnp.asarray(prompts.end)
-  language = gathered(language)
-  if language.config.unroll:
-    # Cut out of their stack before the loop: else every token would copy all of them.
-    language.layers = unstack(language.layers)
-  logits = jnp.broadcast_to(language.logits(prefix.last_hidden)[:, None], (*shape, language.config.vocab_size))
-  suffix = language.init_suffix(batch, num_rollouts, max_tokens, prefix.cache.k.dtype)
+  language = captioner.for_decoding()
+  logits = jnp.broadcast_to(language.logits(prefix.last_hidden)[:, None], (*shape, language.vocab_size))
+  suffix = language.init_suffix(batch, num_rollouts, max_tokens, prefix.cache.dtype)
 
   def is_running(carry):
     t, _, _, done, *_ = carry
@@ -121,15 +111,14 @@ def sample_captions(
     if repetition_penalty != 1.0:
       seen = seen | (token[..., None] == jnp.arange(logits.shape[-1]))
     embeddings = language.embed(token)[:, :, None]
-    hidden, suffix = language.extend(
-      embeddings, _text_positions(prefix, t, num_rollouts, 1), prefix.cache, suffix, start=t
-    )
+    positions = language.continuation_positions(prefix.next_position, t, num_rollouts, 1)
+    hidden, suffix = language.extend(embeddings, positions, prefix.cache, suffix, start=t)
     return t + 1, tokens, log_probs, done, language.logits(hidden[:, :, 0]), suffix, seen
 
   tokens = jnp.full((*shape, max_tokens), prompts.pad, jnp.int32)
   seen = None
   if repetition_penalty != 1.0:
-    seen = jnp.zeros(language.config.vocab_size, bool).at[jnp.asarray(prompts.caption)].set(True)
+    seen = jnp.zeros(language.vocab_size, bool).at[jnp.asarray(prompts.caption)].set(True)
     seen = jnp.broadcast_to(seen, logits.shape)
   carry = (jnp.int32(0), tokens, jnp.zeros((*shape, max_tokens)), jnp.zeros(shape, bool), logits, suffix, seen)
   _, tokens, log_probs, done, *_ = jax.lax.while_loop(is_running, step, carry)
@@ -162,7 +151,7 @@ def caption_mask(tokens: jax.Array, prompts: Prompts) -> jax.Array:
   return ~closed_before
 
 
-def caption_hidden(language: LanguageModel, prefix: Prefix, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+def caption_hidden(captioner: TokenModel, prefix: Prefix, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Teacher forcing of captions over the shared prefix.
 
   Args:
@@ -172,14 +161,14 @@ def caption_hidden(language: LanguageModel, prefix: Prefix, tokens: jax.Array) -
     (states that predict each token float[B, R, L, D], states at each token float[B, R, L, D]).
   """
   batch, num_rollouts, length = tokens.shape
-  positions = _text_positions(prefix, 0, num_rollouts, length)
-  at_token, _ = language.extend(language.embed(tokens), positions, prefix.cache)
+  positions = captioner.continuation_positions(prefix.next_position, 0, num_rollouts, length)
+  at_token, _ = captioner.extend(captioner.embed(tokens), positions, prefix.cache)
   first = jnp.broadcast_to(prefix.last_hidden[:, None, None], (batch, num_rollouts, 1, at_token.shape[-1]))
   return jnp.concatenate([first, at_token[:, :, :-1]], axis=2), at_token
 
 
 def token_log_probs(
-  language: LanguageModel, hidden: jax.Array, tokens: jax.Array, *, temperature: float = 1.0, num_chunks: int = 1
+  captioner: TokenModel, hidden: jax.Array, tokens: jax.Array, *, temperature: float = 1.0, num_chunks: int = 1
 ) -> tuple[jax.Array, jax.Array]:
   """Log-probabilities and entropies of tokens, without ever holding all logits of a large vocabulary.
 
@@ -187,7 +176,7 @@ def token_log_probs(
     hidden: float[B, R, L, D], the states that predict `tokens`.
     tokens: int32[B, R, L].
     temperature: logits are divided by it, as when sampling.
-    num_chunks: L is cut in so many rematerialized pieces.
+    num_chunks: number of rematerialized chunks of L.
 
   Returns:
     (log_probs float32[B, R, L], entropy float32[B, R, L]).
@@ -200,7 +189,7 @@ def token_log_probs(
     raise ValueError(f"num_chunks = {num_chunks} does not divide the caption budget of {length} tokens")
 
   def chunk(hidden, tokens):
-    log_p = jax.nn.log_softmax(language.logits(hidden) / temperature)
+    log_p = jax.nn.log_softmax(captioner.logits(hidden) / temperature)
     entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
     return jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0], entropy
 
@@ -216,7 +205,7 @@ def token_log_probs(
 def caption_log_probs(
   model: UAE, prompts: Prompts, images: jax.Array, tokens: jax.Array, *, temperature: float = 1.0, num_chunks: int = 1
 ) -> tuple[jax.Array, jax.Array]:
-  """Replay: log-probabilities and entropies of given captions, the prefix run once an image.
+  """Replay: log-probabilities and entropies of given captions, the prefix run once per image.
 
   Args:
     images: uint8[B, h, w, 3].
@@ -226,9 +215,8 @@ def caption_log_probs(
     (log_probs float32[B, R, L], entropy float32[B, R, L]), padding not masked.
   """
   prefix = caption_prefix(model, prompts, images)
-  language = model.captioner.language
-  hidden, _ = caption_hidden(language, prefix, tokens)
-  return token_log_probs(language, hidden, tokens, temperature=temperature, num_chunks=num_chunks)
+  hidden, _ = caption_hidden(model.captioner, prefix, tokens)
+  return token_log_probs(model.captioner, hidden, tokens, temperature=temperature, num_chunks=num_chunks)
 
 
 def caption_kl(
@@ -247,18 +235,18 @@ def caption_kl(
     images: uint8[B, h, w, 3].
     tokens: int32[B, R, L].
     temperature: of both.
-    num_chunks: L is cut in so many rematerialized pieces.
+    num_chunks: number of rematerialized chunks of L.
 
   Returns:
     float32[B, R, L], padding not masked.
   """
-  languages = policy.captioner.language, reference.captioner.language
+  captioners = policy.captioner, reference.captioner
   prefixes = (caption_prefix(model, prompts, images) for model in (policy, reference))
-  hidden = [caption_hidden(*pair, tokens)[0] for pair in zip(languages, prefixes, strict=True)]
+  hidden = [caption_hidden(*pair, tokens)[0] for pair in zip(captioners, prefixes, strict=True)]
   hidden[1] = jax.lax.stop_gradient(hidden[1])
 
   def chunk(own, other):
-    logits, others = (language.logits(h) / temperature for language, h in zip(languages, (own, other), strict=True))
+    logits, others = (captioner.logits(h) / temperature for captioner, h in zip(captioners, (own, other), strict=True))
     return kl.exact(logits, jax.lax.stop_gradient(others))
 
   pieces = zip(*(jnp.split(h, num_chunks, axis=2) for h in hidden), strict=True)

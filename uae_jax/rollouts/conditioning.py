@@ -48,5 +48,5 @@ def encode_negative(prompts: Prompts, model: UAE, length: int) -> Context:
 def answer_context(prompts: Prompts, model: UAE, images: jax.Array, tokens: jax.Array) -> Context:
   """The connector's states at the positions of captions int32[B, L] that follow image and question."""
   prefix = captions.caption_prefix(model, prompts, images)
-  _, at_token = captions.caption_hidden(model.captioner.language, prefix, tokens[:, None])
+  _, at_token = captions.caption_hidden(model.captioner, prefix, tokens[:, None])
   return Context(model.connector(at_token[:, 0]), captions.caption_mask(tokens, prompts))

@@ -116,14 +116,9 @@ def rematerialized(config: UAEConfig, policy: str) -> UAEConfig:
   """
   if policy not in REMAT_POLICIES:
     raise ValueError(f"config.remat = {policy!r}: expected one of {', '.join(REMAT_POLICIES)}")
-  captioner = dataclasses.replace(
-    config.captioner,
-    vision=dataclasses.replace(config.captioner.vision, remat=policy),
-    language=dataclasses.replace(config.captioner.language, remat=policy),
-  )
   return dataclasses.replace(
     config,
-    captioner=captioner,
+    captioner=config.captioner.with_remat(policy),
     decoder=dataclasses.replace(config.decoder, remat=policy),
     vae=dataclasses.replace(config.vae, remat=policy),
   )

@@ -21,8 +21,8 @@ from uae_jax.layers.attention import attend, attend_shared_prefix
 from uae_jax.layers.lora import Linear
 from uae_jax.layers.mlp import GatedMLP
 from uae_jax.layers.norms import RMSNorm
-from uae_jax.layers.stack import scan_layers, stack
-from uae_jax.sharding import constrain, gather
+from uae_jax.layers.stack import scan_layers, stack, unstack
+from uae_jax.sharding import constrain, gather, gathered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +139,11 @@ class PrefixCache:
   k: jax.Array
   v: jax.Array
   mask: jax.Array
+
+  @property
+  def dtype(self) -> jnp.dtype:
+    """Of keys and values."""
+    return self.k.dtype
 
 
 @flax.struct.dataclass
@@ -314,6 +319,27 @@ class LanguageModel(nnx.Module):
     config = self.config
     shape = (config.depth, batch, rollouts, length, config.num_kv_heads, config.head_width)
     return SuffixCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+  def continuation_positions(
+    self, next_position: jax.Array, start: jax.Array | int, num_rollouts: int, length: int
+  ) -> jax.Array:
+    """int32[3, B, R, T] of tokens start .. start + length of each continuation; next_position: int32[B]."""
+    positions = next_position[:, None, None] + start + jnp.arange(length)
+    return jnp.broadcast_to(positions, (3, next_position.shape[0], num_rollouts, length)).astype(jnp.int32)
+
+  def for_decoding(self) -> "LanguageModel":
+    """The same model with weights all-gathered over `fsdp`, and with layers unstacked if the config unrolls them.
+
+    Otherwise a loop over tokens would gather every weight, and slice every layer from its stack, once per token.
+    """
+    model = gathered(self)
+    if self.config.unroll:
+      model.layers = unstack(model.layers)
+    return model
+
+  @property
+  def vocab_size(self) -> int:
+    return self.config.vocab_size
 
   def rotation(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(cos, sin) of int32[3, ..., T]."""

@@ -8,8 +8,10 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from uae_jax.models.qwen25_vl.language import LanguageConfig, LanguageModel
-from uae_jax.models.qwen25_vl.vision import VisionConfig, VisionTower
+from uae_jax.models.prompts import Prompts
+from uae_jax.models.qwen25_vl.language import LanguageConfig, LanguageModel, PrefixCache, SuffixCache
+from uae_jax.models.qwen25_vl.positions import mrope_positions, next_position, text_positions
+from uae_jax.models.qwen25_vl.vision import VisionConfig, VisionTower, normalize, patchify
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,22 @@ class Qwen25VLConfig:
       image_token_id=config["image_token_id"],
     )
 
+  @property
+  def vocab_size(self) -> int:
+    return self.language.vocab_size
+
+  @property
+  def patch_size(self) -> int:
+    return self.vision.patch_size
+
+  def with_remat(self, policy: str) -> "Qwen25VLConfig":
+    """The same sizes whose backward pass keeps of each layer what `policy` of `layers.stack.REMAT_POLICIES` says."""
+    return dataclasses.replace(
+      self,
+      vision=dataclasses.replace(self.vision, remat=policy),
+      language=dataclasses.replace(self.language, remat=policy),
+    )
+
 
 def inputs_spec(
   config: Qwen25VLConfig, batch: int, tokens: int, grid: tuple[int, int], dtype=jnp.float32
@@ -63,7 +81,7 @@ def inputs_spec(
 
 
 class Qwen25VL(nnx.Module):
-  """The two nets; `language` is called directly on what `embed_prompt` gives."""
+  """Vision tower and language model as one `models.captioner.Captioner`."""
 
   def __init__(self, config: Qwen25VLConfig, *, rngs: nnx.Rngs):
     self.vision = VisionTower(config.vision, rngs=rngs)
@@ -87,3 +105,77 @@ class Qwen25VL(nnx.Module):
     place = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, image.shape[1] - 1)
     filled = jnp.take_along_axis(image, place[..., None], axis=1)
     return jnp.where(is_image[..., None], filled, embeddings)
+
+  def prompt(self, prompts: Prompts, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Image and question of every row.
+
+    Args:
+      prompts: the templates, of this image size.
+      images: uint8[B, h, w, 3], sides multiples of patch * merge.
+
+    Returns:
+      (embeddings float[B, P, D], positions int32[3, B, P], mask bool[B, P]).
+    """
+    vision = self.config.vision
+    batch, height, width, _ = images.shape
+    grid = (height // vision.patch_size, width // vision.patch_size)
+    patches = patchify(normalize(images, vision), vision)
+    tokens = jnp.broadcast_to(jnp.asarray(prompts.caption), (batch, len(prompts.caption)))
+    mask = jnp.ones(tokens.shape, bool)
+    embeddings = self.embed_prompt(tokens, patches, grid)
+    # One template for all rows: the positions are constants of the program.
+    row = mrope_positions(prompts.caption[None], mask[:1], self.config.image_token_id, grid_merged=prompts.image_grid)
+    return embeddings, jnp.broadcast_to(jnp.asarray(row), (3, *tokens.shape)), mask
+
+  @property
+  def vocab_size(self) -> int:
+    return self.config.vocab_size
+
+  def embed(self, tokens: jax.Array) -> jax.Array:
+    """int32[...] -> float[..., D] in the dtype of the table."""
+    return self.language.embed(tokens)
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """float[..., D], after the final norm, -> float32[..., V]."""
+    return self.language.logits(hidden)
+
+  def states(self, embeddings: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
+    """States float[B, T, D] of whole rows, after the final norm; see `LanguageModel.__call__`."""
+    return self.language(embeddings, positions, mask)
+
+  def prefill(self, embeddings: jax.Array, positions: jax.Array, mask: jax.Array) -> tuple[jax.Array, PrefixCache]:
+    """As `states`, and the keys and values for `extend`."""
+    return self.language.prefill(embeddings, positions, mask)
+
+  def extend(
+    self,
+    embeddings: jax.Array,
+    positions: jax.Array,
+    prefix: PrefixCache,
+    suffix: SuffixCache | None = None,
+    start: jax.Array | int = 0,
+  ) -> tuple[jax.Array, SuffixCache | None]:
+    """T more tokens of each of R rollouts per prompt; see `LanguageModel.extend`."""
+    return self.language.extend(embeddings, positions, prefix, suffix, start)
+
+  def init_suffix(self, batch: int, rollouts: int, length: int, dtype=jnp.float32) -> SuffixCache:
+    """An empty cache of `length` slots for each of `rollouts` continuations of `batch` prompts."""
+    return self.language.init_suffix(batch, rollouts, length, dtype)
+
+  def next_position(self, positions: jax.Array, mask: jax.Array) -> jax.Array:
+    """int32[B]: one after the largest position of a row, where its continuations start."""
+    return next_position(positions, mask)
+
+  def continuation_positions(
+    self, next_position: jax.Array, start: jax.Array | int, num_rollouts: int, length: int
+  ) -> jax.Array:
+    """int32[3, B, R, T] of tokens start .. start + length of each continuation; next_position: int32[B]."""
+    return self.language.continuation_positions(next_position, start, num_rollouts, length)
+
+  def text_positions(self, mask: jax.Array) -> jax.Array:
+    """int32[3, B, T] of rows without images, of mask bool[B, T]."""
+    return text_positions(mask)
+
+  def for_decoding(self) -> LanguageModel:
+    """The language model alone, prepared for a loop over tokens; see `LanguageModel.for_decoding`."""
+    return self.language.for_decoding()

@@ -36,7 +36,6 @@ def make_loss(networks: Networks, options: CaptionerOptions) -> Loss:
 
   def loss(params, batch, key):
     model = networks.uae(params, adapters=False)
-    language = model.captioner.language
     images = captioner_images(batch).astype(jnp.float32)
     images = images + options.noise_level * jax.random.normal(key, images.shape)
     tokens = batch["tokens"]
@@ -45,9 +44,9 @@ def make_loss(networks: Networks, options: CaptionerOptions) -> Loss:
     with_image = -jnp.sum(log_probs[:, 0] * mask) / jnp.sum(mask)
 
     rows, row_mask = generation_rows(prompts, tokens, mask)
-    positions = jnp.broadcast_to(jnp.where(row_mask, jnp.arange(rows.shape[1]), 1), (3, *rows.shape))
-    hidden = language(language.embed(rows), positions, row_mask)
-    text_log_probs, _ = captions.token_log_probs(language, hidden[:, None, :-1], rows[:, None, 1:])
+    captioner = model.captioner
+    hidden = captioner.states(captioner.embed(rows), captioner.text_positions(row_mask), row_mask)
+    text_log_probs, _ = captions.token_log_probs(captioner, hidden[:, None, :-1], rows[:, None, 1:])
     # The template's own tokens carry no information: only what follows the prefix counts.
     counted = row_mask[:, 1:] & (jnp.arange(1, rows.shape[1]) >= len(prompts.generation_prefix))
     text_only = -jnp.sum(text_log_probs[:, 0] * counted) / jnp.sum(counted)

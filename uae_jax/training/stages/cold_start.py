@@ -1,4 +1,4 @@
-"""Stage 1: semantic reconstruction. The image is described, painted from the description, and compared; gradients
+"""Stage 1: semantic reconstruction. The image is captioned, generated from the caption, and compared; gradients
 flow through it all.
 
 Source: arXiv 2509.09666 section 3.2 (stage 1): loss mean(1 - cos(CLIP(x_hat), CLIP(x))) through sampler, VAE and CLIP.
@@ -11,9 +11,8 @@ import jax.numpy as jnp
 
 from uae_jax.models.uae import captioner_images, to_signed
 from uae_jax.networks import Networks
-from uae_jax.rollouts import captions
-from uae_jax.rollouts.conditioning import answer_context, encode_captions, encode_negative
-from uae_jax.rollouts.images import sample_ode, velocity_field
+from uae_jax.rollouts import reconstruct
+from uae_jax.rollouts.conditioning import encode_captions
 from uae_jax.training.stages.pretrain import flow_loss
 from uae_jax.training.supervised import Loss
 
@@ -54,52 +53,39 @@ def make_loss(networks: Networks, options: ColdStartOptions) -> Loss:
   Raises:
     ValueError: unknown conditioning or source of captions.
   """
-  if options.conditioning not in ("answer", "text"):
-    raise ValueError(f"cold_start.conditioning = {options.conditioning!r}: expected 'answer' or 'text'")
-  if options.text_tower not in ("reference", "policy"):
-    raise ValueError(f"cold_start.text_tower = {options.text_tower!r}: expected 'reference' or 'policy'")
+  reconstruct.check_options(options, "cold_start")
   if options.captions not in ("dataset", "sampled"):
     raise ValueError(f"cold_start.captions = {options.captions!r}: expected 'dataset' or 'sampled'")
 
   def loss(params, batch, key):
     model = networks.uae(params)
-    tower = networks.uae(params, adapters=options.text_tower == "policy")
     caption_key, noise_key, flow_key = jax.random.split(key, 3)
     images, tokens = captioner_images(batch), batch["tokens"]
     if options.captions == "sampled":
       sampler = networks.uae(jax.lax.stop_gradient(params))
-      tokens = captions.sample_captions(
-        sampler.captioner.language,
-        networks.prompts,
-        captions.caption_prefix(sampler, networks.prompts, images),
-        caption_key,
-        num_rollouts=1,
-        max_tokens=tokens.shape[1],
-        temperature=options.temperature,
-      ).tokens[:, 0]
-    if options.conditioning == "answer":
-      context = answer_context(networks.prompts, model, images, tokens)
-    else:
-      context = encode_captions(networks.prompts, tower, tokens)
+      sizes = dict(max_new_tokens=tokens.shape[1], temperature=options.temperature)
+      tokens = reconstruct.caption(sampler, networks.prompts, images, caption_key, **sizes).tokens[:, 0]
     # The official step truncates the negative prompt to the caption's slots; ours pads and masks, or refuses.
-    negative = None if options.guidance == 1.0 else encode_negative(networks.prompts, tower, context.mask.shape[1])
-    velocity = velocity_field(model, context, guidance=options.guidance, negative=negative)
+    context, negative = reconstruct.condition(networks, params, images, tokens, options)
     target = to_signed(batch["image"])
-    latents = sample_ode(
-      velocity,
-      jax.random.normal(noise_key, (target.shape[0], *model.latents_shape(target))),
-      num_steps=options.sampler_steps,
+    generated = reconstruct.generate(
+      model,
+      context,
+      negative,
+      reconstruct.image_noise(noise_key, model, target),
+      guidance=options.guidance,
+      sampler_steps=options.sampler_steps,
       shift=options.shift,
       gradient_steps=options.gradient_steps,
     )
     # Wider than the image's range: a hard clip at +-1 would stop the gradient of every saturated pixel.
-    painted = jnp.clip(model.decode_latents(latents), -1.2, 1.2)
-    gap = networks.embed(params, options.encoder, painted) - networks.embed(params, options.encoder, target)
+    reconstructions = jnp.clip(generated, -1.2, 1.2)
+    gap = networks.embed(params, options.encoder, reconstructions) - networks.embed(params, options.encoder, target)
     # 1 - cos of unit vectors without the cancellation of 1 - (nearly 1).
     value = jnp.mean(0.5 * jnp.sum(jnp.square(gap), axis=-1))
     metrics = {"similarity": 1.0 - value}
     if options.flow_weight > 0:
-      own = encode_captions(networks.prompts, tower, batch["tokens"])
+      own = encode_captions(networks.prompts, reconstruct.text_tower(networks, params, options), batch["tokens"])
       metrics["flow_loss"] = flow_loss(model, batch["image"], own, flow_key, options.shift)
       value = value + options.flow_weight * metrics["flow_loss"]
     return value, metrics

@@ -13,14 +13,13 @@ import optax
 
 from uae_jax.algorithms import advantages as advantage_functions
 from uae_jax.algorithms import grpo
-from uae_jax.models.uae import captioner_images, to_signed
+from uae_jax.models.uae import captioner_images, to_pixels, to_signed
 from uae_jax.networks import Networks
 from uae_jax.rewards.ensemble import Ensemble
 from uae_jax.rewards.text import TextRewardOptions
-from uae_jax.rollouts import captions
+from uae_jax.rollouts import captions, reconstruct
 from uae_jax.rollouts.captions import Captions
-from uae_jax.rollouts.conditioning import Context, encode_captions, encode_negative
-from uae_jax.rollouts.images import sample_ode, velocity_field
+from uae_jax.rollouts.conditioning import Context
 from uae_jax.training.rl.phases import Phases, RewardInputs
 from uae_jax.training.rl.update import UpdateOptions, run_updates
 
@@ -92,10 +91,7 @@ def make_phases(
   Raises:
     ValueError: an unknown option.
   """
-  if options.conditioning not in ("answer", "text"):
-    raise ValueError(f"conditioning = {options.conditioning!r}: expected 'answer' or 'text'")
-  if options.text_tower not in ("reference", "policy"):
-    raise ValueError(f"text_tower = {options.text_tower!r}: expected 'reference' or 'policy'")
+  reconstruct.check_options(options)
   ensemble = Ensemble(options.reward_weights, options.held_out_embedder, text_rewards or TextRewardOptions())
   ensemble.check(networks.embedders)
   prompts = networks.prompts
@@ -111,7 +107,7 @@ def make_phases(
     images = captioner_images(batch)
     prefix = captions.caption_prefix(model, prompts, images)
     sampled = captions.sample_captions(
-      model.captioner.language,
+      model.captioner,
       prompts,
       prefix,
       key,
@@ -122,47 +118,50 @@ def make_phases(
     old = None if update_options.is_on_policy else replay(params, images, sampled.tokens)[0]
     states = None
     if options.conditioning == "answer":
-      states = captions.caption_hidden(model.captioner.language, prefix, sampled.tokens)[1]
+      states = captions.caption_hidden(model.captioner, prefix, sampled.tokens)[1]
     return CaptionGroups(sampled, old, states)
 
   def contexts(params, groups):
     flat = groups.captions.tokens.reshape(-1, options.max_new_tokens)
-    model = networks.uae(params, adapters=options.text_tower == "policy")
     if options.conditioning == "text":
-      return encode_captions(prompts, model, flat)
+      return reconstruct.condition(networks, params, None, flat, options)
+    # The rollout has run the captions over their shared prefix: its states are the answer's.
     states = groups.states.reshape(*flat.shape, -1)
-    return Context(model.connector(states), captions.caption_mask(flat, prompts))
+    context = Context(networks.uae(params).connector(states), captions.caption_mask(flat, prompts))
+    return context, reconstruct.negative_context(networks, params, context, options)
 
   def reward(params, batch, groups, key):
     images = to_signed(batch["image"])
     num_prompts = images.shape[0]
     # The decoder keeps the adapters that earlier stages gave it.
     model = networks.uae(params)
-    context = contexts(params, groups)
-    negative = None
-    if options.guidance != 1.0:
-      reference = networks.uae(params, adapters=options.text_tower == "policy")
-      negative = encode_negative(prompts, reference, context.mask.shape[1])
+    context, negative = contexts(params, groups)
     latents_shape = model.latents_shape(images)
     groups_of_noise = 1 if options.is_noise_shared else options.num_rollouts
     noise = jax.random.normal(key, (num_prompts, groups_of_noise, *latents_shape))
     noise = jnp.broadcast_to(noise, (num_prompts, options.num_rollouts, *latents_shape)).reshape(-1, *latents_shape)
 
-    def paint(piece):
-      piece_context, piece_noise = piece
-      velocity = velocity_field(model, piece_context, guidance=options.guidance, negative=negative)
-      latents = sample_ode(velocity, piece_noise, num_steps=options.sampler_steps, shift=options.shift)
-      return jnp.clip(model.decode_latents(latents), -1.0, 1.0)
+    def generate(chunk):
+      images = reconstruct.generate(
+        model,
+        chunk[0],
+        negative,
+        chunk[1],
+        guidance=options.guidance,
+        sampler_steps=options.sampler_steps,
+        shift=options.shift,
+      )
+      return reconstruct.clip(images)
 
-    painted = in_chunks(paint, (context, noise), options.decode_chunks)
+    reconstructions = in_chunks(generate, (context, noise), options.decode_chunks)
     sampled = groups.captions
     rewards, metrics = ensemble.measure(
       lambda name, x: networks.embed(params, name, x),
       images,
-      painted,
+      reconstructions,
       (sampled.tokens, sampled.mask, sampled.is_closed),
     )
-    reward_inputs = RewardInputs(sampled.tokens, to_pixels(painted).reshape(num_prompts, -1, *images.shape[1:]))
+    reward_inputs = RewardInputs(sampled.tokens, to_pixels(reconstructions).reshape(num_prompts, -1, *images.shape[1:]))
     return (rewards, metrics | caption_metrics(sampled)), reward_inputs
 
   def entropy_threshold(params, microbatches):
@@ -239,11 +238,6 @@ def in_chunks(function, inputs, num_chunks: int):
   pieces = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, num_chunks, *x.shape[1:]), 0, 1), inputs)
   outputs = jax.lax.map(function, pieces)
   return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), outputs)
-
-
-def to_pixels(images: jax.Array) -> jax.Array:
-  """uint8 of float images in [-1, 1]."""
-  return jnp.round(127.5 * (images + 1.0)).astype(jnp.uint8)
 
 
 def caption_metrics(sampled: Captions) -> dict:

@@ -15,17 +15,17 @@ import optax
 from uae_jax.algorithms.advantages import AdvantageOptions
 from uae_jax.algorithms.flow_grpo import FlowObjective
 from uae_jax.algorithms.forward_process import ForwardObjective
-from uae_jax.models.uae import captioner_images, to_signed
+from uae_jax.models.uae import captioner_images, to_pixels, to_signed
 from uae_jax.networks import Networks
 from uae_jax.rewards.ensemble import Ensemble
-from uae_jax.rollouts import captions
-from uae_jax.rollouts.conditioning import Context, answer_context, encode_captions, encode_negative
+from uae_jax.rollouts import reconstruct
+from uae_jax.rollouts.conditioning import Context
 from uae_jax.rollouts.images import velocity_field
 from uae_jax.training.rl import forward_policy, sde_policy
 from uae_jax.training.rl.phases import OldPolicy, Phases, RewardInputs
 from uae_jax.training.rl.policy import Fields, by_prompt, flat
 from uae_jax.training.rl.update import UpdateOptions, run_updates
-from uae_jax.training.stages.generation_for_understanding import in_chunks, to_pixels
+from uae_jax.training.stages.generation_for_understanding import in_chunks
 
 OLD, CURRENT = "old", "current"
 
@@ -128,10 +128,9 @@ def check(options: UnderstandingForGenerationOptions, objective: FlowObjective |
   Raises:
     ValueError: an unknown option, or options that contradict each other.
   """
+  reconstruct.check_options(options)
   for name, allowed in (
     ("captions", ("sampled", "dataset")),
-    ("conditioning", ("answer", "text")),
-    ("text_tower", ("reference", "policy")),
     ("samples_from", (CURRENT, OLD)),
   ):
     value = getattr(options, name)
@@ -184,25 +183,14 @@ def make_phases(
     if options.captions == "dataset":
       return batch["tokens"]
     model = networks.uae(params)
-    return captions.sample_captions(
-      model.captioner.language,
-      prompts,
-      captions.caption_prefix(model, prompts, captioner_images(batch)),
-      key,
-      num_rollouts=1,
-      max_tokens=options.max_new_tokens,
-      temperature=options.temperature,
-    ).tokens[:, 0]
+    sizes = dict(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
+    return reconstruct.caption(model, prompts, captioner_images(batch), key, **sizes).tokens[:, 0]
 
   def rollout(params, batch, key, step):
     caption_key, noise_key, sample_key = jax.random.split(key, 3)
     tokens = caption_tokens(params, batch, caption_key)
-    model, tower = networks.uae(params), networks.uae(params, adapters=options.text_tower == "policy")
-    if options.conditioning == "answer":
-      context = answer_context(prompts, model, captioner_images(batch), tokens)
-    else:
-      context = encode_captions(prompts, tower, tokens)
-    negative = None if options.guidance == 1.0 else encode_negative(prompts, tower, context.mask.shape[1])
+    model = networks.uae(params)
+    context, negative = reconstruct.condition(networks, params, captioner_images(batch), tokens, options)
     images = to_signed(batch["image"])
     rows = images.shape[0] * (1 if options.is_noise_shared else num_rollouts)
     final, kept = policy.sample(
@@ -218,11 +206,11 @@ def make_phases(
   def reward(params, batch, groups, key):
     del key  # Everything random happened in the rollout.
     model = networks.uae(params)
-    painted = in_chunks(
+    images = in_chunks(
       lambda x: jnp.clip(model.decode_latents(x), -1.0, 1.0), flat(groups.final, 0), options.decode_chunks
     )
-    measured = ensemble.measure(lambda name, x: networks.embed(params, name, x), to_signed(batch["image"]), painted)
-    return measured, RewardInputs(groups.tokens[:, None], by_prompt(to_pixels(painted), 0, num_rollouts))
+    measured = ensemble.measure(lambda name, x: networks.embed(params, name, x), to_signed(batch["image"]), images)
+    return measured, RewardInputs(groups.tokens[:, None], by_prompt(to_pixels(images), 0, num_rollouts))
 
   def update(state, batch, groups, values):
     del batch  # The rollout holds all that the loss needs.

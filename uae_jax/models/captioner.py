@@ -1,0 +1,100 @@
+"""What the rest of the system asks of a captioner. Positions and caches are opaque: only their captioner reads them."""
+
+from typing import Any, Protocol
+
+import jax
+
+from uae_jax.models.prompts import Prompts
+
+
+class CaptionerConfig(Protocol):
+  """Sizes of a captioner.
+
+  Attributes:
+    vocab_size: entries of the logits.
+    patch_size: side of an image patch, pixels.
+  """
+
+  @property
+  def vocab_size(self) -> int: ...
+
+  @property
+  def patch_size(self) -> int: ...
+
+  def with_remat(self, policy: str) -> "CaptionerConfig":
+    """The same captioner whose backward pass keeps of each layer what `policy` of `layers.stack` says."""
+    ...
+
+
+class TokenModel(Protocol):
+  """The part of a captioner that continues a prefix token by token."""
+
+  vocab_size: int
+
+  def embed(self, tokens: jax.Array) -> jax.Array:
+    """int32[...] -> float[..., D]."""
+    ...
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """float[..., D], after the final norm, -> float32[..., V]."""
+    ...
+
+  def continuation_positions(
+    self, next_position: jax.Array, start: jax.Array | int, num_rollouts: int, length: int
+  ) -> jax.Array:
+    """Positions of tokens start .. start + length of each of `num_rollouts` continuations per prompt."""
+    ...
+
+  def init_suffix(self, batch: int, rollouts: int, length: int, dtype: Any = ...) -> Any:
+    """An empty cache of `length` slots for each of `rollouts` continuations of `batch` prompts."""
+    ...
+
+  def extend(
+    self, embeddings: jax.Array, positions: jax.Array, prefix: Any, suffix: Any = None, start: jax.Array | int = 0
+  ) -> tuple[jax.Array, Any]:
+    """Runs float[B, R, T, D] over the shared prefix.
+
+    Returns:
+      (states float[B, R, T, D], the suffix with T more tokens, or None without a suffix).
+    """
+    ...
+
+  def for_decoding(self) -> "TokenModel":
+    """The same function with weights prepared for a loop over tokens: all-gathered once, layers unstacked if
+    unrolled.
+    """
+    ...
+
+
+class Captioner(TokenModel, Protocol):
+  """Reads images, predicts captions, and encodes text for the decoder."""
+
+  config: CaptionerConfig
+
+  def prompt(self, prompts: Prompts, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Image and question of every row.
+
+    Args:
+      prompts: the templates, of this image size.
+      images: uint8[B, h, w, 3].
+
+    Returns:
+      (embeddings float[B, P, D], positions, mask bool[B, P]).
+    """
+    ...
+
+  def prefill(self, embeddings: jax.Array, positions: jax.Array, mask: jax.Array) -> tuple[jax.Array, Any]:
+    """(states float[B, P, D], the cache that `extend` continues); the cache's `dtype` is that of a suffix."""
+    ...
+
+  def next_position(self, positions: jax.Array, mask: jax.Array) -> jax.Array:
+    """int32[B]: where continuations of the prompts start."""
+    ...
+
+  def text_positions(self, mask: jax.Array) -> jax.Array:
+    """Positions of rows without images, of mask bool[B, T]."""
+    ...
+
+  def states(self, embeddings: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
+    """States float[B, T, D] of whole rows, after the final norm; nothing is kept."""
+    ...
