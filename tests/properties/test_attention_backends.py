@@ -64,11 +64,21 @@ def test_the_platform_of_the_mesh_chooses(monkeypatch):
   assert chosen("gpu", 64) == "cudnn"
   assert chosen("gpu", 64, dtype=jnp.float32) == "xla"
   assert chosen("cpu", long, batch=8) == "xla"
-  monkeypatch.setenv(attention.OVERRIDE, "xla")
-  assert chosen("tpu", long, batch=8) == "xla"
+
+
+def test_the_environment_overrides_once_per_process(monkeypatch):
+  q = jax.ShapeDtypeStruct((4, 64, 4, 64), jnp.bfloat16)
+  attention.backend_override.cache_clear()
+  try:
+    monkeypatch.setenv(attention.OVERRIDE, "splash")
+    assert attention.choose_backend(q, q, None) == "splash"
+    monkeypatch.setenv(attention.OVERRIDE, "xla")
+    assert attention.choose_backend(q, q, None) == "splash"
+  finally:
+    attention.backend_override.cache_clear()
   monkeypatch.setenv(attention.OVERRIDE, "flash")
   with pytest.raises(ValueError, match="UAE_JAX_ATTENTION=flash: expected one of splash, cudnn, xla"):
-    chosen("tpu", long, batch=8)
+    attention.choose_backend(q, q, None)
 
 
 def test_blocks_pad_little():

@@ -14,6 +14,7 @@ from uae_jax.algorithms.advantages import AdvantageOptions
 from uae_jax.algorithms.flow_grpo import FlowObjective
 from uae_jax.algorithms.forward_process import ForwardObjective
 from uae_jax.algorithms.grpo import TokenObjective
+from uae_jax.layers import lora
 from uae_jax.models.prompts import generation_rows
 from uae_jax.rewards.text import TEXT_REWARDS
 from uae_jax.rollouts import captions
@@ -305,6 +306,13 @@ def test_shared_noise_prefix_equals_the_prefix_of_each():
   shared, separate = run(params(), noise, True), run(params(), jnp.repeat(noise, ROLLOUTS, axis=0), False)
   np.testing.assert_allclose(shared.final, separate.final, atol=1e-5)
   np.testing.assert_allclose(shared.log_probs, separate.log_probs, atol=1e-5)
+
+
+def test_adapters_off_leaves_its_argument_alone():
+  model = built().networks.uae(params())
+  reference = lora.adapters_off(model)
+  flags = [[m.adapters for _, m in nnx.iter_modules(x) if isinstance(m, lora.Linear)] for x in (model, reference)]
+  assert all(flags[0]) and not any(flags[1])
 
 
 def test_adapters_off_is_the_base():

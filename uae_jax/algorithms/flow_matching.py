@@ -11,10 +11,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from uae_jax.algorithms.losses import Loss, at_least_float32, expand, mean_square, require
+from uae_jax.algorithms.losses import expand, require
 
 DENSITIES = ("logit_normal", "mode", "uniform")
-WEIGHTINGS = ("uniform", "cosmap", "sigma_sqrt")
 
 
 def interpolate(x: jax.Array, noise: jax.Array, sigma: jax.Array) -> jax.Array:
@@ -37,15 +36,6 @@ def velocity_target(x: jax.Array, noise: jax.Array) -> jax.Array:
 def shift_sigmas(sigma: jax.Array, shift: float) -> jax.Array:
   """shift sigma / (1 + (shift - 1) sigma). Shifts compose by multiplication. Source: arXiv 2403.03206 equation 23."""
   return shift * sigma / (1 + (shift - 1) * sigma)
-
-
-def resolution_shift(height_px: int, width_px: int, base_px: int = 1024, base_shift: float = 3.0) -> float:
-  """The shift that gives H x W images the uncertainty that `base_shift` gives squares of `base_px`: proportional to
-  sqrt(H W).
-
-  Source: arXiv 2403.03206 section 5.3.2, alpha = sqrt(m / n); 3.0 at 1024 x 1024.
-  """
-  return base_shift * math.sqrt(height_px * width_px) / base_px
 
 
 def sample_sigmas(
@@ -87,36 +77,6 @@ def sample_sigmas(
     if density == "mode":
       u = 1 - u - mode_scale * (jnp.square(jnp.cos(math.pi * u / 2)) - 1 + u)
   return shift_sigmas(u, shift)
-
-
-def weight(sigma: jax.Array, weighting: str = "uniform") -> jax.Array:
-  """w(sigma) of the loss, float32 of sigma's shape: 1, 2 / (pi (1 - 2 sigma + 2 sigma^2)), or sigma^-2.
-
-  Source: arXiv 2403.03206 section 3.1; diffusers 0.42 compute_loss_weighting_for_sd3.
-  """
-  require("weighting", weighting, WEIGHTINGS)
-  if weighting == "cosmap":
-    return 2 / (math.pi * (1 - 2 * sigma + 2 * jnp.square(sigma)))
-  if weighting == "sigma_sqrt":
-    return sigma**-2.0
-  return jnp.ones_like(sigma)
-
-
-def flow_matching_loss(
-  velocity: jax.Array, target: jax.Array, weights: jax.Array | None = None, mask: jax.Array | None = None
-) -> Loss:
-  """sum_i m_i w_i mean (v_i - target_i)^2 and sum_i m_i. Source: arXiv 2403.03206.
-
-  Args:
-    velocity: float[batch, ...], predicted.
-    target: float[batch, ...], see `velocity_target`.
-    weights: float32[batch], w(sigma); None for 1.
-    mask: [batch], rows that count; None for all.
-  """
-  errors = mean_square(at_least_float32(velocity) - at_least_float32(target))
-  weights = jnp.ones_like(errors) if weights is None else weights
-  mask = jnp.ones_like(errors) if mask is None else mask.astype(errors.dtype)
-  return Loss(jnp.sum(mask * weights * errors), jnp.sum(mask))
 
 
 def apply_guidance(negative: jax.Array, positive: jax.Array, guidance: float) -> jax.Array:

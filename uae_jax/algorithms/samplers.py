@@ -54,11 +54,6 @@ def sigmas(num_steps: int, shift: float = 3.0, num_train_steps: int = 1000) -> n
   return np.append(line, 0.0).astype(np.float32)
 
 
-def timesteps(num_steps: int, shift: float = 3.0) -> np.ndarray:
-  """1000 sigma, float32[N]: what the network is told at each step."""
-  return sigmas(num_steps, shift)[:-1] * np.float32(1000)
-
-
 def ode_step(x: jax.Array, velocity: jax.Array, sigma: jax.Array, sigma_next: jax.Array) -> jax.Array:
   """Euler: x + (sigma' - sigma) v.
 

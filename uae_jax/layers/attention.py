@@ -51,16 +51,30 @@ def attend(
   return dense(q, k, v, mask=mask, is_causal=is_causal)
 
 
+@functools.cache
+def backend_override() -> str | None:
+  """The backend that UAE_JAX_ATTENTION names, or None.
+
+  The variable is read once per process, at the first trace: programs of one process never disagree about it, and
+  changing it later has no effect.
+
+  Raises:
+    ValueError: it names no backend.
+  """
+  override = os.environ.get(OVERRIDE) or None
+  if override is not None and override not in BACKENDS:
+    raise ValueError(f"{OVERRIDE}={override}: expected one of {', '.join(BACKENDS)}")
+  return override
+
+
 def choose_backend(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> str:
   """The backend of these shapes on the platform of the mesh that is being traced for.
 
   Raises:
     ValueError: UAE_JAX_ATTENTION names no backend.
   """
-  override = os.environ.get(OVERRIDE)
-  if override:
-    if override not in BACKENDS:
-      raise ValueError(f"{OVERRIDE}={override}: expected one of {', '.join(BACKENDS)}")
+  override = backend_override()
+  if override is not None:
     return override
   mesh = jax.sharding.get_abstract_mesh()
   # Not the default backend: a program for a TPU slice may be compiled on a machine without one.

@@ -113,7 +113,8 @@ def attach(model: nnx.Module, lora: LoRA, *, rngs: nnx.Rngs) -> None:
 
 
 def adapters_off(model: nnx.Module) -> nnx.Module:
-  """Switches every adapter of `model` off in place and returns it: the reference policy over the same weights."""
+  """The reference policy: a new module over the same weights with every adapter off. `model` does not change."""
+  model = nnx.merge(*nnx.split(model))
   for _, module in nnx.iter_modules(model):
     if isinstance(module, Linear):
       module.adapters = False

@@ -85,10 +85,10 @@ def make_policy(options, objective: forward_process.ForwardObjective) -> ImagePo
 
     return one_by_one(at_point, (flat(kept.noise, 1), flat(kept.sigma, 1)))
 
-  def remember(velocity, kept: Noised):
+  def record_old_policy(velocity, kept: Noised):
     return kept.replace(old_velocity=by_prompt(velocities(velocity, kept), 1, num_rollouts))
 
-  def compare(velocity, kept: Noised):
+  def record_average_policy(velocity, kept: Noised):
     return kept.replace(average_velocity=by_prompt(velocities(velocity, kept), 1, num_rollouts))
 
   def loss(fields: Fields, kept: Noised, i, advantages, old):
@@ -117,4 +117,6 @@ def make_policy(options, objective: forward_process.ForwardObjective) -> ImagePo
       reference_velocity=reference,
     )
 
-  return ImagePolicy(sample, remember, loss, options.noising_points, compare if objective.average_beta else None)
+  return ImagePolicy(
+    sample, record_old_policy, loss, options.noising_points, record_average_policy if objective.average_beta else None
+  )

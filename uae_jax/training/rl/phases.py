@@ -18,7 +18,7 @@ from uae_jax.training.state import State
 
 @flax.struct.dataclass
 class RewardInputs:
-  """What a judge outside looks at.
+  """What an external reward looks at. Made by a stage's reward phase; read by `rl.external`.
 
   Attributes:
     tokens: int32[prompts, rollouts or 1, L], captions; 1 where a group has one caption.

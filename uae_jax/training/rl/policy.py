@@ -31,19 +31,20 @@ class ImagePolicy:
     sample: (repeat -> velocity, noise, key, step) -> (final latents float32[prompts, rollouts, h, w, 16], kept); noise
       of a row for every prompt or every rollout, as the stage's `is_noise_shared` says. Leaves of `kept` lead with the
       prompts axis, so that minibatches cut between groups.
-    remember: (velocity of the policy that sampled, kept) -> kept with what that policy makes of it.
+    record_old_policy: (velocity of the policy that sampled, kept) -> kept with what that policy makes of it.
     loss: (fields, kept, i, advantages float32[prompts, rollouts], old) -> (Loss, metrics name -> (sum, count)) of
       point i int32[] alone; old is (stored, current) -> what the policy that sampled makes of it, see
-      `reinforcement.UpdateContext.old`.
+      `update.UpdateContext.old`.
     num_points: of each image, at which the loss looks; the loss of an image is the sum over them.
-    compare: (velocity of the slow average, kept) -> kept with what that makes of it; None if `loss` has no use for it.
+    record_average_policy: (velocity of the slow average, kept) -> kept with what that makes of it; None if
+      `loss` has no use for it.
   """
 
   sample: Callable[[Callable[[int], Velocity], jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-  remember: Callable[[Velocity, Any], Any]
+  record_old_policy: Callable[[Velocity, Any], Any]
   loss: Callable[[Fields, Any, jax.Array, jax.Array, Callable], tuple[Loss, dict]]
   num_points: int
-  compare: Callable[[Velocity, Any], Any] | None = None
+  record_average_policy: Callable[[Velocity, Any], Any] | None = None
 
 
 def by_prompt(x: jax.Array, axis: int, num_rollouts: int) -> jax.Array:

@@ -113,7 +113,7 @@ def make_policy(options, objective: flow_grpo.FlowObjective) -> ImagePolicy:
     latents, log_probs = (by_prompt(x, 1, num_rollouts) for x in (sampled.latents, sampled.log_probs))
     return final, Steps(latents, index, log_probs)
 
-  def remember(velocity, steps: Steps):
+  def record_old_policy(velocity, steps: Steps):
     old_log_probs, old_mean, _ = replay_steps(velocity, steps)
     return steps.replace(old_log_probs=old_log_probs, old_mean=old_mean)
 
@@ -144,7 +144,7 @@ def make_policy(options, objective: flow_grpo.FlowObjective) -> ImagePolicy:
     metrics["log_prob_difference_max"] = (jnp.max(difference), jnp.float32(1))
     return value, _at_step(metrics, i, options.window)
 
-  return ImagePolicy(sample, remember, loss, num_points=options.window)
+  return ImagePolicy(sample, record_old_policy, loss, num_points=options.window)
 
 
 def _at_step(metrics: dict, i: jax.Array, window: int) -> dict:

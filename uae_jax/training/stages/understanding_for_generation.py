@@ -200,7 +200,7 @@ def make_phases(
       step,
     )
     if not is_on_policy:
-      kept = policy.remember(field(params, context, negative), kept)
+      kept = policy.record_old_policy(field(params, context, negative), kept)
     return ImageGroups(tokens, context, negative, final, kept)
 
   def reward(params, batch, groups, key):
@@ -215,8 +215,8 @@ def make_phases(
   def update(state, batch, groups, values):
     del batch  # The rollout holds all that the loss needs.
     kept = groups.kept
-    if policy.compare is not None:
-      kept = policy.compare(field(state.assemble(state.old), groups.context, groups.negative), kept)
+    if policy.record_average_policy is not None:
+      kept = policy.record_average_policy(field(state.assemble(state.old), groups.context, groups.negative), kept)
 
     def objective_of_part(params, piece, known):
       context, kept, values = piece
