@@ -75,6 +75,144 @@ class CaptionGroups:
   states: jax.Array | None
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Stage:
+  """Rollout, reward and update of stage 2 as pure functions of parameters, batch and key."""
+
+  networks: Networks
+  options: GenerationForUnderstandingOptions
+  objective: grpo.TokenObjective
+  update_options: UpdateOptions
+  optimizer: optax.GradientTransformation
+  ema_decay: float
+  ensemble: Ensemble
+
+  @property
+  def scoring(self) -> dict:
+    return dict(temperature=self.options.temperature, num_chunks=self.options.logit_chunks)
+
+  def replay(self, params, images, tokens, *, adapters=True):
+    model = self.networks.uae(params, adapters=adapters)
+    return captions.caption_log_probs(model, self.networks.prompts, images, tokens, **self.scoring)
+
+  def rollout(self, params, batch, key, step):
+    del step  # Nothing here follows a schedule.
+    model = self.networks.uae(params)
+    images = captioner_images(batch)
+    prefix = captions.caption_prefix(model, self.networks.prompts, images)
+    sampled = captions.sample_captions(
+      model.captioner,
+      self.networks.prompts,
+      prefix,
+      key,
+      num_rollouts=self.options.num_rollouts,
+      max_tokens=self.options.max_new_tokens,
+      temperature=self.options.temperature,
+    )
+    old = None if self.update_options.is_on_policy else self.replay(params, images, sampled.tokens)[0]
+    states = None
+    if self.options.conditioning == "answer":
+      states = captions.caption_hidden(model.captioner, prefix, sampled.tokens)[1]
+    return CaptionGroups(sampled, old, states)
+
+  def contexts(self, params, groups):
+    flat = groups.captions.tokens.reshape(-1, self.options.max_new_tokens)
+    if self.options.conditioning == "text":
+      return reconstruct.condition(self.networks, params, None, flat, self.options)
+    # The rollout has run the captions over their shared prefix: its states are the answer's.
+    states = groups.states.reshape(*flat.shape, -1)
+    context = Context(self.networks.uae(params).connector(states), captions.caption_mask(flat, self.networks.prompts))
+    return context, reconstruct.negative_context(self.networks, params, context, self.options)
+
+  def reward(self, params, batch, groups, key):
+    images = to_signed(batch["image"])
+    num_prompts = images.shape[0]
+    # The decoder keeps the adapters that earlier stages gave it.
+    model = self.networks.uae(params)
+    context, negative = self.contexts(params, groups)
+    latents_shape = model.latents_shape(images)
+    groups_of_noise = 1 if self.options.is_noise_shared else self.options.num_rollouts
+    noise = jax.random.normal(key, (num_prompts, groups_of_noise, *latents_shape))
+    noise = jnp.broadcast_to(noise, (num_prompts, self.options.num_rollouts, *latents_shape)).reshape(
+      -1, *latents_shape
+    )
+
+    def generate(chunk):
+      images = reconstruct.generate(
+        model,
+        chunk[0],
+        negative,
+        chunk[1],
+        guidance=self.options.guidance,
+        sampler_steps=self.options.sampler_steps,
+        shift=self.options.shift,
+      )
+      return reconstruct.clip(images)
+
+    reconstructions = in_chunks(generate, (context, noise), self.options.decode_chunks)
+    sampled = groups.captions
+    rewards, metrics = self.ensemble.measure(
+      lambda name, x: self.networks.embed(params, name, x),
+      images,
+      reconstructions,
+      (sampled.tokens, sampled.mask, sampled.is_closed),
+    )
+    reward_inputs = RewardInputs(sampled.tokens, to_pixels(reconstructions).reshape(num_prompts, -1, *images.shape[1:]))
+    return (rewards, metrics | caption_metrics(sampled)), reward_inputs
+
+  def entropy_threshold(self, params, microbatches):
+    """Of all tokens of a minibatch, before its gradient: which ones are learned from must not depend on the cut."""
+
+    def entropies(piece):
+      images, sampled, _, _ = piece
+      mask = grpo.effective_mask(self.objective, sampled.mask, sampled.is_closed)
+      return self.replay(params, images, sampled.tokens)[1], mask
+
+    return grpo.entropy_threshold(*jax.lax.map(entropies, microbatches), self.objective.top_entropy)
+
+  def objective_of_piece(self, params, piece, known):
+    images, sampled, old, values = piece
+    log_probs, entropy = self.replay(params, images, sampled.tokens)
+    reference, exact_kl = None, None
+    if self.objective.beta and self.objective.kl == "exact":
+      policy, base = (self.networks.uae(params, adapters=adapters) for adapters in (True, False))
+      exact_kl = captions.caption_kl(policy, base, self.networks.prompts, images, sampled.tokens, **self.scoring)
+    elif self.objective.beta:
+      reference = jax.lax.stop_gradient(self.replay(params, images, sampled.tokens, adapters=False)[0])
+    loss, metrics = grpo.token_objective(
+      self.objective,
+      log_probs,
+      known.old(old, log_probs),
+      values,
+      sampled.mask,
+      reference_log_probs=reference,
+      exact_kl=exact_kl,
+      entropy=entropy,
+      entropy_threshold_value=known.prepared,
+      sampling_log_probs=sampled.log_probs,
+      is_closed=sampled.is_closed,
+    )
+    difference = jnp.abs(jax.lax.stop_gradient(log_probs) - sampled.log_probs) * sampled.mask
+    metrics["log_prob_difference"] = (jnp.sum(difference), jnp.sum(sampled.mask))
+    metrics["log_prob_difference_max"] = (jnp.max(difference), jnp.float32(1))
+    return (loss.sum, loss.count), metrics
+
+  def update(self, state, batch, groups, values):
+    pieces = (captioner_images(batch), groups.captions, groups.old_log_probs, values)
+    return run_updates(
+      state,
+      pieces,
+      self.objective_of_piece,
+      self.update_options,
+      self.optimizer,
+      ema_decay=self.ema_decay,
+      # In one piece the objective finds the threshold itself.
+      prepare=self.entropy_threshold
+      if self.objective.top_entropy < 1 and self.update_options.num_microbatches > 1
+      else None,
+    )
+
+
 def make_phases(
   networks: Networks,
   options: GenerationForUnderstandingOptions,
@@ -94,132 +232,13 @@ def make_phases(
   reconstruct.check_options(options)
   ensemble = Ensemble(options.reward_weights, options.held_out_embedder, text_rewards or TextRewardOptions())
   ensemble.check(networks.embedders)
-  prompts = networks.prompts
-  scoring = dict(temperature=options.temperature, num_chunks=options.logit_chunks)
-
-  def replay(params, images, tokens, *, adapters=True):
-    model = networks.uae(params, adapters=adapters)
-    return captions.caption_log_probs(model, prompts, images, tokens, **scoring)
-
-  def rollout(params, batch, key, step):
-    del step  # Nothing here follows a schedule.
-    model = networks.uae(params)
-    images = captioner_images(batch)
-    prefix = captions.caption_prefix(model, prompts, images)
-    sampled = captions.sample_captions(
-      model.captioner,
-      prompts,
-      prefix,
-      key,
-      num_rollouts=options.num_rollouts,
-      max_tokens=options.max_new_tokens,
-      temperature=options.temperature,
-    )
-    old = None if update_options.is_on_policy else replay(params, images, sampled.tokens)[0]
-    states = None
-    if options.conditioning == "answer":
-      states = captions.caption_hidden(model.captioner, prefix, sampled.tokens)[1]
-    return CaptionGroups(sampled, old, states)
-
-  def contexts(params, groups):
-    flat = groups.captions.tokens.reshape(-1, options.max_new_tokens)
-    if options.conditioning == "text":
-      return reconstruct.condition(networks, params, None, flat, options)
-    # The rollout has run the captions over their shared prefix: its states are the answer's.
-    states = groups.states.reshape(*flat.shape, -1)
-    context = Context(networks.uae(params).connector(states), captions.caption_mask(flat, prompts))
-    return context, reconstruct.negative_context(networks, params, context, options)
-
-  def reward(params, batch, groups, key):
-    images = to_signed(batch["image"])
-    num_prompts = images.shape[0]
-    # The decoder keeps the adapters that earlier stages gave it.
-    model = networks.uae(params)
-    context, negative = contexts(params, groups)
-    latents_shape = model.latents_shape(images)
-    groups_of_noise = 1 if options.is_noise_shared else options.num_rollouts
-    noise = jax.random.normal(key, (num_prompts, groups_of_noise, *latents_shape))
-    noise = jnp.broadcast_to(noise, (num_prompts, options.num_rollouts, *latents_shape)).reshape(-1, *latents_shape)
-
-    def generate(chunk):
-      images = reconstruct.generate(
-        model,
-        chunk[0],
-        negative,
-        chunk[1],
-        guidance=options.guidance,
-        sampler_steps=options.sampler_steps,
-        shift=options.shift,
-      )
-      return reconstruct.clip(images)
-
-    reconstructions = in_chunks(generate, (context, noise), options.decode_chunks)
-    sampled = groups.captions
-    rewards, metrics = ensemble.measure(
-      lambda name, x: networks.embed(params, name, x),
-      images,
-      reconstructions,
-      (sampled.tokens, sampled.mask, sampled.is_closed),
-    )
-    reward_inputs = RewardInputs(sampled.tokens, to_pixels(reconstructions).reshape(num_prompts, -1, *images.shape[1:]))
-    return (rewards, metrics | caption_metrics(sampled)), reward_inputs
-
-  def entropy_threshold(params, microbatches):
-    """Of all tokens of a minibatch, before its gradient: which ones are learned from must not depend on the cut."""
-
-    def entropies(piece):
-      images, sampled, _, _ = piece
-      mask = grpo.effective_mask(objective, sampled.mask, sampled.is_closed)
-      return replay(params, images, sampled.tokens)[1], mask
-
-    return grpo.entropy_threshold(*jax.lax.map(entropies, microbatches), objective.top_entropy)
-
-  def objective_of_piece(params, piece, known):
-    images, sampled, old, values = piece
-    log_probs, entropy = replay(params, images, sampled.tokens)
-    reference, exact_kl = None, None
-    if objective.beta and objective.kl == "exact":
-      policy, base = (networks.uae(params, adapters=adapters) for adapters in (True, False))
-      exact_kl = captions.caption_kl(policy, base, prompts, images, sampled.tokens, **scoring)
-    elif objective.beta:
-      reference = jax.lax.stop_gradient(replay(params, images, sampled.tokens, adapters=False)[0])
-    loss, metrics = grpo.token_objective(
-      objective,
-      log_probs,
-      known.old(old, log_probs),
-      values,
-      sampled.mask,
-      reference_log_probs=reference,
-      exact_kl=exact_kl,
-      entropy=entropy,
-      entropy_threshold_value=known.prepared,
-      sampling_log_probs=sampled.log_probs,
-      is_closed=sampled.is_closed,
-    )
-    difference = jnp.abs(jax.lax.stop_gradient(log_probs) - sampled.log_probs) * sampled.mask
-    metrics["log_prob_difference"] = (jnp.sum(difference), jnp.sum(sampled.mask))
-    metrics["log_prob_difference_max"] = (jnp.max(difference), jnp.float32(1))
-    return (loss.sum, loss.count), metrics
-
-  def update(state, batch, groups, values):
-    pieces = (captioner_images(batch), groups.captions, groups.old_log_probs, values)
-    return run_updates(
-      state,
-      pieces,
-      objective_of_piece,
-      update_options,
-      optimizer,
-      ema_decay=ema_decay,
-      # In one piece the objective finds the threshold itself.
-      prepare=entropy_threshold if objective.top_entropy < 1 and update_options.num_microbatches > 1 else None,
-    )
-
+  stage = _Stage(networks, options, objective, update_options, optimizer, ema_decay, ensemble)
   return Phases(
-    rollout,
-    lambda *arguments: reward(*arguments)[0],
+    stage.rollout,
+    lambda *arguments: stage.reward(*arguments)[0],
     lambda rewards: ensemble.advantages(rewards, advantage),
-    update,
-    reward_and_inputs=reward,
+    stage.update,
+    reward_and_inputs=stage.reward,
   )
 
 

@@ -23,7 +23,7 @@ from uae_jax.rollouts.conditioning import Context
 from uae_jax.rollouts.images import velocity_field
 from uae_jax.training.rl import forward_policy, sde_policy
 from uae_jax.training.rl.phases import OldPolicy, Phases, RewardInputs
-from uae_jax.training.rl.policy import Fields, by_prompt, flat
+from uae_jax.training.rl.policy import Fields, ImagePolicy, by_prompt, flat
 from uae_jax.training.rl.update import UpdateOptions, run_updates
 from uae_jax.training.stages.generation_for_understanding import in_chunks
 
@@ -149,6 +149,102 @@ def check(options: UnderstandingForGenerationOptions, objective: FlowObjective |
     raise ValueError("objective.average_beta needs old_decay: there is no slow average to stay near")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Stage:
+  """Rollout, reward and update of stage 3 as pure functions of parameters, batch and key."""
+
+  networks: Networks
+  options: UnderstandingForGenerationOptions
+  update_options: UpdateOptions
+  optimizer: optax.GradientTransformation
+  ema_decay: float
+  ensemble: Ensemble
+  policy: ImagePolicy
+  is_on_policy: bool
+  training_guidance: float
+
+  def field(self, params, context, negative, *, repeat=None, guidance=None, adapters=True):
+    """The velocity field of a policy; by default over all rollouts of a group and with the guidance of training."""
+    repeat = self.options.num_rollouts if repeat is None else repeat
+    guidance = self.training_guidance if guidance is None else guidance
+    model = self.networks.uae(params, adapters=adapters)
+    return velocity_field(model, context.repeat(repeat), guidance=guidance, negative=negative)
+
+  def caption_tokens(self, params, batch, key):
+    if self.options.captions == "dataset":
+      return batch["tokens"]
+    model = self.networks.uae(params)
+    sizes = dict(max_new_tokens=self.options.max_new_tokens, temperature=self.options.temperature)
+    return reconstruct.caption(model, self.networks.prompts, captioner_images(batch), key, **sizes).tokens[:, 0]
+
+  def rollout(self, params, batch, key, step):
+    caption_key, noise_key, sample_key = jax.random.split(key, 3)
+    tokens = self.caption_tokens(params, batch, caption_key)
+    model = self.networks.uae(params)
+    context, negative = reconstruct.condition(self.networks, params, captioner_images(batch), tokens, self.options)
+    images = to_signed(batch["image"])
+    rows = images.shape[0] * (1 if self.options.is_noise_shared else self.options.num_rollouts)
+    final, kept = self.policy.sample(
+      lambda repeat: self.field(params, context, negative, repeat=repeat, guidance=self.options.guidance),
+      jax.random.normal(noise_key, (rows, *model.latents_shape(images))),
+      sample_key,
+      step,
+    )
+    if not self.is_on_policy:
+      kept = self.policy.record_old_policy(self.field(params, context, negative), kept)
+    return ImageGroups(tokens, context, negative, final, kept)
+
+  def reward(self, params, batch, groups, key):
+    del key  # Everything random happened in the rollout.
+    model = self.networks.uae(params)
+    reconstructions = in_chunks(
+      lambda x: jnp.clip(model.decode_latents(x), -1.0, 1.0), flat(groups.final, 0), self.options.decode_chunks
+    )
+    measured = self.ensemble.measure(
+      lambda name, x: self.networks.embed(params, name, x), to_signed(batch["image"]), reconstructions
+    )
+    return measured, RewardInputs(
+      groups.tokens[:, None], by_prompt(to_pixels(reconstructions), 0, self.options.num_rollouts)
+    )
+
+  def update(self, state, batch, groups, values):
+    del batch  # The rollout holds all that the loss needs.
+    kept = groups.kept
+    if self.policy.record_average_policy is not None:
+      kept = self.policy.record_average_policy(
+        self.field(state.assemble(state.old), groups.context, groups.negative), kept
+      )
+
+    def objective_of_part(params, piece, known):
+      context, kept, values = piece
+      repeat = self.options.num_rollouts // self.options.replay_chunks
+      point, chunk = known.part // self.options.replay_chunks, known.part % self.options.replay_chunks
+
+      def cut(x, axis):
+        return jax.lax.dynamic_slice_in_dim(x, chunk * repeat, repeat, axis)
+
+      # Leaves have their rollouts on axis 2, or two axes and none.
+      kept = jax.tree.map(lambda x: cut(x, 2) if x.ndim > 2 else x, kept)
+      fields = Fields(
+        self.field(params, context, groups.negative, repeat=repeat),
+        lambda: self.field(jax.lax.stop_gradient(params), context, groups.negative, repeat=repeat, adapters=False),
+      )
+      # The slow average is another policy than the one that learns, at the first update too.
+      old = known.old if self.options.samples_from == CURRENT else lambda stored, _: stored
+      return self.policy.loss(fields, kept, point, cut(values, 1), old)
+
+    return run_updates(
+      state,
+      (groups.context, kept, values),
+      objective_of_part,
+      self.update_options,
+      self.optimizer,
+      ema_decay=self.ema_decay,
+      old_policy=self.options.old_policy,
+      num_parts=self.policy.num_points * self.options.replay_chunks,
+    )
+
+
 def make_phases(
   networks: Networks,
   options: UnderstandingForGenerationOptions,
@@ -171,87 +267,16 @@ def make_phases(
     raise ValueError(f"reward_weights names {ensemble.texts}: all rollouts of a group have one caption in this stage")
   make_policy = (forward_policy if isinstance(objective, ForwardObjective) else sde_policy).make_policy
   policy = make_policy(options, objective)
-  prompts, num_rollouts = networks.prompts, options.num_rollouts
   is_on_policy = update_options.is_on_policy and options.samples_from == CURRENT
   training_guidance = options.guidance if options.is_guided_in_training else 1.0
-
-  def field(params, context, negative, *, repeat=num_rollouts, guidance=training_guidance, adapters=True):
-    model = networks.uae(params, adapters=adapters)
-    return velocity_field(model, context.repeat(repeat), guidance=guidance, negative=negative)
-
-  def caption_tokens(params, batch, key):
-    if options.captions == "dataset":
-      return batch["tokens"]
-    model = networks.uae(params)
-    sizes = dict(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
-    return reconstruct.caption(model, prompts, captioner_images(batch), key, **sizes).tokens[:, 0]
-
-  def rollout(params, batch, key, step):
-    caption_key, noise_key, sample_key = jax.random.split(key, 3)
-    tokens = caption_tokens(params, batch, caption_key)
-    model = networks.uae(params)
-    context, negative = reconstruct.condition(networks, params, captioner_images(batch), tokens, options)
-    images = to_signed(batch["image"])
-    rows = images.shape[0] * (1 if options.is_noise_shared else num_rollouts)
-    final, kept = policy.sample(
-      lambda repeat: field(params, context, negative, repeat=repeat, guidance=options.guidance),
-      jax.random.normal(noise_key, (rows, *model.latents_shape(images))),
-      sample_key,
-      step,
-    )
-    if not is_on_policy:
-      kept = policy.record_old_policy(field(params, context, negative), kept)
-    return ImageGroups(tokens, context, negative, final, kept)
-
-  def reward(params, batch, groups, key):
-    del key  # Everything random happened in the rollout.
-    model = networks.uae(params)
-    images = in_chunks(
-      lambda x: jnp.clip(model.decode_latents(x), -1.0, 1.0), flat(groups.final, 0), options.decode_chunks
-    )
-    measured = ensemble.measure(lambda name, x: networks.embed(params, name, x), to_signed(batch["image"]), images)
-    return measured, RewardInputs(groups.tokens[:, None], by_prompt(to_pixels(images), 0, num_rollouts))
-
-  def update(state, batch, groups, values):
-    del batch  # The rollout holds all that the loss needs.
-    kept = groups.kept
-    if policy.record_average_policy is not None:
-      kept = policy.record_average_policy(field(state.assemble(state.old), groups.context, groups.negative), kept)
-
-    def objective_of_part(params, piece, known):
-      context, kept, values = piece
-      repeat = num_rollouts // options.replay_chunks
-      point, chunk = known.part // options.replay_chunks, known.part % options.replay_chunks
-
-      def cut(x, axis):
-        return jax.lax.dynamic_slice_in_dim(x, chunk * repeat, repeat, axis)
-
-      # Leaves have their rollouts on axis 2, or two axes and none.
-      kept = jax.tree.map(lambda x: cut(x, 2) if x.ndim > 2 else x, kept)
-      fields = Fields(
-        field(params, context, groups.negative, repeat=repeat),
-        lambda: field(jax.lax.stop_gradient(params), context, groups.negative, repeat=repeat, adapters=False),
-      )
-      # The slow average is another policy than the one that learns, at the first update too.
-      old = known.old if options.samples_from == CURRENT else lambda stored, _: stored
-      return policy.loss(fields, kept, point, cut(values, 1), old)
-
-    return run_updates(
-      state,
-      (groups.context, kept, values),
-      objective_of_part,
-      update_options,
-      optimizer,
-      ema_decay=ema_decay,
-      old_policy=options.old_policy,
-      num_parts=policy.num_points * options.replay_chunks,
-    )
-
+  stage = _Stage(
+    networks, options, update_options, optimizer, ema_decay, ensemble, policy, is_on_policy, training_guidance
+  )
   return Phases(
-    rollout,
-    lambda *arguments: reward(*arguments)[0],
+    stage.rollout,
+    lambda *arguments: stage.reward(*arguments)[0],
     lambda rewards: ensemble.advantages(rewards, advantage),
-    update,
-    reward_and_inputs=reward,
+    stage.update,
+    reward_and_inputs=stage.reward,
     old_policy=options.old_policy,
   )
