@@ -29,7 +29,7 @@ def measure(folder: Path, megabytes: float, repeats: int) -> dict[str, float]:
 
   size = int(megabytes * 2**20 / 4 / COPIES / ARRAYS)
   params = {f"kernel_{i}": jax.random.normal(jax.random.key(i), (size,), jnp.float32) for i in range(ARRAYS)}
-  optimizer = make_optimizer(OptimizerOptions(1e-3), 10)
+  optimizer = make_optimizer(OptimizerOptions(learning_rate=1e-3), 10)
   state = create(params, lambda path: True, optimizer, jax.random.key(0), has_ema=True)
   jax.block_until_ready(state)
   checkpoints = Checkpoints(folder)

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 import uae_jax
-from uae_jax.data.pipeline import DataConfig
 from uae_jax.evaluation import held_out
+from uae_jax.options import DataOptions
 
 
 def figures(uae: uae_jax.UAE, split: held_out.HeldOut) -> tuple[dict[str, float], list[str]]:
@@ -37,7 +37,7 @@ def main() -> None:
   arguments = parser.parse_args()
   for workdir in arguments.workdirs:
     uae = uae_jax.UAE.load(workdir, dtype="float32")
-    split = held_out.load(DataConfig(), uae.processor, arguments.images)[held_out.PLAIN]
+    split = held_out.load(DataOptions(), uae.processor, arguments.images)[held_out.PLAIN]
     exact, captions = figures(uae, split)
     rounded, others = figures(uae_jax.UAE.load(workdir, dtype="float32", int8=True), split)
     same = np.mean([one == other for one, other in zip(captions, others, strict=True)])

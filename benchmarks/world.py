@@ -33,8 +33,9 @@ from uae_jax.models.qwen25_vl.vision import VisionConfig
 from uae_jax.models.uae import UAE, UAEConfig
 from uae_jax.models.vae import AutoencoderKLConfig
 from uae_jax.networks import Networks
+from uae_jax.options import OptimizerOptions
 from uae_jax.small_world.processor import write_processor
-from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
+from uae_jax.training.optimizer import make_optimizer
 from uae_jax.training.state import State, create
 from uae_jax.weights import clip, dinov2, export, huggingface_configs, tensor_files
 from uae_jax.weights.checkpoint import InferenceSettings, LoadedUAE
@@ -185,7 +186,7 @@ class World:
 
   @functools.cached_property
   def optimizer(self):
-    return make_optimizer(OptimizerOptions(LEARNING_RATE, schedule="constant", warmup_percent=0.0), 1000)
+    return make_optimizer(OptimizerOptions(learning_rate=LEARNING_RATE, schedule="constant", warmup_percent=0.0), 1000)
 
   def state(self, net: str, params: dict | None = None) -> State:
     """The first state of a stage that trains the adapters of `net`; its own copy, because updates consume it.

@@ -7,12 +7,8 @@ The argument is the name of a row: what it changes stands below, everything else
 its `start` stage left, and runs the stages after it.
 """
 
-from pathlib import Path
-import runpy
+from configs import scenes
 
-from ml_collections import ConfigDict
-
-SCENES = runpy.run_path(str(Path(__file__).with_name("scenes.py")))
 CAPTIONER, DECODER = "generation_for_understanding", "understanding_for_generation"
 
 
@@ -20,7 +16,7 @@ def captioner(objective=None, **options):
   """A row of stage 2, from the cold start."""
   changes = {f"{CAPTIONER}.options.{name}": value for name, value in options.items()}
   if objective is not None:
-    changes[f"{CAPTIONER}.objective"] = dict(clip_low=0.2, clip_high=0.2, beta=0.01, kl="k3") | objective
+    changes |= {f"{CAPTIONER}.objective.{name}": value for name, value in objective.items()}
     # With one update a rollout every ratio is 1, and the objectives differ in their normalizer alone.
     changes[f"{CAPTIONER}.updates.num_minibatches"] = 2
   return dict(start="cold_start", stages=(CAPTIONER,), changes=changes)
@@ -30,7 +26,7 @@ def decoder(objective=None, **options):
   """A row of stage 3, from stage 2."""
   changes = {f"{DECODER}.options.{name}": value for name, value in options.items()}
   if objective is not None:
-    changes[f"{DECODER}.objective"] = dict(loss="flow_grpo") | objective
+    changes |= {f"{DECODER}.objective.{name}": value for name, value in objective.items()}
   return dict(start=CAPTIONER, stages=(DECODER,), changes=changes)
 
 
@@ -101,21 +97,15 @@ def get_config(arg=None):
   row = arg or "default"
   if row not in ROWS:
     raise ValueError(f"configs/scenes_ablations.py:{row}: expected one of {', '.join(ROWS)}")
-  config = SCENES["get_config"]()
+  config = scenes.get_config()
   config.stages = ROWS[row]["stages"]
   # A quarter of the scenes and one noise of the full evaluation: rows are compared with each other.
-  changes = {"evaluation.num_images": 192, "evaluation.num_noises": 1, "evaluation.caption_every_steps": 20}
-  with config.unlocked():
-    for field, value in (changes | ROWS[row]["changes"]).items():
-      *sections, name = field.split(".")
-      section = config
-      for part in sections:
-        section = section[part]
-      section[name] = ConfigDict(value) if isinstance(value, dict) else value
+  config.evaluation.update(num_images=192, num_noises=1, caption_every_steps=20)
+  config.update_from_flattened_dict(ROWS[row]["changes"])
   return config
 
 
 def sweep(add):
-  """Every row once; fields whose sections have other names in the default come whole."""
+  """Every row once."""
   for row in ROWS.values():
     add(stages=row["stages"], **row["changes"])

@@ -6,18 +6,14 @@ uae-jax train --config=configs/uae_3b_sd35m.py:512 --workdir=/mnt/bucket/run --c
 All else is `uae_3b_sd35l.py`, with its sources.
 """
 
-from pathlib import Path
-import runpy
+from configs import uae_3b_sd35l
 
-LARGE = runpy.run_path(str(Path(__file__).with_name("uae_3b_sd35l.py")))
+sweep = uae_3b_sd35l.sweep
 
 
 def get_config(arg=None):
-  config = LARGE["get_config"](arg)
+  config = uae_3b_sd35l.get_config(arg)
   config.model = "uae_3b_sd35_medium"
   # An official UAE folder holds the large decoder: this one starts from plain Qwen2.5-VL and SD3.5-medium folders.
   config.init.weights = "weights/qwen25_vl_3b_sd35_medium"
   return config
-
-
-sweep = LARGE["sweep"]

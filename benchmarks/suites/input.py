@@ -6,8 +6,9 @@ import tempfile
 from benchmarks import photographs
 from benchmarks.timing import Case
 from benchmarks.world import World
-from uae_jax.data.pipeline import DataConfig, make_dataset
+from uae_jax.data.pipeline import make_dataset
 from uae_jax.data.sources import open_source
+from uae_jax.options import DataOptions
 from uae_jax.small_world.processor import make_tokenizer
 
 
@@ -16,7 +17,7 @@ def cases(world: World) -> dict:
 
   def folder(threads):
     place = photographs.write(Path(tempfile.gettempdir()) / f"benchmarks_photographs_{size.name}", size)
-    data = DataConfig(source=f"folder:{place}", image_px=size.caption_px, caption_tokens=photographs.CAPTION_TOKENS)
+    data = DataOptions(source=f"folder:{place}", image_px=size.caption_px, caption_tokens=photographs.CAPTION_TOKENS)
     dataset = make_dataset(
       open_source(data, "train"),
       data,

@@ -5,11 +5,15 @@ import jax.numpy as jnp
 
 from benchmarks import inputs
 from benchmarks.world import World
-from uae_jax.algorithms.advantages import AdvantageOptions
-from uae_jax.algorithms.flow_grpo import FlowObjective
-from uae_jax.algorithms.grpo import TokenObjective
+from uae_jax.options import (
+  AdvantageOptions,
+  GenerationForUnderstandingOptions,
+  ImageObjective,
+  TokenObjective,
+  UnderstandingForGenerationOptions,
+  UpdateOptions,
+)
 from uae_jax.training.rl.phases import Phases
-from uae_jax.training.rl.update import UpdateOptions
 from uae_jax.training.stages import generation_for_understanding, understanding_for_generation
 
 
@@ -25,7 +29,7 @@ def captioner_phases(world: World, **options) -> Phases:
   )
   return generation_for_understanding.make_phases(
     world.networks,
-    generation_for_understanding.GenerationForUnderstandingOptions(**settings | options),
+    GenerationForUnderstandingOptions(**settings | options),
     TokenObjective(),
     AdvantageOptions(),
     UpdateOptions(),
@@ -38,7 +42,7 @@ def decoder_phases(world: World) -> Phases:
   size = world.size
   return understanding_for_generation.make_phases(
     world.networks,
-    understanding_for_generation.UnderstandingForGenerationOptions(
+    UnderstandingForGenerationOptions(
       num_rollouts=size.rollouts,
       max_new_tokens=size.caption_tokens,
       temperature=1.0,
@@ -48,7 +52,7 @@ def decoder_phases(world: World) -> Phases:
       window_range=(0, 1),
       decode_chunks=size.decode_chunks,
     ),
-    FlowObjective(),
+    ImageObjective(),
     AdvantageOptions(),
     UpdateOptions(),
     world.optimizer,

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from uae_jax import sharding
+from uae_jax.options import OptimizerOptions
 from uae_jax.small_world.processor import make_tokenizer
 from uae_jax.training import loop, processes
 from uae_jax.training.batches import Batches
 from uae_jax.training.checkpoints import Checkpoints
 from uae_jax.training.flops import Program
 from uae_jax.training.metrics import MetricWriter
-from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
+from uae_jax.training.optimizer import make_optimizer
 from uae_jax.training.placement import state_shardings
 from uae_jax.training.preemption import Preempted, PreemptionNotice
 from uae_jax.training.profiling import Profiler
@@ -65,7 +66,7 @@ def run(workdir: Path, total_steps: int = STEPS, notice_at: int = 0) -> None:
   """
   mesh = sharding.make_mesh(fsdp=jax.device_count())
   config = make_config(total_steps)
-  optimizer = make_optimizer(OptimizerOptions(1e-2, eps=1e-3), total_steps)
+  optimizer = make_optimizer(OptimizerOptions(learning_rate=1e-2, eps=1e-3), total_steps)
   cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
   params = {"kernel": jax.make_array_from_callback((PIXELS, WIDTH), cut, lambda rows: np.zeros((PIXELS, WIDTH))[rows])}
   processes.on_first(lambda: workdir.mkdir(parents=True, exist_ok=True))

@@ -6,10 +6,11 @@ import sys
 import numpy as np
 import pytest
 
-from uae_jax.data.pipeline import DataConfig, make_dataset
+from uae_jax.data.pipeline import make_dataset
 from uae_jax.data.processing import Processor
 from uae_jax.data.sources import open_source
 from uae_jax.evaluation import held_out
+from uae_jax.options import DataOptions
 from uae_jax.small_world import phrases, processor, render, scenes, tfds
 
 NUM_TRAIN, NUM_HELD_OUT = 250, 20
@@ -24,7 +25,7 @@ def data(tmp_path_factory):
   result = subprocess.run(command, capture_output=True, text=True)
   assert result.returncode == 0, result.stderr
   assert f"--config.data.source=tfds:uae_scenes/plain --config.data.data_dir={folder}" in result.stdout
-  return DataConfig(source="tfds:uae_scenes/plain", data_dir=folder)
+  return DataOptions(source="tfds:uae_scenes/plain", data_dir=folder)
 
 
 def dataset(data, split="train", **options):
@@ -94,7 +95,7 @@ def test_reading_needs_no_tensorflow(data):
     "from uae_jax.data import pipeline, sources\n"
     "from uae_jax.small_world import processor, scenes, source, tfds\n"
     "assert not {'tensorflow', 'transformers', 'tensorflow_datasets'} & set(sys.modules)\n"
-    f"data = pipeline.DataConfig(source={data.source!r}, data_dir={data.data_dir!r})\n"
+    f"data = DataOptions(source={data.source!r}, data_dir={data.data_dir!r})\n"
     "source = sources.open_source(data, 'train')\n"
     "source[0]\n"
     "assert 'tensorflow' not in sys.modules\n"
@@ -119,12 +120,12 @@ def test_what_is_there_is_left_alone_and_other_sizes_are_an_error(data):
 )
 def test_missing_datasets_are_named(data, source, split, message):
   with pytest.raises(ValueError, match=message):
-    dataset(DataConfig(source=source, data_dir=data.data_dir), split=split)
+    dataset(DataOptions(source=source, data_dir=data.data_dir), split=split)
 
 
 def test_another_variant_is_an_error(data):
   for variant in ("dense", "shifted"):
-    other = DataConfig(source=data.source, data_dir=data.data_dir, variant=variant, caption_tokens=34)
+    other = DataOptions(source=data.source, data_dir=data.data_dir, variant=variant, caption_tokens=34)
     with pytest.raises(ValueError, match=f"data.variant = '{variant}', but data.source = tfds:uae_scenes/plain"):
       dataset(other)
 
@@ -142,7 +143,7 @@ def test_stored_records_have_their_ground_truth(data, tmp_path):
     assert found.truth.image_figures(found.images) == {"object_accuracy": 1.0, "scene_accuracy": 1.0}
     assert found.truth.image_figures(found.truth.edited_images())["scene_accuracy"] == 0
     # The same images as the procedural source has, in the order of the files.
-    made = {image.tobytes() for image in held_out_of(DataConfig(), NUM_HELD_OUT, tmp_path)[split].images}
+    made = {image.tobytes() for image in held_out_of(DataOptions(), NUM_HELD_OUT, tmp_path)[split].images}
     assert {image.tobytes() for image in found.images} == made
 
 

@@ -6,8 +6,8 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 import pytest
 
+from uae_jax.options import REINFORCEMENT
 from uae_jax.training import stage, supervised
-from uae_jax.training.order import REINFORCEMENT
 from uae_jax.training.sizes import MODELS
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -9,18 +9,16 @@ import jax.numpy as jnp
 import pytest
 
 from uae_jax import sharding, trees
-from uae_jax.algorithms.flow_grpo import FlowObjective
-from uae_jax.algorithms.forward_process import ForwardObjective
 from uae_jax.layers import lora
 from uae_jax.models.mmdit import MMDiT, MMDiTConfig
 from uae_jax.models.qwen25_vl.language import LanguageConfig, LanguageModel, PrefixCache
+from uae_jax.options import ImageObjective, OptimizerOptions, UnderstandingForGenerationOptions, UpdateOptions
 from uae_jax.planning.collectives import collectives, summary
 from uae_jax.rollouts import captions
-from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
+from uae_jax.training.optimizer import make_optimizer
 from uae_jax.training.rl import forward_policy, sde_policy
 from uae_jax.training.rl.policy import Fields
 from uae_jax.training.rl.update import run_updates
-from uae_jax.training.stages.understanding_for_generation import UnderstandingForGenerationOptions
 from uae_jax.training.state import create
 
 CONFIG = MMDiTConfig(
@@ -97,15 +95,15 @@ def loops(jaxpr):
 
 
 @pytest.mark.parametrize("make_policy, objective", [
-  (sde_policy.make_policy, FlowObjective()),
-  (forward_policy.make_policy, ForwardObjective()),
+  (sde_policy.make_policy, ImageObjective()),
+  (forward_policy.make_policy, ImageObjective(loss="nft")),
 ])  # fmt: skip
 def test_an_update_of_adapters_keeps_no_frozen_weights(world, make_policy, objective):
   """Not even gathered: JAX moves them out of a differentiated loop around the layers, past their rematerialisation."""
   mesh, graphdef, params, (_, _, context, pooled) = world
   options = UnderstandingForGenerationOptions(num_rollouts=8, sampler_steps=5, window_range=(0, 2), noising_points=2)
   policy = make_policy(options, objective)
-  optimizer = make_optimizer(OptimizerOptions(1e-3), 10)
+  optimizer = make_optimizer(OptimizerOptions(learning_rate=1e-3), 10)
 
   def objective_of_part(params, kept, known):
     def velocity(latents, sigma):
@@ -117,7 +115,7 @@ def test_an_update_of_adapters_keeps_no_frozen_weights(world, make_policy, objec
   def update(params, key):
     state = create(params, lora.is_adapter, optimizer, key, has_ema=False)
     _, kept = policy.sample(lambda repeat: lambda x, _: x, jnp.zeros((1, 8, 8, 16)), key, 0)
-    options = update.UpdateOptions()
+    options = UpdateOptions()
     return run_updates(state, kept, objective_of_part, options, optimizer, num_parts=policy.num_points)
 
   with jax.set_mesh(mesh):

@@ -11,9 +11,10 @@ import pytest
 from uae_jax import sharding, trees
 from uae_jax.layers import lora
 from uae_jax.models.uae import UAE, UAEConfig
+from uae_jax.options import OptimizerOptions
 from uae_jax.sharding import mesh_axes
 from uae_jax.training import placement, state
-from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
+from uae_jax.training.optimizer import make_optimizer
 from uae_jax.training.stage import params_before
 
 CONFIG = Path(__file__).parents[2] / "configs" / "uae_3b_sd35l.py"
@@ -57,7 +58,7 @@ def test_of_the_nets_before_a_stage_only_what_stage_3_trains_is_kept(full):
 
 def test_a_state_lies_as_its_parameters_do(full):
   mesh, params = full
-  optimizer = make_optimizer(OptimizerOptions(1e-4), 10)
+  optimizer = make_optimizer(OptimizerOptions(learning_rate=1e-4), 10)
 
   def init(params, key):
     return state.create(params, lora.is_adapter, optimizer, key, has_ema=True)

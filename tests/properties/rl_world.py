@@ -11,16 +11,17 @@ import numpy as np
 from uae_jax import sharding, trees
 from uae_jax.data.processing import Processor
 from uae_jax.layers.lora import LoRA, is_adapter
+from uae_jax.options import OptimizerOptions
 from uae_jax.small_world import phrases, render, scenes
 from uae_jax.small_world.processor import write_processor
 from uae_jax.training import sizes
 from uae_jax.training.build import Built, build
-from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
+from uae_jax.training.optimizer import make_optimizer
 from uae_jax.training.state import State, create
 
 TOKENS = 26
 PROMPTS, ROLLOUTS = 4, 3
-OPTIMIZER = make_optimizer(OptimizerOptions(1e-3, schedule="constant"), 10)
+OPTIMIZER = make_optimizer(OptimizerOptions(learning_rate=1e-3, schedule="constant"), 10)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ import runpy
 import pytest
 
 from benchmarks import ablations
+from uae_jax.options import REINFORCEMENT
 from uae_jax.training import stage
-from uae_jax.training.order import REINFORCEMENT
 
 pytestmark = pytest.mark.fast
 

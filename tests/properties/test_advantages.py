@@ -5,13 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uae_jax.algorithms.advantages import (
-  SCALES,
-  AdvantageOptions,
-  group_advantages,
-  multi_reward_advantages,
-  zero_std_fraction,
-)
+from uae_jax.algorithms.advantages import SCALES, group_advantages, multi_reward_advantages, zero_std_fraction
+from uae_jax.options import AdvantageOptions
 
 pytestmark = pytest.mark.fast
 

@@ -12,15 +12,16 @@ from tests.damage import tear
 from uae_jax import sharding
 from uae_jax.algorithms import ema
 from uae_jax.commands import command_line
-from uae_jax.training.checkpoints import CheckpointPolicy, Checkpoints, SaveError
-from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
+from uae_jax.options import CheckpointOptions, OptimizerOptions
+from uae_jax.training.checkpoints import Checkpoints, SaveError
+from uae_jax.training.optimizer import make_optimizer
 from uae_jax.training.state import apply_gradients, create
 
 CONFIG = {"seed": 0}
 
 
 def optimizer():
-  return make_optimizer(OptimizerOptions(0.1, schedule="constant", muon="matrix"), 10)
+  return make_optimizer(OptimizerOptions(learning_rate=0.1, schedule="constant", muon="matrix"), 10)
 
 
 def fresh_state():
@@ -115,7 +116,7 @@ def test_a_state_moves_to_another_mesh(tmp_path):
 
 @pytest.mark.parametrize("mode, best", [("max", 1), ("min", 3)])
 def test_the_last_and_the_best_are_kept(tmp_path, mode, best):
-  checkpoints = Checkpoints(tmp_path, CheckpointPolicy(last=1, best=1, metric="reward", mode=mode))
+  checkpoints = Checkpoints(tmp_path, CheckpointOptions(last=1, best=1, metric="reward", mode=mode))
   state = fresh_state()
   for step, reward in enumerate((0.9, 0.2, 0.1, 0.3, 0.4), 1):
     checkpoints.save(step, state, {}, CONFIG, {"reward": jnp.float32(reward), "loss": 0.0})
@@ -126,13 +127,13 @@ def test_the_last_and_the_best_are_kept(tmp_path, mode, best):
 
 def test_a_metric_that_is_not_logged_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r"config\.checkpoints\.metric = 'reward': the stage logs only loss"):
-    Checkpoints(tmp_path, CheckpointPolicy(best=1, metric="reward")).save(1, fresh_state(), {}, CONFIG, {"loss": 0.0})
+    Checkpoints(tmp_path, CheckpointOptions(best=1, metric="reward")).save(1, fresh_state(), {}, CONFIG, {"loss": 0.0})
 
 
 @pytest.mark.parametrize("wrong, message", [({"last": 0}, r"last = 0"), ({"mode": "most"}, "mode = 'most'")])
 def test_impossible_settings_name_their_field(wrong, message):
   with pytest.raises(ValueError, match=rf"config\.checkpoints\..*{message}"):
-    CheckpointPolicy(**wrong)
+    CheckpointOptions(**wrong)
 
 
 @pytest.mark.parametrize("kind", ["state", "final"])

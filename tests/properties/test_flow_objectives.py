@@ -11,9 +11,10 @@ import torch
 
 from uae_jax import sharding
 from uae_jax.algorithms import kl, samplers
-from uae_jax.algorithms.advantages import AdvantageOptions, group_advantages
-from uae_jax.algorithms.flow_grpo import FlowObjective, flow_objective
-from uae_jax.algorithms.forward_process import AWM_WEIGHTS, ForwardObjective, forward_objective
+from uae_jax.algorithms.advantages import group_advantages
+from uae_jax.algorithms.flow_grpo import flow_objective
+from uae_jax.algorithms.forward_process import AWM_WEIGHTS, forward_objective
+from uae_jax.options import AdvantageOptions, ImageObjective
 
 torch.set_num_threads(1)
 
@@ -27,13 +28,13 @@ CLIP = dict(clip_low=0.01, clip_high=0.02)
 GUARD_CLIP = dict(clip_low=5e-4, clip_high=1e-3)
 
 CONFIGURATIONS = {
-  "plain clip": FlowObjective(**CLIP),
-  "guard clip": FlowObjective(ratio="guard", **GUARD_CLIP),
-  "plain divergence": FlowObjective(trust_region="divergence", divergence_threshold=5e-4),
-  "guard divergence": FlowObjective(ratio="guard", trust_region="divergence", divergence_threshold=5e-4),
-  "tempflow": FlowObjective(step_weight="noise", **CLIP),
-  "guard balanced": FlowObjective(ratio="guard", step_weight="inverse_dt", **GUARD_CLIP),
-  **{f"{kind} kl": FlowObjective(beta=0.1, kl=kind, **CLIP) for kind in kl.FLOW_KINDS},
+  "plain clip": ImageObjective(**CLIP),
+  "guard clip": ImageObjective(ratio="guard", **GUARD_CLIP),
+  "plain divergence": ImageObjective(trust_region="divergence", divergence_threshold=5e-4),
+  "guard divergence": ImageObjective(ratio="guard", trust_region="divergence", divergence_threshold=5e-4),
+  "tempflow": ImageObjective(step_weight="noise", **CLIP),
+  "guard balanced": ImageObjective(ratio="guard", step_weight="inverse_dt", **GUARD_CLIP),
+  **{f"{kind} kl": ImageObjective(beta=0.1, kl=kind, **CLIP) for kind in kl.FLOW_KINDS},
 }
 
 
@@ -209,7 +210,7 @@ def test_ratio_norm_is_the_centred_log_ratio():
   (mean, std), (old_mean, _) = (moments(rollout["x"], rollout[name]) for name in ("velocity", "old"))
   z = (rollout["after"] - old_mean) / std.reshape(-1, 1, 1, 1, 1)
   expected = jnp.exp(((mean - old_mean) * z).mean((3, 4)))
-  total, _ = call(FlowObjective(ratio="guard"), rollout)[1]["ratio_mean"]
+  total, _ = call(ImageObjective(ratio="guard"), rollout)[1]["ratio_mean"]
   assert float(total) == pytest.approx(float(expected.sum()), rel=1e-12)
 
 
@@ -223,15 +224,15 @@ def test_metrics_of_single_steps_add_to_the_whole():
 @pytest.mark.parametrize(
   "refused",
   [
-    lambda: FlowObjective(ratio="norm"),
-    lambda: call(FlowObjective(ratio="guard"), make_rollout(), old_mean=None),
-    lambda: call(FlowObjective(trust_region="divergence"), make_rollout(), old_mean=None),
-    lambda: call(FlowObjective(beta=0.1), make_rollout(), reference_mean=None),
-    lambda: call(FlowObjective(beta=0.1, kl="velocity"), make_rollout(), velocity_scale=None),
-    lambda: ForwardObjective(loss="dpo"),
-    lambda: FlowObjective(loss="nft"),
-    lambda: forward(ForwardObjective(beta=0.1), make_samples(), reference_velocity=None),
-    lambda: forward(ForwardObjective(average_beta=0.1), make_samples(), average_velocity=None),
+    lambda: ImageObjective(ratio="norm"),
+    lambda: call(ImageObjective(ratio="guard"), make_rollout(), old_mean=None),
+    lambda: call(ImageObjective(trust_region="divergence"), make_rollout(), old_mean=None),
+    lambda: call(ImageObjective(beta=0.1), make_rollout(), reference_mean=None),
+    lambda: call(ImageObjective(beta=0.1, kl="velocity"), make_rollout(), velocity_scale=None),
+    lambda: ImageObjective(loss="dpo"),
+    lambda: ImageObjective(loss="nft"),
+    lambda: forward(ImageObjective(loss="nft", beta=0.1), make_samples(), reference_velocity=None),
+    lambda: forward(ImageObjective(loss="nft", average_beta=0.1), make_samples(), average_velocity=None),
   ],
 )
 def test_wrong_options_are_refused(refused):
@@ -295,13 +296,12 @@ def torch_forward_loss(o, samples):
 
 
 FORWARD = {
-  "nft": ForwardObjective(),
-  "nft half": ForwardObjective(mix=0.5, beta=0.1),
+  "nft": ImageObjective(loss="nft"),
+  "nft half": ImageObjective(loss="nft", mix=0.5, beta=0.1),
   **{
-    f"awm {weight}": ForwardObjective(loss="awm", weight=weight, clip_low=0.05, clip_high=0.05)
-    for weight in AWM_WEIGHTS
+    f"awm {weight}": ImageObjective(loss="awm", weight=weight, clip_low=0.05, clip_high=0.05) for weight in AWM_WEIGHTS
   },
-  "awm with kl": ForwardObjective(loss="awm", average_beta=1.0, beta=1e-2),
+  "awm with kl": ImageObjective(loss="awm", average_beta=1.0, beta=1e-2),
 }
 
 

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
+from uae_jax.options import OptimizerOptions
+from uae_jax.training.optimizer import make_optimizer
 from uae_jax.training.state import apply_gradients, create
 
 
 def make(**options):
-  return make_optimizer(OptimizerOptions(0.1, schedule="constant", **options), 10)
+  return make_optimizer(OptimizerOptions(learning_rate=0.1, schedule="constant", **options), 10)
 
 
 def fresh_state(optimizer):

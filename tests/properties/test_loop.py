@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from uae_jax import sharding
+from uae_jax.options import OptimizerOptions
 from uae_jax.training import loop
 from uae_jax.training.checkpoints import Checkpoints
 from uae_jax.training.flops import Program
 from uae_jax.training.metrics import MetricWriter
-from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
+from uae_jax.training.optimizer import make_optimizer
 from uae_jax.training.preemption import Preempted, PreemptionNotice
 from uae_jax.training.profiling import Profiler
 from uae_jax.training.stage import Stage, keep
@@ -49,7 +50,7 @@ class Counting:
     return 3
 
 
-OPTIMIZER = make_optimizer(OptimizerOptions(0.1, schedule="constant"), 10)
+OPTIMIZER = make_optimizer(OptimizerOptions(learning_rate=0.1, schedule="constant"), 10)
 
 
 def make_stage(nan_from: int = 1000) -> Stage:

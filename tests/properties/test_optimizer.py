@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from uae_jax import sharding, trees
-from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
+from uae_jax.options import OptimizerOptions
+from uae_jax.training.optimizer import make_optimizer
 from uae_jax.training.placement import abstract_state
 from uae_jax.training.state import create
 
@@ -16,7 +17,9 @@ MATRICES = "layers/.*kernel$"
 
 
 def make(muon=MATRICES):
-  return make_optimizer(OptimizerOptions(RATE, schedule="constant", warmup_percent=0.0, clip_norm=1e9, muon=muon), 10)
+  return make_optimizer(
+    OptimizerOptions(learning_rate=RATE, schedule="constant", warmup_percent=0.0, clip_norm=1e9, muon=muon), 10
+  )
 
 
 def draw(**shapes):

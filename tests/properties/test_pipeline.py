@@ -11,14 +11,15 @@ from PIL import Image
 import pytest
 
 from uae_jax.data import pipeline
-from uae_jax.data.pipeline import CaptionTokens, DataConfig, make_dataset
+from uae_jax.data.pipeline import CaptionTokens, make_dataset
 from uae_jax.data.sources import BadRecords, open_source
 from uae_jax.draws import Draws
+from uae_jax.options import DataOptions
 from uae_jax.small_world import phrases, processor, render, scenes
 from uae_jax.small_world.source import SceneCaptions
 
 TOKENIZER = processor.make_tokenizer()
-PLAIN = DataConfig()
+PLAIN = DataOptions()
 GRAYS = 23  # records of the small files, told apart by their grey level
 
 
@@ -40,7 +41,7 @@ def png(gray: int) -> bytes:
 
 @pytest.fixture(params=("jsonl", "jsonl_base64", "arrayrecord", "folder"))
 def small_source(request, tmp_path):
-  """(DataConfig, where record 7 is stored as bytes to break: a function); 23 grey images."""
+  """(DataOptions, where record 7 is stored as bytes to break: a function); 23 grey images."""
   kind = request.param
   captions = [f"gray background ; large {scenes.COLORS[i % 6]} circle ;" for i in range(GRAYS)]
   if kind in ("jsonl", "folder"):
@@ -75,7 +76,7 @@ def small_source(request, tmp_path):
   name = {"jsonl": "jsonl:{split}.jsonl", "jsonl_base64": "jsonl:train.jsonl"}.get(kind, f"{kind}:")
   name = "arrayrecord:{split}-*.array_record" if kind == "arrayrecord" else name
   name = f"folder:{tmp_path}" if kind == "folder" else name
-  return DataConfig(source=name, data_dir=str(tmp_path), image_px=16), break_records
+  return DataOptions(source=name, data_dir=str(tmp_path), image_px=16), break_records
 
 
 # --- Shapes and tokens ------------------------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ def test_a_tokenizer_of_pieces_works_too():
   model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   pieces = PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", eos_token="<end>")
   assert processor.word_ids(pieces) is None
-  batch = take(dataset(DataConfig(caption_tokens=200), pieces), 1)[0]
+  batch = take(dataset(DataOptions(caption_tokens=200), pieces), 1)[0]
   text = phrases.full_caption(scenes.scene(int(batch["index"][0]))).replace(" ", "")
   assert pieces.decode(batch["tokens"][0, : batch["length"][0] - 1]).replace(" ", "") == text
 
@@ -219,7 +220,7 @@ def test_resume_in_the_middle_of_an_epoch(captions, num_threads):
 def test_resume_of_files_with_bad_records(small_source):
   data, break_records = small_source
   break_records(3, 7)
-  data = DataConfig(**{**vars(data), "max_bad_fraction": 0.2})
+  data = DataOptions(**{**vars(data), "max_bad_fraction": 0.2})
   batches = dataset(data, batch_size=5, num_threads=2)
   iterator = iter(batches)
   for _ in range(6):
@@ -236,7 +237,7 @@ def test_resume_of_one_process_among_several(small_source, process_count):
   """Every process goes on at its own place, which bad records have moved."""
   data, break_records = small_source
   break_records(3, 7)
-  data = DataConfig(**{**vars(data), "max_bad_fraction": 0.5})
+  data = DataOptions(**{**vars(data), "max_bad_fraction": 0.5})
   for index in range(process_count):
     part = dict(batch_size=4, process_index=index, process_count=process_count)
     iterator = iter(dataset(data, **part))
@@ -253,7 +254,7 @@ def test_resume_with_another_number_of_processes(source, before, after, tmp_path
   """The global batches go on as if the number had not changed."""
   for i in range(GRAYS if source == "folder" else 0):
     (tmp_path / f"{i:03d}.png").write_bytes(png(i * 5))
-  data = PLAIN if source == "scenes" else DataConfig(source=f"folder:{tmp_path}", image_px=16)
+  data = PLAIN if source == "scenes" else DataOptions(source=f"folder:{tmp_path}", image_px=16)
 
   def iterators(process_count):
     return [
@@ -303,7 +304,7 @@ def test_files_keep_image_and_caption_together(small_source):
 def test_bad_records_are_logged_and_skipped(small_source, caplog):
   data, break_records = small_source
   break_records(7)
-  data = DataConfig(**{**vars(data), "max_bad_fraction": 0.05})
+  data = DataOptions(**{**vars(data), "max_bad_fraction": 0.05})
   bad = set()
   seen = np.concatenate([batch["index"] for batch in take(dataset(data, batch_size=11, bad_indices=bad), 4)])
   # Once, though two epochs met it.
@@ -316,7 +317,7 @@ def test_bad_records_are_logged_and_skipped(small_source, caplog):
 def test_many_bad_records_are_one_error(small_source):
   data, break_records = small_source
   break_records(1, 2, 3)
-  data = DataConfig(**{**vars(data), "max_bad_fraction": 0.1})
+  data = DataOptions(**{**vars(data), "max_bad_fraction": 0.1})
   with pytest.raises(ValueError, match=r"3 of 23 records are unreadable, more than data\.max_bad_fraction = 0\.1"):
     take(dataset(data, batch_size=20, num_threads=1), 2)
 
@@ -336,7 +337,7 @@ def test_contrastive_files_are_groups_of_one(small_source):
 
 
 def test_long_captions_are_cut_and_not_closed(small_source):
-  data = DataConfig(**{**vars(small_source[0]), "caption_tokens": 4})
+  data = DataOptions(**{**vars(small_source[0]), "caption_tokens": 4})
   batch = take(dataset(data), 1)[0]
   assert np.all(batch["length"] == 4)
   assert TOKENIZER.eos_token_id not in batch["tokens"]
@@ -363,12 +364,12 @@ def test_long_captions_are_cut_and_not_closed(small_source):
 )
 def test_impossible_settings_are_one_clear_error(data, options, message):
   with pytest.raises(ValueError, match=message):
-    dataset(DataConfig(**data), **options)
+    dataset(DataOptions(**data), **options)
 
 
 def test_captions_that_do_not_fit_are_an_error():
   with pytest.raises(ValueError, match=r"data\.caption_tokens = 26: captions of this data\.variant need 32"):
-    take(dataset(DataConfig(variant="shifted")), 1)
+    take(dataset(DataOptions(variant="shifted")), 1)
 
 
 def test_partial_captions_of_photographs_are_an_error(small_source):

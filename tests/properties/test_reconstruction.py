@@ -4,7 +4,8 @@ import jax
 import numpy as np
 
 from tests.properties import rl_world
-from uae_jax.evaluation.reconstruction import ReconstructionOptions, Reconstructor
+from uae_jax.evaluation.reconstruction import Reconstructor
+from uae_jax.options import EvaluationOptions
 from uae_jax.rollouts.conditioning import answer_context
 
 
@@ -21,7 +22,7 @@ def test_answer_conditioning_reads_the_captioners_own_pixels(monkeypatch):
   images = draws.integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
   smaller = draws.integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
   tokens = np.full((2, 4), 5, np.int32)
-  options = ReconstructionOptions(batch_size=2, sampler_steps=1, conditioning="answer", embedders=())
+  options = EvaluationOptions(batch_size=2, sampler_steps=1, conditioning="answer", embedders=())
   reconstructor = Reconstructor(rl_world.built().networks, options)
   with jax.set_mesh(rl_world.mesh()):
     painted, similarities = reconstructor.paint(rl_world.params(), images, tokens, captioner_images=smaller)

@@ -17,10 +17,10 @@ import optax
 from PIL import Image
 import pytest
 
-from uae_jax.algorithms.advantages import AdvantageOptions
+from uae_jax.options import TEXT_REWARDS, AdvantageOptions, ExternalRewardOptions, TextRewardOptions
 from uae_jax.rewards.ensemble import Ensemble
-from uae_jax.rewards.external import ExternalReward, ExternalRewardOptions, RewardError
-from uae_jax.rewards.text import TEXT_REWARDS, TextRewardOptions, text_reward
+from uae_jax.rewards.external import ExternalReward, RewardError
+from uae_jax.rewards.text import text_reward
 from uae_jax.training.rl import external
 from uae_jax.training.rl.phases import Phases, RewardInputs, compose
 from uae_jax.training.stage import phased_step, validate

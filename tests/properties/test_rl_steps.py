@@ -10,30 +10,33 @@ import pytest
 
 from tests.properties.rl_world import OPTIMIZER, PROMPTS, ROLLOUTS, TOKENS, batch, built, mesh, params, state_of
 from uae_jax import sharding, trees
-from uae_jax.algorithms.advantages import AdvantageOptions
-from uae_jax.algorithms.flow_grpo import FlowObjective
-from uae_jax.algorithms.forward_process import ForwardObjective
-from uae_jax.algorithms.grpo import TokenObjective
 from uae_jax.layers import lora
 from uae_jax.models.prompts import generation_rows
-from uae_jax.rewards.text import TEXT_REWARDS
+from uae_jax.options import (
+  TEXT_REWARDS,
+  AdvantageOptions,
+  GenerationForUnderstandingOptions,
+  ImageObjective,
+  TokenObjective,
+  UnderstandingForGenerationOptions,
+  UpdateOptions,
+)
 from uae_jax.rollouts import captions
 from uae_jax.rollouts.conditioning import encode_captions
 from uae_jax.rollouts.images import sample_sde, velocity_field
 from uae_jax.training.rl import update as update_module
 from uae_jax.training.rl.phases import compose, phase_keys
-from uae_jax.training.rl.update import UpdateOptions
 from uae_jax.training.stages import generation_for_understanding as stage2
 from uae_jax.training.stages import understanding_for_generation as stage3
 
-WITH_KL = {"captioner": TokenObjective(beta=0.1), "decoder": FlowObjective(beta=0.1)}
+WITH_KL = {"captioner": TokenObjective(beta=0.1), "decoder": ImageObjective(beta=0.1)}
 ADVANTAGES = jnp.asarray(np.random.default_rng(0).normal(size=(PROMPTS, ROLLOUTS)), jnp.float32)
 
 
 def captioner_phases(optimizer=OPTIMIZER, objective=WITH_KL["captioner"], **changes):
   update = UpdateOptions(**{name: changes.pop(name) for name in list(changes) if name in UPDATES})
   fields = dict(num_rollouts=ROLLOUTS, max_new_tokens=TOKENS, sampler_steps=2, held_out_embedder="dinov2") | changes
-  options = stage2.GenerationForUnderstandingOptions(**fields)
+  options = GenerationForUnderstandingOptions(**fields)
   return stage2.make_phases(built().networks, options, objective, AdvantageOptions(), update, optimizer)
 
 
@@ -48,7 +51,7 @@ def decoder_phases(optimizer=OPTIMIZER, objective=WITH_KL["decoder"], **changes)
     window=2,
     held_out_embedder="dinov2",
   )
-  options = stage3.UnderstandingForGenerationOptions(**(fields | changes))
+  options = UnderstandingForGenerationOptions(**(fields | changes))
   return stage3.make_phases(built().networks, options, objective, AdvantageOptions(), update, optimizer)
 
 
@@ -195,7 +198,7 @@ def test_guidance_off_in_training_alone_and_answer_conditioning_in_stage_3():
 
 
 def test_nft_on_policy_from_ode_samples():
-  phases = decoder_phases(objective=ForwardObjective(loss="nft", beta=0.1), sampler="ode", is_noise_shared=False)
+  phases = decoder_phases(objective=ImageObjective(loss="nft", beta=0.1), sampler="ode", is_noise_shared=False)
   state, metrics = updated("decoder", phases)
   assert moved(state, state_of("decoder"))
   assert metrics["old_distance"] == 0.0 and metrics["kl"] > 0
@@ -204,7 +207,7 @@ def test_nft_on_policy_from_ode_samples():
 @pytest.mark.parametrize("loss", ["nft", "awm"])
 def test_the_slow_average_samples_and_follows(loss):
   """A first update finds the old policy equal to its own; afterwards the average is where its decay says."""
-  objective = ForwardObjective(loss=loss, average_beta=0.1)
+  objective = ImageObjective(loss=loss, average_beta=0.1)
   phases = decoder_phases(
     objective=objective,
     sampler="ode" if loss == "nft" else "cps",
@@ -232,10 +235,10 @@ def test_the_slow_average_samples_and_follows(loss):
   ("refused", "message"),
   [
     (lambda: decoder_phases(sampler="ode"), "sampler"),
-    (lambda: decoder_phases(objective=ForwardObjective(), sampler="ode"), "is_noise_shared"),
+    (lambda: decoder_phases(objective=ImageObjective(loss="nft"), sampler="ode"), "is_noise_shared"),
     (lambda: decoder_phases(old_decay=0.5), "old_decay is for"),
-    (lambda: decoder_phases(objective=ForwardObjective(), samples_from="old"), "needs old_decay"),
-    (lambda: decoder_phases(objective=ForwardObjective(average_beta=1.0)), "needs old_decay"),
+    (lambda: decoder_phases(objective=ImageObjective(loss="nft"), samples_from="old"), "needs old_decay"),
+    (lambda: decoder_phases(objective=ImageObjective(loss="nft", average_beta=1.0)), "needs old_decay"),
     (lambda: decoder_phases(reward_weights=(("length", 1.0),)), "one caption"),
     (lambda: decoder_phases(window_range=(0, 4)), "last with a density"),
     (lambda: decoder_phases(replay_chunks=2), "replay_chunks"),

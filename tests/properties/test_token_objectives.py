@@ -12,8 +12,9 @@ import torch
 
 from uae_jax import sharding
 from uae_jax.algorithms import grpo, kl
-from uae_jax.algorithms.advantages import AdvantageOptions, group_advantages
-from uae_jax.algorithms.grpo import TokenObjective, token_objective
+from uae_jax.algorithms.advantages import group_advantages
+from uae_jax.algorithms.grpo import token_objective
+from uae_jax.options import AdvantageOptions, TokenObjective
 
 torch.set_num_threads(1)
 

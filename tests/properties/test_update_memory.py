@@ -12,9 +12,10 @@ from uae_jax import sharding, trees
 from uae_jax.layers import lora
 from uae_jax.models.mmdit import MMDiT, MMDiTConfig
 from uae_jax.models.qwen25_vl.language import LanguageConfig, LanguageModel
+from uae_jax.options import OptimizerOptions, UpdateOptions
 from uae_jax.rollouts.captions import Prefix, caption_hidden, token_log_probs
-from uae_jax.training.optimizer import OptimizerOptions, make_optimizer
-from uae_jax.training.rl.update import UpdateOptions, run_updates
+from uae_jax.training.optimizer import make_optimizer
+from uae_jax.training.rl.update import run_updates
 from uae_jax.training.state import create
 
 LANGUAGE = LanguageConfig(
@@ -30,7 +31,7 @@ LANGUAGE = LanguageConfig(
 DECODER = MMDiTConfig(
   depth=6, num_heads=4, head_width=64, patch=2, context_width=64, pooled_width=16, pos_embed_max_size=4, sample_size=8
 )
-OPTIMIZER = make_optimizer(OptimizerOptions(1e-3), 10)
+OPTIMIZER = make_optimizer(OptimizerOptions(learning_rate=1e-3), 10)
 
 
 def with_adapters(make):

@@ -14,11 +14,11 @@ import pytest
 
 from uae_jax import sharding, trees
 from uae_jax.data.processing import Processor
+from uae_jax.options import REINFORCEMENT
 from uae_jax.small_world import phrases, render, sizes
 from uae_jax.small_world import scenes as scenes_data
 from uae_jax.small_world.processor import write_processor
 from uae_jax.training.build import build
-from uae_jax.training.order import REINFORCEMENT
 from uae_jax.training.rl.phases import phase_keys
 from uae_jax.training.sizes import Sizes, fresh_embedder
 from uae_jax.training.stage import make_phases, make_stage, stage_optimizer

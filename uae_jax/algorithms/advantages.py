@@ -8,33 +8,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from uae_jax.algorithms.losses import at_least_float32, require
-
-SCALES = ("group", "batch", "mean_group", "none")
-AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
-
-
-@dataclasses.dataclass(frozen=True)
-class AdvantageOptions:
-  """
-  Attributes:
-    scale: divisor of the centered rewards: std of the "group" (GRPO), of the whole "batch" (Flow-GRPO, Lite-PPO), the
-      "mean_group" std (one number for all groups, free of the spread between prompts), or "none" (Dr. GRPO).
-    eps: added to the divisor.
-    is_unbiased: std with n - 1 (TRL, Tunix, DanceGRPO) or n (Flow-GRPO).
-    clip: advantages within +-clip; 0 for no bound. Flow-GRPO uses 5.
-    aggregation: of several rewards, see `multi_reward_advantages`.
-  """
-
-  scale: str = "group"
-  eps: float = 1e-4
-  is_unbiased: bool = True
-  clip: float = 0.0
-  aggregation: str = "sum_then_normalize"
-
-  def __post_init__(self):
-    require("scale", self.scale, SCALES)
-    require("aggregation", self.aggregation, AGGREGATIONS)
+from uae_jax.algorithms.losses import at_least_float32
+from uae_jax.options import AdvantageOptions
 
 
 def _moments(values: jax.Array, valid: jax.Array, axis, is_unbiased: bool) -> tuple[jax.Array, jax.Array]:

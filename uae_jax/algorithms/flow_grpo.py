@@ -18,8 +18,6 @@ Sources: Flow-GRPO arXiv 2505.05470; GRPO-Guard 2510.22319 ("guard", "inverse_dt
 Flow-DPPO 2606.11025 ("divergence"), all as implemented by their authors.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
@@ -30,48 +28,9 @@ from uae_jax.algorithms.losses import (
   clipped_surrogate,
   expand,
   mean_square,
-  require,
   sum_and_count,
 )
-
-LOSSES = ("flow_grpo",)
-RATIOS = ("plain", "guard")
-TRUST_REGIONS = ("clip", "divergence")
-STEP_WEIGHTS = ("uniform", "noise", "inverse_dt")
-
-
-@dataclasses.dataclass(frozen=True)
-class FlowObjective:
-  """Static options; defaults are Flow-GRPO's for SD3.5, with its KL off.
-
-  Attributes:
-    loss: "flow_grpo"; the forward-process losses have a class of their own.
-    ratio: "plain", or "guard" (flow and dance samplers only; clip ranges of order 2e-6).
-    trust_region: "clip", or "divergence".
-    clip_low: ratio clipped below at 1 - clip_low. Of order 1e-4: log-probabilities are means over elements.
-    clip_high: ratio clipped above at 1 + clip_high.
-    divergence_threshold: of "divergence".
-    step_weight: "uniform", "noise" or "inverse_dt".
-    beta: weight of the KL to the reference; 0 needs no reference.
-    kl: "gaussian", "gaussian_no_dt", "velocity" or "mean"; each has its own order of beta, see `kl.flow`.
-  """
-
-  loss: str = "flow_grpo"
-  ratio: str = "plain"
-  trust_region: str = "clip"
-  clip_low: float = 1e-4
-  clip_high: float = 1e-4
-  divergence_threshold: float = 1e-5
-  step_weight: str = "uniform"
-  beta: float = 0.0
-  kl: str = "gaussian_no_dt"
-
-  def __post_init__(self):
-    require("loss", self.loss, LOSSES)
-    require("ratio", self.ratio, RATIOS)
-    require("trust_region", self.trust_region, TRUST_REGIONS)
-    require("step_weight", self.step_weight, STEP_WEIGHTS)
-    require("kl", self.kl, kl_functions.FLOW_KINDS)
+from uae_jax.options import ImageObjective
 
 
 def _divergence(mean: jax.Array, old_mean: jax.Array, std: jax.Array) -> jax.Array:
@@ -90,7 +49,7 @@ def _step_weights(step_weight: str, std: jax.Array, change: jax.Array, mean_std:
 
 
 def flow_objective(
-  objective: FlowObjective,
+  objective: ImageObjective,
   *,
   log_probs: jax.Array,
   old_log_probs: jax.Array,
@@ -141,9 +100,10 @@ def flow_objective(
     log_ratio = (difference + divergence) * expand(std, difference)
   ratio = jnp.exp(kl_functions.clip_log_ratio(log_ratio))
 
-  low, high = (ratio < 1 - objective.clip_low) & (advantages < 0), (ratio > 1 + objective.clip_high) & (advantages > 0)
+  clip_low, clip_high = objective.clip_range
+  low, high = (ratio < 1 - clip_low) & (advantages < 0), (ratio > 1 + clip_high) & (advantages > 0)
   if objective.trust_region == "clip":
-    policy = clipped_surrogate(ratio, advantages, objective.clip_low, objective.clip_high)
+    policy = clipped_surrogate(ratio, advantages, clip_low, clip_high)
   else:
     is_far = jax.lax.stop_gradient(divergence) >= objective.divergence_threshold
     low, high = is_far & (ratio < 1) & (advantages < 0), is_far & (ratio > 1) & (advantages > 0)

@@ -18,8 +18,6 @@ velocity space. v_old is the policy that sampled: the one before the update, or 
 Sources: DiffusionNFT arXiv 2509.16117; AWM arXiv 2509.25050; in the form of Flow-Factory and verl-omni.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
@@ -34,41 +32,8 @@ from uae_jax.algorithms.losses import (
   require,
   sum_and_count,
 )
-
-LOSSES = ("nft", "awm")
-AWM_WEIGHTS = ("uniform", "sigma", "sigma_square", "huber", "ghuber")
-
-
-@dataclasses.dataclass(frozen=True)
-class ForwardObjective:
-  """Static options.
-
-  Attributes:
-    loss: "nft" or "awm".
-    mix: beta of nft, how far v+ and v- lie from the old policy; 1 in Flow-Factory, 0.5 in verl-omni.
-    max_advantage: A_max of nft.
-    weight: w of awm: 1, sigma, sigma^2, or "huber" and "ghuber", with log p = -sigma ((mean + 1e-10)^q - 1e-10^q) c;
-      q = 1/2, c = 1 and q = 1/4, c = 4.
-    clip_low: of awm.
-    clip_high: of awm.
-    average_beta: weight of mean (v - v_average)^2; awm collapses without it or the clip. 0 needs no average.
-    beta: weight of mean (v - v_ref)^2; 0 needs no reference.
-  """
-
-  loss: str = "nft"
-  mix: float = 1.0
-  max_advantage: float = 5.0
-  weight: str = "uniform"
-  clip_low: float = 1.0
-  clip_high: float = 1.0
-  average_beta: float = 0.0
-  beta: float = 0.0
-
-  def __post_init__(self):
-    require("loss", self.loss, LOSSES)
-    require("weight", self.weight, AWM_WEIGHTS)
-    if self.mix <= 0:
-      raise ValueError(f"mix = {self.mix}: expected more than 0")
+from uae_jax.options import ImageObjective
+from uae_jax.options.objectives import AWM_WEIGHTS
 
 
 def nft_terms(
@@ -116,7 +81,7 @@ def awm_log_ratio(
 
 
 def forward_objective(
-  objective: ForwardObjective,
+  objective: ImageObjective,
   *,
   velocity: jax.Array,
   old_velocity: jax.Array,
@@ -157,9 +122,10 @@ def forward_objective(
   else:
     difference = awm_log_ratio(velocity, old_velocity, x, noise, sigma, objective.weight)
     ratio = jnp.exp(clip_log_ratio(difference))
-    terms = clipped_surrogate(ratio, advantages, objective.clip_low, objective.clip_high)
-    low = (ratio < 1 - objective.clip_low) & (advantages < 0)
-    high = (ratio > 1 + objective.clip_high) & (advantages > 0)
+    clip_low, clip_high = objective.clip_range
+    terms = clipped_surrogate(ratio, advantages, clip_low, clip_high)
+    low = (ratio < 1 - clip_low) & (advantages < 0)
+    high = (ratio > 1 + clip_high) & (advantages > 0)
     metrics |= {
       "ratio_mean": sum_and_count(ratio),
       "ratio_variance": sum_and_count(jnp.square(ratio - 1)),

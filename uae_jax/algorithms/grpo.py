@@ -26,80 +26,20 @@ SAPO 2511.20347; VESPO and the off-policy mask (DeepSeek-V3.2 section 3.1) in th
 in TRL 1.10 GRPOTrainer (its "bnpo" is not the Beta normalisation of the paper BNPO).
 """
 
-import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 
 from uae_jax.algorithms import kl as kl_functions
-from uae_jax.algorithms.losses import Loss, at_least_float32, clipped_surrogate, require, sum_and_count
+from uae_jax.algorithms.losses import Loss, at_least_float32, clipped_surrogate, sum_and_count
+from uae_jax.options import TokenObjective
 
-LOSSES = ("grpo", "bnpo", "dapo", "dr_grpo", "luspo", "cispo", "sapo", "vespo")
 BY_ROLLOUT = ("grpo", "sapo")
 BY_TOKEN = ("bnpo", "dapo", "cispo", "vespo")
-LEVELS = ("token", "sequence")
-TRUNCATIONS = ("train", "mask")
 # (k, lambda) of vespo where A > 0, and elsewhere; TRL's defaults.
 VESPO_POSITIVE, VESPO_NEGATIVE = (2.0, 3.0), (3.0, 2.0)
 MIN_LOG_SEQUENCE_RATIO = math.log(1e-8)
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenObjective:
-  """Static options; defaults are TRL's.
-
-  Attributes:
-    loss: see the table of this module.
-    importance_level: "token", or "sequence" (GSPO; clip ranges are then of order 3e-4).
-    clip_low: ratio clipped below at 1 - clip_low.
-    clip_high: ratio clipped above at 1 + clip_high; DAPO 0.28.
-    delta: cap of the ratio also where A < 0, above 1 + clip_high; None for none.
-    ratio_cap: of cispo.
-    temperature_positive: tau of sapo where A > 0.
-    temperature_negative: tau of sapo elsewhere.
-    beta: weight of the KL to the reference; 0 needs no reference.
-    kl: "k1", "k2", "k3" or "exact".
-    is_kl_weighted: the KL estimate is multiplied by the ratio, for samples of an older policy.
-    entropy_bonus: c in l_t - c H_t.
-    top_entropy: share of tokens, those of highest entropy, that have a policy gradient (arXiv 2506.01939: 0.2); 1 for
-      all.
-    sampling_cap: truncated importance weight min(p_old / p_sampler, cap) for a sampler whose log-probabilities differ;
-      0 for none.
-    off_policy_threshold: rollouts with A < 0 whose mean_t (log p_sampler - log p) exceeds it have no policy gradient;
-      0 for none.
-    truncation: what happens to rollouts without closing token: "train" as others, or "mask" them out (DAPO's overlong
-      filtering). To punish them give the text rewards "truncation" or "length" a weight.
-  """
-
-  loss: str = "dapo"
-  importance_level: str = "token"
-  clip_low: float = 0.2
-  clip_high: float = 0.2
-  delta: float | None = None
-  ratio_cap: float = 5.0
-  temperature_positive: float = 1.0
-  temperature_negative: float = 1.05
-  beta: float = 0.0
-  kl: str = "k3"
-  is_kl_weighted: bool = False
-  entropy_bonus: float = 0.0
-  top_entropy: float = 1.0
-  sampling_cap: float = 0.0
-  off_policy_threshold: float = 0.0
-  truncation: str = "train"
-
-  def __post_init__(self):
-    require("loss", self.loss, LOSSES)
-    require("importance_level", self.importance_level, LEVELS)
-    require("kl", self.kl, kl_functions.TOKEN_KINDS)
-    require("truncation", self.truncation, TRUNCATIONS)
-    if self.loss == "luspo" and self.importance_level != "sequence":
-      raise ValueError("loss = 'luspo' needs importance_level = 'sequence'")
-    if self.delta is not None and self.delta <= 1 + self.clip_high:
-      raise ValueError(f"delta = {self.delta}: expected more than 1 + clip_high = {1 + self.clip_high}")
-    if not 0 < self.top_entropy <= 1:
-      raise ValueError(f"top_entropy = {self.top_entropy}: expected a share in (0, 1]")
 
 
 def effective_mask(objective: TokenObjective, mask: jax.Array, is_closed: jax.Array | None = None) -> jax.Array:

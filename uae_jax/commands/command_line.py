@@ -4,7 +4,6 @@ Nothing heavy is imported here: `uae-jax <command> --help` answers in well under
 """
 
 import argparse
-from collections.abc import Callable
 import sys
 import traceback
 
@@ -27,43 +26,6 @@ class Parser(argparse.ArgumentParser):
   def error(self, message: str):
     """One line instead of argparse's usage and error."""
     self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
-
-
-def parse_config_flags(command: str, argv: list[str], define: Callable, needed: tuple[str, ...]):
-  """The absl flags of a command that takes `--config=FILE` and `--config.FIELD=VALUE`.
-
-  Args:
-    command: of `uae-jax`.
-    argv: its arguments.
-    define: (absl.flags, flag values) -> None; adds the command's own flags.
-    needed: flags that must be given.
-
-  Returns:
-    `absl.flags.FlagValues`; `.config` is locked.
-
-  Raises:
-    argparse.ArgumentError: an unknown, missing or impossible flag.
-  """
-  from absl import flags
-  from ml_collections import config_flags
-
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", None, "experiment", lock_config=True, flag_values=values)
-  define(flags, values)
-  try:
-    rest = values([f"uae-jax {command}", *argv])[1:]
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-    # ml_collections wraps a KeyError in an AttributeError; a KeyError's own text is the representation of its message.
-    message = error
-    while isinstance(message, (AttributeError, KeyError)) and message.args:
-      message = message.args[0]
-    raise argparse.ArgumentError(None, " ".join(str(message).split())) from error
-  if rest:
-    raise argparse.ArgumentError(None, f"unknown argument {rest[0]!r}")
-  for name in needed:
-    if getattr(values, name) is None:
-      raise argparse.ArgumentError(None, f"--{name} is needed")
-  return values
 
 
 def given(arguments: argparse.Namespace, *names: str) -> dict:

@@ -1,49 +1,56 @@
 """`uae-jax plan`: whether a config fits a TPU slice, and what a step of it costs, without a TPU."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 import sys
 import tempfile
 
-from uae_jax.commands.command_line import parse_config_flags
+from uae_jax.commands import config_file
+from uae_jax.commands.command_line import Parser
+from uae_jax.commands.model_arguments import positive
+from uae_jax.files import write_whole
+from uae_jax.options import Experiment
 
-USAGE = """usage: uae-jax plan --config=FILE[:VARIANT] --topology=SLICE [--slices=N] [--stages=NAME,...]
-                    [--effort=low|default] [--json=FILE] [--config.FIELD=VALUE ...]
+EPILOG = (
+  "Needs libtpu (pip install 'uae_jax[aot]'), but no weights and no TPU. Every field of the config is a flag, such as "
+  "--config.mesh.fsdp=32. Exit code 0 if everything fits, 1 if not."
+)
 
-Compiles every program of every stage for SLICE (v5e:4x4, v5p:2x2x2, v6e:4x4, or Cloud's names such as v5e-16) and tells
-HBM a chip, FLOPs and bytes a step, collectives, and the least time of a step at the chip's published peaks. No weights
-and no TPU are needed, only libtpu: pip install 'uae_jax[aot]'. Exit code 0 if everything fits, 1 if not.
 
---slices    that many equal slices, joined by the network; config.mesh.data spans them
---stages    only these
---effort    of the compiler; low, the default, is several times faster and changes memory by a few percent
---json      writes the plan there as well
-"""
+def parser() -> Parser:
+  parser = Parser(
+    "plan",
+    "Compiles every program of every stage for a TPU slice and reports HBM per chip, FLOPs and bytes per step, "
+    "collectives, and the shortest time of a step at the chip's published peaks.",
+    EPILOG,
+  )
+  parser.add_argument("--topology", required=True, metavar="SLICE", help="v5e:4x4, v5p:2x2x2, or Cloud's name, v5e-16")
+  parser.add_argument("--slices", type=positive, default=1, help="equal slices joined by the network; default 1")
+  parser.add_argument("--stages", metavar="NAME,...", help="plan these stages only")
+  parser.add_argument(
+    "--effort",
+    choices=("low", "default"),
+    default="low",
+    help="of the compiler; low is several times faster and changes memory by a few percent; default %(default)s",
+  )
+  parser.add_argument("--json", metavar="FILE", help="also write the plan there")
+  return parser
 
 
 def main(argv: list[str]) -> int:
-  """Parses absl and ml_collections flags and plans."""
-  if not argv or "--help" in argv or "-h" in argv:
-    print(USAGE, end="")
-    return 0
-  values = parse_config_flags("plan", argv, define_flags, needed=("config", "topology"))
-  result, text = plan(values.config, values.topology, values.slices, values.stages, values.effort)
+  """Parses the arguments and plans."""
+  arguments, config = config_file.parse(parser(), argv)
+  stages = arguments.stages.split(",") if arguments.stages else None
+  result, text = plan(config, arguments.topology, arguments.slices, stages, arguments.effort)
   print(text)
-  if values.json:
-    Path(values.json).write_text(json.dumps({"command": ["uae-jax", "plan", *argv]} | result, indent=1) + "\n")
+  if arguments.json:
+    write_whole(arguments.json, json.dumps({"command": ["uae-jax", "plan", *argv]} | result, indent=1) + "\n")
   return 0 if result["fits"] else 1
 
 
-def define_flags(flags, values) -> None:
-  flags.DEFINE_string("topology", None, "slice", flag_values=values)
-  flags.DEFINE_integer("slices", 1, "how many", lower_bound=1, flag_values=values)
-  flags.DEFINE_list("stages", None, "some of the config's", flag_values=values)
-  flags.DEFINE_enum("effort", "low", ["low", "default"], "of the compiler", flag_values=values)
-  flags.DEFINE_string("json", None, "file", flag_values=values)
-
-
-def plan(config, topology: str, num_slices: int, stages: list[str] | None, effort: str) -> tuple[dict, str]:
+def plan(config: Experiment, topology: str, num_slices: int, stages: list[str] | None, effort: str) -> tuple[dict, str]:
   """(plain dict, text) of a plan.
 
   Raises:
@@ -58,18 +65,18 @@ def plan(config, topology: str, num_slices: int, stages: list[str] | None, effor
   from uae_jax.planning import topology as slices
   from uae_jax.planning.plan import plan_stage
   from uae_jax.planning.stage_programs import build_abstract, cuts, images_and_captions
-  from uae_jax.training.stage import validate
+  from uae_jax.training.validate import validate
 
   stages = stages or list(config.stages)
   for name in stages:
     if name not in config.stages:
       raise ValueError(f"--stages names {name!r}, config.stages are {', '.join(config.stages)}")
-  config.stages = tuple(stages)
+  config = dataclasses.replace(config, stages=tuple(stages))
   validate(config)
   # Programs for a TPU cannot be read back from the cache without one.
   jax.config.update("jax_enable_compilation_cache", False)
   chip, devices = slices.slice_devices(topology, num_slices)
-  mesh = sharding.make_mesh(**config.mesh, devices=devices)
+  mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
   with tempfile.TemporaryDirectory() as folder:
     built = build_abstract(config, mesh, Path(folder) / "processor")
     plans = []
@@ -78,6 +85,6 @@ def plan(config, topology: str, num_slices: int, stages: list[str] | None, effor
         config, name, built, mesh, chip, effort, lambda text: print(text, file=sys.stderr, flush=True)
       )
   about = {"topology": topology, "num_slices": num_slices, "num_chips": len(devices), "effort": effort}
-  about |= {"model": config.model, "image_px": config.data.image_px, "mesh": config.mesh.to_dict()}
+  about |= {"model": config.model, "image_px": config.data.image_px, "mesh": dataclasses.asdict(config.mesh)}
   about["stages"] = {name: images_and_captions(config, name) | {"cuts": cuts(config, name)} for name in stages}
   return tables.to_json(plans, chip=chip.name, **about), tables.to_text(plans, chip, len(devices))

@@ -4,44 +4,43 @@ Chapters: workdir and mesh; nets; stages, each with its loop, its evaluation and
 command again resumes.
 """
 
+import dataclasses
 import functools
 import os
 from pathlib import Path
 import sys
 
-from uae_jax.commands.command_line import parse_config_flags
-from uae_jax.training.order import stage_runs
+from uae_jax.commands import config_file
+from uae_jax.commands.command_line import Parser
+from uae_jax.options import Experiment
 
-USAGE = """usage: uae-jax train --config=FILE[:VARIANT] --workdir=DIR [--config.FIELD=VALUE ...]
-                     [--coordinator=HOST:PORT --num_processes=N --process_id=I]
+EPILOG = (
+  "The same command on the same DIR resumes. Every field of the config is a flag: --config.pretrain.total_steps=500. A "
+  "run of several processes is the same command in each of them, on a DIR that all of them see. Cloud TPU, Slurm, Open "
+  "MPI and Kubernetes tell each process its place; elsewhere --coordinator, --num_processes and --process_id do."
+)
 
-Trains every stage of the config and writes checkpoints, metrics, evaluation and the report to DIR.
-The same command on the same DIR resumes. Any field of the config is a flag: --config.pretrain.total_steps=500.
 
-A run of several processes is the same command in each of them, on a DIR that all of them see. Cloud TPU, Slurm, Open
-MPI and Kubernetes tell each process its place; elsewhere the last three flags do.
-"""
+def parser() -> Parser:
+  parser = Parser(
+    "train", "Trains every stage of a config; writes checkpoints, metrics, figures and the report.", EPILOG
+  )
+  parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+  parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+  parser.add_argument("--num_processes", type=int, metavar="N", help="processes of the run")
+  parser.add_argument("--process_id", type=int, metavar="I", help="number of this process, from 0")
+  return parser
 
 
 def main(argv: list[str]) -> int:
-  """Parses absl and ml_collections flags and trains."""
-  if not argv or "--help" in argv or "-h" in argv:
-    print(USAGE, end="")
-    return 0
-  values = parse_config_flags("train", argv, define_flags, needed=("config", "workdir"))
-  add_xla_flags(values.config.xla_flags)
+  """Parses the arguments and trains."""
+  arguments, config = config_file.parse(parser(), argv)
+  add_xla_flags(config.xla_flags)
   from uae_jax.training import processes
 
-  processes.join(values.coordinator, values.num_processes, values.process_id)
-  train(values.config, Path(values.workdir))
+  processes.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
+  train(config, Path(arguments.workdir))
   return 0
-
-
-def define_flags(flags, values) -> None:
-  flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
-  flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
-  flags.DEFINE_integer("num_processes", None, "of the run", lower_bound=1, flag_values=values)
-  flags.DEFINE_integer("process_id", None, "of this process, from 0", lower_bound=0, flag_values=values)
 
 
 def add_xla_flags(flags: str) -> None:
@@ -49,11 +48,11 @@ def add_xla_flags(flags: str) -> None:
   os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 
-def train(config, workdir: Path) -> None:
+def train(config: Experiment, workdir: Path) -> None:
   """Runs what is left of the config's stages, then writes the report.
 
   Args:
-    config: `ml_collections.ConfigDict`.
+    config: config of the run.
     workdir: of the run; made if absent.
 
   Raises:
@@ -69,18 +68,19 @@ def train(config, workdir: Path) -> None:
   from uae_jax.training import initial, loop, processes
   from uae_jax.training.batches import Batches
   from uae_jax.training.build import build
-  from uae_jax.training.checkpoints import CheckpointPolicy, Checkpoints
+  from uae_jax.training.checkpoints import Checkpoints
   from uae_jax.training.metrics import MetricWriter
   from uae_jax.training.preemption import Preempted, PreemptionNotice
   from uae_jax.training.profiling import Profiler
-  from uae_jax.training.stage import make_stage, params_before, validate
+  from uae_jax.training.stage import make_stage, params_before
+  from uae_jax.training.stages import spec
   from uae_jax.training.state import release
+  from uae_jax.training.validate import validate
   from uae_jax.training.workdir import open_workdir, to_plain
 
   # 1. Workdir and mesh.
   validate(config)
-  mesh = sharding.make_mesh(**config.mesh)
-  keep = CheckpointPolicy(**config.checkpoints)
+  mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
   processes.on_first(lambda: open_workdir(workdir, config))
   plain_config = to_plain(config)
   if jax.config.jax_compilation_cache_dir is None:
@@ -93,21 +93,25 @@ def train(config, workdir: Path) -> None:
   del start  # the tree above holds what it needs
 
   # 3. Stages. A finished one is read, the first unfinished one resumed.
-  evaluator = StageEvaluator(config, built.networks, built.processor, workdir)
+  evaluator = StageEvaluator(config, built.networks, built.processor, workdir, spec.find)
   writer = MetricWriter(workdir, enabled=jax.process_index() == 0, tensorboard=config.tensorboard)
   try:
     with jax.set_mesh(mesh), PreemptionNotice(mesh) as notice:
-      for number, (folder, name) in enumerate(stage_runs(config)):
-        checkpoints = Checkpoints(workdir / "checkpoints" / folder, keep)
+      for number, (folder, name) in enumerate(config.runs):
+        section = config.section(name)
+        observes = (
+          spec.find(name).observes_captions and config.evaluation.num_images and config.evaluation.caption_every_steps
+        )
+        checkpoints = Checkpoints(workdir / "checkpoints" / folder, config.checkpoints)
         before, finished = params_before(config, name, params), checkpoints.restore_final(built.abstract_params)
         if finished is None:
           seed = 1000 * config.seed + number
           stage = make_stage(config, name, built, params, seed)
           release(params, before)  # the state has its own copy
-          with Profiler(workdir / "profile" / folder, **config.profile) as profiler:
+          with Profiler(workdir / "profile" / folder, **dataclasses.asdict(config.profile)) as profiler:
             params = loop.run(
               stage,
-              config[name],
+              section,
               folder,
               Batches(config, name, built.processor, mesh, seed),
               checkpoints,
@@ -115,11 +119,11 @@ def train(config, workdir: Path) -> None:
               plain_config,
               notice,
               max_skipped_in_a_row=config.max_skipped_in_a_row,
-              observe=functools.partial(evaluator.observe, folder) if name == "generation_for_understanding" else None,
+              observe=functools.partial(evaluator.observe, folder) if observes else None,
               observe_every_steps=config.evaluation.caption_every_steps,
               profiler=profiler,
             )
-          checkpoints.save_final(config[name].total_steps, params, plain_config)
+          checkpoints.save_final(section.total_steps, params, plain_config)
         else:
           release(params, before)
           params = finished

@@ -3,8 +3,10 @@
 The images, keys and noises are the same after every stage, so all differences between stages are paired.
 """
 
+from collections.abc import Callable
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,10 +16,9 @@ from uae_jax import trees
 from uae_jax.data.processing import Processor
 from uae_jax.evaluation import held_out
 from uae_jax.evaluation.held_out import PAIRS, PLAIN, HeldOut
-from uae_jax.evaluation.reconstruction import ReconstructionOptions, Reconstructor, paired_gain, texts
+from uae_jax.evaluation.reconstruction import Reconstructor, paired_gain, texts
 from uae_jax.networks import Networks
-
-ENCODERS = ("clip", "dinov2")
+from uae_jax.options import Experiment
 
 
 class StageEvaluator:
@@ -25,19 +26,34 @@ class StageEvaluator:
 
   All processes of a run measure together, the first one writes.
 
-  The first of `config.evaluation.embedders` gives `reward_similarity`, the second `held_out_similarity`.
+  The first of `config.evaluation.embedders` gives `reward_similarity`, the second `held_out_similarity`, each further
+  one `<kind>_similarity`.
+
+  Args:
+    config: config of the run.
+    networks: networks of the run.
+    processor: processor of the captioner.
+    workdir: folder of the run.
+    find_stage: name of a stage -> its `training.stages.spec.StageSpec`, which says what is measured after it.
   """
 
-  def __init__(self, config, networks: Networks, processor: Processor, workdir: Path):
+  def __init__(
+    self,
+    config: Experiment,
+    networks: Networks,
+    processor: Processor,
+    workdir: Path,
+    find_stage: Callable[[str], Any],
+  ):
+    self._find = find_stage
     section = config.evaluation
     self.workdir = Path(workdir)
     self.prompts, self.tokenizer = networks.prompts, processor.tokenizer
     self.section = section
-    fields = {name: section[name] for name in ReconstructionOptions.__dataclass_fields__ if name in section}
-    self.reconstructor = Reconstructor(networks, ReconstructionOptions(**fields))
+    self.reconstructor = Reconstructor(networks, section)
     self.splits = held_out.load(config.data, processor, section.num_images)
-    self.similarities = dict(zip(("reward_similarity", "held_out_similarity"), section.embedders, strict=False))
-    self.similarities["psnr"] = "psnr"
+    names = ["reward_similarity", "held_out_similarity", *(f"{kind}_similarity" for kind in section.embedders[2:])]
+    self.similarities = dict(zip(names, section.embedders, strict=False)) | {"psnr": "psnr"}
 
   def is_done(self, folder: str) -> bool:
     """Also where there is nothing to measure on."""
@@ -52,17 +68,10 @@ class StageEvaluator:
       params: after the stage.
       before: what `training.stage.params_before` kept.
     """
-    if stage in ENCODERS:
-      figures = self._encoder_figures(params, stage)
-    elif stage == "vae":
-      figures = self._vae_figures(params)
-    elif stage == "captioner":
-      figures = self._caption_figures(params)
-    else:
-      figures = self._uae_figures(folder, params, trees.replace(params, before) if before else None)
+    figures = self._find(stage).figures(self, folder, params, trees.replace(params, before) if before else None)
     self._write(self._figures_file(folder), figures)
 
-  def _encoder_figures(self, params: dict, name: str) -> dict:
+  def embedder_figures(self, params: dict, name: str) -> dict:
     """How similar the embedder finds a held-out image and another one, and an edit of it where there is a truth."""
     split = self.splits[PLAIN]
     original = self.reconstructor.embed(params, name, split.images)
@@ -72,14 +81,15 @@ class StageEvaluator:
       others = {"edit_similarity": changed, **others}
     return {key: float(np.mean(np.sum(original * other, axis=-1))) for key, other in others.items()}
 
-  def _vae_figures(self, params: dict) -> dict:
+  def vae_figures(self, params: dict) -> dict:
     """The codec alone: the ceiling of every reconstruction."""
     split = self.splits[PLAIN]
     painted, psnr = self.reconstructor.autoencode(params, split.images)
     accuracy = {} if split.truth is None else split.truth.image_figures((painted + 1.0) * 127.5)
     return {"psnr": float(np.mean(psnr)), **accuracy}
 
-  def _caption_figures(self, params: dict) -> dict:
+  def caption_figures(self, params: dict) -> dict:
+    """Recall, precision and length of sampled and of greedy captions."""
     split, figures = self.splits[PLAIN], {}
     for prefix, temperature in (("", 1.0), ("greedy_", 0.0)):
       tokens = self.reconstructor.caption(params, split.captioner_images, temperature=temperature)
@@ -87,7 +97,8 @@ class StageEvaluator:
       figures |= {prefix + name: value for name, value in measured.items()}
     return figures
 
-  def _uae_figures(self, folder: str, params: dict, before: dict | None) -> dict:
+  def uae_figures(self, folder: str, params: dict, before: dict | None = None) -> dict:
+    """Captions and reconstructions of held-out images, and the gain over `before` from the same captions."""
     figures = {}
     for prefix, name, temperature in (("", PLAIN, 1.0), ("greedy_", PLAIN, 0.0), ("held_out_pairs_", PAIRS, 1.0)):
       if name not in self.splits:

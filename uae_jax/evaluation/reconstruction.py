@@ -4,7 +4,6 @@ Noise and sampling keys depend on nothing but the options, so figures of differe
 """
 
 from collections.abc import Iterator
-import dataclasses
 import functools
 
 import jax
@@ -15,40 +14,14 @@ import numpy as np
 from uae_jax.models.prompts import Prompts
 from uae_jax.models.uae import to_signed
 from uae_jax.networks import Networks
+from uae_jax.options import EvaluationOptions
 from uae_jax.rollouts import reconstruct
-
-
-@dataclasses.dataclass(frozen=True)
-class ReconstructionOptions:
-  """
-  Attributes:
-    batch_size: images a call.
-    max_new_tokens: caption budget.
-    sampler_steps: ODE steps.
-    guidance: of the sampler.
-    shift: of the schedule.
-    conditioning: "text" re-encodes a caption, "answer" uses the states at the caption's own positions.
-    text_tower: "reference" or "policy".
-    embedders: names of the embedders that compare.
-    seed: of captions and noise.
-  """
-
-  batch_size: int = 64
-  max_new_tokens: int = 512
-  sampler_steps: int = 40
-  guidance: float = 1.0
-  shift: float = 3.0
-  conditioning: str = "text"
-  text_tower: str = "reference"
-  embedders: tuple[str, ...] = ("clip", "dinov2")
-  seed: int = 0
 
 
 class Reconstructor:
   """Jitted captioning and painting of batches of one size; the last batch is padded."""
 
-  def __init__(self, networks: Networks, options: ReconstructionOptions):
-    reconstruct.check_options(options, "evaluation")
+  def __init__(self, networks: Networks, options: EvaluationOptions):
     self.networks = networks
     self.options = options
     self._caption = jax.jit(self._caption_batch)

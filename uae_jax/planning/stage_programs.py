@@ -14,12 +14,12 @@ from jax.sharding import Mesh
 from uae_jax import sharding
 from uae_jax.embedders.kind import EmbedderSizes, published
 from uae_jax.layers.lora import LoRA
-from uae_jax.training import initial, placement, supervised
+from uae_jax.training import initial, placement
 from uae_jax.training import sizes as sizes_lib
 from uae_jax.training.build import Built, build
-from uae_jax.training.order import REINFORCEMENT
 from uae_jax.training.sizes import Sizes
-from uae_jax.training.stage import make_init, make_loss, make_phases, params_before, stage_optimizer
+from uae_jax.training.stage import make_init, make_phases, params_before, stage_optimizer, supervised_step
+from uae_jax.training.stages import spec
 
 # What to change where a program does not fit, besides more chips.
 LEVERS = {
@@ -98,7 +98,7 @@ def placed(shape: tuple[int, ...], dtype, place) -> jax.ShapeDtypeStruct:
 
 def abstract_batch(config, name: str, built: Built, mesh: Mesh) -> dict:
   """A batch of a stage as `data.pipeline` makes it."""
-  rows, place, side = config[name].batch_size, sharding.batch_sharding(mesh), config.data.image_px
+  rows, place, side = config.section(name).batch_size, sharding.batch_sharding(mesh), config.data.image_px
   batch = {
     "image": placed((rows, side, side, 3), jnp.uint8, place),
     "tokens": placed((rows, config.data.caption_tokens), jnp.int32, place),
@@ -113,14 +113,13 @@ def abstract_batch(config, name: str, built: Built, mesh: Mesh) -> dict:
 
 def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Iterator[Program]:
   """The programs of one step of a stage. `send` the outputs of each, with shardings, to get the next."""
-  section = config[name]
-  optimizer, _, _ = stage_optimizer(section, name)
+  section = config.section(name)
+  optimizer, _, _ = stage_optimizer(section)
   batch = abstract_batch(config, name, built, mesh)
   kept = bytes_per_device(params_before(config, name, built.abstract_params))
-  if name not in REINFORCEMENT:
-    loss = make_loss(config, name, built, None)
+  if spec.find(name).make_phases is None:
     state = placement.abstract_state(make_init(section, built, optimizer), built.abstract_params, mesh)
-    step = supervised.make_step(loss, optimizer, ema_decay=section.ema_decay, num_microbatches=section.num_microbatches)
+    step = supervised_step(config, name, built, optimizer)
     function = jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(state), None))
     alive = kept + bytes_per_device((state, batch))
     yield Program(name, "step", function, (state, batch), (False, True), alive)
@@ -164,19 +163,16 @@ def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Iterator[Prog
 
 def images_and_captions(config, name: str) -> dict[str, int]:
   """{"images", "captions"} of a step on all chips together: learned from or painted, and sampled."""
-  section = config[name]
-  rows, options = section.batch_size, section.options
-  rollouts = rows * options.get("num_rollouts", 1)
-  if name == "generation_for_understanding":
-    return {"images": rollouts, "captions": rollouts}
-  return {"images": rollouts, "captions": rows if options.get("captions") == "sampled" else 0}
+  section, sampled = config.section(name), spec.find(name).samples_captions
+  rollouts = section.batch_size * getattr(section.options, "num_rollouts", 1)
+  return {"images": rollouts, "captions": section.batch_size * sampled(section.options)}
 
 
 def cuts(config, name: str) -> dict[str, int]:
   """The settings of a stage that cut its work into smaller pieces: dotted field -> number."""
   fields = ("num_microbatches", "updates.num_microbatches")
   fields += tuple(f"options.{part}_chunks" for part in ("decode", "logit", "replay"))
-  flat = config[name].to_dict()
+  flat = dataclasses.asdict(config.section(name))
   found = {}
   for field in fields:
     section, _, last = field.rpartition(".")
@@ -188,7 +184,7 @@ def cuts(config, name: str) -> dict[str, int]:
 
 def window_trips(options) -> tuple[float, ...]:
   """Steps before and after a window of SDE steps that starts in the middle of its range; none without a window."""
-  if "window" not in options:
+  if not hasattr(options, "window"):
     return ()
   first, last = options.window_range
   start = (first + last - 1) / 2

@@ -8,11 +8,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from uae_jax.algorithms.advantages import AdvantageOptions, multi_reward_advantages, zero_std_fraction
+from uae_jax.algorithms.advantages import multi_reward_advantages, zero_std_fraction
+from uae_jax.options import EXTERNAL, TEXT_REWARDS, AdvantageOptions, RewardOptions, TextRewardOptions
 from uae_jax.rewards.cosine import cosine_rewards, weighted_sum
-from uae_jax.rewards.text import TEXT_REWARDS, TextRewardOptions, text_reward
-
-HTTP = "http"
+from uae_jax.rewards.text import text_reward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Ensemble:
   @property
   def embedders(self) -> tuple[str, ...]:
     """Those that are rewarded."""
-    return tuple(name for name in self.names if name not in (*TEXT_REWARDS, HTTP))
+    return tuple(name for name in self.names if name not in (*TEXT_REWARDS, EXTERNAL))
 
   @property
   def texts(self) -> tuple[str, ...]:
@@ -58,7 +57,7 @@ class Ensemble:
 
   @property
   def has_judge(self) -> bool:
-    return HTTP in self.names
+    return EXTERNAL in self.names
 
   def check(self, known_encoders: Collection[str]) -> None:
     """
@@ -69,7 +68,7 @@ class Ensemble:
     if unknown:
       raise ValueError(
         f"reward_weights names {sorted(unknown)}: expected embedders of the run ({', '.join(sorted(known_encoders))}), "
-        f"text rewards ({', '.join(TEXT_REWARDS)}) or {HTTP!r}"
+        f"text rewards ({', '.join(TEXT_REWARDS)}) or {EXTERNAL!r}"
       )
     if self.held_out and self.held_out not in known_encoders:
       raise ValueError(f"held_out_embedder = {self.held_out!r}: expected one of {', '.join(sorted(known_encoders))}")
@@ -112,7 +111,7 @@ class Ensemble:
     for name in self.names:
       metrics |= reward_statistics(f"reward_{name}", rewards[name])
     if self.has_judge:
-      metrics["judge_failures"] = 1.0 - jnp.mean(jnp.isfinite(rewards[HTTP]))
+      metrics["judge_failures"] = 1.0 - jnp.mean(jnp.isfinite(rewards[EXTERNAL]))
     return values, metrics
 
 
@@ -127,3 +126,10 @@ def reward_statistics(name: str, rewards: jax.Array) -> dict[str, jax.Array]:
     name: jnp.sum(kept) / jnp.maximum(jnp.sum(valid), 1),
     f"{name}_std_in_group": jnp.sum(jnp.sqrt(squares)) / jnp.maximum(jnp.sum(count > 0), 1),
   }
+
+
+def rewarded_embedders(options: RewardOptions) -> dict[str, str]:
+  """{field of the options: embedder that it names}, for every embedder that is rewarded or held out."""
+  names = [name for name in options.reward_names if name not in (*TEXT_REWARDS, EXTERNAL)]
+  found = {f"reward_weights {name!r}": name for name in names}
+  return found | ({"held_out_embedder": options.held_out_embedder} if options.held_out_embedder else {})

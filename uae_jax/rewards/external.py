@@ -19,49 +19,14 @@ from absl import logging
 import numpy as np
 
 from uae_jax import http_client
-from uae_jax.algorithms.losses import require
 from uae_jax.files import png_base64
+from uae_jax.options import ExternalRewardOptions
 
 FAILURES = ("drop", "zero", "fail")
 
 
 class RewardError(RuntimeError):
   """The external reward gave no usable answer, and the run must not continue without it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ExternalRewardOptions:
-  """How the external reward is asked.
-
-  Attributes:
-    url: http:// or https:// address of the server, without a user name, password or key in it; "" for none.
-    timeout_seconds: of one attempt, from connecting to the last byte of the answer.
-    retries: further attempts after a failed one.
-    backoff_seconds: wait before the first retry; it doubles each time, with up to as much again at random.
-    max_concurrency: groups in flight at the same time.
-    on_failure: what a rollout without a finite number gets: "drop" leaves it out of its group's statistics with
-      advantage 0, "zero" gives the reward 0, "fail" ends the run. A server that refuses every group of a batch ends the
-      run under each of them.
-    sends_images: False sends captions alone.
-    token_variable: name of the environment variable that holds a bearer token; "" for none.
-  """
-
-  url: str = ""
-  timeout_seconds: float = 30.0
-  retries: int = 3
-  backoff_seconds: float = 0.5
-  max_concurrency: int = 8
-  on_failure: str = "drop"
-  sends_images: bool = True
-  token_variable: str = ""
-
-  def __post_init__(self):
-    require("on_failure", self.on_failure, FAILURES)
-    if self.url:
-      http_client.check_url("http_reward.url", self.url)
-    for name, least in (("timeout_seconds", 1e-3), ("retries", 0), ("backoff_seconds", 0), ("max_concurrency", 1)):
-      if not getattr(self, name) >= least:
-        raise ValueError(f"http_reward.{name} = {getattr(self, name)}: expected {least} or more")
 
 
 @dataclasses.dataclass(frozen=True)

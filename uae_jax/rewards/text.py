@@ -10,32 +10,10 @@ equation 13, with L_cache = budget - free), "truncation" its hard form; "repetit
 in Open-R1.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
-TEXT_REWARDS = ("length", "repetition", "format", "truncation")
-
-
-@dataclasses.dataclass(frozen=True)
-class TextRewardOptions:
-  """
-  Attributes:
-    length_free_tokens: captions up to this length cost nothing; 0 makes "length" a plain price a token.
-    repetition_ngram: n of "repetition".
-    forbidden_tokens: ids that "format" accepts nowhere before the closing token: control tokens.
-  """
-
-  length_free_tokens: int = 0
-  repetition_ngram: int = 3
-  forbidden_tokens: tuple[int, ...] = ()
-
-  def __post_init__(self):
-    if self.length_free_tokens < 0:
-      raise ValueError(f"length_free_tokens = {self.length_free_tokens}: expected 0 or more")
-    if self.repetition_ngram < 1:
-      raise ValueError(f"repetition_ngram = {self.repetition_ngram}: expected 1 or more")
+from uae_jax.options import TEXT_REWARDS, TextRewardOptions
 
 
 def text_reward(

@@ -14,26 +14,6 @@ from uae_jax.rollouts.captions import Captions
 from uae_jax.rollouts.conditioning import Context, answer_context, encode_captions, encode_negative
 from uae_jax.rollouts.images import sample_ode, velocity_field
 
-CONDITIONING = ("answer", "text")
-TEXT_TOWERS = ("reference", "policy")
-
-
-def check_options(options, section: str = "") -> None:
-  """Checks `options.conditioning` and `options.text_tower`; the only place where they are checked.
-
-  Args:
-    options: those of a stage, or of evaluation.
-    section: of the config file, for the error.
-
-  Raises:
-    ValueError: an unknown value.
-  """
-  for name, allowed in (("conditioning", CONDITIONING), ("text_tower", TEXT_TOWERS)):
-    value = getattr(options, name)
-    if value not in allowed:
-      field = f"{section}.{name}" if section else name
-      raise ValueError(f"{field} = {value!r}: expected {' or '.join(map(repr, allowed))}")
-
 
 def caption(
   model: UAE,

@@ -7,7 +7,6 @@ holds `params`, the whole tree.
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import dataclasses
 from pathlib import Path
 import shutil
 from typing import Any
@@ -18,63 +17,46 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from uae_jax.options import CheckpointOptions
 from uae_jax.training import processes
 from uae_jax.training.state import State
 
 PARAMS, STATE, DATA, CONFIG = "params", "state", "data", "config"
+DEFAULT_POLICY = CheckpointOptions()
 
 
 class SaveError(OSError):
   """A checkpoint could not be written: a full disk, most often. Those before it are whole."""
 
 
-@dataclasses.dataclass(frozen=True)
-class CheckpointPolicy:
-  """Which states of a stage stay on disk.
+def _score(policy: CheckpointOptions, metrics: Mapping) -> dict[str, float]:
+  """The metric that ranks a checkpoint; empty if none are ranked.
 
-  Attributes:
-    last: the newest so many.
-    best: besides, so many with the best `metric`; 0 keeps none for that.
-    metric: name of one that the stage logs, as it was at the step that is saved.
-    mode: "max" or "min", what is best.
+  Raises:
+    ValueError: the stage does not log the metric.
   """
+  if not policy.best:
+    return {}
+  if policy.metric not in metrics:
+    raise ValueError(f"config.checkpoints.metric = {policy.metric!r}: the stage logs only {', '.join(sorted(metrics))}")
+  return {policy.metric: float(np.asarray(metrics[policy.metric]))}
 
-  last: int = 2
-  best: int = 0
-  metric: str = "loss"
-  mode: str = "min"
 
-  def __post_init__(self):
-    if self.last < 1 or self.best < 0:
-      raise ValueError(f"config.checkpoints.last = {self.last}, best = {self.best}: expected at least 1 and at least 0")
-    if self.mode not in ("max", "min"):
-      raise ValueError(f"config.checkpoints.mode = {self.mode!r}: expected 'max' or 'min'")
+def _manager_options(policy: CheckpointOptions) -> ocp.CheckpointManagerOptions:
+  policies, options = [checkpoint_managers.LatestN(policy.last)], {}
+  if policy.best:
 
-  def score(self, metrics: Mapping) -> dict[str, float]:
-    """What is kept beside a state to judge it.
+    def value(metrics):
+      return metrics[policy.metric]
 
-    Raises:
-      ValueError: the stage does not log it.
-    """
-    if not self.best:
-      return {}
-    if self.metric not in metrics:
-      raise ValueError(f"config.checkpoints.metric = {self.metric!r}: the stage logs only {', '.join(sorted(metrics))}")
-    return {self.metric: float(np.asarray(metrics[self.metric]))}
-
-  def options(self) -> ocp.CheckpointManagerOptions:
-    policies = [checkpoint_managers.LatestN(self.last)]
-    options = {}
-    if self.best:
-      best_first = lambda metrics: metrics[self.metric]  # noqa: E731
-      policies.append(checkpoint_managers.BestN(get_metric_fn=best_first, reverse=self.mode == "min", n=self.best))
-      options = {"best_fn": best_first, "best_mode": self.mode}
-    return ocp.CheckpointManagerOptions(
-      preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-      # What a killed run was writing is of no use and may fill the disk.
-      cleanup_tmp_directories=True,
-      **options,
-    )
+    policies.append(checkpoint_managers.BestN(get_metric_fn=value, reverse=policy.mode == "min", n=policy.best))
+    options = {"best_fn": value, "best_mode": policy.mode}
+  return ocp.CheckpointManagerOptions(
+    preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+    # What a killed run was writing is of no use and may fill the disk.
+    cleanup_tmp_directories=True,
+    **options,
+  )
 
 
 def _writable(state: State) -> dict:
@@ -98,11 +80,11 @@ def _abstract(tree):
 class Checkpoints:
   """The checkpoints of one stage; all processes call all methods alike."""
 
-  def __init__(self, directory: Path, keep: CheckpointPolicy = CheckpointPolicy()):
+  def __init__(self, directory: Path, policy: CheckpointOptions = DEFAULT_POLICY):
     self.directory = Path(directory).absolute()
-    self._keep = keep
+    self._policy = policy
     items = (PARAMS, STATE, DATA, CONFIG)
-    self._manager = ocp.CheckpointManager(self.directory, options=keep.options(), item_names=items)
+    self._manager = ocp.CheckpointManager(self.directory, options=_manager_options(policy), item_names=items)
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
@@ -135,7 +117,7 @@ class Checkpoints:
       DATA: ocp.args.JsonSave(data),
       CONFIG: ocp.args.JsonSave(config),
     }
-    score = self._keep.score(metrics or {}) or None
+    score = _score(self._policy, metrics or {}) or None
     with self._writing():
       self._manager.save(step, args=ocp.args.Composite(**items), metrics=score, force=True)
 

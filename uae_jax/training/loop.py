@@ -11,7 +11,7 @@ from uae_jax.training.checkpoints import Checkpoints
 from uae_jax.training.metrics import MetricWriter
 from uae_jax.training.preemption import Preempted
 from uae_jax.training.profiling import Profiler
-from uae_jax.training.stage import Stage
+from uae_jax.training.stage import ReadyStage
 from uae_jax.training.state import release
 from uae_jax.training.throughput import StepClock
 
@@ -21,7 +21,7 @@ class NonFiniteError(RuntimeError):
 
 
 def run(
-  stage: Stage,
+  stage: ReadyStage,
   section,
   folder: str,
   batches: Batches,
@@ -70,7 +70,9 @@ def run(
   step = int(state.step)
   writer.start_stage(folder, step=step, total_steps=section.total_steps)
   batch = None
-  clock = StepClock(lambda: stage.step.flops, num_rollouts=section.options.get("num_rollouts", 1))
+  # A policy loss does not measure progress, so RL stages have no target.
+  target_loss = getattr(section, "target_loss", 0.0)
+  clock = StepClock(lambda: stage.step.flops, num_rollouts=getattr(section.options, "num_rollouts", 1))
 
   def save(metrics: dict, *, wait: bool) -> None:
     checkpoints.save(step, state, batches.get_state(), plain_config, metrics)
@@ -96,9 +98,9 @@ def run(
         "learning_rate": float(stage.learning_rate(step * stage.optimizer_steps)),
         "bad_records": batches.num_bad(),
       }
-      if section.target_loss:
+      if target_loss:
         logged["loss_average"] = float(state.loss_average)
-        is_last = is_last or logged["loss_average"] < section.target_loss
+        is_last = is_last or logged["loss_average"] < target_loss
       logged |= clock.read(state)
       writer.write(folder, step, logged)
       if metrics["skipped_in_a_row"] >= max_skipped_in_a_row:

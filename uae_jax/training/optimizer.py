@@ -2,7 +2,6 @@
 is decided by the trainable/frozen split.
 """
 
-import dataclasses
 import re
 from typing import NamedTuple
 
@@ -11,53 +10,21 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from uae_jax.options import OptimizerOptions
+
 # Root mean square of an orthogonalized update over the learning rate: AdamW's own, so that both share a rate.
 # arXiv 2502.16982 section 2.2.
 _MUON_RMS = 0.2
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerOptions:
-  """AdamW, its schedule, and where Muon takes its place.
-
-  Attributes:
-    learning_rate: peak.
-    schedule: "constant" or "cosine", after a linear warm-up.
-    warmup_percent: of the stage's steps.
-    end_factor: the cosine ends at this fraction of the peak.
-    clip_norm: of the global gradient norm.
-    spike_factor: an update whose gradient norm is more than so many times its moving average is skipped; 0 skips none.
-    muon: regex of the trainable matrices float[..., in, out] whose momentum is orthogonalized, each by itself; the rest
-      keeps AdamW, then with Nesterov momentum, as embeddings, first and last layers should. Empty: AdamW for all.
-  """
-
-  learning_rate: float
-  schedule: str = "cosine"
-  warmup_percent: float = 5.0
-  end_factor: float = 0.05
-  b1: float = 0.9
-  b2: float = 0.99
-  eps: float = 1e-8
-  weight_decay: float = 0.0
-  clip_norm: float = 1.0
-  spike_factor: float = 0.0
-  muon: str = ""
-
-
 def learning_rate(options: OptimizerOptions, total_steps: int) -> optax.Schedule:
-  """Step -> learning rate.
-
-  Raises:
-    ValueError: unknown schedule.
-  """
+  """Optimizer step -> learning rate."""
   warmup = max(1, round(total_steps * options.warmup_percent / 100))
   if options.schedule == "cosine":
     peak, end = options.learning_rate, options.learning_rate * options.end_factor
     # Starts above zero: a first step that changes nothing is a wasted rollout.
     return optax.warmup_cosine_decay_schedule(peak / warmup, peak, warmup, max(total_steps, warmup + 1), end)
-  if options.schedule == "constant":
-    return optax.linear_schedule(options.learning_rate / warmup, options.learning_rate, warmup)
-  raise ValueError(f"optimizer.schedule = {options.schedule!r}: expected 'cosine' or 'constant'")
+  return optax.linear_schedule(options.learning_rate / warmup, options.learning_rate, warmup)
 
 
 class SpikeState(NamedTuple):
@@ -124,12 +91,7 @@ def muon_matrices(params: dict, pattern: str) -> dict:
 
 
 def make_optimizer(options: OptimizerOptions, total_steps: int) -> optax.GradientTransformation:
-  """
-  Raises:
-    ValueError: unknown schedule, or a spike factor that would skip ordinary updates.
-  """
-  if options.spike_factor and options.spike_factor <= 1.0:
-    raise ValueError(f"optimizer.spike_factor = {options.spike_factor}: expected 0 for none, or more than 1")
+  """The optimizer of a stage of `total_steps` optimizer steps."""
   rate = learning_rate(options, total_steps)
   if options.muon:
     update = contrib.muon(

@@ -46,14 +46,3 @@ class Profiler:
 
   def __exit__(self, *error) -> None:
     self.close()
-
-
-def validate(section) -> None:
-  """Refuses a `config.profile` that cannot be.
-
-  Raises:
-    ValueError: naming the field.
-  """
-  for field, least in (("first_step", 1), ("num_steps", 0)):
-    if section[field] < least:
-      raise ValueError(f"config.profile.{field} = {section[field]}: expected {least} or more")

@@ -6,14 +6,14 @@ from pathlib import Path
 import warnings
 
 from jax.sharding import Mesh
-import ml_collections
 
 from uae_jax.data.processing import Processor
 from uae_jax.models.uae import NETS
+from uae_jax.options import Experiment
+from uae_jax.plain import from_plain
 from uae_jax.training import sizes
 from uae_jax.training.build import build
 from uae_jax.training.checkpoints import PARAMS
-from uae_jax.training.order import stage_runs
 from uae_jax.training.workdir import read_config
 from uae_jax.weights import legacy, sources
 from uae_jax.weights.checkpoint import InferenceSettings, LoadedUAE, OtherModelError, damage, read_tree, typed
@@ -63,9 +63,9 @@ def load_run(workdir: str | Path, dtype: str, mesh: Mesh) -> LoadedUAE:
     ValueError: no stage of the run is finished, or the config or every finished checkpoint is damaged.
   """
   workdir = Path(workdir)
-  config = ml_collections.ConfigDict(legacy.current_config(read_config(workdir)))
+  config = run_config(workdir)
   try:
-    folders = [folder for folder, _ in stage_runs(config)]
+    folders = [folder for folder, _ in config.runs]
     evaluation, processor = config.evaluation, Processor.from_folder(workdir / PROCESSOR)
     model_sizes = sizes.read(workdir)
     built = build(config, model_sizes, processor, mesh)
@@ -99,6 +99,23 @@ def load_run(workdir: str | Path, dtype: str, mesh: Mesh) -> LoadedUAE:
       shift=evaluation.shift,
     ),
   )
+
+
+def run_config(workdir: Path) -> Experiment:
+  """The config of a run, also of one of an earlier version.
+
+  Raises:
+    FileNotFoundError: the folder holds no run.
+    ValueError: its config cannot be read.
+  """
+  plain = legacy.current_config(read_config(workdir))
+  version = plain.pop("config_version")
+  if version != legacy.CONFIG_VERSION:
+    raise ValueError(f"{workdir}/config.json has config_version {version}, expected {legacy.CONFIG_VERSION}")
+  try:
+    return from_plain(Experiment, plain, "config")
+  except ValueError as error:
+    raise ValueError(f"{workdir}/config.json is not the config of a run of uae-jax: {error}") from error
 
 
 def finished_steps(stage: Path) -> list[Path]:

@@ -13,12 +13,12 @@ from uae_jax.layers.lora import LoRA
 from uae_jax.layers.stack import REMAT_POLICIES
 from uae_jax.models.clip import CLIPTextConfig
 from uae_jax.models.uae import UAEConfig
+from uae_jax.options import FRESH
 from uae_jax.plain import from_plain, to_plain
 from uae_jax.small_world import sizes as small_world
 from uae_jax.small_world.processor import write_processor
 from uae_jax.weights import legacy
 
-FRESH = "fresh"
 FILE = "model.json"
 
 

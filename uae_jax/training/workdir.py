@@ -3,16 +3,19 @@
 import json
 from pathlib import Path
 
-import ml_collections
+from uae_jax.files import write_whole
+from uae_jax.options import Experiment
+from uae_jax.plain import to_plain as plain_value
+from uae_jax.weights import legacy
 
 CONFIG_FILE = "config.json"
 # What may change when a run is resumed: where it runs and what it keeps, not what it computes.
 FREE_FIELDS = ("mesh", "checkpoints", "profile", "tensorboard")
 
 
-def to_plain(config: ml_collections.ConfigDict) -> dict:
-  """The config as JSON has it: dicts, lists, numbers, strings."""
-  return json.loads(json.dumps(config.to_dict(), default=list))
+def to_plain(config: Experiment) -> dict:
+  """The config as `config.json` has it: dicts, lists, numbers, strings, and the version of its fields."""
+  return {"config_version": legacy.CONFIG_VERSION} | plain_value(config)
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
@@ -27,7 +30,7 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
   return found
 
 
-def open_workdir(workdir: Path, config: ml_collections.ConfigDict) -> dict:
+def open_workdir(workdir: Path, config: Experiment) -> dict:
   """Makes the folder of a new run, or checks that an existing one is this run's.
 
   A run may be resumed on another mesh, and keep other checkpoints; its config then says so from now on.
@@ -43,6 +46,7 @@ def open_workdir(workdir: Path, config: ml_collections.ConfigDict) -> dict:
   file = workdir / CONFIG_FILE
   if file.exists():
     old = read_config(workdir)
+    legacy.refuse_old(old, workdir)
     changed = differences(fixed(old), fixed(plain))
     if changed:
       raise ValueError(
@@ -50,28 +54,21 @@ def open_workdir(workdir: Path, config: ml_collections.ConfigDict) -> dict:
         "use the old values to resume it, or another --workdir"
       )
     if old != plain:
-      _write(file, plain)
+      write_whole(file, json.dumps(plain, indent=2) + "\n")
     return plain
   # A run that was killed while it wrote its config left a temporary file and nothing else.
-  if workdir.exists() and any(other.name != file.with_suffix(".tmp").name for other in workdir.iterdir()):
+  if workdir.exists() and any(other.suffix != ".tmp" for other in workdir.iterdir()):
     raise ValueError(
       f"{workdir} is not empty and holds no {CONFIG_FILE}: it is not a run of uae-jax, choose another --workdir"
     )
   workdir.mkdir(parents=True, exist_ok=True)
-  _write(file, plain)
+  write_whole(file, json.dumps(plain, indent=2) + "\n")
   return plain
 
 
 def fixed(plain: dict) -> dict:
   """The part of a plain config that a run cannot change."""
   return {name: value for name, value in plain.items() if name not in FREE_FIELDS}
-
-
-def _write(file: Path, plain: dict) -> None:
-  """Whole or not at all: a torn config would make the folder foreign."""
-  temporary = file.with_suffix(".tmp")
-  temporary.write_text(json.dumps(plain, indent=2) + "\n")
-  temporary.replace(file)
 
 
 def read_config(workdir: Path) -> dict:

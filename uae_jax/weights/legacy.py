@@ -45,20 +45,24 @@ def is_old_config(plain: Mapping) -> bool:
   return "config_version" not in plain
 
 
+# What inference and reports need of the config of an old run; the options of its stages had other fields.
+KEPT = ("seed", "model", "processor", "dtype", "data", "rounds", "embedders", "evaluation")
+
+
 def current_config(plain: Mapping) -> dict:
-  """The config of a run in today's names; one that has a version is returned as it is."""
+  """The config of a run in today's names; one that has a version is returned as it is.
+
+  Of an old config only what is needed to use its result is kept: such a run cannot be resumed.
+  """
   if not is_old_config(plain):
     return dict(plain)
-  config = current_fields(plain)
-  if "stages" in config:
-    config["stages"] = [STAGES.get(name, name) for name in config["stages"]]
-  cold_start = config.get("cold_start", {}).get("options", {})
-  if "encoder" in cold_start:
-    cold_start["embedder"] = cold_start.pop("encoder")
-  for section in config.values():
-    if isinstance(section, dict) and isinstance(section.get("trainable"), str):
-      for old, new in NETS.items():
-        section["trainable"] = section["trainable"].replace(f"{old}/", f"{new}/")
+  old = current_fields(plain)
+  config: dict[str, Any] = {name: old[name] for name in KEPT if name in old}
+  config["stages"] = [STAGES.get(name, name) for name in old.get("stages", [])]
+  for name in config["stages"]:
+    budget = old.get(name, {}).get("options", {}).get("max_new_tokens")
+    if budget is not None:
+      config[name] = {"options": {"max_new_tokens": budget}}
   return config | {"config_version": CONFIG_VERSION}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from uae_jax.data.processing import Processor
 from uae_jax.models.prompts import Prompts
-from uae_jax.rewards.ensemble import HTTP
+from uae_jax.options import EXTERNAL
 from uae_jax.rewards.external import ExternalReward, RewardError
 from uae_jax.training import processes
 from uae_jax.training.rl.phases import RewardInputs
@@ -42,7 +42,7 @@ def make_external_reward(
     outcome = processes.of_first(outcome)
     if isinstance(outcome, str):
       raise RewardError(outcome) from cause
-    return {HTTP: np.asarray(outcome, np.float32)}
+    return {EXTERNAL: np.asarray(outcome, np.float32)}
 
   return external_reward
 

@@ -4,13 +4,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from uae_jax.algorithms import flow_matching, forward_process, samplers
-from uae_jax.algorithms.losses import require
+from uae_jax.algorithms import flow_matching, forward_process
+from uae_jax.options import ImageObjective, UnderstandingForGenerationOptions
+from uae_jax.options.stages import ODE
 from uae_jax.rollouts.images import one_by_one, sample_ode
 from uae_jax.training.rl import sde_policy
 from uae_jax.training.rl.policy import Fields, ImagePolicy, by_prompt, flat
-
-ODE = "ode"
 
 
 @flax.struct.dataclass
@@ -40,26 +39,14 @@ class Noised:
     return Noised(self.x, *map(cut, (self.noise, self.sigma, self.old_velocity, self.average_velocity)))
 
 
-def make_policy(options, objective: forward_process.ForwardObjective) -> ImagePolicy:
-  """
-  Args:
-    options: of the stage.
-    objective: static.
+def make_policy(options: UnderstandingForGenerationOptions, objective: ImageObjective) -> ImagePolicy:
+  """The policy of DiffusionNFT and AWM.
 
-  Raises:
-    ValueError: an unknown option, or a sampler that makes all images of a group equal.
+  Args:
+    options: options of stage 3.
+    objective: its objective, with loss "nft" or "awm".
   """
-  require("options.sampler", options.sampler, (ODE, *samplers.KINDS))
-  require("options.noising_density", options.noising_density, flow_matching.DENSITIES)
   low, high = options.noising_range
-  if not 0 <= low < high <= 1:
-    raise ValueError(f"options.noising_range = {options.noising_range}: expected 0 <= first < last <= 1")
-  if options.noising_points < 1:
-    raise ValueError(f"options.noising_points = {options.noising_points}: expected 1 or more")
-  if options.sampler == ODE and options.is_noise_shared:
-    raise ValueError(
-      "sampler = 'ode' with is_noise_shared = True paints one image num_rollouts times: set is_noise_shared = False"
-    )
   num_rollouts = options.num_rollouts
   sample_images = None if options.sampler == ODE else sde_policy.make_sampler(options)
 

@@ -46,15 +46,15 @@ class OldPolicy:
 
 @dataclasses.dataclass(frozen=True)
 class Phases:
-  """Functions of one RL stage, all pure but the judge.
+  """Functions of one RL stage, all pure but the external reward.
 
   Attributes:
     rollout: (params, batch, key, step) -> trajectory; step int32[] counts updates, for schedules.
     reward: (params, batch, trajectory, key) -> (rewards, metrics); rewards: dict name -> float32[prompts, rollouts].
     advantages: (rewards) -> (float32[prompts, rollouts], metrics).
     update: (state, batch, trajectory, advantages) -> (state, metrics).
-    reward_and_inputs: as `reward`, -> ((rewards, metrics), RewardInputs): what `judge` is shown.
-    judge: (batch, reward_inputs) -> further rewards, on the host; None without.
+    reward_and_inputs: as `reward`, -> ((rewards, metrics), RewardInputs): what `external_reward` reads.
+    external_reward: (batch, reward_inputs) -> further rewards, computed on the host; None without.
     old_policy: how `State.old` follows; None without.
   """
 
@@ -63,7 +63,7 @@ class Phases:
   advantages: Callable[[dict], tuple[jax.Array, dict]]
   update: Callable[[State, dict, Any, jax.Array], tuple[State, dict]]
   reward_and_inputs: Callable[[dict, dict, Any, jax.Array], tuple[tuple[dict, dict], RewardInputs]] | None = None
-  judge: Callable[[dict, RewardInputs], dict] | None = None
+  external_reward: Callable[[dict, RewardInputs], dict] | None = None
   old_policy: OldPolicy | None = None
 
   def sampling_params(self, state: State) -> dict:
@@ -82,10 +82,10 @@ def compose(phases: Phases) -> Callable[[State, dict], tuple[State, dict]]:
   """step(state, batch) -> (state, metrics): the four phases as one pure function.
 
   Raises:
-    ValueError: a reward is judged outside.
+    ValueError: the stage has an external reward.
   """
-  if phases.judge is not None:
-    raise ValueError("a step with a judge outside is not one pure function: its phases run apart")
+  if phases.external_reward is not None:
+    raise ValueError("a step with an external reward is not one pure function: its phases run separately")
 
   def step(state: State, batch: dict) -> tuple[State, dict]:
     rollout_key, reward_key = phase_keys(state)

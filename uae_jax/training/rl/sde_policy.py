@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from uae_jax.algorithms import flow_grpo, samplers
-from uae_jax.algorithms.losses import require, sum_and_count
+from uae_jax.algorithms.losses import sum_and_count
+from uae_jax.options import ImageObjective, UnderstandingForGenerationOptions
 from uae_jax.rollouts.images import Trajectories, replay, sample_sde
 from uae_jax.training.rl.policy import Fields, ImagePolicy, by_prompt, flat
 
@@ -38,21 +39,8 @@ class Steps:
     return Steps(cut(self.latents, 2), *map(cut, kept))
 
 
-def make_sampler(options):
-  """(repeat -> velocity, noise, key, step) -> `Trajectories` with one window of SDE steps for the whole batch.
-
-  Raises:
-    ValueError: an unknown sampler, or a window that does not fit the schedule.
-  """
-  require("options.sampler", options.sampler, samplers.KINDS)
-  require("options.window_strategy", options.window_strategy, samplers.WINDOW_STRATEGIES)
-  # The last step lands on sigma = 0: it has no density.
-  last = options.window_range[0] if options.window_strategy == "fixed" else options.window_range[1] - 1
-  if last + options.window > options.sampler_steps - 1:
-    raise ValueError(
-      f"window of {options.window} steps starting at {last} passes step {options.sampler_steps - 1}, the last with a "
-      "density: lower window_range or raise sampler_steps"
-    )
+def make_sampler(options: UnderstandingForGenerationOptions):
+  """(repeat -> velocity, noise, key, step) -> `Trajectories` with one window of SDE steps for the whole batch."""
 
   def sample(velocity_of, noise, key, step):
     window_key, sde_key = jax.random.split(key)
@@ -77,25 +65,19 @@ def make_sampler(options):
   return sample
 
 
-def _sde(options) -> dict:
+def _sde(options: UnderstandingForGenerationOptions) -> dict:
   return dict(
     num_steps=options.sampler_steps, shift=options.shift, kind=options.sampler, noise_level=options.noise_level
   )
 
 
-def make_policy(options, objective: flow_grpo.FlowObjective) -> ImagePolicy:
-  """
-  Args:
-    options: of the stage.
-    objective: static.
+def make_policy(options: UnderstandingForGenerationOptions, objective: ImageObjective) -> ImagePolicy:
+  """The policy of Flow-GRPO.
 
-  Raises:
-    ValueError: a sampler without log-probabilities, or a window that does not fit the schedule.
+  Args:
+    options: options of stage 3.
+    objective: its objective, with loss "flow_grpo".
   """
-  if options.sampler == "cps" and objective.ratio == "guard":
-    raise ValueError("objective.ratio = 'guard' needs a Gaussian log-probability: sampler 'cps' drops its variance")
-  if options.noise_level <= 0:
-    raise ValueError(f"options.noise_level = {options.noise_level}: without noise a step has no log-probability")
   num_rollouts = options.num_rollouts
   sample_trajectories = make_sampler(options)
 

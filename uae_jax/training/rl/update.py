@@ -1,7 +1,6 @@
 """All updates of one rollout: epochs, minibatches, and microbatches whose gradients are added."""
 
 from collections.abc import Callable
-import dataclasses
 from typing import Any
 
 import flax.struct
@@ -10,28 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from uae_jax.algorithms import ema
+from uae_jax.options import UpdateOptions
 from uae_jax.training.rl.phases import OldPolicy
 from uae_jax.training.state import State, apply_gradients
-
-
-@dataclasses.dataclass(frozen=True)
-class UpdateOptions:
-  """How one rollout is used.
-
-  Attributes:
-    num_epochs: passes over the rollout.
-    num_minibatches: optimizer steps a pass; must divide the number of prompts.
-    num_microbatches: pieces of a minibatch whose gradients are added.
-  """
-
-  num_epochs: int = 1
-  num_minibatches: int = 1
-  num_microbatches: int = 1
-
-  @property
-  def is_on_policy(self) -> bool:
-    """One update a rollout: the policy that sampled is the policy that learns, and the ratio is 1 by definition."""
-    return self.num_epochs * self.num_minibatches == 1
 
 
 @flax.struct.dataclass

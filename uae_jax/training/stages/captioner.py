@@ -4,28 +4,16 @@ What Qwen2.5-VL's own training is to a real user. Rows without an image see the 
 language model's states of a caption alone, which condition the decoder, are trained too.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from uae_jax.models.prompts import generation_rows
 from uae_jax.models.uae import captioner_images
 from uae_jax.networks import Networks
+from uae_jax.options import CaptionerOptions
 from uae_jax.rollouts import captions
+from uae_jax.training.stages.spec import StageSpec
 from uae_jax.training.supervised import Loss
-
-
-@dataclasses.dataclass(frozen=True)
-class CaptionerOptions:
-  """
-  Attributes:
-    noise_level: deviation of Gaussian noise on the image, in grey levels of 255.
-    text_only_weight: of the loss on the generation template.
-  """
-
-  noise_level: float = 6.0
-  text_only_weight: float = 0.15
 
 
 def make_loss(networks: Networks, options: CaptionerOptions) -> Loss:
@@ -37,7 +25,7 @@ def make_loss(networks: Networks, options: CaptionerOptions) -> Loss:
   def loss(params, batch, key):
     model = networks.uae(params, adapters=False)
     images = captioner_images(batch).astype(jnp.float32)
-    images = images + options.noise_level * jax.random.normal(key, images.shape)
+    images = images + options.pixel_noise_std_255 * jax.random.normal(key, images.shape)
     tokens = batch["tokens"]
     mask = captions.caption_mask(tokens, prompts)
     log_probs, _ = captions.caption_log_probs(model, prompts, images, tokens[:, None])
@@ -55,3 +43,9 @@ def make_loss(networks: Networks, options: CaptionerOptions) -> Loss:
     return value, {"nll": with_image, "nll_text_only": text_only, "caption_length": length}
 
   return loss
+
+
+SPEC = StageSpec(
+  make_loss=lambda config, built: make_loss(built.networks, config.captioner.options),
+  figures=lambda evaluator, folder, params, before: evaluator.caption_figures(params),
+)

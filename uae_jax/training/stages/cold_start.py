@@ -4,64 +4,28 @@ flow through it all.
 Source: arXiv 2509.09666 section 3.2 (stage 1): loss mean(1 - cos(CLIP(x_hat), CLIP(x))) through sampler, VAE and CLIP.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from uae_jax.models.uae import captioner_images, to_signed
 from uae_jax.networks import Networks
+from uae_jax.options import ColdStartOptions
+from uae_jax.options.sampling import SAMPLED
 from uae_jax.rollouts import reconstruct
 from uae_jax.rollouts.conditioning import encode_captions
 from uae_jax.training.stages.pretrain import flow_loss
+from uae_jax.training.stages.spec import StageSpec
 from uae_jax.training.supervised import Loss
 
 
-@dataclasses.dataclass(frozen=True)
-class ColdStartOptions:
-  """
-  Attributes:
-    conditioning: "answer", the connector's states at the caption's own positions (official), or "text", the caption
-    re-encoded as a
-      generation prompt.
-    text_tower: language model that re-encodes captions for "text": "policy", or "reference" with its adapters off.
-    captions: "dataset" teacher-forces the batch's captions, "sampled" the captioner's own.
-    temperature: of sampled captions.
-    sampler_steps: N.
-    gradient_steps: the last so many steps are differentiated.
-    guidance: classifier-free guidance of the sampler.
-    shift: of the schedule and of the flow loss.
-    flow_weight: of the flow-matching loss on dataset captions, which keeps the decoder a decoder.
-    encoder: name of the encoder that compares.
-  """
-
-  conditioning: str = "answer"
-  text_tower: str = "policy"
-  captions: str = "dataset"
-  temperature: float = 1.0
-  sampler_steps: int = 10
-  gradient_steps: int = 10
-  guidance: float = 5.0
-  shift: float = 3.0
-  flow_weight: float = 0.0
-  encoder: str = "clip"
-
-
 def make_loss(networks: Networks, options: ColdStartOptions) -> Loss:
-  """loss(params, batch, key) on `image` uint8[B, H, W, 3] and `tokens` int32[B, L].
-
-  Raises:
-    ValueError: unknown conditioning or source of captions.
-  """
-  reconstruct.check_options(options, "cold_start")
-  if options.captions not in ("dataset", "sampled"):
-    raise ValueError(f"cold_start.captions = {options.captions!r}: expected 'dataset' or 'sampled'")
+  """loss(params, batch, key) on `image` uint8[B, H, W, 3] and `tokens` int32[B, L]."""
 
   def loss(params, batch, key):
     model = networks.uae(params)
     caption_key, noise_key, flow_key = jax.random.split(key, 3)
     images, tokens = captioner_images(batch), batch["tokens"]
-    if options.captions == "sampled":
+    if options.captions == SAMPLED:
       sampler = networks.uae(jax.lax.stop_gradient(params))
       sizes = dict(max_new_tokens=tokens.shape[1], temperature=options.temperature)
       tokens = reconstruct.caption(sampler, networks.prompts, images, caption_key, **sizes).tokens[:, 0]
@@ -80,7 +44,7 @@ def make_loss(networks: Networks, options: ColdStartOptions) -> Loss:
     )
     # Wider than the image's range: a hard clip at +-1 would stop the gradient of every saturated pixel.
     reconstructions = jnp.clip(generated, -1.2, 1.2)
-    gap = networks.embed(params, options.encoder, reconstructions) - networks.embed(params, options.encoder, target)
+    gap = networks.embed(params, options.embedder, reconstructions) - networks.embed(params, options.embedder, target)
     # 1 - cos of unit vectors without the cancellation of 1 - (nearly 1).
     value = jnp.mean(0.5 * jnp.sum(jnp.square(gap), axis=-1))
     metrics = {"similarity": 1.0 - value}
@@ -91,3 +55,11 @@ def make_loss(networks: Networks, options: ColdStartOptions) -> Loss:
     return value, metrics
 
   return loss
+
+
+SPEC = StageSpec(
+  make_loss=lambda config, built: make_loss(built.networks, config.cold_start.options),
+  embedders=lambda options: {"embedder": options.embedder},
+  samples_captions=lambda options: int(options.captions == SAMPLED),
+  figures=lambda evaluator, folder, params, before: evaluator.uae_figures(folder, params),
+)

@@ -4,8 +4,6 @@ Source: CLIP (arXiv 2103.00020) figure 3; each scene comes with edited versions 
 negatives.
 """
 
-import dataclasses
-
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -13,18 +11,12 @@ import optax
 
 from uae_jax.models.uae import to_signed
 from uae_jax.networks import Networks
+from uae_jax.options import ContrastiveOptions, Experiment
+from uae_jax.training.build import Built
+from uae_jax.training.stages.spec import StageSpec
 from uae_jax.training.supervised import Loss
 
 MAX_LOGIT_SCALE = 50.0
-
-
-@dataclasses.dataclass(frozen=True)
-class ContrastiveOptions:
-  """noise_level: images get Gaussian noise of a standard deviation drawn from U(0, noise_level), in units of [-1,
-  1].
-  """
-
-  noise_level: float = 0.2
 
 
 def make_loss(networks: Networks, name: str, text_graphdef: nnx.GraphDef, options: ContrastiveOptions) -> Loss:
@@ -47,7 +39,7 @@ def make_loss(networks: Networks, name: str, text_graphdef: nnx.GraphDef, option
     )
     level_key, noise_key = jax.random.split(key)
     x = to_signed(images)
-    level = options.noise_level * jax.random.uniform(level_key, (x.shape[0], 1, 1, 1))
+    level = options.pixel_noise_std * jax.random.uniform(level_key, (x.shape[0], 1, 1, 1))
     x = x + level * jax.random.normal(noise_key, x.shape)
     image = networks.embed(params, name, x)
     text = nnx.merge(text_graphdef, params["contrastive"]["text"])(tokens)
@@ -62,3 +54,29 @@ def make_loss(networks: Networks, name: str, text_graphdef: nnx.GraphDef, option
     return value, {"accuracy": jnp.mean(jnp.argmax(logits, axis=1) == labels)}
 
   return loss
+
+
+def spec(name: str) -> StageSpec:
+  """The stage that trains the embedder `name`."""
+
+  def loss(config: Experiment, built: Built) -> Loss:
+    # The text tower that teaches the embedder is a part of the stage, not of the run.
+    with nnx.use_eager_sharding(False):
+      graphdef = nnx.graphdef(nnx.eval_shape(lambda: built.make_text_tower(nnx.Rngs(0))))
+    return make_loss(built.networks, name, graphdef, config.section(name).options)
+
+  def extra_params(built: Built, key: jax.Array) -> dict:
+    with nnx.use_eager_sharding(False):
+      tower = nnx.state(built.make_text_tower(nnx.Rngs(jax.random.fold_in(key, 1))))
+    return {"contrastive": {"text": nnx.to_pure_dict(tower), "logit_scale": jnp.log(jnp.float32(10.0))}}
+
+  def finish(built: Built, params: dict, images: jax.Array) -> dict:
+    del built, images
+    return {net: tree for net, tree in params.items() if net != "contrastive"}
+
+  return StageSpec(
+    make_loss=loss,
+    extra_params=extra_params,
+    finish=finish,
+    figures=lambda evaluator, folder, params, before: evaluator.embedder_figures(params, name),
+  )

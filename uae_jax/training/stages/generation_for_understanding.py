@@ -11,53 +11,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from uae_jax.algorithms import advantages as advantage_functions
 from uae_jax.algorithms import grpo
 from uae_jax.models.uae import captioner_images, to_pixels, to_signed
 from uae_jax.networks import Networks
-from uae_jax.rewards.ensemble import Ensemble
-from uae_jax.rewards.text import TextRewardOptions
+from uae_jax.options import (
+  AdvantageOptions,
+  Experiment,
+  GenerationForUnderstandingOptions,
+  TextRewardOptions,
+  TokenObjective,
+  UpdateOptions,
+)
+from uae_jax.rewards.ensemble import Ensemble, rewarded_embedders
 from uae_jax.rollouts import captions, reconstruct
 from uae_jax.rollouts.captions import Captions
 from uae_jax.rollouts.conditioning import Context
+from uae_jax.training.build import Built
 from uae_jax.training.rl.phases import Phases, RewardInputs
-from uae_jax.training.rl.update import UpdateOptions, run_updates
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerationForUnderstandingOptions:
-  """
-  Attributes:
-    num_rollouts: captions an image (the group).
-    max_new_tokens: caption budget, closing token included.
-    temperature: of sampling, and of the log-probabilities that are trained.
-    conditioning: "text" re-encodes the caption as a generation prompt: the latent really is text; "answer" uses the
-      connector's states at the caption's own positions.
-    text_tower: language model that re-encodes captions: "reference" (adapters off: a moving encoder breaks a frozen
-      decoder) or "policy".
-    sampler_steps: ODE steps of a reconstruction.
-    guidance: of the sampler.
-    shift: of the schedule.
-    is_noise_shared: one initial noise for all captions of an image.
-    reward_weights: (name, weight) of embedders, text rewards and "http", see `rewards.ensemble`.
-    held_out_embedder: measured, never rewarded; "" for none.
-    decode_chunks: reconstructions are painted in so many pieces, to bound memory.
-    logit_chunks: pieces of the caption whose logits are held at a time.
-  """
-
-  num_rollouts: int = 8
-  max_new_tokens: int = 512
-  temperature: float = 1.0
-  conditioning: str = "text"
-  text_tower: str = "reference"
-  sampler_steps: int = 10
-  guidance: float = 1.0
-  shift: float = 3.0
-  is_noise_shared: bool = True
-  reward_weights: tuple[tuple[str, float], ...] = (("clip", 1.0),)
-  held_out_embedder: str = ""
-  decode_chunks: int = 1
-  logit_chunks: int = 1
+from uae_jax.training.rl.update import run_updates
+from uae_jax.training.stages.spec import StageSpec
 
 
 @flax.struct.dataclass
@@ -81,7 +53,7 @@ class _Stage:
 
   networks: Networks
   options: GenerationForUnderstandingOptions
-  objective: grpo.TokenObjective
+  objective: TokenObjective
   update_options: UpdateOptions
   optimizer: optax.GradientTransformation
   ema_decay: float
@@ -216,8 +188,8 @@ class _Stage:
 def make_phases(
   networks: Networks,
   options: GenerationForUnderstandingOptions,
-  objective: grpo.TokenObjective,
-  advantage: advantage_functions.AdvantageOptions,
+  objective: TokenObjective,
+  advantage: AdvantageOptions,
   update_options: UpdateOptions,
   optimizer: optax.GradientTransformation,
   *,
@@ -227,9 +199,8 @@ def make_phases(
   """The four phases of stage 2.
 
   Raises:
-    ValueError: an unknown option.
+    ValueError: a reward names an embedder that the run does not have.
   """
-  reconstruct.check_options(options)
   ensemble = Ensemble(options.reward_weights, options.held_out_embedder, text_rewards or TextRewardOptions())
   ensemble.check(networks.embedders)
   stage = _Stage(networks, options, objective, update_options, optimizer, ema_decay, ensemble)
@@ -273,3 +244,30 @@ def caption_metrics(sampled: Captions) -> dict:
     "truncated_fraction": jnp.mean(1.0 - sampled.is_closed),
     "distinct_captions": jnp.mean(jnp.sum(is_first, axis=-1).astype(jnp.float32)),
   }
+
+
+def phases(config: Experiment, built: Built, optimizer: optax.GradientTransformation) -> Phases:
+  """The phases of the stage of a config."""
+  section = config.generation_for_understanding
+  text = section.text_rewards
+  if not text.forbidden_tokens:
+    text = dataclasses.replace(text, forbidden_tokens=tuple(built.processor.tokenizer.all_special_ids))
+  return make_phases(
+    built.networks,
+    section.options,
+    section.objective,
+    section.advantage,
+    section.updates,
+    optimizer,
+    ema_decay=section.ema_decay,
+    text_rewards=text,
+  )
+
+
+SPEC = StageSpec(
+  make_phases=phases,
+  embedders=rewarded_embedders,
+  observes_captions=True,
+  samples_captions=lambda options: options.num_rollouts,
+  figures=lambda evaluator, folder, params, before: evaluator.uae_figures(folder, params),
+)

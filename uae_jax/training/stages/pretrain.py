@@ -3,28 +3,16 @@
 Source: arXiv 2509.09666 section 3.2 (stage 0); weighting as Stable Diffusion 3 (arXiv 2403.03206 section 3.1).
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from uae_jax.algorithms import flow_matching
 from uae_jax.models.uae import UAE, to_signed
 from uae_jax.networks import Networks
+from uae_jax.options import PretrainOptions
 from uae_jax.rollouts.conditioning import Context, encode_captions, encode_negative
+from uae_jax.training.stages.spec import StageSpec
 from uae_jax.training.supervised import Loss
-
-
-@dataclasses.dataclass(frozen=True)
-class PretrainOptions:
-  """
-  Attributes:
-    shift: of the noise levels.
-    context_dropout: probability that the negative prompt replaces the caption, for classifier-free guidance.
-  """
-
-  shift: float = 3.0
-  context_dropout: float = 0.0
 
 
 def flow_loss(model: UAE, images: jax.Array, context: Context, key: jax.Array, shift: float) -> jax.Array:
@@ -55,3 +43,9 @@ def make_loss(networks: Networks, options: PretrainOptions) -> Loss:
     return value, {"flow_loss": value}
 
   return loss
+
+
+SPEC = StageSpec(
+  make_loss=lambda config, built: make_loss(built.networks, config.pretrain.options),
+  figures=lambda evaluator, folder, params, before: evaluator.uae_figures(folder, params),
+)

@@ -12,96 +12,35 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from uae_jax.algorithms.advantages import AdvantageOptions
-from uae_jax.algorithms.flow_grpo import FlowObjective
-from uae_jax.algorithms.forward_process import ForwardObjective
 from uae_jax.models.uae import captioner_images, to_pixels, to_signed
 from uae_jax.networks import Networks
-from uae_jax.rewards.ensemble import Ensemble
+from uae_jax.options import (
+  AdvantageOptions,
+  Experiment,
+  ImageObjective,
+  UnderstandingForGenerationOptions,
+  UpdateOptions,
+)
+from uae_jax.options.sampling import DATASET, SAMPLED
+from uae_jax.options.stages import CURRENT, OLD
+from uae_jax.rewards.ensemble import Ensemble, rewarded_embedders
 from uae_jax.rollouts import reconstruct
 from uae_jax.rollouts.conditioning import Context
 from uae_jax.rollouts.images import velocity_field
+from uae_jax.training.build import Built
 from uae_jax.training.rl import forward_policy, sde_policy
 from uae_jax.training.rl.phases import OldPolicy, Phases, RewardInputs
 from uae_jax.training.rl.policy import Fields, ImagePolicy, by_prompt, flat
-from uae_jax.training.rl.update import UpdateOptions, run_updates
+from uae_jax.training.rl.update import run_updates
 from uae_jax.training.stages.generation_for_understanding import in_chunks
+from uae_jax.training.stages.spec import StageSpec
 
-OLD, CURRENT = "old", "current"
 
-
-@dataclasses.dataclass(frozen=True)
-class UnderstandingForGenerationOptions:
-  """
-  Attributes:
-    num_rollouts: images a caption (the group).
-    captions: "sampled" by the frozen captioner, or "dataset".
-    max_new_tokens: caption budget of sampled captions.
-    temperature: of sampled captions.
-    conditioning: "text" re-encodes the caption as a generation prompt; "answer" uses the connector's states at the
-      caption's own positions.
-    text_tower: language model that re-encodes captions: "reference" (adapters off) or "policy".
-    sampler: "flow", "cps" or "dance", the SDEs of Flow-GRPO; DiffusionNFT and AWM may use "ode" as well.
-    sampler_steps: N of the schedule.
-    noise_level: a of the SDE.
-    shift: of the schedule, and of the noise levels at which DiffusionNFT and AWM look.
-    window: number of SDE steps, the same ones for the whole batch.
-    window_range: the window starts in [first, last).
-    window_strategy: "fixed", "random" or "progressive", see `samplers.sde_window`.
-    window_stride: steps that a "progressive" window moves.
-    window_hold: updates before it moves.
-    guidance: of the sampler.
-    is_guided_in_training: False trains the conditional branch alone. Its log-probabilities are then replayed, so that
-      the ratio starts at 1; `log_prob_difference` shows how far they are from the sampler's.
-    is_noise_shared: one initial noise a group.
-    noising_points: noise levels an image at which DiffusionNFT and AWM look.
-    noising_density: of these levels before the shift, see `flow_matching.sample_sigmas`.
-    noising_range: part of (0, 1) in which they lie before the shift.
-    samples_from: "current", the policy that learns, or "old", its slow average: DiffusionNFT's off-policy form.
-    old_decay: ceiling of the slow average's decay, for DiffusionNFT and AWM; 0 keeps no average.
-    old_decay_slope: the decay grows by so much a rollout.
-    reward_weights: (name, weight) of embedders and "http", see `rewards.ensemble`.
-    held_out_embedder: measured, never rewarded; "" for none.
-    decode_chunks: images are decoded in so many pieces.
-    replay_chunks: pieces of each group whose gradients are taken one after the other, as those of the window's steps
-      always are.
-  """
-
-  num_rollouts: int = 24
-  captions: str = "sampled"
-  max_new_tokens: int = 512
-  temperature: float = 0.7
-  conditioning: str = "text"
-  text_tower: str = "reference"
-  sampler: str = "flow"
-  sampler_steps: int = 10
-  noise_level: float = 0.7
-  shift: float = 3.0
-  window: int = 2
-  window_range: tuple[int, int] = (0, 5)
-  window_strategy: str = "random"
-  window_stride: int = 1
-  window_hold: int = 1
-  guidance: float = 1.0
-  is_guided_in_training: bool = True
-  is_noise_shared: bool = True
-  noising_points: int = 4
-  noising_density: str = "uniform"
-  noising_range: tuple[float, float] = (0.0, 1.0)
-  samples_from: str = CURRENT
-  old_decay: float = 0.0
-  old_decay_slope: float = 1e-3
-  reward_weights: tuple[tuple[str, float], ...] = (("clip", 1.0),)
-  held_out_embedder: str = ""
-  decode_chunks: int = 1
-  replay_chunks: int = 1
-
-  @property
-  def old_policy(self) -> OldPolicy | None:
-    """How the slow average follows, or None without one."""
-    if not self.old_decay:
-      return None
-    return OldPolicy(self.old_decay, self.old_decay_slope, samples=self.samples_from == OLD)
+def old_policy(options: UnderstandingForGenerationOptions) -> OldPolicy | None:
+  """How the slow average of the policy follows it, or None without one."""
+  if not options.old_decay:
+    return None
+  return OldPolicy(options.old_decay, options.old_decay_slope, samples=options.samples_from == OLD)
 
 
 @flax.struct.dataclass
@@ -121,32 +60,6 @@ class ImageGroups:
   negative: Context | None
   final: jax.Array
   kept: Any
-
-
-def check(options: UnderstandingForGenerationOptions, objective: FlowObjective | ForwardObjective) -> None:
-  """
-  Raises:
-    ValueError: an unknown option, or options that contradict each other.
-  """
-  reconstruct.check_options(options)
-  for name, allowed in (
-    ("captions", ("sampled", "dataset")),
-    ("samples_from", (CURRENT, OLD)),
-  ):
-    value = getattr(options, name)
-    if value not in allowed:
-      raise ValueError(f"{name} = {value!r}: expected {' or '.join(map(repr, allowed))}")
-  is_forward = isinstance(objective, ForwardObjective)
-  if options.replay_chunks < 1 or options.num_rollouts % options.replay_chunks:
-    raise ValueError(f"replay_chunks = {options.replay_chunks} does not divide num_rollouts = {options.num_rollouts}")
-  if not 0 <= options.old_decay < 1:
-    raise ValueError(f"old_decay = {options.old_decay}: expected 0 or more, and less than 1")
-  if options.old_decay and not is_forward:
-    raise ValueError("old_decay is for objective.loss = 'nft' or 'awm': Flow-GRPO samples from the policy that learns")
-  if not options.old_decay and options.samples_from == OLD:
-    raise ValueError("samples_from = 'old' needs old_decay: there is no slow average to sample from")
-  if not options.old_decay and is_forward and objective.average_beta:
-    raise ValueError("objective.average_beta needs old_decay: there is no slow average to stay near")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,7 +84,7 @@ class _Stage:
     return velocity_field(model, context.repeat(repeat), guidance=guidance, negative=negative)
 
   def caption_tokens(self, params, batch, key):
-    if self.options.captions == "dataset":
+    if self.options.captions == DATASET:
       return batch["tokens"]
     model = self.networks.uae(params)
     sizes = dict(max_new_tokens=self.options.max_new_tokens, temperature=self.options.temperature)
@@ -240,7 +153,7 @@ class _Stage:
       self.update_options,
       self.optimizer,
       ema_decay=self.ema_decay,
-      old_policy=self.options.old_policy,
+      old_policy=old_policy(self.options),
       num_parts=self.policy.num_points * self.options.replay_chunks,
     )
 
@@ -248,7 +161,7 @@ class _Stage:
 def make_phases(
   networks: Networks,
   options: UnderstandingForGenerationOptions,
-  objective: FlowObjective | ForwardObjective,
+  objective: ImageObjective,
   advantage: AdvantageOptions,
   update_options: UpdateOptions,
   optimizer: optax.GradientTransformation,
@@ -258,14 +171,11 @@ def make_phases(
   """The four phases of stage 3.
 
   Raises:
-    ValueError: an unknown option, or options that contradict each other.
+    ValueError: a reward names an embedder that the run does not have.
   """
-  check(options, objective)
   ensemble = Ensemble(options.reward_weights, options.held_out_embedder)
   ensemble.check(networks.embedders)
-  if ensemble.texts:
-    raise ValueError(f"reward_weights names {ensemble.texts}: all rollouts of a group have one caption in this stage")
-  make_policy = (forward_policy if isinstance(objective, ForwardObjective) else sde_policy).make_policy
+  make_policy = (forward_policy if objective.is_forward else sde_policy).make_policy
   policy = make_policy(options, objective)
   is_on_policy = update_options.is_on_policy and options.samples_from == CURRENT
   training_guidance = options.guidance if options.is_guided_in_training else 1.0
@@ -278,5 +188,29 @@ def make_phases(
     lambda rewards: ensemble.advantages(rewards, advantage),
     stage.update,
     reward_and_inputs=stage.reward,
-    old_policy=options.old_policy,
+    old_policy=old_policy(options),
   )
+
+
+def phases(config: Experiment, built: Built, optimizer: optax.GradientTransformation) -> Phases:
+  """The phases of the stage of a config."""
+  section = config.understanding_for_generation
+  return make_phases(
+    built.networks,
+    section.options,
+    section.objective,
+    section.advantage,
+    section.updates,
+    optimizer,
+    ema_decay=section.ema_decay,
+  )
+
+
+SPEC = StageSpec(
+  make_phases=phases,
+  embedders=rewarded_embedders,
+  # The captioner stays as it is: the gain is measured image by image, from the same captions.
+  compares_before=True,
+  samples_captions=lambda options: int(options.captions == SAMPLED),
+  figures=lambda evaluator, folder, params, before: evaluator.uae_figures(folder, params, before),
+)

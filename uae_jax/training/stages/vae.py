@@ -2,22 +2,15 @@
 invent.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from uae_jax.models.uae import to_signed
 from uae_jax.networks import Networks
+from uae_jax.options import VAEOptions
+from uae_jax.training.build import Built
+from uae_jax.training.stages.spec import StageSpec
 from uae_jax.training.supervised import Loss
-
-
-@dataclasses.dataclass(frozen=True)
-class VAEOptions:
-  """Weights of the mean absolute error and of the KL to N(0, 1), beside the mean squared error."""
-
-  absolute_weight: float = 0.1
-  kl_weight: float = 2e-4
 
 
 def make_loss(networks: Networks, options: VAEOptions) -> Loss:
@@ -51,3 +44,15 @@ def standardize_latents(networks: Networks, params: dict, images: jax.Array) -> 
     "latent_scaling": 1.0 / jnp.std(mean, axis=(0, 1, 2)),
   }
   return {**params, "vae": vae}
+
+
+def finish(built: Built, params: dict, images: jax.Array) -> dict:
+  """`standardize_latents` of the last batch."""
+  return jax.jit(lambda params, images: standardize_latents(built.networks, params, images))(params, images)
+
+
+SPEC = StageSpec(
+  make_loss=lambda config, built: make_loss(built.networks, config.vae.options),
+  finish=finish,
+  figures=lambda evaluator, folder, params, before: evaluator.vae_figures(params),
+)

@@ -1,0 +1,76 @@
+"""Reading a config file and the overrides of the command line into a typed config."""
+
+import argparse
+from collections.abc import Sequence
+import importlib.util
+from pathlib import Path
+import sys
+
+from ml_collections import ConfigDict
+
+from uae_jax.commands.command_line import Parser
+from uae_jax.options import Experiment, read_config
+from uae_jax.options.flags import override, split_flags
+
+
+def load_config(spec: str) -> ConfigDict:
+  """The config that `get_config` of a file returns.
+
+  The file may import its neighbors, and `configs` if it stands in a folder of that name, as a script could.
+
+  Args:
+    spec: "FILE", or "FILE:ARGUMENT" for `get_config(ARGUMENT)`.
+
+  Raises:
+    ValueError: no such file, or it is not a config.
+  """
+  name, _, argument = spec.partition(":")
+  file = Path(name).expanduser()
+  if not file.is_file():
+    raise ValueError(
+      f"--config={spec}: no such file; configs are not part of the installed package, use those of a checkout"
+    )
+  folders = [str(file.parent.resolve()), str(file.parent.parent.resolve())]
+  module_spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+  if module_spec is None or module_spec.loader is None:
+    raise ValueError(f"--config={spec}: not a Python file")
+  module = importlib.util.module_from_spec(module_spec)
+  sys.path[:0] = folders
+  try:
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+      raise ValueError(f"--config={spec}: the file defines no get_config")
+    return module.get_config(argument) if argument else module.get_config()
+  except ValueError:
+    raise
+  except Exception as error:  # Whatever the file does wrong is reported with its name.
+    raise ValueError(f"--config={spec}: {type(error).__name__}: {error}") from error
+  finally:
+    for folder in folders:
+      sys.path.remove(folder)
+
+
+def parse(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, Experiment]:
+  """The command's own arguments, and its config with all overrides applied and checked.
+
+  Args:
+    parser: parser of the command; `--config` is added here.
+    argv: arguments of the command, without its name.
+
+  Raises:
+    argparse.ArgumentError: an unknown field, or a value that is not of its type.
+    ValueError: the config cannot be read, or a value is out of range.
+  """
+  parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="experiment, such as configs/scenes.py")
+  overrides, rest = split_flags(argv)
+  arguments = parser.parse_args(rest)
+  config = load_config(arguments.config)
+  for path, text in overrides:
+    try:
+      override(config, path, text)
+    except ValueError as error:
+      raise argparse.ArgumentError(None, str(error)) from error
+  try:
+    return arguments, read_config(config)
+  except ValueError as error:
+    raise argparse.ArgumentError(None, str(error)) from error

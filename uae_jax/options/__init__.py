@@ -1,0 +1,90 @@
+"""All options of a run: every dataclass that a config can hold, with its defaults, ranges and documentation.
+
+Nothing here imports JAX. Config files start from `new_config()` and change what differs; everything below the commands
+reads the typed `Experiment` that `read_config` makes of it.
+"""
+
+from uae_jax.options.base import Options
+from uae_jax.options.config import new_config, read_config
+from uae_jax.options.experiment import (
+  FRESH,
+  REINFORCEMENT,
+  STAGES,
+  CheckpointOptions,
+  DataOptions,
+  EvaluationOptions,
+  Experiment,
+  InitOptions,
+  LoRAOptions,
+  MeshOptions,
+  ProfileOptions,
+)
+from uae_jax.options.objectives import ImageObjective, TokenObjective
+from uae_jax.options.optimization import AdvantageOptions, OptimizerOptions, UpdateOptions
+from uae_jax.options.rewards import EXTERNAL, TEXT_REWARDS, ExternalRewardOptions, TextRewardOptions
+from uae_jax.options.sampling import CaptionOptions, GenerationOptions, RewardOptions
+from uae_jax.options.stages import (
+  CaptionerOptions,
+  CaptionerStage,
+  ColdStartOptions,
+  ColdStartStage,
+  ContrastiveOptions,
+  ContrastiveStage,
+  GenerationForUnderstandingOptions,
+  GenerationForUnderstandingStage,
+  PretrainOptions,
+  PretrainStage,
+  ReinforcementStage,
+  Stage,
+  SupervisedStage,
+  UnderstandingForGenerationOptions,
+  UnderstandingForGenerationStage,
+  VAEOptions,
+  VAEStage,
+)
+
+__all__ = [
+  "AdvantageOptions",
+  "CaptionOptions",
+  "CaptionerOptions",
+  "CaptionerStage",
+  "CheckpointOptions",
+  "ColdStartOptions",
+  "ColdStartStage",
+  "ContrastiveOptions",
+  "ContrastiveStage",
+  "DataOptions",
+  "EXTERNAL",
+  "EvaluationOptions",
+  "Experiment",
+  "ExternalRewardOptions",
+  "FRESH",
+  "GenerationForUnderstandingOptions",
+  "GenerationForUnderstandingStage",
+  "GenerationOptions",
+  "ImageObjective",
+  "InitOptions",
+  "LoRAOptions",
+  "MeshOptions",
+  "OptimizerOptions",
+  "Options",
+  "PretrainOptions",
+  "PretrainStage",
+  "ProfileOptions",
+  "REINFORCEMENT",
+  "ReinforcementStage",
+  "RewardOptions",
+  "STAGES",
+  "Stage",
+  "SupervisedStage",
+  "TEXT_REWARDS",
+  "TextRewardOptions",
+  "TokenObjective",
+  "UnderstandingForGenerationOptions",
+  "UnderstandingForGenerationStage",
+  "UpdateOptions",
+  "VAEOptions",
+  "VAEStage",
+  "new_config",
+  "read_config",
+]

@@ -1,0 +1,286 @@
+"""The whole config of a run."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from uae_jax.options import stages as sections
+from uae_jax.options.base import Options, option
+from uae_jax.options.sampling import GenerationOptions
+
+DTYPES = ("bfloat16", "float32")
+REMAT_POLICIES = ("none", "full", "dots")
+# The value of `config.embedders.<kind>` for random numbers: the small world trains its own embedders.
+FRESH = "fresh"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InitOptions(Options):
+  """What a run starts from; empty fields start from random numbers.
+
+  Attributes:
+    weights: folder of an official or plain UAE, or of an Orbax export.
+    checkpoint: finished stage of another run, "WORKDIR:STAGE"; "WORKDIR" alone is its newest finished stage.
+  """
+
+  weights: str = ""
+  checkpoint: str = ""
+
+  def check(self) -> None:
+    if self.weights and self.checkpoint:
+      raise ValueError("weights and checkpoint are both set: a run starts from one of them")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRAOptions(Options):
+  """Adapters where the weights have none yet.
+
+  Attributes:
+    rank: rank r.
+    alpha: adapters are scaled by alpha / r.
+  """
+
+  rank: int = option(16, at_least=1)
+  alpha: float = option(16.0, more_than=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshOptions(Options):
+  """Shape of the device mesh; the product is the number of devices.
+
+  Attributes:
+    data: data parallelism; over slices, this axis spans the network between them.
+    fsdp: parameters are sharded over this axis and all-gathered per layer.
+    tensor: tensor parallelism over heads and MLP widths.
+  """
+
+  data: int = option(1, at_least=1)
+  fsdp: int = option(1, at_least=1)
+  tensor: int = option(1, at_least=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProfileOptions(Options):
+  """Steps of every stage that are traced by xprof.
+
+  Attributes:
+    first_step: first traced step, counted from 1.
+    num_steps: number of traced steps; 0 traces none.
+  """
+
+  first_step: int = option(10, at_least=1)
+  num_steps: int = option(0, at_least=0)
+
+  def check(self) -> None:
+    if not self.num_steps:
+      self.refuse_inert(("first_step",), "num_steps = 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointOptions(Options):
+  """Which checkpoints of a stage stay on disk.
+
+  Attributes:
+    last: number of most recent checkpoints to keep.
+    best: number of additional checkpoints to keep, ranked by `metric`; 0 disables.
+    metric: name of a logged metric, taken at the step that is saved.
+    mode: whether the largest ("max") or smallest ("min") metric is best.
+  """
+
+  last: int = option(2, at_least=1)
+  best: int = option(0, at_least=0)
+  metric: str = "loss"
+  mode: str = option("min", choices=("max", "min"))
+
+  def check(self) -> None:
+    if not self.best:
+      self.refuse_inert(("metric", "mode"), "best = 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataOptions(Options):
+  """Where images and captions come from.
+
+  Attributes:
+    source: "scenes", or KIND:NAME, see `data.sources`.
+    data_dir: folder that relative names in `source` refer to.
+    image_px: side of the square images in a batch, pixels.
+    caption_tokens: tokens per caption, including the closing token; longer captions are truncated.
+    max_bad_fraction: largest fraction of unreadable records before the run stops.
+    variant: variant of the small world: "plain", "shifted" or "dense".
+  """
+
+  source: str = "scenes"
+  data_dir: str = ""
+  image_px: int = option(512, at_least=1)
+  caption_tokens: int = option(512, at_least=2)
+  max_bad_fraction: float = option(0.01, at_least=0, at_most=1)
+  variant: str = "plain"
+
+  def check(self) -> None:
+    if self.source.partition(":")[0] not in ("scenes", "tfds"):
+      self.refuse_inert(("variant",), f"source = {self.source!r}, which is not the small world")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(GenerationOptions):
+  """Held-out figures after each stage.
+
+  Attributes:
+    num_images: held-out images; 0 evaluates nothing.
+    batch_size: images per call.
+    num_noises: reconstructions per image whose similarities are averaged.
+    max_new_tokens: caption budget in tokens.
+    embedders: the first gives `reward_similarity`, the second `held_out_similarity`, each further one
+      `<kind>_similarity`.
+    gallery_images: images in the report's gallery.
+    caption_every_steps: interval at which stage 2 captions held-out images while it trains; 0 disables.
+    seed: seed of captions and noise, the same after every stage.
+  """
+
+  num_images: int = option(768, at_least=0)
+  batch_size: int = option(64, at_least=1)
+  num_noises: int = option(1, at_least=1)
+  max_new_tokens: int = option(512, at_least=1)
+  sampler_steps: int = option(40, at_least=1)
+  embedders: tuple[str, ...] = ("clip", "dinov2")
+  gallery_images: int = option(8, at_least=0)
+  caption_every_steps: int = option(50, at_least=0)
+  seed: int = 0
+
+
+def stage(default: sections.Stage, title: str, moment: str) -> Any:
+  """A field of `Experiment` that is a stage; `training.stages.<field>` makes it.
+
+  Args:
+    default: the section with its defaults.
+    title: heading in reports.
+    moment: column heading for what is measured after the stage.
+  """
+  return dataclasses.field(default=default, metadata={"title": title, "moment": moment})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment(Options):
+  """The config of a run; every field of every section is a flag of `uae-jax train` and `uae-jax plan`.
+
+  Attributes:
+    seed: seed of the run; each stage derives its own.
+    model: name of the model's sizes, see `training.sizes`, or "weights" for those of `init.weights`.
+    processor: folder of tokenizer and image processor; "" takes that of the weights or of the small world.
+    dtype: dtype of the parameters; trained parameters keep a float32 master copy.
+    remat: what the backward pass recomputes per layer: "none", "full", or "dots" (all but matrix products).
+    xla_flags: compiler flags, added before those of the environment's XLA_FLAGS.
+    max_skipped_in_a_row: updates with a non-finite loss or gradient before the run stops.
+    tensorboard: writes TensorBoard event files beside metrics.jsonl.
+    stages: names of the stages to run, in this order.
+    rounds: number of alternations of the RL stages.
+    init: see `InitOptions`.
+    embedders: kind -> folder of its weights, "fresh" for random numbers, or "" for none.
+    lora: see `LoRAOptions`.
+    mesh: see `MeshOptions`.
+    profile: see `ProfileOptions`.
+    checkpoints: see `CheckpointOptions`.
+    data: see `DataOptions`.
+    evaluation: see `EvaluationOptions`.
+    clip: see `ContrastiveStage`.
+    dinov2: see `ContrastiveStage`.
+    vae: see `VAEStage`.
+    captioner: see `CaptionerStage`.
+    pretrain: see `PretrainStage`.
+    cold_start: see `ColdStartStage`.
+    generation_for_understanding: see `GenerationForUnderstandingStage`.
+    understanding_for_generation: see `UnderstandingForGenerationStage`.
+  """
+
+  seed: int = 0
+  model: str = "scenes"
+  processor: str = ""
+  dtype: str = option("float32", choices=DTYPES)
+  remat: str = option("none", choices=REMAT_POLICIES)
+  xla_flags: str = ""
+  max_skipped_in_a_row: int = option(20, at_least=1)
+  tensorboard: bool = True
+  stages: tuple[str, ...] = (
+    "pretrain",
+    "cold_start",
+    "generation_for_understanding",
+    "understanding_for_generation",
+  )
+  rounds: int = option(1, at_least=1)
+  init: InitOptions = InitOptions()
+  embedders: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  lora: LoRAOptions = LoRAOptions()
+  mesh: MeshOptions = MeshOptions()
+  profile: ProfileOptions = ProfileOptions()
+  checkpoints: CheckpointOptions = CheckpointOptions()
+  data: DataOptions = DataOptions()
+  evaluation: EvaluationOptions = EvaluationOptions()
+
+  # Stages, in the order of a run.
+  clip: sections.ContrastiveStage = stage(
+    sections.ContrastiveStage(trainable="^(embedders/clip|contrastive)/"), "Reward embedder · CLIP", "Reward embedder"
+  )
+  dinov2: sections.ContrastiveStage = stage(
+    sections.ContrastiveStage(trainable="^(embedders/dinov2|contrastive)/"),
+    "Held-out embedder · DINOv2",
+    "Held-out embedder",
+  )
+  vae: sections.VAEStage = stage(sections.VAEStage(), "VAE", "VAE")
+  captioner: sections.CaptionerStage = stage(sections.CaptionerStage(), "Captioner warm-up", "Captioner")
+  pretrain: sections.PretrainStage = stage(sections.PretrainStage(), "Stage 0 · Decoder pre-training", "After stage 0")
+  cold_start: sections.ColdStartStage = stage(sections.ColdStartStage(), "Stage 1 · Cold start", "Before RL")
+  generation_for_understanding: sections.GenerationForUnderstandingStage = stage(
+    sections.GenerationForUnderstandingStage(), "Stage 2 · Generation for Understanding", "After stage 2"
+  )
+  understanding_for_generation: sections.UnderstandingForGenerationStage = stage(
+    sections.UnderstandingForGenerationStage(), "Stage 3 · Understanding for Generation", "After stage 3"
+  )
+
+  def section(self, name: str) -> Any:
+    """The section of a stage."""
+    return getattr(self, name)
+
+  @property
+  def runs(self) -> list[tuple[str, str]]:
+    """(folder, stage) in run order; with several rounds the RL stages alternate."""
+    once = [(name, name) for name in self.stages if name not in REINFORCEMENT]
+    in_turn = [name for name in self.stages if name in REINFORCEMENT]
+    if self.rounds == 1:
+      return once + [(name, name) for name in in_turn]
+    return once + [(f"{name}_round{k + 1}", name) for k in range(self.rounds) for name in in_turn]
+
+  def check(self) -> None:
+    if not self.stages:
+      raise ValueError(f"stages = (): expected some of {', '.join(STAGES)}")
+    for name in self.stages:
+      if name not in STAGES:
+        raise ValueError(f"stages: unknown stage {name!r}, expected some of {', '.join(STAGES)}")
+    if len(set(self.stages)) < len(self.stages):
+      raise ValueError(f"stages = {self.stages}: a stage is named twice; use rounds to repeat the RL stages")
+    if self.rounds > 1 and not set(self.stages) & set(REINFORCEMENT):
+      raise ValueError(f"rounds = {self.rounds} does nothing: stages names no RL stage")
+    rows = self.mesh.data * self.mesh.fsdp
+    for name in self.stages:
+      section = self.section(name)
+      if name in REINFORCEMENT:
+        cuts = section.updates.num_minibatches * section.updates.num_microbatches
+        if section.options.max_new_tokens > self.data.caption_tokens:
+          raise ValueError(
+            f"{name}.options.max_new_tokens = {section.options.max_new_tokens} is more than "
+            f"data.caption_tokens = {self.data.caption_tokens}"
+          )
+      else:
+        cuts = section.num_microbatches
+      if section.batch_size % (rows * cuts):
+        raise ValueError(
+          f"{name}.batch_size = {section.batch_size} is not divisible by mesh.data * mesh.fsdp * microbatches = "
+          f"{rows} * {cuts}"
+        )
+
+
+# name -> {"title", "moment"} of every stage, in the order of a run.
+STAGES = {field.name: dict(field.metadata) for field in dataclasses.fields(Experiment) if "title" in field.metadata}
+REINFORCEMENT = tuple(
+  field.name for field in dataclasses.fields(Experiment) if isinstance(field.default, sections.ReinforcementStage)
+)

@@ -1,0 +1,87 @@
+"""Options of the optimizer and of what an RL stage does with a rollout."""
+
+import dataclasses
+
+from uae_jax.options.base import Options, option
+
+SCHEDULES = ("cosine", "constant")
+ADVANTAGE_SCALES = ("group", "batch", "mean_group", "none")
+AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerOptions(Options):
+  """AdamW with its schedule, and Muon for chosen matrices.
+
+  Attributes:
+    learning_rate: peak learning rate.
+    schedule: shape after the linear warmup.
+    warmup_percent: length of the warmup, percent of the stage's optimizer steps.
+    end_factor: the cosine schedule ends at this fraction of the peak.
+    b1: decay of AdamW's first moment.
+    b2: decay of AdamW's second moment.
+    eps: added to the square root of AdamW's second moment.
+    weight_decay: decoupled weight decay.
+    clip_norm: largest global gradient norm.
+    spike_factor: an update whose gradient norm exceeds spike_factor times its moving average is skipped; 0 disables.
+    muon: regular expression of the trainable matrices float[..., in, out] that Muon updates; "" uses AdamW for all.
+      With Muon, AdamW uses Nesterov momentum for the remaining parameters.
+  """
+
+  learning_rate: float = option(1e-4, more_than=0)
+  schedule: str = option("cosine", choices=SCHEDULES)
+  warmup_percent: float = option(5.0, at_least=0, at_most=100)
+  end_factor: float = option(0.05, at_least=0, at_most=1)
+  b1: float = option(0.9, at_least=0, less_than=1)
+  b2: float = option(0.99, at_least=0, less_than=1)
+  eps: float = option(1e-8, more_than=0)
+  weight_decay: float = option(0.0, at_least=0)
+  clip_norm: float = option(1.0, more_than=0)
+  spike_factor: float = option(0.0, at_least=0)
+  muon: str = ""
+
+  def check(self) -> None:
+    if 0 < self.spike_factor <= 1:
+      raise ValueError(f"spike_factor = {self.spike_factor}: expected 0 to disable it, or more than 1")
+    if self.schedule == "constant":
+      self.refuse_inert(("end_factor",), "schedule = 'constant'")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdvantageOptions(Options):
+  """How rewards become advantages.
+
+  Attributes:
+    scale: divisor of the centered rewards: the std of the "group" (GRPO), of the whole "batch" (Flow-GRPO, Lite-PPO),
+      "mean_group", the mean of all group stds, or "none" (Dr. GRPO).
+    eps: added to the divisor.
+    is_unbiased: divide the variance by n - 1 (TRL, Tunix, DanceGRPO) instead of n (Flow-GRPO).
+    clip: advantages are clipped to [-clip, clip]; 0 disables. Flow-GRPO uses 5.
+    aggregation: order of weighting and normalizing several rewards, see `multi_reward_advantages`.
+  """
+
+  scale: str = option("group", choices=ADVANTAGE_SCALES)
+  eps: float = option(1e-4, at_least=0)
+  is_unbiased: bool = True
+  clip: float = option(0.0, at_least=0)
+  aggregation: str = option("sum_then_normalize", choices=AGGREGATIONS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UpdateOptions(Options):
+  """How one rollout is used.
+
+  Attributes:
+    num_epochs: passes over the rollout.
+    num_minibatches: optimizer steps per pass; must divide the number of prompts.
+    num_microbatches: microbatches per minibatch, whose gradients are added.
+  """
+
+  num_epochs: int = option(1, at_least=1)
+  num_minibatches: int = option(1, at_least=1)
+  num_microbatches: int = option(1, at_least=1)
+
+  @property
+  def is_on_policy(self) -> bool:
+    """One update per rollout: the policy that sampled is the policy that learns, so every ratio is 1 by definition."""
+    return self.num_epochs * self.num_minibatches == 1

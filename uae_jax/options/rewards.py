@@ -1,0 +1,58 @@
+"""Options of rewards that have any: text rewards and external reward models."""
+
+import dataclasses
+
+from uae_jax import http_client
+from uae_jax.options.base import Options, option
+
+# What a name in `reward_weights` means if it is not an embedder.
+TEXT_REWARDS = ("length", "repetition", "format", "truncation")
+EXTERNAL = "http"
+ON_FAILURE = ("drop", "zero", "fail")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextRewardOptions(Options):
+  """Rewards computed from the tokens of a caption alone.
+
+  Attributes:
+    length_free_tokens: captions up to this length have "length" reward 0; 0 makes it a plain price per token.
+    repetition_ngram: n of "repetition".
+    forbidden_tokens: token ids that "format" accepts nowhere before the closing token; empty means all special tokens
+      of the tokenizer.
+  """
+
+  length_free_tokens: int = option(0, at_least=0)
+  repetition_ngram: int = option(3, at_least=1)
+  forbidden_tokens: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExternalRewardOptions(Options):
+  """A reward model behind HTTP; see `rewards.external` for the protocol.
+
+  Attributes:
+    url: http:// or https:// address without a user name, password or key in it; "" for none.
+    timeout_seconds: limit of one attempt, from connecting to the last byte.
+    retries: attempts after the first one failed.
+    backoff_seconds: wait before the first retry; doubles each time, with jitter of up to the same length.
+    max_concurrency: groups in flight at the same time.
+    on_failure: a rollout without a finite reward is left out of its group's statistics with advantage 0 ("drop"), gets
+      reward 0 ("zero"), or ends the run ("fail"). A server that refuses every group of a batch ends the run under
+      each of them.
+    sends_images: False sends captions only.
+    token_variable: environment variable that holds a bearer token; "" for none.
+  """
+
+  url: str = ""
+  timeout_seconds: float = option(30.0, at_least=1e-3)
+  retries: int = option(3, at_least=0)
+  backoff_seconds: float = option(0.5, at_least=0)
+  max_concurrency: int = option(8, at_least=1)
+  on_failure: str = option("drop", choices=ON_FAILURE)
+  sends_images: bool = True
+  token_variable: str = ""
+
+  def check(self) -> None:
+    if self.url:
+      http_client.check_url("url", self.url)

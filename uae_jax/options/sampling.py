@@ -1,0 +1,81 @@
+"""Options that every use of the auto-encoder shares: sampling a caption, and generating an image from it."""
+
+import dataclasses
+
+from uae_jax.options.base import Options, option
+
+CONDITIONINGS = ("text", "answer")
+TEXT_TOWERS = ("reference", "policy")
+DATASET, SAMPLED = "dataset", "sampled"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptionOptions(Options):
+  """How the captioner samples.
+
+  Attributes:
+    max_new_tokens: caption budget in tokens, including the closing token.
+    temperature: sampling temperature; 0 is greedy. Log-probabilities are those at this temperature.
+  """
+
+  max_new_tokens: int = option(512, at_least=1)
+  temperature: float = option(1.0, at_least=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationOptions(Options):
+  """How the decoder is conditioned on a caption, and how its sampler runs.
+
+  Attributes:
+    conditioning: "text" encodes the caption again as a generation prompt, so the latent really is text; "answer" uses
+      the language model's states at the caption's own positions after the image (the official cold start).
+    text_tower: language model that encodes captions and the negative prompt for the decoder: "reference" has its
+      adapters off, "policy" on. A text tower that moves during training breaks a frozen decoder.
+    sampler_steps: number of sampler steps N.
+    guidance: classifier-free guidance scale; 1 runs the conditional branch only.
+    shift: timestep shift of the schedule; SD3.5 uses 3.
+  """
+
+  conditioning: str = option("text", choices=CONDITIONINGS)
+  text_tower: str = option("reference", choices=TEXT_TOWERS)
+  sampler_steps: int = option(10, at_least=1)
+  guidance: float = option(1.0, at_least=0)
+  shift: float = option(3.0, more_than=0)
+
+  def check(self) -> None:
+    if self.conditioning == "answer" and self.guidance == 1.0:
+      self.refuse_inert(("text_tower",), "conditioning = 'answer' and no guidance")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardOptions(Options):
+  """What a rollout is rewarded for.
+
+  Attributes:
+    num_rollouts: rollouts per prompt, the group.
+    reward_weights: (name, weight) pairs; a name is an embedder of the run, a text reward, or "http" for the external
+      reward. Weight 0 only measures.
+    held_out_embedder: embedder that is measured and never rewarded, to reveal reward hacking; "" for none.
+    decode_chunks: number of sequential chunks in which a batch of latents is generated and decoded, to bound memory.
+  """
+
+  num_rollouts: int = option(8, at_least=2)
+  reward_weights: tuple[tuple[str, float], ...] = (("clip", 1.0),)
+  held_out_embedder: str = ""
+  decode_chunks: int = option(1, at_least=1)
+
+  @property
+  def reward_names(self) -> tuple[str, ...]:
+    return tuple(name for name, _ in self.reward_weights)
+
+  def check(self) -> None:
+    names = self.reward_names
+    if len(set(names)) < len(names):
+      raise ValueError(f"reward_weights = {self.reward_weights}: a reward is named twice")
+    if self.held_out_embedder in names:
+      raise ValueError(
+        f"held_out_embedder = {self.held_out_embedder!r} is also in reward_weights: what is rewarded cannot reveal "
+        "reward hacking"
+      )
+    if not any(weight for _, weight in self.reward_weights):
+      raise ValueError(f"reward_weights = {self.reward_weights}: no reward has a weight, so there is nothing to learn")

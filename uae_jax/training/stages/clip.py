@@ -1,0 +1,5 @@
+"""Base models: the reward embedder, CLIP."""
+
+from uae_jax.training.stages import contrastive
+
+SPEC = contrastive.spec("clip")

@@ -1,0 +1,58 @@
+"""What the rest of the system knows of a stage: the one object that each file of this folder defines."""
+
+from collections.abc import Callable
+import dataclasses
+import importlib
+from typing import Any
+
+import jax
+import optax
+
+from uae_jax.options import Experiment
+from uae_jax.training.build import Built
+from uae_jax.training.rl.phases import Phases
+from uae_jax.training.supervised import Loss
+
+
+def no_embedders(options: Any) -> dict[str, str]:
+  del options
+  return {}
+
+
+def identity(built: Built, params: dict, images: jax.Array) -> dict:
+  """The result of a stage as it is."""
+  del built, images
+  return params
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSpec:
+  """A stage as training, evaluation and planning see it; exactly one of `make_loss` and `make_phases` is set.
+
+  Attributes:
+    make_loss: (config, built) -> loss of a supervised stage.
+    make_phases: (config, built, optimizer) -> phases of an RL stage.
+    figures: (evaluator, folder, params, params before the stage or None) -> held-out figures; the evaluator is a
+      `evaluation.evaluator.StageEvaluator`.
+    embedders: section.options -> {field of the options: embedder that it names}.
+    extra_params: (built, key) -> parameters that exist only while the stage trains.
+    finish: (built, params, images uint8[B, H, W, 3]) -> parameters that the next stage starts from.
+    compares_before: whether the figures compare with the parameters from before the stage.
+    observes_captions: whether held-out images are captioned while the stage trains.
+    samples_captions: section.options -> captions sampled per row of the batch.
+  """
+
+  figures: Callable[[Any, str, dict, dict | None], dict]
+  make_loss: Callable[[Experiment, Built], Loss] | None = None
+  make_phases: Callable[[Experiment, Built, optax.GradientTransformation], Phases] | None = None
+  embedders: Callable[[Any], dict[str, str]] = no_embedders
+  extra_params: Callable[[Built, jax.Array], dict] | None = None
+  finish: Callable[[Built, dict, jax.Array], dict] = identity
+  compares_before: bool = False
+  observes_captions: bool = False
+  samples_captions: Callable[[Any], int] = lambda options: 0
+
+
+def find(name: str) -> StageSpec:
+  """The `SPEC` of the file `training/stages/<name>.py`."""
+  return importlib.import_module(f"uae_jax.training.stages.{name}").SPEC

@@ -1,0 +1,51 @@
+"""Checks of a config that need more than its options: registered embedders and models, and addresses of rewards."""
+
+import difflib
+
+from uae_jax import embedders
+from uae_jax.options import EXTERNAL, FRESH, Experiment
+from uae_jax.rewards.external import ExternalReward
+from uae_jax.training.sizes import find
+from uae_jax.training.stages import spec
+
+
+def validate(config: Experiment) -> None:
+  """Refuses a config that cannot run, before anything is loaded or written.
+
+  Raises:
+    ValueError: the message names the field.
+  """
+  find(config.model)
+  for kind in config.embedders:
+    if kind not in embedders.KINDS:
+      near = difflib.get_close_matches(kind, embedders.KINDS, n=1)
+      hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(embedders.KINDS)}"
+      raise ValueError(f"config.embedders.{kind}: unknown kind of embedder, {hint}")
+  check_embedders(config)
+  for name in config.stages:
+    section = config.section(name)
+    if EXTERNAL in getattr(section.options, "reward_names", ()):
+      ExternalReward(section.http_reward)
+
+
+def check_embedders(config: Experiment) -> None:
+  """Refuses rewards and figures by embedders that the run does not have, or has only as random numbers.
+
+  Raises:
+    ValueError: the message names the field.
+  """
+  wanted = []
+  if config.evaluation.num_images:
+    wanted += [("config.evaluation.embedders", name) for name in config.evaluation.embedders]
+  for stage in config.stages:
+    named = spec.find(stage).embedders(config.section(stage).options)
+    wanted += [(f"config.{stage}.options.{field}", name) for field, name in named.items()]
+  for field, name in wanted:
+    source = config.embedders.get(name, "")
+    if not source:
+      raise ValueError(f"{field} names {name!r}: set config.embedders.{name} to the folder of its weights")
+    if source == FRESH and not find(config.model).trains_from_scratch and not config.init.checkpoint:
+      raise ValueError(
+        f"{field} names {name!r}, but config.embedders.{name} = {FRESH!r} is random numbers: "
+        "set the folder of its weights"
+      )
