@@ -86,7 +86,10 @@ def _dataclass(cls: type, value: Any, where: str) -> Any:
     has_default = (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
     if name not in given and not has_default:
       raise ValueError(f"{_name(where or cls.__name__)} lacks field {name!r}, which has no default")
-  return cls(**given)
+  try:
+    return cls(**given)
+  except ValueError as error:  # A value out of range; the message starts with the name of its field.
+    raise ValueError(_join(where, error)) from error
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 python -m tests.end_to_end.small_run WORKDIR COORDINATOR NUM_PROCESSES PROCESS_ID [NOTICE_AT]
 """
 
+import dataclasses
 import itertools
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uae_jax import sharding
-from uae_jax.options import OptimizerOptions
+from uae_jax.options import DataOptions, OptimizerOptions, SupervisedStage
 from uae_jax.small_world.processor import make_tokenizer
 from uae_jax.training import loop, processes
 from uae_jax.training.batches import Batches
@@ -25,26 +26,30 @@ from uae_jax.training.optimizer import make_optimizer
 from uae_jax.training.placement import state_shardings
 from uae_jax.training.preemption import Preempted, PreemptionNotice
 from uae_jax.training.profiling import Profiler
-from uae_jax.training.stage import Stage, keep
+from uae_jax.training.stage import ReadyStage
 from uae_jax.training.state import create
 from uae_jax.training.supervised import make_step
 
 PIXELS, WIDTH, STEPS = 32 * 32 * 3, 8, 6
 
 
-class Config(dict):
-  """A dict whose fields are attributes too."""
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What batches and the loop read of an `Experiment`."""
 
-  __getattr__ = dict.__getitem__
+  data: DataOptions
+  small: SupervisedStage
+
+  def section(self, name: str) -> SupervisedStage:
+    return getattr(self, name)
 
 
 def make_config(total_steps: int) -> Config:
-  data = Config(source="scenes", data_dir="", image_px=32, caption_tokens=26, max_bad_fraction=0.0, variant="plain")
-  section = Config(
-    captions="mixed", batch_size=8, total_steps=total_steps, target_loss=0.0, log_every_steps=1, save_every_steps=2
+  data = DataOptions(image_px=32, caption_tokens=26, max_bad_fraction=0.0)
+  return Config(
+    data,
+    SupervisedStage(captions="mixed", batch_size=8, total_steps=total_steps, log_every_steps=1, save_every_steps=2),
   )
-  section["options"] = {}
-  return Config(data=data, small=section)
 
 
 def loss(params: dict, batch: dict, key: jax.Array):
@@ -66,6 +71,7 @@ def run(workdir: Path, total_steps: int = STEPS, notice_at: int = 0) -> None:
   """
   mesh = sharding.make_mesh(fsdp=jax.device_count())
   config = make_config(total_steps)
+  plain_config = dataclasses.asdict(config)
   optimizer = make_optimizer(OptimizerOptions(learning_rate=1e-2, eps=1e-3), total_steps)
   cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
   params = {"kernel": jax.make_array_from_callback((PIXELS, WIDTH), cut, lambda rows: np.zeros((PIXELS, WIDTH))[rows])}
@@ -90,18 +96,18 @@ def run(workdir: Path, total_steps: int = STEPS, notice_at: int = 0) -> None:
     writer = MetricWriter(workdir, enabled=jax.process_index() == 0, tensorboard=False)
     try:
       params = loop.run(
-        Stage("small", step, state, lambda step: 1e-2, 1, keep),
-        config.small,
+        ReadyStage("small", step, state, lambda step: 1e-2, 1, lambda params, images: params),
+        config.section("small"),
         "small",
         Batches(config, "small", make_tokenizer(), mesh, seed=5),
         checkpoints,
         writer,
-        config,
+        plain_config,
         is_preempted,
         profiler=Profiler(workdir / "profile", first_step=1, num_steps=0),
         max_skipped_in_a_row=3,
       )
-      checkpoints.save_final(total_steps, params, config)
+      checkpoints.save_final(total_steps, params, plain_config)
     finally:
       writer.close()
       checkpoints.close()

@@ -1,5 +1,6 @@
 """An interrupted run that is started again ends bit for bit where an uninterrupted one ends."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -14,12 +15,13 @@ import pytest
 from tests.end_to_end.test_smoke_run import smoke_config
 from uae_jax import trees
 from uae_jax.commands.train import train
+from uae_jax.options import Experiment, ProfileOptions, read_config
 from uae_jax.training.preemption import PreemptionNotice
 
 STEPS = 6
 
 
-def short_config():
+def short_config() -> Experiment:
   config = smoke_config()
   config.stages = ("clip",)
   # The tests' process has 8 virtual devices.
@@ -28,7 +30,7 @@ def short_config():
   config.clip.total_steps = STEPS
   config.clip.save_every_steps = 2
   config.tensorboard = False
-  return config.lock()
+  return read_config(config)
 
 
 def final_params(folder: Path) -> dict[str, np.ndarray]:
@@ -58,9 +60,7 @@ def assert_same_end(workdir: Path, uninterrupted: Path):
 def uninterrupted(tmp_path_factory) -> Path:
   """Its third step is traced, which changes nothing."""
   workdir = tmp_path_factory.mktemp("run") / "whole"
-  config = short_config()
-  config.profile.first_step, config.profile.num_steps = 3, 1
-  train(config, workdir)
+  train(dataclasses.replace(short_config(), profile=ProfileOptions(first_step=3, num_steps=1)), workdir)
   return workdir
 
 

@@ -1,11 +1,12 @@
 """The smoke config runs every stage, and what it writes serves the report, the Python API and the commands."""
 
-import importlib.util
+import dataclasses
 import json
 from pathlib import Path
 import subprocess
 import sys
 
+from ml_collections import ConfigDict
 import nbclient
 import nbformat
 import numpy as np
@@ -15,7 +16,10 @@ import skimage.data
 
 import uae_jax
 from uae_jax import cli
-from uae_jax.commands.train import stage_runs, train
+from uae_jax.commands import train as train_command
+from uae_jax.commands.config_file import load_config
+from uae_jax.commands.train import train
+from uae_jax.options import read_config
 from uae_jax.training.workdir import open_workdir
 
 ROOT = Path(__file__).parents[2]
@@ -23,11 +27,8 @@ CONFIG = ROOT / "configs" / "scenes.py"
 NOTEBOOK = ROOT / "examples" / "uae_in_ten_minutes.ipynb"
 
 
-def smoke_config():
-  spec = importlib.util.spec_from_file_location("scenes_config", CONFIG)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config("smoke")
+def smoke_config() -> ConfigDict:
+  return load_config(f"{CONFIG}:smoke")
 
 
 def run_smoke(workdir: Path, *flags: str) -> subprocess.CompletedProcess:
@@ -46,10 +47,10 @@ def workdir(tmp_path_factory) -> Path:
 
 
 def test_every_stage_leaves_metrics_figures_and_a_checkpoint(workdir):
-  config = smoke_config()
+  config = read_config(smoke_config())
   lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert json.loads((workdir / "config.json").read_text())["seed"] == config.seed
-  for folder, stage in stage_runs(config):
+  for folder, stage in config.runs:
     assert {line["step"] for line in lines if line["stage"] == stage} >= {1, 2}
     assert (workdir / "evaluation" / f"{folder}.json").exists()
     assert (workdir / "checkpoints" / folder / "2" / "params").exists()
@@ -90,7 +91,7 @@ def test_a_changed_config_is_refused_by_name(workdir):
 def test_a_foreign_folder_is_refused(tmp_path):
   (tmp_path / "holiday.txt").write_text("photographs")
   with pytest.raises(ValueError, match=r"not empty and holds no config\.json"):
-    open_workdir(tmp_path, smoke_config())
+    open_workdir(tmp_path, read_config(smoke_config()))
   assert (tmp_path / "holiday.txt").exists()
 
 
@@ -98,23 +99,45 @@ def test_impossible_settings_name_their_field(tmp_path):
   config = smoke_config()
   config.pretrain.batch_size = 0
   with pytest.raises(ValueError, match=r"config\.pretrain\.batch_size = 0"):
-    train(config, tmp_path / "run")
+    train(read_config(config), tmp_path / "run")
   config = smoke_config()
   config.mesh.data = 3
   with pytest.raises(ValueError, match=r"config\.clip\.batch_size = 4 is not divisible"):
-    train(config, tmp_path / "run")
+    train(read_config(config), tmp_path / "run")
   config.stages = ("pretrian",)
   with pytest.raises(ValueError, match="unknown stage 'pretrian'"):
-    train(config, tmp_path / "run")
+    train(read_config(config), tmp_path / "run")
+  config = read_config(smoke_config())
+  with pytest.raises(ValueError, match=r"config\.embedders\.clpi: unknown kind of embedder, did you mean 'clip'\?"):
+    train(dataclasses.replace(config, embedders={"clpi": "fresh"}), tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture
+def trained(monkeypatch) -> list:
+  """What `uae-jax train` would train; flags come from its arguments, whatever the process was started with."""
+  calls = []
+  monkeypatch.setattr(sys, "argv", ["pytest"])
+  monkeypatch.setattr(train_command, "train", lambda config, workdir: calls.append((config, workdir)))
+  monkeypatch.setattr(train_command, "add_xla_flags", lambda flags: None)
+  return calls
+
+
+def test_correct_flags_are_obeyed(trained, tmp_path):
+  argv = ["train", f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}", "--config.pretrain.batch_size=8"]
+  assert cli.main(argv) == 0
+  ((config, workdir),) = trained
+  assert config.pretrain.batch_size == 8
+  assert workdir == tmp_path / "run"
+
+
 @pytest.mark.parametrize("flag", ["--config.pretrain.batchsize=8", "--config.pretrain.batch_size=eight"])
-def test_mistyped_flags_are_one_line(flag, tmp_path, capsys):
+def test_mistyped_flags_are_one_line(flag, trained, tmp_path, capsys):
   code = cli.main(["train", f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}", flag])
   error = capsys.readouterr().err.strip()
   assert code == 2
-  assert "\n" not in error and "batch" in error
+  assert "\n" not in error and "config.pretrain.batch_size" in error
+  assert not trained
 
 
 @pytest.fixture(scope="module")

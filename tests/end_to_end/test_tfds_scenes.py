@@ -1,5 +1,6 @@
 """The small world built to disk by its command and read back by grain gives what the procedural source gives."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from uae_jax.small_world import phrases, processor, render, scenes, tfds
 
 NUM_TRAIN, NUM_HELD_OUT = 250, 20
 TOKENIZER = processor.make_tokenizer()
+SCENES = DataOptions(image_px=32, caption_tokens=26)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def data(tmp_path_factory):
   result = subprocess.run(command, capture_output=True, text=True)
   assert result.returncode == 0, result.stderr
   assert f"--config.data.source=tfds:uae_scenes/plain --config.data.data_dir={folder}" in result.stdout
-  return DataOptions(source="tfds:uae_scenes/plain", data_dir=folder)
+  return dataclasses.replace(SCENES, source="tfds:uae_scenes/plain", data_dir=folder)
 
 
 def dataset(data, split="train", **options):
@@ -93,6 +95,7 @@ def test_reading_needs_no_tensorflow(data):
   code = (
     "import sys\n"
     "from uae_jax.data import pipeline, sources\n"
+    "from uae_jax.options import DataOptions\n"
     "from uae_jax.small_world import processor, scenes, source, tfds\n"
     "assert not {'tensorflow', 'transformers', 'tensorflow_datasets'} & set(sys.modules)\n"
     f"data = DataOptions(source={data.source!r}, data_dir={data.data_dir!r})\n"
@@ -120,12 +123,12 @@ def test_what_is_there_is_left_alone_and_other_sizes_are_an_error(data):
 )
 def test_missing_datasets_are_named(data, source, split, message):
   with pytest.raises(ValueError, match=message):
-    dataset(DataOptions(source=source, data_dir=data.data_dir), split=split)
+    dataset(dataclasses.replace(data, source=source), split=split)
 
 
 def test_another_variant_is_an_error(data):
   for variant in ("dense", "shifted"):
-    other = DataOptions(source=data.source, data_dir=data.data_dir, variant=variant, caption_tokens=34)
+    other = dataclasses.replace(data, variant=variant, caption_tokens=34)
     with pytest.raises(ValueError, match=f"data.variant = '{variant}', but data.source = tfds:uae_scenes/plain"):
       dataset(other)
 
@@ -143,7 +146,7 @@ def test_stored_records_have_their_ground_truth(data, tmp_path):
     assert found.truth.image_figures(found.images) == {"object_accuracy": 1.0, "scene_accuracy": 1.0}
     assert found.truth.image_figures(found.truth.edited_images())["scene_accuracy"] == 0
     # The same images as the procedural source has, in the order of the files.
-    made = {image.tobytes() for image in held_out_of(DataOptions(), NUM_HELD_OUT, tmp_path)[split].images}
+    made = {image.tobytes() for image in held_out_of(SCENES, NUM_HELD_OUT, tmp_path)[split].images}
     assert {image.tobytes() for image in found.images} == made
 
 

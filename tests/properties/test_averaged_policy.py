@@ -11,7 +11,7 @@ import optax
 from uae_jax.training import loop, supervised
 from uae_jax.training.flops import Program
 from uae_jax.training.profiling import Profiler
-from uae_jax.training.stage import Stage, keep
+from uae_jax.training.stage import ReadyStage
 from uae_jax.training.state import create
 
 CEILING, STEPS = 0.3, 4
@@ -42,7 +42,7 @@ def test_the_average_is_observed_and_handed_on():
   state = create({"w": jnp.zeros(())}, lambda _: True, optimizer, jax.random.key(0), has_ema=True)
   # Every update adds 1 to the parameter.
   step = Program(supervised.make_step(lambda params, *_: (-params["w"], {}), optimizer, ema_decay=CEILING))
-  stage = Stage("stage", step, state, lambda _: 0.0, 1, keep)
+  stage = ReadyStage("stage", step, state, lambda _: 0.0, 1, lambda params, images: params)
   section = types.SimpleNamespace(
     total_steps=STEPS, target_loss=0.0, log_every_steps=1, save_every_steps=100, options={}
   )

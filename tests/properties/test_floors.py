@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "uae_jax"
 FLOORS = (
   ("files", "http_client"),
   ("sharding", "trees", "draws", "plain"),
+  ("options",),
   ("layers", "algorithms"),
   ("models",),
   ("small_world",),

@@ -18,7 +18,7 @@ from uae_jax.training.metrics import MetricWriter
 from uae_jax.training.optimizer import make_optimizer
 from uae_jax.training.preemption import Preempted, PreemptionNotice
 from uae_jax.training.profiling import Profiler
-from uae_jax.training.stage import Stage, keep
+from uae_jax.training.stage import ReadyStage
 from uae_jax.training.state import apply_gradients, create
 from uae_jax.training.workdir import differences, fixed
 
@@ -53,7 +53,7 @@ class Counting:
 OPTIMIZER = make_optimizer(OptimizerOptions(learning_rate=0.1, schedule="constant"), 10)
 
 
-def make_stage(nan_from: int = 1000) -> Stage:
+def make_stage(nan_from: int = 1000) -> ReadyStage:
   """Gradients are noise around the batch; the loss is NaN from a step on."""
 
   def step(state, batch):
@@ -63,10 +63,10 @@ def make_stage(nan_from: int = 1000) -> Stage:
     return state, {"loss": loss, **metrics}
 
   state = create({"kernel": jnp.zeros(3)}, lambda path: True, OPTIMIZER, jax.random.key(1), has_ema=True)
-  return Stage("toy", Program(step), state, lambda step: 0.1, 1, keep)
+  return ReadyStage("toy", Program(step), state, lambda step: 0.1, 1, lambda params, images: params)
 
 
-def run(workdir, is_preempted=lambda: False, stage: Stage | None = None, target_loss=0.0, **options):
+def run(workdir, is_preempted=lambda: False, stage: ReadyStage | None = None, target_loss=0.0, **options):
   checkpoints = Checkpoints(workdir / "checkpoints" / "toy")
   writer = MetricWriter(workdir, tensorboard=False)
   try:

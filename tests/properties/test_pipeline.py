@@ -1,6 +1,7 @@
 """Every record once an epoch whatever the process count, order by seed, exact resume, bad records, fixed shapes."""
 
 import base64
+import dataclasses
 import io
 import json
 import pickle
@@ -19,7 +20,7 @@ from uae_jax.small_world import phrases, processor, render, scenes
 from uae_jax.small_world.source import SceneCaptions
 
 TOKENIZER = processor.make_tokenizer()
-PLAIN = DataOptions()
+PLAIN = DataOptions(image_px=32, caption_tokens=26)
 GRAYS = 23  # records of the small files, told apart by their grey level
 
 
@@ -76,7 +77,7 @@ def small_source(request, tmp_path):
   name = {"jsonl": "jsonl:{split}.jsonl", "jsonl_base64": "jsonl:train.jsonl"}.get(kind, f"{kind}:")
   name = "arrayrecord:{split}-*.array_record" if kind == "arrayrecord" else name
   name = f"folder:{tmp_path}" if kind == "folder" else name
-  return DataOptions(source=name, data_dir=str(tmp_path), image_px=16), break_records
+  return dataclasses.replace(PLAIN, source=name, data_dir=str(tmp_path), image_px=16), break_records
 
 
 # --- Shapes and tokens ------------------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ def test_a_tokenizer_of_pieces_works_too():
   model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   pieces = PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", eos_token="<end>")
   assert processor.word_ids(pieces) is None
-  batch = take(dataset(DataOptions(caption_tokens=200), pieces), 1)[0]
+  batch = take(dataset(dataclasses.replace(PLAIN, caption_tokens=200), pieces), 1)[0]
   text = phrases.full_caption(scenes.scene(int(batch["index"][0]))).replace(" ", "")
   assert pieces.decode(batch["tokens"][0, : batch["length"][0] - 1]).replace(" ", "") == text
 
@@ -220,7 +221,7 @@ def test_resume_in_the_middle_of_an_epoch(captions, num_threads):
 def test_resume_of_files_with_bad_records(small_source):
   data, break_records = small_source
   break_records(3, 7)
-  data = DataOptions(**{**vars(data), "max_bad_fraction": 0.2})
+  data = dataclasses.replace(data, max_bad_fraction=0.2)
   batches = dataset(data, batch_size=5, num_threads=2)
   iterator = iter(batches)
   for _ in range(6):
@@ -237,7 +238,7 @@ def test_resume_of_one_process_among_several(small_source, process_count):
   """Every process goes on at its own place, which bad records have moved."""
   data, break_records = small_source
   break_records(3, 7)
-  data = DataOptions(**{**vars(data), "max_bad_fraction": 0.5})
+  data = dataclasses.replace(data, max_bad_fraction=0.5)
   for index in range(process_count):
     part = dict(batch_size=4, process_index=index, process_count=process_count)
     iterator = iter(dataset(data, **part))
@@ -254,7 +255,7 @@ def test_resume_with_another_number_of_processes(source, before, after, tmp_path
   """The global batches go on as if the number had not changed."""
   for i in range(GRAYS if source == "folder" else 0):
     (tmp_path / f"{i:03d}.png").write_bytes(png(i * 5))
-  data = PLAIN if source == "scenes" else DataOptions(source=f"folder:{tmp_path}", image_px=16)
+  data = PLAIN if source == "scenes" else dataclasses.replace(PLAIN, source=f"folder:{tmp_path}", image_px=16)
 
   def iterators(process_count):
     return [
@@ -304,7 +305,7 @@ def test_files_keep_image_and_caption_together(small_source):
 def test_bad_records_are_logged_and_skipped(small_source, caplog):
   data, break_records = small_source
   break_records(7)
-  data = DataOptions(**{**vars(data), "max_bad_fraction": 0.05})
+  data = dataclasses.replace(data, max_bad_fraction=0.05)
   bad = set()
   seen = np.concatenate([batch["index"] for batch in take(dataset(data, batch_size=11, bad_indices=bad), 4)])
   # Once, though two epochs met it.
@@ -317,7 +318,7 @@ def test_bad_records_are_logged_and_skipped(small_source, caplog):
 def test_many_bad_records_are_one_error(small_source):
   data, break_records = small_source
   break_records(1, 2, 3)
-  data = DataOptions(**{**vars(data), "max_bad_fraction": 0.1})
+  data = dataclasses.replace(data, max_bad_fraction=0.1)
   with pytest.raises(ValueError, match=r"3 of 23 records are unreadable, more than data\.max_bad_fraction = 0\.1"):
     take(dataset(data, batch_size=20, num_threads=1), 2)
 
@@ -337,7 +338,7 @@ def test_contrastive_files_are_groups_of_one(small_source):
 
 
 def test_long_captions_are_cut_and_not_closed(small_source):
-  data = DataOptions(**{**vars(small_source[0]), "caption_tokens": 4})
+  data = dataclasses.replace(small_source[0], caption_tokens=4)
   batch = take(dataset(data), 1)[0]
   assert np.all(batch["length"] == 4)
   assert TOKENIZER.eos_token_id not in batch["tokens"]
@@ -364,12 +365,12 @@ def test_long_captions_are_cut_and_not_closed(small_source):
 )
 def test_impossible_settings_are_one_clear_error(data, options, message):
   with pytest.raises(ValueError, match=message):
-    dataset(DataOptions(**data), **options)
+    dataset(dataclasses.replace(PLAIN, **data), **options)
 
 
 def test_captions_that_do_not_fit_are_an_error():
   with pytest.raises(ValueError, match=r"data\.caption_tokens = 26: captions of this data\.variant need 32"):
-    take(dataset(DataOptions(variant="shifted")), 1)
+    take(dataset(dataclasses.replace(PLAIN, variant="shifted")), 1)
 
 
 def test_partial_captions_of_photographs_are_an_error(small_source):

@@ -19,34 +19,13 @@ import numpy as np
 from uae_jax.data.processing import Processor
 from uae_jax.data.sources import BadRecords, CaptionsRecords, MakesBatches, Source
 from uae_jax.draws import Draws
-
-CAPTIONS = ("full", "partial", "mixed", "contrastive")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-  """The fields of `config.data` that this package reads; a `ConfigDict` with these names serves as well.
-
-  Attributes:
-    source: see `sources.py`.
-    data_dir: folder of the source's files.
-    image_px: side of the square images of a batch.
-    caption_tokens: length of a row of tokens, the closing `<|im_end|>` included.
-    max_bad_fraction: of records that may be unreadable.
-    variant: of the small world, see `small_world.scenes.VARIANTS`.
-  """
-
-  source: str = "scenes"
-  data_dir: str = ""
-  image_px: int = 32
-  caption_tokens: int = 26
-  max_bad_fraction: float = 0.01
-  variant: str = "plain"
+from uae_jax.options import DataOptions
+from uae_jax.options.stages import CAPTIONS
 
 
 def make_dataset(
   source: Source,
-  data: DataConfig,
+  data: DataOptions,
   processor,
   *,
   captions: str,
@@ -64,7 +43,7 @@ def make_dataset(
 
   Args:
     source: of records, from `sources.open_source`.
-    data: `DataConfig`, or anything with its fields.
+    data: `config.data`.
     processor: `data.processing.Processor` or a Hugging Face tokenizer.
     captions: "full", or "contrastive" for groups of images that differ little, with full captions; a source that
       knows no variations of its records gives groups of one. A source with a grammar also has "partial" and "mixed".

@@ -52,11 +52,13 @@ def override(config: ConfigDict, path: str, text: str) -> None:
   kind, section, where = Experiment, config, "config"
   *parents, name = path.split(".")
   for parent in parents:
-    kind, section, where = field_type(kind, parent, where), section[parent], f"{where}.{parent}"
+    kind, section, where = field_type(kind, parent, where), section.get(parent), f"{where}.{parent}"
   kind = field_type(kind, name, where)
   if isinstance(kind, type) and issubclass(kind, Options):
     names = ", ".join(field.name for field in dataclasses.fields(kind))
     raise ValueError(f"{where}.{name} is a section: set one of its fields ({names})")
+  if typing.get_origin(kind) is Mapping:
+    raise ValueError(f"{where}.{name} is a section: set one of its names, such as {where}.{name}.clip")
   section[name] = parse(text, kind, f"{where}.{name}")
 
 
@@ -132,7 +134,7 @@ def element_types(kind: Any, count: int, problem: ValueError) -> list[Any]:
   """The types of the `count` elements of a tuple type."""
   kinds = typing.get_args(kind)
   if kinds[-1] is Ellipsis:
-    return [kinds[0]] * max(count, 1)
+    return [kinds[0]] * count
   if len(kinds) != count:
     raise problem
   return list(kinds)

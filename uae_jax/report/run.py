@@ -8,22 +8,16 @@ from pathlib import Path
 import re
 from typing import Any
 
+from uae_jax.options import REINFORCEMENT, STAGES
 from uae_jax.weights import legacy
 
-# Stage -> (title, short name of the moment after it). The order is the order of a run.
-STAGES = {
-  "clip": ("Reward encoder · CLIP", "Reward encoder"),
-  "dinov2": ("Held-out encoder · DINOv2", "Held-out encoder"),
-  "vae": ("Image vae", "Autoencoder"),
-  "captioner": ("Captioner warm-up", "Captioner"),
-  "pretrain": ("Stage 0 · Decoder pre-training", "After stage 0"),
-  "cold_start": ("Stage 1 · Cold start", "Before RL"),
-  "generation_for_understanding": ("Stage 2 · Generation for Understanding", "After stage 2"),
-  "understanding_for_generation": ("Stage 3 · Understanding for Generation", "After stage 3"),
-}
-GENERATION = "generation_for_understanding"
-UNDERSTANDING = "understanding_for_generation"
-REINFORCEMENT = (GENERATION, UNDERSTANDING)
+GENERATION, UNDERSTANDING = REINFORCEMENT
+
+
+def _words(name: str) -> dict[str, str]:
+  """Title of a stage and name of the moment after it; those of an unknown stage are made from its name."""
+  unknown = {"title": name.replace("_", " ").capitalize(), "moment": f"After {name}"}
+  return STAGES.get(legacy.stage(name), unknown)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +34,12 @@ class Stage:
 
   @property
   def title(self) -> str:
-    return self._with_round(STAGES.get(legacy.stage(self.name), (self.name.replace("_", " ").capitalize(), ""))[0])
+    return self._with_round(_words(self.name)["title"])
 
   @property
   def moment(self) -> str:
     """What a column of samples taken after this stage is called."""
-    return self._with_round(STAGES.get(legacy.stage(self.name), ("", f"After {self.name}"))[1])
+    return self._with_round(_words(self.name)["moment"])
 
   @property
   def order(self) -> tuple:

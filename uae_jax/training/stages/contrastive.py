@@ -62,7 +62,7 @@ def spec(name: str) -> StageSpec:
   def loss(config: Experiment, built: Built) -> Loss:
     # The text tower that teaches the embedder is a part of the stage, not of the run.
     with nnx.use_eager_sharding(False):
-      graphdef = nnx.graphdef(nnx.eval_shape(lambda: built.make_text_tower(nnx.Rngs(0))))
+      graphdef, _ = nnx.split(built.make_text_tower(nnx.Rngs(0)))
     return make_loss(built.networks, name, graphdef, config.section(name).options)
 
   def extra_params(built: Built, key: jax.Array) -> dict:
