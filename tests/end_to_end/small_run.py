@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uae_jax import sharding
-from uae_jax.options import DataOptions, OptimizerOptions, SupervisedStage
+from uae_jax.options import DataOptions, OptimizerOptions, Options, SupervisedStage
 from uae_jax.small_world.processor import make_tokenizer
 from uae_jax.training import loop, processes
 from uae_jax.training.batches import Batches
@@ -33,6 +33,13 @@ from uae_jax.training.supervised import make_step
 PIXELS, WIDTH, STEPS = 32 * 32 * 3, 8, 6
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmallStage(SupervisedStage):
+  """A stage without options of its own."""
+
+  options: Options = Options()
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
   """What batches and the loop read of an `Experiment`."""
@@ -48,7 +55,7 @@ def make_config(total_steps: int) -> Config:
   data = DataOptions(image_px=32, caption_tokens=26, max_bad_fraction=0.0)
   return Config(
     data,
-    SupervisedStage(captions="mixed", batch_size=8, total_steps=total_steps, log_every_steps=1, save_every_steps=2),
+    SmallStage(captions="mixed", batch_size=8, total_steps=total_steps, log_every_steps=1, save_every_steps=2),
   )
 
 

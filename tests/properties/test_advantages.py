@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uae_jax.algorithms.advantages import SCALES, group_advantages, multi_reward_advantages, zero_std_fraction
+from uae_jax.algorithms.advantages import group_advantages, multi_reward_advantages, zero_std_fraction
 from uae_jax.options import AdvantageOptions
+from uae_jax.options.optimization import ADVANTAGE_SCALES as SCALES
 
 pytestmark = pytest.mark.fast
 

@@ -79,5 +79,5 @@ def test_without_a_factor_nothing_is_a_spike():
 
 
 def test_a_factor_that_would_skip_ordinary_updates_is_refused():
-  with pytest.raises(ValueError, match=r"optimizer\.spike_factor = 0\.5: expected 0 for none, or more than 1"):
+  with pytest.raises(ValueError, match=r"spike_factor = 0\.5: expected 0 to disable it, or more than 1"):
     make(spike_factor=0.5)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from uae_jax.training import profiling
+from uae_jax.options import read_config
 from uae_jax.training.profiling import Profiler
 from uae_jax.training.rl.phases import Phases
 from uae_jax.training.stage import phased_step
@@ -76,6 +76,6 @@ def test_a_trace_is_whole_or_absent(tmp_path, num_steps, steps, count):
 
 def test_impossible_settings_name_their_field():
   with pytest.raises(ValueError, match=r"config\.profile\.first_step = 0: expected 1 or more"):
-    profiling.validate({"first_step": 0, "num_steps": 1})
+    read_config({"profile": {"first_step": 0, "num_steps": 1}})
   with pytest.raises(ValueError, match=r"config\.profile\.num_steps = -1"):
-    profiling.validate({"first_step": 1, "num_steps": -1})
+    read_config({"profile": {"first_step": 1, "num_steps": -1}})

@@ -23,8 +23,9 @@ from uae_jax.rewards.external import ExternalReward, RewardError
 from uae_jax.rewards.text import text_reward
 from uae_jax.training.rl import external
 from uae_jax.training.rl.phases import Phases, RewardInputs, compose
-from uae_jax.training.stage import phased_step, validate
+from uae_jax.training.stage import phased_step
 from uae_jax.training.state import create
+from uae_jax.training.validate import validate
 
 pytestmark = pytest.mark.fast
 

@@ -15,13 +15,14 @@ from uae_jax.algorithms import grpo, kl
 from uae_jax.algorithms.advantages import group_advantages
 from uae_jax.algorithms.grpo import token_objective
 from uae_jax.options import AdvantageOptions, TokenObjective
+from uae_jax.options.objectives import TOKEN_LOSSES
 
 torch.set_num_threads(1)
 
 PROMPTS, ROLLOUTS, TOKENS = 4, 3, 6
 
 CONFIGURATIONS = {
-  **{loss: TokenObjective(loss=loss) for loss in grpo.LOSSES if loss != "luspo"},
+  **{loss: TokenObjective(loss=loss) for loss in TOKEN_LOSSES if loss != "luspo"},
   "luspo": TokenObjective(loss="luspo", importance_level="sequence", clip_low=2e-3, clip_high=2.5e-3),
   "gspo": TokenObjective(loss="grpo", importance_level="sequence", clip_low=0.02, clip_high=0.03),
   "asymmetric clip": TokenObjective(clip_low=0.1, clip_high=0.28),

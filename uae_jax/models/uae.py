@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from uae_jax.layers import lora
 from uae_jax.layers.buffer import Buffer
-from uae_jax.models.captioner import Captioner, CaptionerConfig
+from uae_jax.models.captioner import Captioner
 from uae_jax.models.connector import Connector, ConnectorConfig
 from uae_jax.models.mmdit import MMDiT, MMDiTConfig
 from uae_jax.models.qwen25_vl.model import Qwen25VL, Qwen25VLConfig
@@ -34,7 +34,7 @@ class UAEConfig:
     mask_context: hide padding of the context from the decoder. The official system attends to it (False).
   """
 
-  captioner: CaptionerConfig
+  captioner: Qwen25VLConfig
   connector: ConnectorConfig
   decoder: MMDiTConfig
   vae: AutoencoderKLConfig
