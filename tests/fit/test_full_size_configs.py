@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from ml_collections import ConfigDict
-from ml_collections.config_flags import config_flags
 import pytest
 
-from uae_jax.options import REINFORCEMENT
-from uae_jax.training import stage, supervised
+from uae_jax.commands.config_file import load_config
+from uae_jax.options import REINFORCEMENT, new_config, read_config
+from uae_jax.training import stage
 from uae_jax.training.sizes import MODELS
+from uae_jax.training.validate import validate
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = ("uae_3b_sd35l", "uae_3b_sd35m")
@@ -16,21 +17,17 @@ NAMES = ("uae_3b_sd35l", "uae_3b_sd35m")
 BASE_NETS = ("clip", "dinov2", "vae", "captioner")
 
 
-def load(path: str) -> ConfigDict:
-  """As `--config=` does it: locked."""
-  from absl import flags
-
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values)
-  values(["test", f"--config={CONFIGS / path}"])
-  return values.config
+def load(spec: str) -> ConfigDict:
+  """As `--config=` does it."""
+  return load_config(str(CONFIGS / spec))
 
 
 def fields(config: ConfigDict, prefix: str = "") -> set[str]:
-  """Dotted names of all fields."""
+  """Dotted names of all fields; the embedders of a config are a mapping of its own."""
   found = set()
   for name, value in config.items():
-    found |= fields(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {prefix + name}
+    is_section = isinstance(value, ConfigDict) and name != "embedders"
+    found |= fields(value, f"{prefix}{name}.") if is_section else {prefix + name}
   return found
 
 
@@ -38,25 +35,30 @@ def fields(config: ConfigDict, prefix: str = "") -> set[str]:
 @pytest.mark.parametrize("pixels", [512, 1024])
 def test_a_config_of_full_size_is_valid(name, pixels):
   config = load(f"{name}.py:{pixels}")
-  stage.validate(config)
-  assert config.is_locked and config.data.image_px == pixels and not MODELS[config.model].trains_from_scratch
-  # What can be set in one config can be set in all: fields are flags, and a locked config takes no others.
-  known = load("scenes.py")
-  assert fields(config) == {field for field in fields(known) if field.split(".")[0] not in BASE_NETS}
+  validate(read_config(config))
+  assert config.data.image_px == pixels and not MODELS[config.model].trains_from_scratch
+  # Every config has every field of the options, and no other.
+  assert fields(config) == fields(new_config()) == fields(load("scenes.py"))
 
 
-@pytest.mark.parametrize(("name", "target"), [("pretrain", -0.1), ("understanding_for_generation", 0.1)])
-def test_a_target_of_no_learnable_loss_is_refused(name, target):
+@pytest.mark.parametrize(
+  ("name", "target", "message"),
+  [
+    ("pretrain", -0.1, r"config\.pretrain\.target_loss = -0.1: expected 0"),
+    ("understanding_for_generation", 0.1, r"config\.understanding_for_generation has no field 'target_loss'"),
+  ],
+)
+def test_a_target_of_no_learnable_loss_is_refused(name, target, message):
   config = load("scenes.py")
   config[name].target_loss = target
-  with pytest.raises(ValueError, match=rf"config\.{name}\.target_loss = {target}: expected 0"):
-    stage.validate(config)
+  with pytest.raises(ValueError, match=message):
+    read_config(config)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_of_every_stage_is_known(name):
-  """Options are dataclasses: an unknown name raises."""
-  config = load(f"{name}.py")
+  """A loss or phases can be made from every section."""
+  config = read_config(load(f"{name}.py"))
 
   class Built:
     """As much as the makers of losses and phases look at before they are called."""
@@ -69,11 +71,11 @@ def test_every_option_of_every_stage_is_known(name):
         all_special_ids = ()
 
   for stage_name in config.stages:
-    optimizer, _, _ = stage.stage_optimizer(config[stage_name], stage_name)
+    optimizer, _, _ = stage.stage_optimizer(config.section(stage_name))
     if stage_name in REINFORCEMENT:
       stage.make_phases(config, stage_name, Built, optimizer)
     else:
-      assert supervised.make_step(stage.make_loss(config, stage_name, Built, None), optimizer)
+      assert stage.supervised_step(config, stage_name, Built, optimizer)
 
 
 @pytest.mark.parametrize("name", NAMES)

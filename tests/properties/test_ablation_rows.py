@@ -2,26 +2,28 @@
 
 import json
 from pathlib import Path
-import runpy
 
 import pytest
 
 from benchmarks import ablations
-from uae_jax.options import REINFORCEMENT
+from configs import scenes, scenes_ablations
+from uae_jax.options import REINFORCEMENT, read_config
 from uae_jax.training import stage
+from uae_jax.training.stages import spec
+from uae_jax.training.validate import validate
 
 pytestmark = pytest.mark.fast
 
-MODULE = runpy.run_path(str(Path(ablations.CONFIG)))
-ROWS = MODULE["ROWS"]
+ROWS = scenes_ablations.ROWS
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_is_valid_and_starts_before_its_stages(row):
-  config = MODULE["get_config"](row)
-  config.init.checkpoint = f"base:{ROWS[row]['start']}"
-  stage.validate(config)
-  order = list(MODULE["SCENES"]["get_config"]().stages)
+  row_config = scenes_ablations.get_config(row)
+  row_config.init.checkpoint = f"base:{ROWS[row]['start']}"
+  config = read_config(row_config)
+  validate(config)
+  order = list(scenes.get_config().stages)
   assert order.index(ROWS[row]["start"]) < order.index(config.stages[0])
 
   class Built:
@@ -35,25 +37,25 @@ def test_a_row_is_valid_and_starts_before_its_stages(row):
         all_special_ids = ()
 
   for name in config.stages:
-    optimizer, _, _ = stage.stage_optimizer(config[name], name)
+    optimizer, _, _ = stage.stage_optimizer(config.section(name))
     if name in REINFORCEMENT:
       assert stage.make_phases(config, name, Built, optimizer)
     else:
-      assert stage.make_loss(config, name, Built, None)
+      assert spec.find(name).make_loss(config, Built)
 
 
 def test_rows_differ_and_unknown_ones_are_refused():
-  plain = {row: json.dumps(MODULE["get_config"](row).to_dict(), sort_keys=True) for row in ROWS}
+  plain = {row: json.dumps(scenes_ablations.get_config(row).to_dict(), sort_keys=True) for row in ROWS}
   assert len(set(plain.values())) == len(ROWS)
   with pytest.raises(ValueError, match="expected one of"):
-    MODULE["get_config"]("no_such_row")
+    scenes_ablations.get_config("no_such_row")
   points = []
-  MODULE["sweep"](lambda **fields: points.append(fields))
+  scenes_ablations.sweep(lambda **fields: points.append(fields))
   assert len(points) == len(ROWS)
 
 
 def test_two_rounds_have_the_updates_of_one_pass():
-  one, two = (MODULE["get_config"](row) for row in ("one_pass", "two_rounds"))
+  one, two = (scenes_ablations.get_config(row) for row in ("one_pass", "two_rounds"))
   for name in REINFORCEMENT:
     assert two.rounds * two[name].total_steps == one.rounds * one[name].total_steps
 
