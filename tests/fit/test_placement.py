@@ -1,7 +1,6 @@
 """At full size nothing large rests on every chip: parameters, adapters, master copies and both moments."""
 
 from pathlib import Path
-import runpy
 
 from flax import nnx
 import jax
@@ -9,9 +8,10 @@ import numpy as np
 import pytest
 
 from uae_jax import sharding, trees
+from uae_jax.commands.config_file import load_config
 from uae_jax.layers import lora
 from uae_jax.models.uae import UAE, UAEConfig
-from uae_jax.options import OptimizerOptions
+from uae_jax.options import OptimizerOptions, read_config
 from uae_jax.sharding import mesh_axes
 from uae_jax.training import placement, state
 from uae_jax.training.optimizer import make_optimizer
@@ -49,7 +49,7 @@ def test_both_factors_of_every_adapter_are_cut(full):
 
 def test_of_the_nets_before_a_stage_only_what_stage_3_trains_is_kept(full):
   params = full[1]
-  config = runpy.run_path(str(CONFIG))["get_config"]()
+  config = read_config(load_config(str(CONFIG)))
   kept = {name: params_before(config, name, params) for name in config.stages}
   assert [name for name in config.stages if kept[name]] == ["understanding_for_generation"]
   paths = {path for path, _ in trees.items(kept["understanding_for_generation"])}

@@ -1,5 +1,6 @@
 """A run that starts from the official folder: its weights, its embedders, the user's pictures, and back to PyTorch."""
 
+import dataclasses
 import json
 from pathlib import Path
 import runpy
@@ -18,6 +19,7 @@ from uae_jax import sharding, trees
 from uae_jax.commands.convert import convert
 from uae_jax.commands.train import train
 from uae_jax.layers import lora
+from uae_jax.options import read_config
 from uae_jax.training import initial
 from uae_jax.training.build import build
 
@@ -87,7 +89,7 @@ def make_config(official, embedders, pictures):
 @pytest.fixture(scope="module")
 def workdir(official, embedders, pictures, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "run"
-  train(make_config(official, embedders, pictures), workdir)
+  train(read_config(make_config(official, embedders, pictures)), workdir)
   return workdir
 
 
@@ -116,8 +118,8 @@ def test_the_result_opens_as_an_official_folder(workdir, official, tmp_path):
 
 
 def test_a_run_starts_from_another_run(workdir, official, embedders, pictures, tmp_path):
-  config = make_config(official, embedders, pictures)
-  mesh = sharding.make_mesh(**config.mesh)
+  config = read_config(make_config(official, embedders, pictures))
+  mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
   start = initial.read(config, mesh, tmp_path)
   built = build(config, start.sizes, start.processor, mesh)
   ours = dict(trees.items(uae_jax.UAE.load(workdir, dtype="float32").params))
@@ -133,15 +135,15 @@ def test_what_cannot_start_is_refused(official, embedders, pictures, tmp_path):
   config = make_config(official, embedders, pictures)
   config.embedders.clip = ""
   with pytest.raises(ValueError, match="set config.embedders.clip to the folder"):
-    train(config, tmp_path / "a")
+    train(read_config(config), tmp_path / "a")
   config = make_config(official, embedders, pictures)
   config.embedders.clip = "fresh"
   with pytest.raises(ValueError, match="config.embedders.clip = 'fresh' is random numbers"):
-    train(config, tmp_path / "b")
+    train(read_config(config), tmp_path / "b")
   config = make_config(official, embedders, pictures)
   config.model = "uae_3b_sd35_large"
   with pytest.raises(ValueError, match="captioner .* = .*, but .* has"):
-    train(config, tmp_path / "c")
+    train(read_config(config), tmp_path / "c")
   config = make_config(tmp_path / "absent", embedders, pictures)
   with pytest.raises(ValueError, match="config.init.weights = .*absent.*no such folder"):
-    train(config, tmp_path / "d")
+    train(read_config(config), tmp_path / "d")

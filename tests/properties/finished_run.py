@@ -1,6 +1,5 @@
 """The workdir of a run whose last two stages are finished, without training anything."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -8,6 +7,8 @@ import jax
 import numpy as np
 
 from uae_jax import sharding
+from uae_jax.commands.config_file import load_config
+from uae_jax.options import read_config
 from uae_jax.training import initial
 from uae_jax.training.build import build
 from uae_jax.training.checkpoints import Checkpoints
@@ -18,10 +19,7 @@ STAGES = ("cold_start", "understanding_for_generation")
 
 
 def smoke_config():
-  spec = importlib.util.spec_from_file_location("scenes_config", CONFIGS / "scenes.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config("smoke")
+  return read_config(load_config(f"{CONFIGS / 'scenes.py'}:smoke"))
 
 
 def write(workdir: Path, config) -> tuple[dict, dict]:

@@ -11,7 +11,7 @@ import numpy as np
 from uae_jax import sharding, trees
 from uae_jax.data.processing import Processor
 from uae_jax.layers.lora import LoRA, is_adapter
-from uae_jax.options import OptimizerOptions
+from uae_jax.options import DataOptions, Experiment, OptimizerOptions
 from uae_jax.small_world import phrases, render, scenes
 from uae_jax.small_world.processor import write_processor
 from uae_jax.training import sizes
@@ -24,17 +24,7 @@ PROMPTS, ROLLOUTS = 4, 3
 OPTIMIZER = make_optimizer(OptimizerOptions(learning_rate=1e-3, schedule="constant"), 10)
 
 
-@dataclasses.dataclass(frozen=True)
-class Data:
-  image_px: int = 32
-  caption_tokens: int = TOKENS
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  model: str = "scenes"
-  dtype: str = "float32"
-  data: Data = Data()
+CONFIG = Experiment(data=DataOptions(image_px=32, caption_tokens=TOKENS), stages=("vae",))
 
 
 @functools.cache
@@ -60,7 +50,7 @@ def built() -> Built:
     kind: dataclasses.replace(size, network=dataclasses.replace(size.network, depth=1))
     for kind, size in embedders.items()
   }
-  return build(Config(), sizes.Sizes(uae, embedders), processor, mesh())
+  return build(CONFIG, sizes.Sizes(uae, embedders), processor, mesh())
 
 
 @functools.cache

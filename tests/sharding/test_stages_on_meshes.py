@@ -5,7 +5,6 @@ The default run covers pre-training on all three axes at once; `pytest -m slow` 
 
 import dataclasses
 import functools
-import importlib.util
 from pathlib import Path
 
 import jax
@@ -13,8 +12,9 @@ import numpy as np
 import pytest
 
 from uae_jax import sharding, trees
+from uae_jax.commands.config_file import load_config
 from uae_jax.data.processing import Processor
-from uae_jax.options import REINFORCEMENT
+from uae_jax.options import REINFORCEMENT, read_config
 from uae_jax.small_world import phrases, render, sizes
 from uae_jax.small_world import scenes as scenes_data
 from uae_jax.small_world.processor import write_processor
@@ -51,10 +51,7 @@ def compile_quickly():
 @functools.cache
 def config():
   """The smoke run with steps that are large enough to see, on few and short captions."""
-  spec = importlib.util.spec_from_file_location("scenes_config", CONFIG)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config("smoke")
+  config = load_config(f"{CONFIG}:smoke")
   for name in STAGES:
     config[name].batch_size = ROWS
     config[name].total_steps = STEPS
@@ -66,7 +63,7 @@ def config():
   config.generation_for_understanding.options.sampler_steps = 2
   stage3 = config.understanding_for_generation.options
   stage3.sampler_steps, stage3.window, stage3.window_range = 3, 1, (0, 2)
-  return config
+  return read_config(config)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +148,7 @@ def train(name: str, mesh, built, params: dict, batches: list[dict]) -> tuple[li
 
 def recorded_step(name: str, built, rollouts: list):
   """The phases of a stage, each jitted as in training; trajectories are kept."""
-  optimizer, _, _ = stage_optimizer(config()[name], name)
+  optimizer, _, _ = stage_optimizer(config().section(name))
   phases = make_phases(config(), name, built, optimizer)
   rollout, reward, update = jax.jit(phases.rollout), jax.jit(phases.reward), jax.jit(phases.update)
   advantages = jax.jit(phases.advantages)
