@@ -19,6 +19,7 @@ from uae_jax.options import (
   ImageObjective,
   TokenObjective,
   UnderstandingForGenerationOptions,
+  UnderstandingForGenerationStage,
   UpdateOptions,
 )
 from uae_jax.rollouts import captions
@@ -52,6 +53,8 @@ def decoder_phases(optimizer=OPTIMIZER, objective=WITH_KL["decoder"], **changes)
     held_out_embedder="dinov2",
   )
   options = UnderstandingForGenerationOptions(**(fields | changes))
+  # The section checks options and objective against each other.
+  UnderstandingForGenerationStage(batch_size=24, options=options, objective=objective, updates=update)
   return stage3.make_phases(built().networks, options, objective, AdvantageOptions(), update, optimizer)
 
 
@@ -244,7 +247,7 @@ def test_the_slow_average_samples_and_follows(loss):
     (lambda: decoder_phases(replay_chunks=2), "replay_chunks"),
     (lambda: captioner_phases(reward_weights=(("dinov2", 1.0),)), "held_out_embedder"),
     (lambda: captioner_phases(reward_weights=(("longclip", 1.0),)), "longclip"),
-    (lambda: captioner_phases(reward_weights=(("clip", 0.0),)), "nothing has a weight"),
+    (lambda: captioner_phases(reward_weights=(("clip", 0.0),)), "no reward has a weight"),
     (lambda: captioner_phases(conditioning="caption"), "conditioning"),
   ],
 )
