@@ -241,7 +241,7 @@ def test_the_slow_average_samples_and_follows(loss):
     (lambda: decoder_phases(objective=ImageObjective(loss="nft"), sampler="ode"), "is_noise_shared"),
     (lambda: decoder_phases(old_decay=0.5), "old_decay is for"),
     (lambda: decoder_phases(objective=ImageObjective(loss="nft"), samples_from="old"), "needs old_decay"),
-    (lambda: decoder_phases(objective=ImageObjective(loss="nft", average_beta=1.0)), "needs old_decay"),
+    (lambda: decoder_phases(objective=ImageObjective(loss="nft", average_beta=1.0)), "needs options.old_decay"),
     (lambda: decoder_phases(reward_weights=(("length", 1.0),)), "one caption"),
     (lambda: decoder_phases(window_range=(0, 4)), "last with a density"),
     (lambda: decoder_phases(replay_chunks=2), "replay_chunks"),
