@@ -6,6 +6,7 @@ import runpy
 
 import pytest
 
+from uae_jax.options import read_config
 from uae_jax.planning import pods, stage_programs
 from uae_jax.planning.chips import CHIPS
 
@@ -60,6 +61,7 @@ def test_a_documented_plan_is_of_the_config_as_it_is(plan):
     if flag.startswith("--config."):
       name = flag.removeprefix("--config.")
       config.update_from_flattened_dict({name: int(value) if value.isdecimal() else value})
+  config = read_config(config)
   assert plan["model"] == config.model and plan["image_px"] == config.data.image_px
   for stage, settings in plan["stages"].items():
     assert settings == stage_programs.images_and_captions(config, stage) | {"cuts": stage_programs.cuts(config, stage)}

@@ -118,7 +118,7 @@ def torch_loss(o, rollout):
     ratio = torch.exp((difference + divergence) * s if o.ratio == "guard" else difference)
     a = t["advantages"]
     if o.trust_region == "clip":
-      loss = torch.max(-a * ratio, -a * ratio.clamp(1 - o.clip_low, 1 + o.clip_high))
+      loss = torch.max(-a * ratio, -a * ratio.clamp(1 - o.clip_range[0], 1 + o.clip_range[1]))
     else:
       blocked = (divergence >= o.divergence_threshold) & (((a > 0) & (ratio > 1)) | ((a < 0) & (ratio < 1)))
       loss = -a * ratio * ~blocked
@@ -288,7 +288,7 @@ def torch_forward_loss(o, samples):
       return -error * t["sigma"] ** {"uniform": 0, "sigma": 1, "sigma_square": 2}[o.weight]
 
     ratio = torch.exp(log_prob(v) - log_prob(old))
-    loss = torch.max(-a * ratio, -a * ratio.clamp(1 - o.clip_low, 1 + o.clip_high))
+    loss = torch.max(-a * ratio, -a * ratio.clamp(1 - o.clip_range[0], 1 + o.clip_range[1]))
   for beta, name in ((o.average_beta, "average_velocity"), (o.beta, "reference_velocity")):
     loss = loss + beta * ((v - t[name]) ** 2).mean((1, 2))
   loss.mean().backward()
