@@ -61,6 +61,7 @@ def test_a_documented_plan_is_of_the_config_as_it_is(plan):
     if flag.startswith("--config."):
       name = flag.removeprefix("--config.")
       config.update_from_flattened_dict({name: int(value) if value.isdecimal() else value})
+  config.stages = tuple(plan["stages"])
   config = read_config(config)
   assert plan["model"] == config.model and plan["image_px"] == config.data.image_px
   for stage, settings in plan["stages"].items():

@@ -70,6 +70,13 @@ def parse(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, Expe
       override(config, path, text)
     except ValueError as error:
       raise argparse.ArgumentError(None, str(error)) from error
+  # A command that runs only some of the stages must not fail for the others.
+  chosen = getattr(arguments, "stages", None)
+  if chosen:
+    unknown = set(chosen.split(",")) - set(config.stages)
+    if unknown:
+      raise ValueError(f"--stages names {', '.join(sorted(unknown))}, config.stages are {', '.join(config.stages)}")
+    config.stages = tuple(chosen.split(","))
   try:
     return arguments, read_config(config)
   except ValueError as error:
