@@ -28,9 +28,11 @@ from uae_jax.algorithms.losses import (
   clipped_surrogate,
   expand,
   mean_square,
+  require,
   sum_and_count,
 )
 from uae_jax.options import ImageObjective
+from uae_jax.options.objectives import SDE_LOSSES
 
 
 def _divergence(mean: jax.Array, old_mean: jax.Array, std: jax.Array) -> jax.Array:
@@ -85,8 +87,9 @@ def flow_objective(
     is the mean of (r - 1)^2, `approximate_kl` the mean of D^2 / 2; `policy_loss` is the loss without the KL.
 
   Raises:
-    ValueError: an option lacks its argument.
+    ValueError: the loss is one of `forward_process`, or an option lacks its argument.
   """
+  require("loss", objective.loss, SDE_LOSSES)
   change = sigma_next - sigma
   advantages = jnp.broadcast_to(jax.lax.stop_gradient(advantages), log_probs.shape)
   difference = at_least_float32(log_probs) - jax.lax.stop_gradient(old_log_probs)

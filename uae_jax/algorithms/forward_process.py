@@ -33,7 +33,7 @@ from uae_jax.algorithms.losses import (
   sum_and_count,
 )
 from uae_jax.options import ImageObjective
-from uae_jax.options.objectives import AWM_WEIGHTS
+from uae_jax.options.objectives import AWM_WEIGHTS, FORWARD_LOSSES
 
 
 def nft_terms(
@@ -110,8 +110,9 @@ def forward_objective(
     (v - v_old)^2.
 
   Raises:
-    ValueError: a beta without its velocity.
+    ValueError: the loss is that of `flow_grpo`, or a beta lacks its velocity.
   """
+  require("loss", objective.loss, FORWARD_LOSSES)
   velocity, x, noise = at_least_float32(velocity), at_least_float32(x), at_least_float32(noise)
   old_velocity = jax.lax.stop_gradient(at_least_float32(old_velocity))
   advantages = jax.lax.stop_gradient(advantages)
