@@ -1,1 +1,1 @@
-"""What both RL stages share: phases, updates, and the policies of image sampling."""
+"""Reinforcement learning shared by stages 2 and 3: phases, updates, external rewards and image policies."""

@@ -1,4 +1,4 @@
-"""Brings a batch to the external reward: arrays to the host, tokens to text, numbers back to all processes."""
+"""Calls the external reward on a batch: arrays to the host, tokens to text, and the rewards back to all processes."""
 
 from collections.abc import Callable
 
@@ -17,9 +17,10 @@ from uae_jax.training.rl.phases import RewardInputs
 def make_external_reward(
   reward: ExternalReward, processor: Processor, prompts: Prompts
 ) -> Callable[[dict, RewardInputs], dict]:
-  """external_reward(batch, reward_inputs) -> {"http": float32[prompts, rollouts]}.
+  """Makes external_reward(batch, reward_inputs) -> {"http": float32[prompts, rollouts]}.
 
-  With several processes the first one asks for all of them: every group is sent once, and all see the same numbers.
+  With several processes, process 0 sends the requests of all of them: every group is sent once, and all processes get
+  the same rewards.
 
   Raises (external_reward):
     RewardError: see `ExternalReward`; on every process.
@@ -37,7 +38,7 @@ def make_external_reward(
     if jax.process_index() == 0:
       try:
         outcome = reward(captions(tokens, images.shape[1]), originals, images).tolist()
-      except Exception as error:  # Whatever it is: the other processes wait for the outcome.
+      except Exception as error:  # Catches everything, because the other processes wait for the outcome.
         outcome, cause = str(error) if isinstance(error, RewardError) else f"{type(error).__name__}: {error}", error
     outcome = processes.of_first(outcome)
     if isinstance(outcome, str):
@@ -48,6 +49,6 @@ def make_external_reward(
 
 
 def text_of(tokens: np.ndarray, processor: Processor, prompts: Prompts) -> str:
-  """A caption int32[L] without its closing token and what follows it."""
+  """Decodes a caption int32[L] up to, and without, its closing token."""
   ends = np.flatnonzero(np.isin(tokens, prompts.end))
   return processor.decode(tokens[: ends[0]] if len(ends) else tokens)

@@ -1,4 +1,4 @@
-"""Stage 3 by DiffusionNFT and AWM: images by any sampler, and a loss of the finished ones noised again."""
+"""Stage 3 with DiffusionNFT or AWM: images from any sampler, and a loss on the finished images noised again."""
 
 import flax.struct
 import jax
@@ -14,14 +14,18 @@ from uae_jax.training.rl.policy import Fields, ImagePolicy, by_prompt, flat
 
 @flax.struct.dataclass
 class Noised:
-  """Finished images and the points between them and noise at which the loss looks, T an image.
+  """Finished images and the T noised points per image at which the loss is evaluated.
+
+  Made by `sample` of `make_policy`, and completed by its `record_old_policy` and `record_average_policy`; read by its
+  `loss`. Carried in `ImageGroups.kept`.
 
   Attributes:
     x: float32[prompts, 1, rollouts, h, w, 16], finished latents.
-    noise: float32[prompts, T, rollouts, h, w, 16].
-    sigma: float32[prompts, T, rollouts].
-    old_velocity: as noise, of the policy that sampled, or None when on policy.
-    average_velocity: as noise, of the slow average, or None if the loss has no use for it.
+    noise: float32[prompts, T, rollouts, h, w, 16], noise mixed into `x` at each point.
+    sigma: float32[prompts, T, rollouts], noise level of each point in [0, 1].
+    old_velocity: float32[prompts, T, rollouts, h, w, 16] under the policy that sampled, or None when on policy.
+    average_velocity: float32[prompts, T, rollouts, h, w, 16] under the slow average, or None if the loss does not use
+      it.
   """
 
   x: jax.Array
@@ -31,7 +35,7 @@ class Noised:
   average_velocity: jax.Array | None = None
 
   def at(self, i: jax.Array) -> "Noised":
-    """Point i of each image alone."""
+    """Selects point i of every image; the axis T has length 1 afterwards."""
 
     def cut(x):
       return None if x is None else jax.lax.dynamic_slice_in_dim(x, i, 1, axis=1)
@@ -40,11 +44,11 @@ class Noised:
 
 
 def make_policy(options: UnderstandingForGenerationOptions, objective: ImageObjective) -> ImagePolicy:
-  """The policy of DiffusionNFT and AWM.
+  """Makes the image policy of DiffusionNFT and AWM.
 
   Args:
     options: options of stage 3.
-    objective: its objective, with loss "nft" or "awm".
+    objective: objective of stage 3, with loss "nft" or "awm".
   """
   low, high = options.noising_range
   num_rollouts = options.num_rollouts
@@ -63,7 +67,7 @@ def make_policy(options: UnderstandingForGenerationOptions, objective: ImageObje
     return final, Noised(final[:, None], jax.random.normal(noise_key, (*points, *final.shape[2:])), sigma)
 
   def velocities(velocity, kept: Noised):
-    """At all points, float32[T, prompts * rollouts, h, w, 16]; one after the other."""
+    """Evaluates the velocity at all points, one after the other: float32[T, prompts * rollouts, h, w, 16]."""
     x = flat(kept.x, 1)[0]
 
     def at_point(point):

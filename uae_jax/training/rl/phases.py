@@ -1,9 +1,9 @@
-"""The four phases that both RL stages share, and their composition into one pure step.
+"""The four phases of an RL step, shared by both RL stages, and their composition into one pure function.
 
     step = update . advantages . reward . rollout
 
-Each phase is jitted separately by default: smaller programs, and external rewards between two of them. `compose` is the
-whole step as one function with equal results.
+By default each phase is jitted separately: the programs are smaller, and an external reward can run between two of
+them. `compose` returns the step as one function with equal results.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,13 @@ from uae_jax.training.state import State
 
 @flax.struct.dataclass
 class RewardInputs:
-  """What an external reward looks at. Made by a stage's reward phase; read by `rl.external`.
+  """Inputs of an external reward.
+
+  Made by `Phases.reward_and_inputs`; read by `external_reward` of `rl.external.make_external_reward`.
 
   Attributes:
-    tokens: int32[prompts, rollouts or 1, L], captions; 1 where a group has one caption.
-    images: uint8[prompts, rollouts, H, W, 3].
+    tokens: int32[prompts, rollouts or 1, L], captions; 1 where all rollouts of a group share one caption.
+    images: uint8[prompts, rollouts, H, W, 3], reconstructions.
   """
 
   tokens: jax.Array
@@ -31,12 +33,15 @@ class RewardInputs:
 
 @dataclasses.dataclass(frozen=True)
 class OldPolicy:
-  """The slow average that forward-process objectives call the old policy, `State.old`.
+  """Update rule of `State.old`, the slow average that forward-process objectives call the old policy.
+
+  Made by `old_policy` of `stages.understanding_for_generation`; read by `Phases.sampling_params` and
+  `rl.update.run_updates`.
 
   Attributes:
-    ceiling: of its decay.
-    slope: the decay after n rollouts is min(slope n, ceiling).
-    samples: whether rollouts are its own, or those of the policy that learns.
+    ceiling: upper bound of the decay, in (0, 1).
+    slope: growth of the decay per rollout; after n rollouts it is min(slope n, ceiling).
+    samples: whether the slow average samples the rollouts, instead of the policy that learns.
   """
 
   ceiling: float
@@ -46,16 +51,19 @@ class OldPolicy:
 
 @dataclasses.dataclass(frozen=True)
 class Phases:
-  """Functions of one RL stage, all pure but the external reward.
+  """Functions of one RL stage; all are pure except the external reward.
+
+  Made by the `make_phases` of stages 2 and 3; read by `compose`, by `training.stage.phased_step` and by planning.
 
   Attributes:
-    rollout: (params, batch, key, step) -> trajectory; step int32[] counts updates, for schedules.
+    rollout: (params, batch, key, step) -> trajectory, a `CaptionGroups` or `ImageGroups`; step int32[] is the number of
+      earlier rollouts, for schedules.
     reward: (params, batch, trajectory, key) -> (rewards, metrics); rewards: dict name -> float32[prompts, rollouts].
     advantages: (rewards) -> (float32[prompts, rollouts], metrics).
     update: (state, batch, trajectory, advantages) -> (state, metrics).
-    reward_and_inputs: as `reward`, -> ((rewards, metrics), RewardInputs): what `external_reward` reads.
-    external_reward: (batch, reward_inputs) -> further rewards, computed on the host; None without.
-    old_policy: how `State.old` follows; None without.
+    reward_and_inputs: like `reward`, but returns ((rewards, metrics), `RewardInputs` for `external_reward`).
+    external_reward: (batch, reward_inputs) -> further rewards, computed on the host; None for no external reward.
+    old_policy: update rule of `State.old`; None for a stage without a slow average.
   """
 
   rollout: Callable[[dict, dict, jax.Array, jax.Array], Any]
@@ -67,19 +75,19 @@ class Phases:
   old_policy: OldPolicy | None = None
 
   def sampling_params(self, state: State) -> dict:
-    """Parameters of the policy that samples the next rollout."""
+    """Returns the parameters of the policy that samples the next rollout."""
     is_old = self.old_policy is not None and self.old_policy.samples
     return state.assemble(state.old) if is_old else state.params
 
 
 def phase_keys(state: State) -> tuple[jax.Array, jax.Array]:
-  """(rollout key, reward key) of the state's next step."""
+  """Returns (rollout key, reward key) of the state's next step."""
   rollout_key, reward_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
   return rollout_key, reward_key
 
 
 def compose(phases: Phases) -> Callable[[State, dict], tuple[State, dict]]:
-  """step(state, batch) -> (state, metrics): the four phases as one pure function.
+  """Composes the four phases into one pure function step(state, batch) -> (state, metrics).
 
   Raises:
     ValueError: the stage has an external reward.

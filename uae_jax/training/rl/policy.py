@@ -1,4 +1,4 @@
-"""What a stage 3 loss needs: how images are sampled, what is kept of that, and the loss of what was kept."""
+"""Interface of an image policy of stage 3: how it samples images, what it records, and its loss on the record."""
 
 from collections.abc import Callable
 import dataclasses
@@ -13,11 +13,13 @@ from uae_jax.rollouts.images import Velocity
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-  """Velocity fields over prompts * rollouts rows, the rollouts of a prompt in a row.
+  """Velocity fields over prompts * rollouts rows, with the rollouts of a prompt in consecutive rows.
+
+  Made by the update of stage 3, once per part of a microbatch; read by `ImagePolicy.loss`.
 
   Attributes:
-    policy: of the policy that learns.
-    reference: makes that of the reference, called if a loss needs it.
+    policy: velocity field of the policy that learns.
+    reference: () -> velocity field of the reference policy; called only by a loss that needs it.
   """
 
   policy: Velocity
@@ -26,18 +28,22 @@ class Fields:
 
 @dataclasses.dataclass(frozen=True)
 class ImagePolicy:
-  """
+  """Sampler and loss of one family of stage 3 objectives.
+
+  Made by `sde_policy.make_policy` (Flow-GRPO) and `forward_policy.make_policy` (DiffusionNFT, AWM); read by the rollout
+  and the update of stage 3. `kept` is the family's own record of a rollout: `sde_policy.Steps` or
+  `forward_policy.Noised`.
+
   Attributes:
-    sample: (repeat -> velocity, noise, key, step) -> (final latents float32[prompts, rollouts, h, w, 16], kept); noise
-      of a row for every prompt or every rollout, as the stage's `is_noise_shared` says. Leaves of `kept` lead with the
-      prompts axis, so that minibatches cut between groups.
-    record_old_policy: (velocity of the policy that sampled, kept) -> kept with what that policy makes of it.
-    loss: (fields, kept, i, advantages float32[prompts, rollouts], old) -> (Loss, metrics name -> (sum, count)) of
-      point i int32[] alone; old is (stored, current) -> what the policy that sampled makes of it, see
-      `update.UpdateContext.old`.
-    num_points: of each image, at which the loss looks; the loss of an image is the sum over them.
-    record_average_policy: (velocity of the slow average, kept) -> kept with what that makes of it; None if
-      `loss` has no use for it.
+    sample: (repeat -> velocity, noise, key, step) -> (final latents float32[prompts, rollouts, h, w, 16], kept). Noise
+      has one row per prompt if the stage's `is_noise_shared` is set, else one per rollout. The first axis of every leaf
+      of `kept` is prompts, so that minibatches are split between groups.
+    record_old_policy: (velocity of the policy that sampled, kept) -> kept with the old-policy values.
+    loss: (fields, kept, i, advantages float32[prompts, rollouts], old) -> (`Loss`, metrics name -> (sum, count)) of
+      point i int32[] only; old: (stored, current) -> old-policy values, see `update.UpdateContext.old`.
+    num_points: number of points per image at which the loss is evaluated; the loss of an image is their sum.
+    record_average_policy: (velocity of the slow average, kept) -> kept with the slow average's values; None if `loss`
+      does not use them.
   """
 
   sample: Callable[[Callable[[int], Velocity], jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -48,7 +54,7 @@ class ImagePolicy:
 
 
 def by_prompt(x: jax.Array, axis: int, num_rollouts: int) -> jax.Array:
-  """[..., prompts * rollouts, ...] at `axis` -> [prompts, ..., rollouts, ...]."""
+  """Splits axis `axis` and moves prompts first: [..., prompts * rollouts, ...] -> [prompts, ..., rollouts, ...]."""
   x = x.reshape(*x.shape[:axis], -1, num_rollouts, *x.shape[axis + 1 :])
   return jnp.moveaxis(x, axis, 0)
 

@@ -1,4 +1,4 @@
-"""Stage 3 by Flow-GRPO: images sampled by an SDE, and the policy gradient of its steps."""
+"""Stage 3 with Flow-GRPO: images sampled by an SDE, and the policy gradient of its steps."""
 
 import flax.struct
 import jax
@@ -13,14 +13,17 @@ from uae_jax.training.rl.policy import Fields, ImagePolicy, by_prompt, flat
 
 @flax.struct.dataclass
 class Steps:
-  """The window of SDE steps of every image.
+  """The window of W SDE steps of every image.
+
+  Made by `sample` of `make_policy`, and completed by its `record_old_policy`; read by its `loss`. Carried in
+  `ImageGroups.kept`.
 
   Attributes:
-    latents: float32[prompts, W + 1, rollouts, h, w, 16].
-    index: int32[prompts, W]; places in the schedule, the same for all prompts.
-    log_probs: float32[prompts, W, rollouts]; as measured while sampling.
-    old_log_probs: the same by replay, or None when on policy.
-    old_mean: float32[prompts, W, rollouts, h, w, 16] of the policy that sampled, or None when on policy.
+    latents: float32[prompts, W + 1, rollouts, h, w, 16], before each step and after the last.
+    index: int32[prompts, W], indices into the schedule, the same for all prompts.
+    log_probs: float32[prompts, W, rollouts], computed while sampling.
+    old_log_probs: float32[prompts, W, rollouts], replayed under the policy that sampled, or None when on policy.
+    old_mean: float32[prompts, W, rollouts, h, w, 16], step means of the policy that sampled, or None when on policy.
   """
 
   latents: jax.Array
@@ -30,7 +33,7 @@ class Steps:
   old_mean: jax.Array | None = None
 
   def at(self, i: jax.Array) -> "Steps":
-    """Step i of the window alone."""
+    """Selects step i of the window; the axis W has length 1 afterwards."""
 
     def cut(x, length=1):
       return None if x is None else jax.lax.dynamic_slice_in_dim(x, i, length, axis=1)
@@ -40,7 +43,7 @@ class Steps:
 
 
 def make_sampler(options: UnderstandingForGenerationOptions):
-  """(repeat -> velocity, noise, key, step) -> `Trajectories` with one window of SDE steps for the whole batch."""
+  """Makes (repeat -> velocity, noise, key, step) -> `Trajectories`; all images share one window of SDE steps."""
 
   def sample(velocity_of, noise, key, step):
     window_key, sde_key = jax.random.split(key)
@@ -72,20 +75,20 @@ def _sde(options: UnderstandingForGenerationOptions) -> dict:
 
 
 def make_policy(options: UnderstandingForGenerationOptions, objective: ImageObjective) -> ImagePolicy:
-  """The policy of Flow-GRPO.
+  """Makes the image policy of Flow-GRPO.
 
   Args:
     options: options of stage 3.
-    objective: its objective, with loss "flow_grpo".
+    objective: objective of stage 3, with loss "flow_grpo".
   """
   num_rollouts = options.num_rollouts
   sample_trajectories = make_sampler(options)
 
   def replay_steps(velocity, steps: Steps):
-    """(log_probs [prompts, W, rollouts], mean [prompts, W, rollouts, h, w, 16], std [W])."""
+    """Returns (log_probs [prompts, W, rollouts], mean [prompts, W, rollouts, h, w, 16], std [W])."""
     kept = Trajectories(latents=flat(steps.latents, 1), steps=steps.index[0], log_probs=None, final=None)
     log_probs, mean, std = replay(velocity, kept, **_sde(options))
-    rollouts = steps.latents.shape[2]  # of this piece of the groups
+    rollouts = steps.latents.shape[2]  # Fewer than num_rollouts if groups are replayed in chunks.
     return by_prompt(log_probs, 1, rollouts), by_prompt(mean, 1, rollouts), std
 
   def sample(velocity_of, noise, key, step):
@@ -130,7 +133,7 @@ def make_policy(options: UnderstandingForGenerationOptions, objective: ImageObje
 
 
 def _at_step(metrics: dict, i: jax.Array, window: int) -> dict:
-  """Metrics of step i alone, which call it step 0, among those of a window: the other steps count nothing."""
+  """Renames the `..._step0` metrics of step i to `..._step<i>`; the other steps of the window get sum and count 0."""
   found = {name: pair for name, pair in metrics.items() if not name.endswith("_step0")}
   for name in metrics.keys() - found.keys():
     for step in range(window):

@@ -1,4 +1,4 @@
-"""All updates of one rollout: epochs, minibatches, and microbatches whose gradients are added."""
+"""All updates from one rollout: epochs, minibatches, and microbatches whose gradients are added."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +16,14 @@ from uae_jax.training.state import State, apply_gradients
 
 @flax.struct.dataclass
 class UpdateContext:
-  """What an objective is told beside its piece.
+  """Context passed to an objective with each microbatch.
+
+  Made by `run_updates`; read by the objectives of stages 2 and 3.
 
   Attributes:
     is_first: bool[], whether this is the first update of the rollout: the policy is still the one that sampled.
-    part: int32[], which part of the piece's objective is asked for, see `update`.
-    prepared: what `prepare` made of the whole minibatch.
+    part: int32[], index of the part of the objective to compute, in 0..num_parts - 1; see `run_updates`.
+    prepared: result of `prepare` on the whole minibatch; None without `prepare`.
   """
 
   is_first: jax.Array
@@ -29,22 +31,23 @@ class UpdateContext:
   prepared: Any = None
 
   def old(self, stored: jax.Array | None, current: jax.Array) -> jax.Array:
-    """What the policy that sampled makes of a piece, if that is the policy that learns.
+    """Returns the old-policy values for this microbatch; on the first update these are the current ones.
 
-    `stored` comes from a program of its own and may differ from `current` in the last bit. At the first update the two
-    are the same by definition, so that the ratio is exactly 1. On policy nothing is stored.
+    Valid if the policy that sampled is the policy that learns, before its updates. `stored` comes from a separate
+    program and may differ from `current` in the last bit. On the first update the two are equal by definition, so the
+    ratio is exactly 1. On policy `stored` is None, and the result is `current`.
     """
     current = jax.lax.stop_gradient(current)
     return current if stored is None else jnp.where(self.is_first, current, stored)
 
 
-# objective(params, piece, known) -> (`Loss`, metrics as dict name -> (sum, count)). In metrics named `..._max` the
-# "sum" is a maximum and the count 1.
+# objective(params, microbatch, context) -> (`Loss`, metrics as dict name -> (sum, count)). In metrics named `..._max`
+# the "sum" is a maximum and the count 1.
 Objective = Callable[[dict, Any, UpdateContext], tuple[tuple[jax.Array, jax.Array], dict]]
 
 
 def join_metrics(stacked: dict) -> dict:
-  """name -> (sum, count) of name -> (sums [pieces], counts [pieces])."""
+  """Reduces metrics over the leading axis: name -> (sums [N], counts [N]) becomes name -> (sum, count)."""
 
   def join(name, x):
     return jnp.max(x, axis=0) if name.endswith("_max") else jnp.sum(x, axis=0)
@@ -64,27 +67,28 @@ def run_updates(
   prepare: Callable[[dict, Any], Any] | None = None,
   num_parts: int = 1,
 ) -> tuple[State, dict]:
-  """All updates of one rollout.
+  """Performs all updates from one rollout.
 
-  The gradients of micro-batches, and of the parts of each, are taken one after the other and added up: activations of
-  one part are held at a time, and nothing is computed again for that.
+  The gradients of microbatches, and of the parts of each, are computed one after the other and added: only the
+  activations of one part are held at a time, and nothing is recomputed for that.
 
   Args:
-    state: before.
-    pieces: pytree whose leaves lead with the prompts axis.
-    objective: sums and counts, so that micro-batches and devices add exactly; the count is constant under
+    state: state before the rollout's first update.
+    pieces: pytree, the rollout; the first axis of every leaf is prompts.
+    objective: returns sums and counts, so that microbatches and devices add exactly; the count is constant under
       differentiation.
-    options: epochs, minibatches, micro-batches.
-    optimizer: of the stage.
+    options: numbers of epochs, minibatches and microbatches.
+    optimizer: the optimizer that made `state.opt_state`.
     ema_decay: see `apply_gradients`.
-    old_policy: how `state.old` follows after the last update.
-    prepare: (params, minibatch as pieces with a leading axis of micro-batches) -> what `objective` must know of the
-      whole minibatch; no gradient flows through it.
-    num_parts: the objective of a piece is the sum of so many, each asked for by `UpdateContext.part`.
+    old_policy: update rule of `state.old`, applied once, after the last update; None leaves `state.old` as it is.
+    prepare: (params, minibatch with a leading axis of microbatches) -> `UpdateContext.prepared`, for values that depend
+      on the whole minibatch; no gradient flows through it.
+    num_parts: number of parts whose sum is the objective of a microbatch; `UpdateContext.part` selects one.
 
   Returns:
-    (state after, metrics). Metrics are means over the updates, maxima where named `..._max`; but
-    `log_prob_difference*`, how far replay is from rollout, is of the first update, when both are of the same policy.
+    (state after, metrics). Metrics are means over the updates, or maxima where named `..._max`. The exception is
+    `log_prob_difference*`, the difference between replay and rollout: it is that of the first update, when both use
+    the same policy.
 
   Raises:
     ValueError: the number of prompts is not divisible.
@@ -95,7 +99,7 @@ def run_updates(
     raise ValueError(
       f"{num_prompts} prompts are not divisible by num_minibatches * num_microbatches = {cuts}: change batch_size"
     )
-  # Piece i of every cut takes rows i, i + cuts, ...: with prompts sharded in blocks each device keeps its own rows.
+  # Microbatch i takes rows i, i + cuts, ...: with prompts sharded in blocks, each device keeps its own rows.
   cut = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, cuts, *x.shape[1:]), 0, 1), pieces)
   cut = jax.tree.map(lambda x: x.reshape(options.num_minibatches, options.num_microbatches, *x.shape[1:]), cut)
 
@@ -137,7 +141,7 @@ def run_updates(
     means = {name: value / jnp.maximum(weight, 1e-8) for name, (value, weight) in metrics.items()}
     return state, {"loss": loss, **means, **update_metrics}
 
-  # The state counts rollouts in `step`; each optimizer step inside keeps its own count in opt_state.
+  # `state.step` counts rollouts; optimizer steps are counted in `state.opt_state`.
   first_step = state.step
   if options.is_on_policy:
     state, metrics = minibatch(state, (jax.tree.map(lambda x: x[0], cut), jnp.bool_(True)))
@@ -153,7 +157,7 @@ def run_updates(
 
 
 def _over_updates(name: str, values: jax.Array) -> jax.Array:
-  """One number of a metric's float32[updates]."""
+  """Reduces a metric float32[updates] to float32[]."""
   if name.startswith("log_prob_difference"):
     return values[0]
   if name == "skipped_in_a_row":
