@@ -1,1 +1,1 @@
-"""One file a stage: static options and a loss, or the phases of an RL step."""
+"""One file per stage, each of which defines a `SPEC`: a loss, or the phases of an RL step."""

@@ -1,7 +1,8 @@
-"""Base nets: the captioner's warm-up. Next-token prediction of (partial) captions after the image, and without one.
+"""Base models: trains the captioner by next-token prediction of captions, with and without the image.
 
-What Qwen2.5-VL's own training is to a real user. Rows without an image see the generation template, so that the
-language model's states of a caption alone, which condition the decoder, are trained too.
+In the small world this replaces the pre-training of Qwen2.5-VL. Captions may be partial. Rows without an image use the
+generation template, so that the language model's states of a caption alone, which condition the decoder, are trained
+too.
 """
 
 import jax
@@ -17,8 +18,9 @@ from uae_jax.training.supervised import Loss
 
 
 def make_loss(networks: Networks, options: CaptionerOptions) -> Loss:
-  """loss(params, batch, key) on `image` uint8[B, H, W, 3] and `tokens` int32[B, L]: mean negative log-likelihood a
-  token.
+  """Makes loss(params, batch, key), the mean negative log-likelihood per token.
+
+  The batch has `image` uint8[B, H, W, 3] and `tokens` int32[B, L].
   """
   prompts = networks.prompts
 
@@ -35,7 +37,7 @@ def make_loss(networks: Networks, options: CaptionerOptions) -> Loss:
     captioner = model.captioner
     hidden = captioner.states(captioner.embed(rows), captioner.text_positions(row_mask), row_mask)
     text_log_probs, _ = captions.token_log_probs(captioner, hidden[:, None, :-1], rows[:, None, 1:])
-    # The template's own tokens carry no information: only what follows the prefix counts.
+    # The template's tokens are constant, so only the tokens after the prefix enter the loss.
     counted = row_mask[:, 1:] & (jnp.arange(1, rows.shape[1]) >= len(prompts.generation_prefix))
     text_only = -jnp.sum(text_log_probs[:, 0] * counted) / jnp.sum(counted)
     value = with_image + options.text_only_weight * text_only

@@ -1,4 +1,4 @@
-"""Base models: the reward embedder, CLIP."""
+"""Base models: trains the reward embedder, CLIP."""
 
 from uae_jax.training.stages import contrastive
 

@@ -1,5 +1,6 @@
-"""Stage 1: semantic reconstruction. The image is captioned, generated from the caption, and compared; gradients
-flow through it all.
+"""Stage 1, semantic reconstruction: captions the image, generates it again from the caption, and compares the two.
+
+Gradients flow from the similarity through embedder, VAE and sampler.
 
 Source: arXiv 2509.09666 section 3.2 (stage 1): loss mean(1 - cos(CLIP(x_hat), CLIP(x))) through sampler, VAE and CLIP.
 """
@@ -19,7 +20,7 @@ from uae_jax.training.supervised import Loss
 
 
 def make_loss(networks: Networks, options: ColdStartOptions) -> Loss:
-  """loss(params, batch, key) on `image` uint8[B, H, W, 3] and `tokens` int32[B, L]."""
+  """Makes loss(params, batch, key) on `image` uint8[B, H, W, 3] and `tokens` int32[B, L]."""
 
   def loss(params, batch, key):
     model = networks.uae(params)
@@ -29,7 +30,8 @@ def make_loss(networks: Networks, options: ColdStartOptions) -> Loss:
       sampler = networks.uae(jax.lax.stop_gradient(params))
       sizes = dict(max_new_tokens=tokens.shape[1], temperature=options.temperature)
       tokens = reconstruct.caption(sampler, networks.prompts, images, caption_key, **sizes).tokens[:, 0]
-    # The official step truncates the negative prompt to the caption's slots; ours pads and masks, or refuses.
+    # The official code truncates the negative prompt to the caption's length; ours pads and masks it, or raises an
+    # error if it is longer.
     context, negative = reconstruct.condition(networks, params, images, tokens, options)
     target = to_signed(batch["image"])
     generated = reconstruct.generate(
@@ -45,7 +47,7 @@ def make_loss(networks: Networks, options: ColdStartOptions) -> Loss:
     # Wider than the image's range: a hard clip at +-1 would stop the gradient of every saturated pixel.
     reconstructions = jnp.clip(generated, -1.2, 1.2)
     gap = networks.embed(params, options.embedder, reconstructions) - networks.embed(params, options.embedder, target)
-    # 1 - cos of unit vectors without the cancellation of 1 - (nearly 1).
+    # Equals 1 - cos for unit vectors, but avoids the cancellation of subtracting a value near 1 from 1.
     value = jnp.mean(0.5 * jnp.sum(jnp.square(gap), axis=-1))
     metrics = {"similarity": 1.0 - value}
     if options.flow_weight > 0:

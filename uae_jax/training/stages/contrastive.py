@@ -1,7 +1,7 @@
-"""Base nets: an image encoder and a text tower learn that an image and its caption belong together.
+"""Base models: trains an image embedder and a text tower contrastively on pairs of image and caption.
 
-Source: CLIP (arXiv 2103.00020) figure 3; each scene comes with edited versions of itself, so the batch holds hard
-negatives.
+Source: CLIP (arXiv 2103.00020) figure 3. Each scene comes with edited versions of itself, so that every batch contains
+hard negatives.
 """
 
 from flax import nnx
@@ -20,17 +20,17 @@ MAX_LOGIT_SCALE = 50.0
 
 
 def make_loss(networks: Networks, name: str, text_graphdef: nnx.GraphDef, options: ContrastiveOptions) -> Loss:
-  """Symmetric InfoNCE.
+  """Makes the symmetric InfoNCE loss.
 
   Args:
-    networks: of the run.
-    name: of the encoder that learns.
-    text_graphdef: of a `CLIPText`; its parameters and the logit scale stand under `params["contrastive"]`.
-    options: static.
+    networks: provides the embedder `name`.
+    name: name of the embedder that is trained.
+    text_graphdef: graph definition of a `CLIPText`; its parameters and the logit scale are in `params["contrastive"]`.
+    options: pixel noise.
 
   Returns:
     loss(params, batch, key); batch: `image` uint8[B, V, H, W, 3], `tokens` int32[B, V, L], `identity` int[B, V], where
-    V counts the versions of a scene.
+    V is the number of versions per scene.
   """
 
   def loss(params, batch, key):
@@ -46,7 +46,7 @@ def make_loss(networks: Networks, name: str, text_graphdef: nnx.GraphDef, option
     text = text / jnp.linalg.norm(text, axis=-1, keepdims=True)
     logits = jnp.minimum(jnp.exp(params["contrastive"]["logit_scale"]), MAX_LOGIT_SCALE) * image @ text.T
     labels = jnp.arange(logits.shape[0])
-    # The same scene twice in a batch is no negative of itself.
+    # A scene that occurs twice in a batch is not a negative of itself.
     is_twin = (identity[:, None] == identity[None, :]) & (labels[:, None] != labels[None, :])
     logits = jnp.where(is_twin, jnp.finfo(jnp.float32).min, logits)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
@@ -57,10 +57,10 @@ def make_loss(networks: Networks, name: str, text_graphdef: nnx.GraphDef, option
 
 
 def spec(name: str) -> StageSpec:
-  """The stage that trains the embedder `name`."""
+  """Makes the stage that trains the embedder `name`."""
 
   def loss(config: Experiment, built: Built) -> Loss:
-    # The text tower that teaches the embedder is a part of the stage, not of the run.
+    # The text tower belongs to this stage only; later stages do not use it.
     with nnx.use_eager_sharding(False):
       graphdef, _ = nnx.split(built.make_text_tower(nnx.Rngs(0)))
     return make_loss(built.networks, name, graphdef, config.section(name).options)

@@ -1,4 +1,4 @@
-"""Base models: the held-out embedder, DINOv2."""
+"""Base models: trains the held-out embedder, DINOv2."""
 
 from uae_jax.training.stages import contrastive
 

@@ -1,5 +1,6 @@
-"""Stage 2: Generation for Understanding. Groups of captions compete for the best reconstruction; token GRPO moves
-the captioner.
+"""Stage 2, Generation for Understanding: trains the captioner by token GRPO.
+
+The captions of a group compete for the best reconstruction of their image.
 
 Source: arXiv 2509.09666 section 3.3; the decoder is part of the environment and stays frozen.
 """
@@ -34,12 +35,15 @@ from uae_jax.training.stages.spec import StageSpec
 
 @flax.struct.dataclass
 class CaptionGroups:
-  """A rollout: the captions and, if updates leave the policy that sampled them, its replayed log-probabilities.
+  """A rollout of stage 2: groups of captions, with old-policy log-probabilities if updates are off policy.
+
+  Made by the rollout phase of stage 2; read by its reward and update phases.
 
   Attributes:
-    captions: tokens int32[prompts, rollouts, L] with masks.
-    old_log_probs: float32[prompts, rollouts, L], or None when on policy.
-    states: float[prompts, rollouts, L, D], language states at the caption's positions; None for conditioning "text".
+    captions: tokens int32[prompts, rollouts, L] with masks and sampling log-probabilities.
+    old_log_probs: float32[prompts, rollouts, L], replayed under the policy that sampled, or None when on policy.
+    states: float[prompts, rollouts, L, D], language-model states at the caption's positions; None for conditioning
+      "text".
   """
 
   captions: Captions
@@ -68,7 +72,7 @@ class _Stage:
     return captions.caption_log_probs(model, self.networks.prompts, images, tokens, **self.scoring)
 
   def rollout(self, params, batch, key, step):
-    del step  # Nothing here follows a schedule.
+    del step  # This rollout has no schedule.
     model = self.networks.uae(params)
     images = captioner_images(batch)
     prefix = captions.caption_prefix(model, self.networks.prompts, images)
@@ -91,7 +95,7 @@ class _Stage:
     flat = groups.captions.tokens.reshape(-1, self.options.max_new_tokens)
     if self.options.conditioning == "text":
       return reconstruct.condition(self.networks, params, None, flat, self.options)
-    # The rollout has run the captions over their shared prefix: its states are the answer's.
+    # The rollout has already computed the states of the captions over their shared prefix.
     states = groups.states.reshape(*flat.shape, -1)
     context = Context(self.networks.uae(params).connector(states), captions.caption_mask(flat, self.networks.prompts))
     return context, reconstruct.negative_context(self.networks, params, context, self.options)
@@ -99,7 +103,7 @@ class _Stage:
   def reward(self, params, batch, groups, key):
     images = to_signed(batch["image"])
     num_prompts = images.shape[0]
-    # The decoder keeps the adapters that earlier stages gave it.
+    # Adapters stay on: the decoder uses those that earlier stages trained.
     model = self.networks.uae(params)
     context, negative = self.contexts(params, groups)
     latents_shape = model.latents_shape(images)
@@ -133,7 +137,10 @@ class _Stage:
     return (rewards, metrics | caption_metrics(sampled)), reward_inputs
 
   def entropy_threshold(self, params, microbatches):
-    """Of all tokens of a minibatch, before its gradient: which ones are learned from must not depend on the cut."""
+    """Computes the entropy threshold over all tokens of a minibatch, before its gradient.
+
+    The selected tokens then do not depend on how the minibatch is split into microbatches.
+    """
 
     def entropies(piece):
       images, sampled, _, _ = piece
@@ -178,7 +185,7 @@ class _Stage:
       self.update_options,
       self.optimizer,
       ema_decay=self.ema_decay,
-      # In one piece the objective finds the threshold itself.
+      # With one microbatch the objective computes the threshold itself.
       prepare=self.entropy_threshold
       if self.objective.top_entropy < 1 and self.update_options.num_microbatches > 1
       else None,
@@ -196,7 +203,7 @@ def make_phases(
   ema_decay: float = 0.0,
   text_rewards: TextRewardOptions | None = None,
 ) -> Phases:
-  """The four phases of stage 2.
+  """Makes the four phases of stage 2.
 
   Raises:
     ValueError: a reward names an embedder that the run does not have.
@@ -214,7 +221,7 @@ def make_phases(
 
 
 def in_chunks(function, inputs, num_chunks: int):
-  """`function` over the leading axis in `num_chunks` pieces, one after the other.
+  """Applies `function` to `num_chunks` chunks of the leading axis, one after the other.
 
   Raises:
     ValueError: the leading axis is not divisible.
@@ -224,14 +231,14 @@ def in_chunks(function, inputs, num_chunks: int):
   rows = jax.tree.leaves(inputs)[0].shape[0]
   if rows % num_chunks:
     raise ValueError(f"decode_chunks = {num_chunks} does not divide {rows} reconstructions")
-  # Piece i takes rows i, i + n, ...: with rows sharded in blocks each device keeps its own.
+  # Chunk i takes rows i, i + n, ...: with rows sharded in blocks, each device keeps its own rows.
   pieces = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, num_chunks, *x.shape[1:]), 0, 1), inputs)
   outputs = jax.lax.map(function, pieces)
   return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), outputs)
 
 
 def caption_metrics(sampled: Captions) -> dict:
-  """Length without the closing token, truncation, and how many captions of a group differ."""
+  """Computes length (without the closing token), truncated fraction, and number of distinct captions per group."""
   lengths = (jnp.sum(sampled.mask, axis=-1) - sampled.is_closed).astype(jnp.float32)
   is_equal = jnp.all(sampled.tokens[:, :, None] == sampled.tokens[:, None, :], axis=-1)
   num_rollouts = is_equal.shape[-1]
@@ -247,7 +254,7 @@ def caption_metrics(sampled: Captions) -> dict:
 
 
 def phases(config: Experiment, built: Built, optimizer: optax.GradientTransformation) -> Phases:
-  """The phases of the stage of a config."""
+  """Makes the phases of stage 2 from a config."""
   section = config.generation_for_understanding
   text = section.text_rewards
   if not text.forbidden_tokens:

@@ -1,6 +1,6 @@
-"""Stage 0: long-context pre-training of the decoder. Rectified flow on latents, the language model frozen.
+"""Stage 0: long-context pre-training of the decoder by rectified flow on latents; the language model is frozen.
 
-Source: arXiv 2509.09666 section 3.2 (stage 0); weighting as Stable Diffusion 3 (arXiv 2403.03206 section 3.1).
+Source: arXiv 2509.09666 section 3.2 (stage 0); weighting of Stable Diffusion 3 (arXiv 2403.03206 section 3.1).
 """
 
 import jax
@@ -16,7 +16,7 @@ from uae_jax.training.supervised import Loss
 
 
 def flow_loss(model: UAE, images: jax.Array, context: Context, key: jax.Array, shift: float) -> jax.Array:
-  """mean (v - (noise - x))^2 over a batch of images uint8[B, H, W, 3]."""
+  """Computes mean (v - (noise - x))^2 over a batch of images uint8[B, H, W, 3]; x are their latents."""
   sigma_key, noise_key = jax.random.split(key)
   x = jax.lax.stop_gradient(model.encode_image(to_signed(images)))
   noise = jax.random.normal(noise_key, x.shape)
@@ -26,7 +26,7 @@ def flow_loss(model: UAE, images: jax.Array, context: Context, key: jax.Array, s
 
 
 def make_loss(networks: Networks, options: PretrainOptions) -> Loss:
-  """loss(params, batch, key) on `image` uint8[B, H, W, 3] and `tokens` int32[B, L]."""
+  """Makes loss(params, batch, key) on `image` uint8[B, H, W, 3] and `tokens` int32[B, L]."""
 
   def loss(params, batch, key):
     model = networks.uae(params, adapters=False)

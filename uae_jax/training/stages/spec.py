@@ -1,4 +1,4 @@
-"""What the rest of the system knows of a stage: the one object that each file of this folder defines."""
+"""Interface of a stage to training, evaluation and planning: the `SPEC` that each stage file defines."""
 
 from collections.abc import Callable
 import dataclasses
@@ -20,24 +20,24 @@ def no_embedders(options: Any) -> dict[str, str]:
 
 
 def identity(built: Built, params: dict, images: jax.Array) -> dict:
-  """The result of a stage as it is."""
+  """Returns the parameters unchanged; the default `finish` of a stage."""
   del built, images
   return params
 
 
 @dataclasses.dataclass(frozen=True)
 class StageSpec:
-  """A stage as training, evaluation and planning see it; exactly one of `make_loss` and `make_phases` is set.
+  """Definition of a stage; exactly one of `make_loss` and `make_phases` is set.
 
   Attributes:
+    figures: (evaluator, folder, params, params before the stage or None) -> held-out metrics; the evaluator is an
+      `evaluation.evaluator.StageEvaluator`.
     make_loss: (config, built) -> loss of a supervised stage.
     make_phases: (config, built, optimizer) -> phases of an RL stage.
-    figures: (evaluator, folder, params, params before the stage or None) -> held-out figures; the evaluator is a
-      `evaluation.evaluator.StageEvaluator`.
-    embedders: section.options -> {field of the options: embedder that it names}.
-    extra_params: (built, key) -> parameters that exist only while the stage trains.
+    embedders: section.options -> {field of the options: embedder named there}.
+    extra_params: (built, key) -> parameters that exist only while the stage trains; None for none.
     finish: (built, params, images uint8[B, H, W, 3]) -> parameters that the next stage starts from.
-    compares_before: whether the figures compare with the parameters from before the stage.
+    compares_before: whether the metrics compare with the parameters from before the stage.
     observes_captions: whether held-out images are captioned while the stage trains.
     samples_captions: section.options -> captions sampled per row of the batch.
   """
@@ -54,5 +54,5 @@ class StageSpec:
 
 
 def find(name: str) -> StageSpec:
-  """The `SPEC` of the file `training/stages/<name>.py`."""
+  """Returns the `SPEC` of `training/stages/<name>.py`."""
   return importlib.import_module(f"uae_jax.training.stages.{name}").SPEC

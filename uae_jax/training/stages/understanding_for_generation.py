@@ -1,5 +1,6 @@
-"""Stage 3: Understanding for Generation. Groups of images compete for one caption; Flow-GRPO, DiffusionNFT or AWM moves
-the decoder.
+"""Stage 3, Understanding for Generation: trains the decoder by Flow-GRPO, DiffusionNFT or AWM.
+
+The images of a group compete for the best match of one caption.
 
 Source: arXiv 2509.09666 section 3.3; Flow-GRPO (arXiv 2505.05470); the captioner is frozen.
 """
@@ -37,7 +38,7 @@ from uae_jax.training.stages.spec import StageSpec
 
 
 def old_policy(options: UnderstandingForGenerationOptions) -> OldPolicy | None:
-  """How the slow average of the policy follows it, or None without one."""
+  """Makes the update rule of the slow average of the policy; None if the stage keeps no average."""
   if not options.old_decay:
     return None
   return OldPolicy(options.old_decay, options.old_decay_slope, samples=options.samples_from == OLD)
@@ -45,14 +46,17 @@ def old_policy(options: UnderstandingForGenerationOptions) -> OldPolicy | None:
 
 @flax.struct.dataclass
 class ImageGroups:
-  """A rollout. Leaves lead with the prompts axis, so that minibatches cut between groups.
+  """A rollout of stage 3: groups of images, and the record that the loss reads.
+
+  Made by the rollout phase of stage 3; read by its reward and update phases. The first axis of every leaf except those
+  of `negative` is prompts, so that minibatches are split between groups.
 
   Attributes:
-    tokens: int32[prompts, L], the captions.
-    context: of the captions, [prompts, T, C].
-    negative: one row, or None without guidance.
-    final: float32[prompts, rollouts, h, w, 16].
-    kept: what the loss looks at, see `sde_policy.Steps` and `forward_policy.Noised`.
+    tokens: int32[prompts, L], captions.
+    context: conditioning of the captions, prompts rows.
+    negative: conditioning of the negative prompt in one row, or None without guidance.
+    final: float32[prompts, rollouts, h, w, 16], finished latents.
+    kept: record of the rollout for the loss, a `sde_policy.Steps` or `forward_policy.Noised`.
   """
 
   tokens: jax.Array
@@ -77,7 +81,16 @@ class _Stage:
   training_guidance: float
 
   def field(self, params, context, negative, *, repeat=None, guidance=None, adapters=True):
-    """The velocity field of a policy; by default over all rollouts of a group and with the guidance of training."""
+    """Makes the velocity field of a policy.
+
+    Args:
+      params: parameters of the policy.
+      context: conditioning of the captions, one row per prompt.
+      negative: conditioning of the negative prompt, or None without guidance.
+      repeat: consecutive rows per prompt; None for `num_rollouts`.
+      guidance: classifier-free guidance; None for the guidance of training.
+      adapters: False gives the reference policy.
+    """
     repeat = self.options.num_rollouts if repeat is None else repeat
     guidance = self.training_guidance if guidance is None else guidance
     model = self.networks.uae(params, adapters=adapters)
@@ -108,7 +121,7 @@ class _Stage:
     return ImageGroups(tokens, context, negative, final, kept)
 
   def reward(self, params, batch, groups, key):
-    del key  # Everything random happened in the rollout.
+    del key  # All randomness is in the rollout.
     model = self.networks.uae(params)
     reconstructions = in_chunks(
       lambda x: jnp.clip(model.decode_latents(x), -1.0, 1.0), flat(groups.final, 0), self.options.decode_chunks
@@ -121,7 +134,7 @@ class _Stage:
     )
 
   def update(self, state, batch, groups, values):
-    del batch  # The rollout holds all that the loss needs.
+    del batch  # The rollout contains everything that the loss needs.
     kept = groups.kept
     if self.policy.record_average_policy is not None:
       kept = self.policy.record_average_policy(
@@ -136,13 +149,13 @@ class _Stage:
       def cut(x, axis):
         return jax.lax.dynamic_slice_in_dim(x, chunk * repeat, repeat, axis)
 
-      # Leaves have their rollouts on axis 2, or two axes and none.
+      # Leaves have their rollouts on axis 2; leaves of two axes have no rollouts.
       kept = jax.tree.map(lambda x: cut(x, 2) if x.ndim > 2 else x, kept)
       fields = Fields(
         self.field(params, context, groups.negative, repeat=repeat),
         lambda: self.field(jax.lax.stop_gradient(params), context, groups.negative, repeat=repeat, adapters=False),
       )
-      # The slow average is another policy than the one that learns, at the first update too.
+      # If the slow average sampled, old and current policy differ even at the first update.
       old = known.old if self.options.samples_from == CURRENT else lambda stored, _: stored
       return self.policy.loss(fields, kept, point, cut(values, 1), old)
 
@@ -168,7 +181,7 @@ def make_phases(
   *,
   ema_decay: float = 0.0,
 ) -> Phases:
-  """The four phases of stage 3.
+  """Makes the four phases of stage 3.
 
   Raises:
     ValueError: a reward names an embedder that the run does not have.
@@ -193,7 +206,7 @@ def make_phases(
 
 
 def phases(config: Experiment, built: Built, optimizer: optax.GradientTransformation) -> Phases:
-  """The phases of the stage of a config."""
+  """Makes the phases of stage 3 from a config."""
   section = config.understanding_for_generation
   return make_phases(
     built.networks,
@@ -209,7 +222,7 @@ def phases(config: Experiment, built: Built, optimizer: optax.GradientTransforma
 SPEC = StageSpec(
   make_phases=phases,
   embedders=rewarded_embedders,
-  # The captioner stays as it is: the gain is measured image by image, from the same captions.
+  # The captioner is frozen, so the gain can be measured per image, from the same captions.
   compares_before=True,
   samples_captions=lambda options: int(options.captions == SAMPLED),
   figures=lambda evaluator, folder, params, before: evaluator.uae_figures(folder, params, before),

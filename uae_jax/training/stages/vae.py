@@ -1,5 +1,6 @@
-"""Base nets: the latent codec. Reconstruction with a light KL term, no adversary: the small world has no texture to
-invent.
+"""Base models: trains the VAE by reconstruction with a small KL term.
+
+There is no adversarial loss, because the small world has no texture that the VAE would have to invent.
 """
 
 import jax
@@ -14,8 +15,9 @@ from uae_jax.training.supervised import Loss
 
 
 def make_loss(networks: Networks, options: VAEOptions) -> Loss:
-  """loss(params, batch, key) on `image` uint8[B, H, W, 3]. Source: arXiv 2112.10752 appendix G, without the
-  adversary.
+  """Makes loss(params, batch, key) on `image` uint8[B, H, W, 3].
+
+  Source: arXiv 2112.10752 appendix G, without the adversarial loss.
   """
 
   def loss(params, batch, key):
@@ -23,7 +25,7 @@ def make_loss(networks: Networks, options: VAEOptions) -> Loss:
     x = to_signed(batch["image"])
     mean, log_var = vae.encode(x)
     sample = mean + jnp.exp(0.5 * log_var) * jax.random.normal(key, mean.shape)
-    # Fresh statistics are shift 0 and scaling 1: latents are standardised once training is over.
+    # During training the latent shift is 0 and the scaling 1; `finish` standardizes the latents.
     error = vae.decode(vae.to_latents(sample)) - x
     squared = jnp.mean(jnp.square(error))
     kl = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(log_var) - 1.0 - log_var)
@@ -34,8 +36,15 @@ def make_loss(networks: Networks, options: VAEOptions) -> Loss:
 
 
 def standardize_latents(networks: Networks, params: dict, images: jax.Array) -> dict:
-  """`params` with the latent shift and scaling that give the latents of `images` uint8[B, H, W, 3] mean 0, deviation
-  1 a channel.
+  """Sets latent shift and scaling so that the latents of `images` have mean 0 and std 1 per channel.
+
+  Args:
+    networks: provides the VAE.
+    params: nested dict of arrays, with the VAE under "vae".
+    images: uint8[B, H, W, 3].
+
+  Returns:
+    `params` with the new statistics.
   """
   mean, _ = networks.uae(params).vae.encode(to_signed(images))
   vae = {
@@ -47,7 +56,7 @@ def standardize_latents(networks: Networks, params: dict, images: jax.Array) -> 
 
 
 def finish(built: Built, params: dict, images: jax.Array) -> dict:
-  """`standardize_latents` of the last batch."""
+  """Runs `standardize_latents` on the last batch."""
   return jax.jit(lambda params, images: standardize_latents(built.networks, params, images))(params, images)
 
 
