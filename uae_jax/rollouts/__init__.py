@@ -1,1 +1,1 @@
-"""What a policy does: groups of captions on a shared prefix, images by ODE and SDE."""
+"""Sampling from a policy: groups of captions on a shared prefix, conditioning, and images by ODE or SDE."""

@@ -1,6 +1,4 @@
-"""Groups of captions decoded on one shared image prefix, and their log-probabilities by teacher forcing over the
-same prefix.
-"""
+"""Groups of captions sampled on one shared image prefix, and their log-probabilities by teacher forcing over it."""
 
 import math
 from typing import Any
@@ -17,13 +15,15 @@ from uae_jax.models.uae import UAE
 
 @flax.struct.dataclass
 class Captions:
-  """Sampled captions of a batch of images. Made by `sample_captions`; read by rewards, objectives and evaluation.
+  """R sampled captions per image.
+
+  Made by `sample_captions`; read by the reward and update phases of stage 2, by evaluation and by the Python API.
 
   Attributes:
-    tokens: int32[B, R, L]; the closing token included, padding after it.
-    mask: bool[B, R, L]; True up to and including the closing token.
-    log_probs: float32[B, R, L]; of the sampled tokens at the sampling temperature, 0 outside the mask.
-    is_closed: bool[B, R]; False where the caption ran out of budget.
+    tokens: int32[B, R, L], including the closing token; padding after it.
+    mask: bool[B, R, L], True up to and including the closing token.
+    log_probs: float32[B, R, L], log-probabilities of the tokens at the sampling temperature; 0 outside the mask.
+    is_closed: bool[B, R], False where the caption reached L tokens without a closing one.
   """
 
   tokens: jax.Array
@@ -34,12 +34,14 @@ class Captions:
 
 @flax.struct.dataclass
 class Prefix:
-  """What all captions of an image share. Made by `caption_prefix`; read by sampling, replay and `answer_context`.
+  """Image and question as processed by the captioner; all captions of an image share it.
+
+  Made by `caption_prefix`; read by `sample_captions` and `caption_hidden`.
 
   Attributes:
-    cache: keys and values of image and question; only the captioner reads it.
-    last_hidden: float[B, D]; the state that predicts a caption's first token.
-    next_position: int32[B]; where captions start.
+    cache: keys and values of image and question, in the captioner's own format.
+    last_hidden: float[B, D], the state that predicts the first token of a caption.
+    next_position: int32[B], position of the first token of a caption.
   """
 
   cache: Any
@@ -48,7 +50,13 @@ class Prefix:
 
 
 def caption_prefix(model: UAE, prompts: Prompts, images: jax.Array) -> Prefix:
-  """Runs image and question once per image. images: uint8[B, h, w, 3] at the captioner's resolution."""
+  """Runs the captioner on image and question, once per image.
+
+  Args:
+    model: UAE whose captioner is used.
+    prompts: templates as token ids.
+    images: uint8[B, h, w, 3] at the captioner's resolution.
+  """
   captioner = model.captioner
   embeddings, positions, mask = captioner.prompt(prompts, images)
   hidden, cache = captioner.prefill(embeddings, positions, mask)
@@ -66,21 +74,21 @@ def sample_captions(
   temperature: float | jax.Array,
   repetition_penalty: float = 1.0,
 ) -> Captions:
-  """R captions per image; the loop ends as soon as every caption is closed.
+  """Samples R captions per image; the loop ends as soon as every caption is closed.
 
   Weights that are sharded over `fsdp` are all-gathered once, before the loop, not once per token.
 
   Args:
-    captioner: with its adapters on or off.
-    prompts: ids that close a caption and fill rows.
-    prefix: of `caption_prefix`.
+    captioner: the policy, with adapters enabled or disabled by the caller.
+    prompts: provides the ids of closing tokens and padding.
+    prefix: result of `caption_prefix`.
     key: one key for the whole batch.
     num_rollouts: R.
-    max_tokens: L, closing token included.
-    temperature: 0 takes the most likely token.
-    repetition_penalty: logits of tokens that prompt or caption have already are divided by it where they are positive
-      and multiplied where they are negative, as transformers does. 1, the only value whose log-probabilities are the
-      policy's, leaves them.
+    max_tokens: L, maximum length, including the closing token.
+    temperature: divides the logits; 0 takes the most likely token.
+    repetition_penalty: logits of tokens that the prompt or the caption already contains are divided by it if positive
+      and multiplied by it if negative, as in transformers. 1 disables it; only then are the log-probabilities those of
+      the policy.
   """
   batch = prefix.next_position.shape[0]
   shape = (batch, num_rollouts)
@@ -128,8 +136,9 @@ def sample_captions(
 def draw(key: jax.Array, weights: jax.Array) -> jax.Array:
   """Samples int32[...] from distributions that are proportional to weights float32[..., V].
 
-  Inverts the cumulative distribution, of groups of entries and then of the entries of one, with a random number for
-  each. `jax.random.categorical` draws noise for every entry: on CPU, for 16 x 16384 of them, 9 ms against 0.3.
+  Inverts the cumulative distribution over groups of entries, then over the entries of the chosen group, with one random
+  number each. `jax.random.categorical` draws noise for every entry instead: on CPU, for 16 x 16384 entries, 9 ms
+  instead of 0.3 ms.
   """
 
   def invert(weights, uniform):
@@ -145,16 +154,18 @@ def draw(key: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def caption_mask(tokens: jax.Array, prompts: Prompts) -> jax.Array:
-  """bool of tokens' shape [..., L]: True up to and including the first closing token."""
+  """Masks tokens int32[..., L]: bool[..., L], True up to and including the first closing token."""
   is_end = jnp.isin(tokens, jnp.asarray(prompts.end))
   closed_before = jnp.cumsum(is_end, axis=-1) - is_end > 0
   return ~closed_before
 
 
 def caption_hidden(captioner: TokenModel, prefix: Prefix, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Teacher forcing of captions over the shared prefix.
+  """Computes hidden states of given captions by teacher forcing over the shared prefix.
 
   Args:
+    captioner: the policy.
+    prefix: result of `caption_prefix`.
     tokens: int32[B, R, L].
 
   Returns:
@@ -170,13 +181,14 @@ def caption_hidden(captioner: TokenModel, prefix: Prefix, tokens: jax.Array) -> 
 def token_log_probs(
   captioner: TokenModel, hidden: jax.Array, tokens: jax.Array, *, temperature: float = 1.0, num_chunks: int = 1
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probabilities and entropies of tokens, without ever holding all logits of a large vocabulary.
+  """Computes log-probabilities and entropies of tokens without materializing all logits at once.
 
   Args:
+    captioner: provides the output head.
     hidden: float[B, R, L, D], the states that predict `tokens`.
     tokens: int32[B, R, L].
-    temperature: logits are divided by it, as when sampling.
-    num_chunks: number of rematerialized chunks of L.
+    temperature: divides the logits, as in sampling.
+    num_chunks: number of chunks of L, each of which is rematerialized; 1 holds all logits.
 
   Returns:
     (log_probs float32[B, R, L], entropy float32[B, R, L]).
@@ -205,11 +217,15 @@ def token_log_probs(
 def caption_log_probs(
   model: UAE, prompts: Prompts, images: jax.Array, tokens: jax.Array, *, temperature: float = 1.0, num_chunks: int = 1
 ) -> tuple[jax.Array, jax.Array]:
-  """Replay: log-probabilities and entropies of given captions, the prefix run once per image.
+  """Replays given captions: their log-probabilities and entropies, with the prefix computed once per image.
 
   Args:
+    model: UAE whose captioner is the policy.
+    prompts: templates as token ids.
     images: uint8[B, h, w, 3].
     tokens: int32[B, R, L].
+    temperature: divides the logits, as in sampling.
+    num_chunks: number of rematerialized chunks of L, see `token_log_probs`.
 
   Returns:
     (log_probs float32[B, R, L], entropy float32[B, R, L]), padding not masked.
@@ -229,12 +245,15 @@ def caption_kl(
   temperature: float = 1.0,
   num_chunks: int = 1,
 ) -> jax.Array:
-  """KL(policy, reference) over the whole vocabulary at each token, differentiable in the policy.
+  """Computes KL(policy, reference) over the whole vocabulary at each token, differentiable in the policy.
 
   Args:
+    policy: UAE that learns.
+    reference: UAE to compare with; no gradient flows into it.
+    prompts: templates as token ids.
     images: uint8[B, h, w, 3].
     tokens: int32[B, R, L].
-    temperature: of both.
+    temperature: divides the logits of both.
     num_chunks: number of rematerialized chunks of L.
 
   Returns:

@@ -1,6 +1,4 @@
-"""What the decoder sees of captions: the connector's states of the caption re-encoded, of a prompt, or of the answer
-itself.
-"""
+"""Conditioning of the decoder: connector outputs for a re-encoded caption, a prompt, or the captioner's own answer."""
 
 import flax.struct
 import jax
@@ -13,27 +11,35 @@ from uae_jax.rollouts import captions
 
 @flax.struct.dataclass
 class Context:
-  """The decoder's condition: states float[B, T, C] and mask bool[B, T]."""
+  """Conditioning of the decoder.
+
+  Made by `encode_captions`, `encode_negative` and `answer_context`, and in stage 2 from states of the rollout; read by
+  `images.velocity_field` and by the flow loss of stage 0.
+
+  Attributes:
+    states: float[B, T, C], outputs of the connector.
+    mask: bool[B, T], True at the slots that are not padding.
+  """
 
   states: jax.Array
   mask: jax.Array
 
   def repeat(self, times: int) -> "Context":
-    """Every row `times` times in a row."""
+    """Repeats every row `times` times, in consecutive rows."""
     return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), self)
 
 
 def encode_captions(prompts: Prompts, model: UAE, tokens: jax.Array) -> Context:
-  """The decoder's context of captions int32[B, L], re-encoded as generation prompts."""
+  """Encodes captions int32[B, L] in the generation template, B rows of conditioning."""
   rows, mask = generation_rows(prompts, tokens, captions.caption_mask(tokens, prompts))
   return Context(model.encode_text(rows, mask), mask)
 
 
 def encode_negative(prompts: Prompts, model: UAE, length: int) -> Context:
-  """One row: the negative prompt's context, padded to `length` slots.
+  """Encodes the negative prompt as one row, padded to `length` slots.
 
   Raises:
-    ValueError: the prompt is longer than that.
+    ValueError: the prompt is longer than `length`.
   """
   negative = prompts.negative
   if len(negative) > length:
@@ -46,7 +52,7 @@ def encode_negative(prompts: Prompts, model: UAE, length: int) -> Context:
 
 
 def answer_context(prompts: Prompts, model: UAE, images: jax.Array, tokens: jax.Array) -> Context:
-  """The connector's states at the positions of captions int32[B, L] that follow image and question."""
+  """Conditions on the captioner's states at the positions of captions int32[B, L] after image and question."""
   prefix = captions.caption_prefix(model, prompts, images)
   _, at_token = captions.caption_hidden(model.captioner, prefix, tokens[:, None])
   return Context(model.connector(at_token[:, 0]), captions.caption_mask(tokens, prompts))

@@ -1,6 +1,4 @@
-"""Images from contexts: deterministic sampling (differentiable if asked) and stochastic groups with a window of SDE
-steps.
-"""
+"""Sampling of latents from conditioning: by an ODE, optionally differentiable, and in groups with a few SDE steps."""
 
 from collections.abc import Callable
 
@@ -17,13 +15,13 @@ Velocity = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def velocity_field(model: UAE, context: Context, *, guidance: float = 1.0, negative: Context | None = None) -> Velocity:
-  """v(latents, sigma) under classifier-free guidance, both branches in one batch [negative, positive].
+  """Makes v(latents, sigma) with classifier-free guidance; both branches run in one batch [negative, positive].
 
   Args:
-    model: the UAE.
-    context: B rows.
-    guidance: 1 runs the conditional branch alone.
-    negative: one row, padded to the same number of slots; needed when guidance is not 1.
+    model: UAE whose decoder is used.
+    context: conditioning, B rows.
+    guidance: scale of the guidance; 1 runs the conditional branch only.
+    negative: one row, padded to the number of slots of `context`; required unless guidance is 1.
   """
   if guidance == 1.0:
     return lambda latents, sigma: model.velocity(latents, sigma, context.states, context.mask)
@@ -41,14 +39,15 @@ def velocity_field(model: UAE, context: Context, *, guidance: float = 1.0, negat
 def sample_ode(
   velocity: Velocity, noise: jax.Array, *, num_steps: int, shift: float, gradient_steps: int = 0
 ) -> jax.Array:
-  """Euler steps along diffusers' schedule.
+  """Samples latents by Euler steps along the schedule of diffusers.
 
   Args:
     velocity: v(latents, sigma).
-    noise: float32[B, h, w, 16].
-    num_steps: N.
-    shift: of the schedule; SD3.5 uses 3.
-    gradient_steps: the last so many steps are differentiable, each rematerialized; before them gradients stop.
+    noise: float32[B, h, w, 16], initial latents.
+    num_steps: number of Euler steps.
+    shift: shift of the schedule towards noise; SD3.5 uses 3.
+    gradient_steps: number of final steps that are differentiable, each rematerialized; no gradient flows through the
+      steps before them.
 
   Returns:
     Latents float32[B, h, w, 16].
@@ -70,13 +69,15 @@ def sample_ode(
 
 @flax.struct.dataclass
 class Trajectories:
-  """R stochastic samples a prompt; only the window of SDE steps is kept.
+  """R stochastic samples per prompt; of the trajectory, only the window of W SDE steps is stored.
+
+  Made by `sample_sde`; read by `replay` and by `training.rl.sde_policy`.
 
   Attributes:
-    latents: float32[W + 1, B * R, h, w, 16]; x before each window step and after the last.
-    steps: int32[W]; indices into the schedule.
-    log_probs: float32[W, B * R]; as measured while sampling.
-    final: float32[B * R, h, w, 16].
+    latents: float32[W + 1, B * R, h, w, 16], before each step of the window and after the last.
+    steps: int32[W], indices into the schedule.
+    log_probs: float32[W, B * R], computed while sampling.
+    final: float32[B * R, h, w, 16], finished latents.
   """
 
   latents: jax.Array
@@ -99,21 +100,22 @@ def sample_sde(
   kind: str,
   noise_level: float,
 ) -> Trajectories:
-  """ODE up to the window, SDE inside it, ODE to the end. Source: Flow-GRPO-Fast / MixGRPO; formulas in
-  `algorithms.samplers`.
+  """Samples by ODE steps before the window, SDE steps inside it, and ODE steps after it.
+
+  Source: Flow-GRPO-Fast / MixGRPO; formulas in `algorithms.samplers`.
 
   Args:
-    make_velocity: repeat -> v(latents, sigma) for every context repeated so many times in a row.
+    make_velocity: repeat -> v(latents, sigma) with every row of conditioning repeated `repeat` times in a row.
     noise: float32[B, h, w, 16] if the group shares its initial noise, else float32[B * R, h, w, 16].
-    key: noise of the SDE steps.
-    window_start: int32[], the same for the whole batch.
+    key: for the noise of the SDE steps.
+    window_start: int32[], first SDE step, the same for the whole batch.
     num_rollouts: R.
-    is_noise_shared: one initial noise a group; the ODE prefix then runs once a group.
-    num_steps: N of the schedule.
-    shift: of the schedule.
+    is_noise_shared: use one initial noise per group; the steps before the window then run once per group.
+    num_steps: number of steps of the schedule.
+    shift: shift of the schedule towards noise.
     window: W, number of SDE steps.
-    kind: "flow", "cps" or "dance".
-    noise_level: a of the sampler.
+    kind: SDE sampler: "flow", "cps" or "dance".
+    noise_level: noise level a of the sampler.
   """
   sigmas = jnp.asarray(samplers.sigmas(num_steps, shift))
   grouped = make_velocity(num_rollouts)
@@ -144,7 +146,7 @@ def sample_sde(
 def sde_moments(
   velocity: Velocity, latents: jax.Array, sigmas: jax.Array, step: jax.Array, kind: str, noise_level: float
 ):
-  """(mean float32[B, ...], std) of one SDE step; rollout and replay both call this."""
+  """Computes (mean float32[B, ...], std) of one SDE step; rollout and replay both call this."""
   sigma, sigma_next = sigmas[step], sigmas[step + 1]
   return samplers.sde_step(kind, latents, velocity(latents, sigma), sigma, sigma_next, sigmas[1], noise_level)
 
@@ -158,7 +160,15 @@ def replay(
   kind: str,
   noise_level: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Moments and log-probabilities of kept steps under a policy.
+  """Computes log-probabilities and moments of the stored steps under a policy.
+
+  Args:
+    velocity: velocity field of the policy, B rows.
+    trajectories: stored steps; `log_probs` and `final` are not read.
+    num_steps: number of steps of the schedule.
+    shift: shift of the schedule towards noise.
+    kind: SDE sampler: "flow", "cps" or "dance".
+    noise_level: noise level a of the sampler.
 
   Returns:
     (log_probs float32[W, B], mean float32[W, B, ...], std float32[W]).
@@ -174,14 +184,15 @@ def replay(
 
 
 def one_by_one(function: Callable, xs):
-  """`function` of every element along the leading axis, one after the other; without a loop where there is only one.
+  """Maps `function` over the leading axis, one element after the other, without a loop if there is only one element.
 
-  Differentiate it only there. JAX moves out of a differentiated loop whatever the backward pass needs and the loop does
-  not change, past every `jax.checkpoint` in it: with frozen weights, those of all layers, gathered.
+  Only the case of one element should be differentiated. JAX hoists loop-invariant values that the backward pass needs
+  out of a differentiated loop, even past a `jax.checkpoint` inside it: with frozen weights, these are the all-gathered
+  weights of all layers.
 
   Args:
     function: element -> pytree.
-    xs: pytree whose leaves lead with one axis.
+    xs: pytree whose leaves all have the same leading axis.
   """
   if jax.tree.leaves(xs)[0].shape[0] > 1:
     return jax.lax.map(function, xs)

@@ -1,6 +1,6 @@
-"""The auto-encoder in three calls: caption an image, condition the decoder on the caption, generate the image again.
+"""The auto-encoder as three functions: caption an image, condition the decoder on the caption, generate the image.
 
-Cold start, both RL stages, evaluation and the Python API use these.
+Cold start, both RL stages, evaluation and the Python API share these functions.
 """
 
 import jax
@@ -26,7 +26,7 @@ def caption(
   num_rollouts: int = 1,
   repetition_penalty: float = 1.0,
 ) -> Captions:
-  """Samples captions of images uint8[B, h, w, 3]; see `captions.sample_captions`."""
+  """Samples captions of images uint8[B, h, w, 3]; for the arguments see `captions.sample_captions`."""
   return captions.sample_captions(
     model.captioner,
     prompts,
@@ -42,18 +42,18 @@ def caption(
 def condition(
   networks: Networks, params: dict, images: jax.Array, tokens: jax.Array, options
 ) -> tuple[Context, Context | None]:
-  """What the decoder sees of captions, and of the negative prompt.
+  """Computes the conditioning of captions and of the negative prompt.
 
   Args:
-    networks: of the run.
-    params: of the policy.
+    networks: graph definitions and prompts.
+    params: parameters of the policy.
     images: uint8[B, h, w, 3] at the captioner's resolution; read for conditioning "answer" only.
-    tokens: int32[B, L].
+    tokens: int32[B, L], captions.
     options: `conditioning`: "text" re-encodes the caption with `text_tower` ("reference": adapters off; "policy": on),
       "answer" takes the policy's states at the caption's own positions. `guidance`: 1 needs no negative prompt.
 
   Returns:
-    (context of every caption, context of the negative prompt in one row, or None without guidance).
+    (conditioning of the captions, B rows; conditioning of the negative prompt, one row, or None without guidance).
   """
   if options.conditioning == "answer":
     context = answer_context(networks.prompts, networks.uae(params), images, tokens)
@@ -63,14 +63,14 @@ def condition(
 
 
 def negative_context(networks: Networks, params: dict, context: Context, options) -> Context | None:
-  """The negative prompt in as many slots as `context` has, or None without guidance."""
+  """Encodes the negative prompt, padded to the number of slots of `context`; None without guidance."""
   if options.guidance == 1.0:
     return None
   return encode_negative(networks.prompts, text_tower(networks, params, options), context.mask.shape[1])
 
 
 def text_tower(networks: Networks, params: dict, options) -> UAE:
-  """The UAE that encodes text for the decoder: the policy, or the reference with its adapters off."""
+  """Returns the UAE that encodes text for the decoder: the policy, or the reference, which has its adapters off."""
   return networks.uae(params, adapters=options.text_tower == "policy")
 
 
@@ -85,17 +85,17 @@ def generate(
   shift: float,
   gradient_steps: int = 0,
 ) -> jax.Array:
-  """Samples latents by ODE and decodes them.
+  """Samples latents by an ODE and decodes them with the VAE.
 
   Args:
-    model: whose decoder and vae are used.
-    context: of B captions.
-    negative: of `condition`; None without guidance.
-    noise: float32[B, h, w, 16].
-    guidance: classifier-free guidance.
-    sampler_steps: Euler steps.
-    shift: of the schedule.
-    gradient_steps: the last `gradient_steps` of them are differentiable.
+    model: UAE whose decoder and VAE are used.
+    context: conditioning, B rows.
+    negative: conditioning of the negative prompt, one row; None without guidance.
+    noise: float32[B, h, w, 16], initial latents.
+    guidance: scale of classifier-free guidance; 1 disables it.
+    sampler_steps: number of Euler steps.
+    shift: shift of the schedule towards noise.
+    gradient_steps: number of final steps that are differentiable.
 
   Returns:
     float32[B, H, W, 3], nominally in [-1, 1], not clipped.
@@ -107,10 +107,10 @@ def generate(
 
 
 def image_noise(key: jax.Array, model: UAE, images: jax.Array) -> jax.Array:
-  """Initial noise float32[B, h, w, 16] for reconstructions of images [B, H, W, 3]."""
+  """Draws initial noise float32[B, h, w, 16] for reconstructions of images [B, H, W, 3]."""
   return jax.random.normal(key, (images.shape[0], *model.latents_shape(images)))
 
 
 def clip(images: jax.Array) -> jax.Array:
-  """Generated images, clipped to [-1, 1]."""
+  """Clips generated images to [-1, 1]."""
   return jnp.clip(images, -1.0, 1.0)
