@@ -1,1 +1,1 @@
-"""What a reconstruction is worth."""
+"""Rewards: similarity of reconstruction and original, text rewards, external rewards, and their weighted ensemble."""

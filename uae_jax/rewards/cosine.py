@@ -12,13 +12,13 @@ import jax.numpy as jnp
 def cosine_rewards(
   embed: Callable[[str, jax.Array], jax.Array], names: tuple[str, ...], images: jax.Array, reconstructions: jax.Array
 ) -> dict[str, jax.Array]:
-  """cos(f_k(x), f_k(x_hat)) for every encoder; the originals are embedded once a group.
+  """Computes cos(f_k(x), f_k(x_hat)) for every embedder; each original is embedded once per group.
 
   Args:
-    embed: (encoder name, float[B, H, W, 3] in [-1, 1]) -> unit-norm float32[B, E].
-    names: embedders.
-    images: float[prompts, H, W, 3].
-    reconstructions: float[prompts * rollouts, H, W, 3], the rollouts of a prompt in a row.
+    embed: (name of the embedder, float[B, H, W, 3] in [-1, 1]) -> unit-norm float32[B, E].
+    names: names of the embedders.
+    images: float[prompts, H, W, 3] in [-1, 1], originals.
+    reconstructions: float[prompts * rollouts, H, W, 3] in [-1, 1], the rollouts of a prompt in consecutive rows.
 
   Returns:
     name -> float32[prompts, rollouts].
@@ -34,10 +34,10 @@ def cosine_rewards(
 
 
 def weighted_sum(rewards: Mapping[str, jax.Array], weights: Mapping[str, float]) -> jax.Array:
-  """sum_k w_k r_k, float32[prompts, rollouts].
+  """Computes sum_k w_k r_k, float32[prompts, rollouts].
 
   Raises:
-    ValueError: a weight names no reward.
+    ValueError: a weight has a name that is not among the rewards.
   """
   unknown = set(weights) - set(rewards)
   if unknown:

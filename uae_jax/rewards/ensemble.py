@@ -1,6 +1,4 @@
-"""The weighted ensemble of a stage: embedders and text rewards on the device, a judge outside, and one encoder that is
-only measured.
-"""
+"""The weighted ensemble of rewards of a stage: embedders, text rewards, an external reward, and a held-out embedder."""
 
 from collections.abc import Callable, Collection, Mapping
 import dataclasses
@@ -16,14 +14,14 @@ from uae_jax.rewards.text import text_reward
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-  """What a rollout is worth, and what is measured beside it.
+  """Rewards of a stage with their weights, and the held-out embedder.
 
-  A reward is named by its encoder, by a text reward, or "http" for the judge outside, whose values join the others
-  between the phases. A weight of 0 measures a reward without paying for it.
+  The name of a reward is that of an embedder, that of a text reward, or "http" for the external reward, whose values
+  are added between the reward and the advantage phase. A reward of weight 0 is logged but not optimized.
 
   Attributes:
     weights: (name, weight) pairs.
-    held_out: encoder that is measured and never rewarded, to see reward hacking; "" for none.
+    held_out: embedder that is measured and never rewarded, to detect reward hacking; "" for none.
     text: options of the text rewards.
   """
 
@@ -48,7 +46,7 @@ class Ensemble:
 
   @property
   def embedders(self) -> tuple[str, ...]:
-    """Those that are rewarded."""
+    """Names of the rewarded embedders."""
     return tuple(name for name in self.names if name not in (*TEXT_REWARDS, EXTERNAL))
 
   @property
@@ -60,9 +58,10 @@ class Ensemble:
     return EXTERNAL in self.names
 
   def check(self, known_encoders: Collection[str]) -> None:
-    """
+    """Checks that the run has every embedder of the ensemble.
+
     Raises:
-      ValueError: an encoder that the run does not have.
+      ValueError: an embedder is missing; the message names it.
     """
     unknown = set(self.embedders) - set(known_encoders)
     if unknown:
@@ -80,13 +79,14 @@ class Ensemble:
     painted: jax.Array,
     captions: tuple[jax.Array, jax.Array, jax.Array] | None = None,
   ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """(rewards name -> float32[prompts, rollouts], metrics), all but the judge's.
+    """Computes all rewards except the external one: (rewards name -> float32[prompts, rollouts], metrics).
 
     Args:
-      embed: (encoder name, float[B, H, W, 3] in [-1, 1]) -> unit-norm float32[B, E].
-      images: float[prompts, H, W, 3].
-      painted: float[prompts * rollouts, H, W, 3], the rollouts of a prompt in a row.
-      captions: tokens int32[prompts, rollouts, L], mask and is_closed of it, see `text_reward`; for text rewards.
+      embed: (name of the embedder, float[B, H, W, 3] in [-1, 1]) -> unit-norm float32[B, E].
+      images: float[prompts, H, W, 3] in [-1, 1], originals.
+      painted: float[prompts * rollouts, H, W, 3] in [-1, 1], reconstructions, the rollouts of a prompt in consecutive
+        rows.
+      captions: (tokens int32[prompts, rollouts, L], mask, is_closed), see `text_reward`; required by text rewards.
     """
     held_out = (self.held_out,) if self.held_out else ()
     similarities = cosine_rewards(embed, self.embedders + held_out, images, painted)
@@ -96,7 +96,7 @@ class Ensemble:
     return rewards, metrics
 
   def advantages(self, rewards: Mapping[str, jax.Array], options: AdvantageOptions) -> tuple[jax.Array, dict]:
-    """(advantages float32[prompts, rollouts], metrics) of all rewards, the judge's included."""
+    """Computes (advantages float32[prompts, rollouts], metrics) of all rewards, including the external one."""
     weights = {name: weight for name, weight in self.weights if weight}
     values = multi_reward_advantages(rewards, weights, options)
     total = weighted_sum(rewards, weights)
@@ -116,7 +116,7 @@ class Ensemble:
 
 
 def reward_statistics(name: str, rewards: jax.Array) -> dict[str, jax.Array]:
-  """Mean of float32[prompts, rollouts] and mean of the std within a group, over what is finite."""
+  """Computes the mean of rewards float32[prompts, rollouts] and the mean in-group std, over the finite values."""
   valid = jnp.isfinite(rewards)
   count = jnp.sum(valid, axis=1, keepdims=True)
   kept = jnp.where(valid, rewards, 0)
@@ -129,7 +129,7 @@ def reward_statistics(name: str, rewards: jax.Array) -> dict[str, jax.Array]:
 
 
 def rewarded_embedders(options: RewardOptions) -> dict[str, str]:
-  """{field of the options: embedder that it names}, for every embedder that is rewarded or held out."""
+  """Returns {field of the options: embedder named there} for every embedder that is rewarded or held out."""
   names = [name for name in options.reward_names if name not in (*TEXT_REWARDS, EXTERNAL)]
   found = {f"reward_weights {name!r}": name for name in names}
   return found | ({"held_out_embedder": options.held_out_embedder} if options.held_out_embedder else {})

@@ -1,12 +1,12 @@
-"""The external reward: captions and images go out as JSON over HTTP, numbers come back.
+"""The external reward: sends captions and images as JSON over HTTP and receives one number per caption.
 
 One POST per group, several groups at a time:
 
     request   {"captions": [text, ...], "images": [base64 PNG, ...], "original": base64 PNG}
-    answer    {"rewards": [number or null, ...]}, one for every caption
+    answer    {"rewards": [number or null, ...]}, one per caption
 
-It runs on the host, between the phases of a step and never inside a jitted program. JSON and PNG, no pickle: an answer
-cannot run code here.
+Requests are sent by the host, between the phases of a step, never inside a jitted program. The formats are JSON and
+PNG, not pickle, so an answer cannot execute code here.
 """
 
 from collections.abc import Sequence
@@ -26,16 +26,16 @@ FAILURES = ("drop", "zero", "fail")
 
 
 class RewardError(RuntimeError):
-  """The external reward gave no usable answer, and the run must not continue without it."""
+  """Raised when the external reward gives no usable answer and the run must not continue without it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
-  """What became of one group.
+  """Result of the request for one group.
 
   Attributes:
     rewards: one number per caption, NaN where there is none.
-    problem: what went wrong; "" if nothing did.
+    problem: error message; "" if there is none.
     refused_status: HTTP status with which the server refused the group for good; 0 otherwise.
   """
 
@@ -45,7 +45,10 @@ class _Group:
 
 
 class ExternalReward:
-  """Asks one server about whole batches.
+  """Client of one reward server; a call computes the rewards of a whole batch.
+
+  Args:
+    options: address, time limits, retries, and what happens on a failure.
 
   Raises:
     ValueError: there is no address, or the environment has no usable token.
@@ -61,12 +64,12 @@ class ExternalReward:
     self._client = http_client.JsonClient(options.url, options.timeout_seconds, token)
 
   def __call__(self, captions: Sequence[Sequence[str]], originals: np.ndarray, generated: np.ndarray) -> np.ndarray:
-    """Rewards of a batch.
+    """Requests the rewards of a batch.
 
     Args:
-      captions: of every rollout of every prompt.
+      captions: captions of the rollouts, one sequence per prompt.
       originals: uint8[prompts, H, W, 3].
-      generated: uint8[prompts, rollouts, H, W, 3].
+      generated: uint8[prompts, rollouts, H, W, 3], reconstructions.
 
     Returns:
       float32[prompts, rollouts]; NaN where the request failed under on_failure = "drop".
@@ -78,7 +81,7 @@ class ExternalReward:
       groups = list(pool.map(self._group, captions, originals, generated))
     rewards = np.asarray([group.rewards for group in groups], np.float32)
     if groups and all(group.refused_status for group in groups):
-      # A wrong address or key does not pass: without this, a run would go to its end and learn nothing.
+      # A wrong address or key does not resolve itself: without this error, the run would finish without learning.
       raise RewardError(
         f"http_reward.url = {self.options.url}: {groups[0].problem} for all {len(groups)} groups of a batch; "
         "the server refuses the requests: check the address and http_reward.token_variable"
@@ -113,10 +116,10 @@ class ExternalReward:
 
 
 def read_rewards(answer: Any, count: int) -> list[float]:
-  """The numbers of an answer, NaN where one is missing.
+  """Reads the rewards of an answer; NaN where one is missing.
 
   Raises:
-    PassingError: there are not `count` of them.
+    PassingError: the answer does not contain `count` rewards.
   """
   rewards = answer.get("rewards") if isinstance(answer, dict) else None
   if not isinstance(rewards, list):
@@ -127,7 +130,7 @@ def read_rewards(answer: Any, count: int) -> list[float]:
 
 
 def _number(value: Any) -> float:
-  """A reward as float; NaN for what is no number, or none that a float holds."""
+  """Converts a JSON value to float; NaN unless it is a representable number."""
   try:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
   except OverflowError:

@@ -1,4 +1,4 @@
-"""Rewards of the caption itself, from its tokens alone: pure and on the device. They shape; they know no image.
+"""Rewards from the tokens of a caption alone, computed on the device. Used for shaping only: they do not see the image.
 
     length       -clip((|o| - free) / (budget - free), 0, 1)   0 up to `free` tokens, -1 at the end of the budget
     repetition   -(n-grams that an earlier one of the caption equals) / (n-grams)
@@ -19,20 +19,20 @@ from uae_jax.options import TEXT_REWARDS, TextRewardOptions
 def text_reward(
   name: str, options: TextRewardOptions, tokens: jax.Array, mask: jax.Array, is_closed: jax.Array
 ) -> jax.Array:
-  """One of `TEXT_REWARDS`.
+  """Computes one of `TEXT_REWARDS`.
 
   Args:
-    name: of the reward.
-    options: static.
-    tokens: int32[..., L]; L is the budget, closing token included.
-    mask: bool[..., L]; True up to and including the closing token.
-    is_closed: bool[...].
+    name: name of the reward.
+    options: free length, n-gram size and forbidden tokens.
+    tokens: int32[..., L]; L is the budget, including the closing token.
+    mask: bool[..., L], True up to and including the closing token.
+    is_closed: bool[...], False where the caption reached L tokens without a closing one.
 
   Returns:
     float32[...].
 
   Raises:
-    ValueError: an unknown name, or free tokens that leave nothing of the budget.
+    ValueError: the name is unknown, or `length_free_tokens` is not less than the budget.
   """
   content = _content(mask, is_closed)
   if name == "length":
@@ -48,7 +48,7 @@ def text_reward(
 
 
 def _content(mask: jax.Array, is_closed: jax.Array) -> jax.Array:
-  """bool[..., L]: the mask without the closing token, which is the last one of a closed caption."""
+  """Masks the tokens before the closing one: bool[..., L]."""
   length = jnp.sum(mask, axis=-1, keepdims=True) - is_closed[..., None]
   return jnp.arange(mask.shape[-1]) < length
 
@@ -65,7 +65,7 @@ def _repetition(ngram: int, tokens: jax.Array, content: jax.Array) -> jax.Array:
   places = tokens.shape[-1] - ngram + 1
   if places < 1:
     return jnp.zeros(tokens.shape[:-1], jnp.float32)
-  # Place i of the caption starts an n-gram if the caption holds the n tokens from there.
+  # Position i starts an n-gram if the caption contains all n tokens from there on.
   is_ngram = content[..., ngram - 1 :]
   is_equal = True
   for k in range(ngram):
