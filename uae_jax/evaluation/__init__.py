@@ -1,1 +1,1 @@
-"""Held-out figures: reconstructions, captions, benchmarks."""
+"""Evaluation on held-out images: reconstructions, captions, and the two protocols of Unified-Bench."""

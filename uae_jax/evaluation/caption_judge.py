@@ -1,11 +1,11 @@
-"""Unified-Bench, protocol 2: a vision-language model says which of two captions describes an image better.
+"""Unified-Bench, protocol 2: a vision-language model judges which of two captions describes an image better.
 
-Any endpoint that speaks OpenAI's chat completions will do. Every pair is asked in both orders: a verdict counts as a
-win only if it names the same caption twice, or once beside a tie; a judge that changes its mind with the order gave a
-tie.
+Any endpoint with OpenAI's chat completions API can be used. Every pair is judged in both orders. A caption wins if it
+is preferred in both orders, or in one order with a tie in the other. If the judge prefers a different caption in each
+order, the result is a tie.
 
-Answers are cached on disk by a hash of the whole question. The key comes from an environment variable and is sent to
-the endpoint, nowhere else.
+Answers are cached on disk by a hash of the whole question. The key is read from an environment variable and sent to the
+endpoint only.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,31 +31,31 @@ INSTRUCTION = (
   "Caption A:\n{a}\n\nCaption B:\n{b}\n\n"
   "Answer with one line: A, B or TIE."
 )
-# The endpoint refuses every question: a wrong key, model or address.
+# HTTP statuses of an endpoint that refuses every question: wrong key, model or address.
 REFUSALS = (401, 403, 404)
 LARGEST_PX = 1024
 
 
 class JudgeError(ValueError):
-  """No verdict about one pair."""
+  """Raised when there is no verdict for a pair."""
 
 
 class RefusedError(JudgeError):
-  """The endpoint refuses every question: a wrong key, model or address."""
+  """Raised when the endpoint refuses every question: wrong key, model or address."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-  """One model at one endpoint.
+  """A vision-language model at a chat completions endpoint.
 
   Attributes:
-    base_url: up to and without `/chat/completions`.
-    model: its name there.
-    key_variable: environment variable that holds the key; endpoints without keys need none.
-    cache: folder of answers, or None.
-    retries: further attempts after a failure that may pass.
-    timeout_seconds: of one request.
-    wait_seconds: before the first retry; it doubles each time, with up to as much again at random.
+    base_url: URL of the endpoint without `/chat/completions`.
+    model: name of the model at the endpoint.
+    key_variable: environment variable that holds the key; may be unset for endpoints without keys.
+    cache: folder in which answers are cached; None disables the cache.
+    retries: number of further attempts after a transient failure.
+    timeout_seconds: limit of one request.
+    wait_seconds: wait before the first retry; it doubles each time, with random jitter of up to the same length.
   """
 
   base_url: str
@@ -78,7 +78,12 @@ class Judge:
     return http_client.JsonClient(f"{self.base_url.rstrip('/')}/chat/completions", self.timeout_seconds, token)
 
   def verdict(self, image: str, a: str, b: str) -> str:
-    """ "A", "B" or "TIE" for an image (data URI) and two captions.
+    """Judges two captions of an image: "A", "B" or "TIE".
+
+    Args:
+      image: data URI.
+      a: caption shown as A.
+      b: caption shown as B.
 
     Raises:
       JudgeError: no verdict after all retries.
@@ -108,7 +113,7 @@ class Judge:
     return found
 
   def _ask(self, question: Mapping[str, Any]) -> str:
-    """One request; the text of the answer."""
+    """Sends one request and returns the text of the answer."""
     answer = self._client.post(question)
     try:
       return str(answer["choices"][0]["message"]["content"] or "")
@@ -116,7 +121,7 @@ class Judge:
       raise http_client.PassingError(f"not a chat completion ({type(error).__name__})") from None
 
 
-# An answer is read line by line, without the marks of Markdown and JSON, and without quotes.
+# Answers are read line by line, after removing quotes and the syntax characters of Markdown and JSON.
 MARKS = re.compile(r"""[*_`~#>"“”\[\](){}]|(?<!\w)['‘’]|['’](?!\w)""")
 LABEL = r"(?:(?:my |the |final )*(?:answer|verdict|choice|winner|judge?ment)(?: is)?\s*[:=-]?\s*)?"
 ONE = r"(?:caption |option )?(A|B)"
@@ -125,13 +130,13 @@ BETTER = re.compile(
   rf"{LABEL}{ONE} (?:is|describes the image|describes it) (?:clearly |slightly |much |far )?better than {ONE}\s*[.!]*",
   re.IGNORECASE,
 )
-# In a sentence, a capital A before a word in lower case is an article unless a verdict may continue with that word.
+# In a sentence, "A" before a lower-case word is taken for the article, unless a verdict could continue with that word.
 WORDS = re.compile(r"\b(?:(A)(?! (?!is\b|wins\b|describes\b|because\b)[a-z])|(B)|((?i:tie)))\b")
 CHOICE = re.compile(
   r"\b(?:better|best|prefer\w*|superior|wins?|winner|choose|choice|pick|answer|verdict|vote|tie)\b|:\s*(?:A|B)[.!]*$",
   re.I,
 )
-# One caption may be named in order to reject it, or to compare the other one with it.
+# A sentence with one of these words may name a caption in order to reject it or to compare it with the other one.
 REJECTION = re.compile(
   r"\b(?:not|no|never|neither|nor|cannot|hardly|than|over|worse|worst|less|least|loses?|inferior|wrong|incorrect|"
   r"inaccurate|miss\w*|lack\w*|fail\w*|invent\w*|hallucinat\w*|omit\w*|ignor\w*|unlike|without|but|if|unless|"
@@ -141,13 +146,13 @@ REJECTION = re.compile(
 
 
 def read_verdict(answer: str) -> str:
-  """ "A", "B" or "TIE", if the answer is clear.
+  """Reads the verdict "A", "B" or "TIE" from a clear answer.
 
-  A clear answer has the verdict alone on a line, or its last line chooses one and names no other, or says that one
-  caption is better than the other. Lines that disagree are no verdict.
+  An answer is clear if it has the verdict alone on a line, or if its last line chooses one verdict and names no other,
+  or says that one caption is better than the other. Lines that contradict each other are not a verdict.
 
   Raises:
-    PassingError: the answer is not clear; the model may do better when asked again.
+    PassingError: the answer is not clear; another request may give a clear one.
   """
   lines = [MARKS.sub("", line).strip(" \t-–—•") for line in re.split(r"[\r\n]+", answer)]
   lines = [line for line in lines if line]
@@ -160,7 +165,7 @@ def read_verdict(answer: str) -> str:
 
 
 def _said(line: str) -> str:
-  """The verdict of a sentence; "" if it has none that is clear."""
+  """Reads the verdict of a sentence; "" if it has no clear one."""
   if (match := BETTER.fullmatch(line)) and match[1].upper() != match[2].upper():
     return match[1].upper()
   words = {"".join(groups).upper() for groups in WORDS.findall(line)}
@@ -168,7 +173,7 @@ def _said(line: str) -> str:
 
 
 def both_orders(judge: Judge, image: str, ours: str, theirs: str) -> float:
-  """1 if `ours` is better, 0 if `theirs` is, 0.5 for a tie or for a judge that follows the order."""
+  """Returns 1 if `ours` is better, 0 if `theirs` is, 0.5 for a tie or if the verdicts depend on the order."""
   first = {"A": 1, "B": -1, "TIE": 0}[judge.verdict(image, ours, theirs)]
   second = {"A": -1, "B": 1, "TIE": 0}[judge.verdict(image, theirs, ours)]
   total = first + second
@@ -177,15 +182,15 @@ def both_orders(judge: Judge, image: str, ours: str, theirs: str) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class WinRate:
-  """How often the first system's captions are preferred; ties are half a win.
+  """Win rate of the first system's captions; a tie counts as half a win.
 
   Attributes:
-    wins: clear ones, of every judge.
-    ties: all others.
-    losses: clear ones, of every judge.
-    rate: (wins + ties / 2) / pairs.
-    low: of the 95 % confidence interval.
-    high: likewise.
+    wins: number of outcomes of exactly 1.
+    ties: number of all other outcomes.
+    losses: number of outcomes of exactly 0.
+    rate: mean outcome, in 0..1.
+    low: lower end of the 95 % confidence interval.
+    high: upper end of the 95 % confidence interval.
   """
 
   wins: int
@@ -197,7 +202,14 @@ class WinRate:
 
   @classmethod
   def of(cls, outcomes: Sequence[float], z: float = 1.959964) -> "WinRate":
-    """Wilson's score interval, which stays inside 0..1 and is honest for few pairs and for rates near the ends."""
+    """Computes the win rate with Wilson's score interval.
+
+    Unlike the normal approximation, the interval stays inside 0..1 and is valid for few pairs and extreme rates.
+
+    Args:
+      outcomes: values in 0..1, one per image.
+      z: normal quantile of the interval; the default gives 95 %.
+    """
     n, total = len(outcomes), sum(outcomes)
     rate = total / n
     middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
@@ -214,17 +226,17 @@ def compare(
   *,
   workers: int = 4,
 ) -> tuple[dict[str, float], dict[str, str]]:
-  """Outcomes of every image that both systems captioned.
+  """Judges every image that has a caption of both systems.
 
   Args:
-    judge: whom to ask.
+    judge: the model that judges.
     images: key -> file.
     ours: key -> caption of the first system.
-    theirs: key -> caption of the second.
-    workers: requests at a time.
+    theirs: key -> caption of the second system.
+    workers: number of images judged at the same time.
 
   Returns:
-    (key -> 1, 0.5 or 0; key -> why there is no outcome).
+    (key -> outcome 1, 0.5 or 0, see `both_orders`; key -> error message where there is no outcome).
 
   Raises:
     ValueError: no image has two captions, or the endpoint refuses everything.
@@ -251,14 +263,14 @@ def compare(
 
 
 def data_uri(file: Path) -> str:
-  """A JPEG of at most 1024 pixels per side, so that every endpoint takes it."""
+  """Encodes an image as a JPEG of at most 1024 pixels per side, which every endpoint accepts."""
   image = read_image(file)
   image.thumbnail((LARGEST_PX, LARGEST_PX))
   return files.data_uri(image, "JPEG", quality=90)
 
 
 def read_captions(file: Path) -> dict[str, str]:
-  """File name of the image -> caption, from the JSON lines of `uae-jax caption`.
+  """Reads {file name of the image: caption} from the JSON lines of `uae-jax caption`.
 
   Raises:
     ValueError: a line has no image or caption, or two lines have the same image.
@@ -281,9 +293,13 @@ def read_captions(file: Path) -> dict[str, str]:
 
 
 def result(judges: Mapping[str, tuple[dict[str, float], dict[str, str]]]) -> dict[str, Any]:
-  """Win rates of every judge and of all together, and each outcome."""
+  """Builds the result file: win rates of each judge and of all judges together, all outcomes, and all failures.
+
+  Args:
+    judges: name of the judge -> result of `compare`.
+  """
   rates = {name: dataclasses.asdict(WinRate.of(list(o.values()))) if o else None for name, (o, _) in judges.items()}
-  # Judges of one image do not make more images: the interval is over images, each with its judges' mean.
+  # Several judges do not add images, so the overall interval is over images, each with the mean of its judges.
   by_image: dict[str, list[float]] = {}
   for outcomes, _ in judges.values():
     for key, value in outcomes.items():

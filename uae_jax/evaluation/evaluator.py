@@ -1,6 +1,6 @@
-"""Held-out figures and samples after each stage of a run, and one image's captions while the captioner learns.
+"""Held-out metrics and samples after each stage of a run, and captions of one image while the captioner is trained.
 
-The images, keys and noises are the same after every stage, so all differences between stages are paired.
+Images, keys and noise are the same after every stage, so all differences between stages are paired.
 """
 
 from collections.abc import Callable
@@ -22,19 +22,19 @@ from uae_jax.options import Experiment
 
 
 class StageEvaluator:
-  """Measures a UAE on held-out images and writes `evaluation/` and `samples/` of a workdir.
+  """Evaluates a UAE on held-out images and writes `evaluation/` and `samples/` of a workdir.
 
-  All processes of a run measure together, the first one writes.
+  All processes of a run evaluate together; process 0 writes the files.
 
-  The first of `config.evaluation.embedders` gives `reward_similarity`, the second `held_out_similarity`, each further
-  one `<kind>_similarity`.
+  The first of `config.evaluation.embedders` gives the metric `reward_similarity`, the second `held_out_similarity`, and
+  each further one `<kind>_similarity`.
 
   Args:
-    config: config of the run.
-    networks: networks of the run.
-    processor: processor of the captioner.
+    config: held-out data and options of evaluation.
+    networks: graph definitions, prompts and embedders.
+    processor: tokenizer and image processor of the captioner.
     workdir: folder of the run.
-    find_stage: name of a stage -> its `training.stages.spec.StageSpec`, which says what is measured after it.
+    find_stage: name of a stage -> its `training.stages.spec.StageSpec`, which defines the metrics of the stage.
   """
 
   def __init__(
@@ -56,23 +56,23 @@ class StageEvaluator:
     self.similarities = dict(zip(names, section.embedders, strict=False)) | {"psnr": "psnr"}
 
   def is_done(self, folder: str) -> bool:
-    """Also where there is nothing to measure on."""
+    """Whether the metrics of a stage exist, or evaluation is disabled by `num_images` = 0."""
     return not self.section.num_images or self._figures_file(folder).exists()
 
   def evaluate(self, folder: str, stage: str, params: dict, before: dict) -> None:
-    """Writes `evaluation/<folder>.json`: what can be measured once this stage is done.
+    """Writes `evaluation/<folder>.json`, the held-out metrics after a stage.
 
     Args:
-      folder: of the stage.
-      stage: its name.
-      params: after the stage.
-      before: what `training.stage.params_before` kept.
+      folder: name of the stage's folder, `<stage>` or `<stage>_round<k>`.
+      stage: name of the stage.
+      params: parameters after the stage.
+      before: result of `training.stage.params_before`; empty if the metrics do not compare with them.
     """
     figures = self._find(stage).figures(self, folder, params, trees.replace(params, before) if before else None)
     self._write(self._figures_file(folder), figures)
 
   def embedder_figures(self, params: dict, name: str) -> dict:
-    """How similar the embedder finds a held-out image and another one, and an edit of it where there is a truth."""
+    """Computes the embedder's mean similarity of held-out images to other images and, with ground truth, to edits."""
     split = self.splits[PLAIN]
     original = self.reconstructor.embed(params, name, split.images)
     others = {"other_similarity": np.roll(original, 1, axis=0)}
@@ -82,14 +82,14 @@ class StageEvaluator:
     return {key: float(np.mean(np.sum(original * other, axis=-1))) for key, other in others.items()}
 
   def vae_figures(self, params: dict) -> dict:
-    """The codec alone: the ceiling of every reconstruction."""
+    """Computes the metrics of the VAE's own reconstructions, an upper bound for those of the UAE."""
     split = self.splits[PLAIN]
     painted, psnr = self.reconstructor.autoencode(params, split.images)
     accuracy = {} if split.truth is None else split.truth.image_figures((painted + 1.0) * 127.5)
     return {"psnr": float(np.mean(psnr)), **accuracy}
 
   def caption_figures(self, params: dict) -> dict:
-    """Recall, precision and length of sampled and of greedy captions."""
+    """Computes recall, precision and length of sampled and of greedy captions."""
     split, figures = self.splits[PLAIN], {}
     for prefix, temperature in (("", 1.0), ("greedy_", 0.0)):
       tokens = self.reconstructor.caption(params, split.captioner_images, temperature=temperature)
@@ -98,7 +98,13 @@ class StageEvaluator:
     return figures
 
   def uae_figures(self, folder: str, params: dict, before: dict | None = None) -> dict:
-    """Captions and reconstructions of held-out images, and the gain over `before` from the same captions."""
+    """Computes the metrics of captions and reconstructions, and writes the gallery of the stage.
+
+    Args:
+      folder: name of the stage's folder.
+      params: parameters after the stage.
+      before: all parameters from before the stage, to compute the paired gain from the same captions; None for no gain.
+    """
     figures = {}
     for prefix, name, temperature in (("", PLAIN, 1.0), ("greedy_", PLAIN, 0.0), ("held_out_pairs_", PAIRS, 1.0)):
       if name not in self.splits:
@@ -123,7 +129,7 @@ class StageEvaluator:
     return figures
 
   def observe(self, folder: str, step: int, params: dict) -> dict:
-    """Caption figures of one batch of held-out images, and the caption of the richest one, while a stage runs."""
+    """Computes caption metrics of one batch of held-out images during a stage, and records the caption of one image."""
     split = self.splits[PLAIN].first(min(self.section.batch_size, self.section.num_images))
     rows = self._texts(self.reconstructor.caption(params, split.captioner_images, temperature=1.0))
     self._remember(folder, step, split, rows)
@@ -141,7 +147,7 @@ class StageEvaluator:
     )
 
   def _measure(self, params: dict, split: HeldOut, tokens: np.ndarray, num_noises: int = 1):
-    """(figures, first reconstructions, per-image similarities) of captions of a split."""
+    """Computes (metrics, reconstructions of the first noise, similarities per image) from captions of a split."""
     painted, similarities = self._paint(params, split, tokens, num_noises)
     figures = split.figures(self._texts(tokens))
     figures |= {name: float(np.mean(similarities[key])) for name, key in self.similarities.items()}
@@ -150,7 +156,7 @@ class StageEvaluator:
     return figures, painted, similarities
 
   def _tokens(self, captions: tuple[str, ...], length: int) -> np.ndarray:
-    """int32[N, L] of captions, closed and cut."""
+    """Tokenizes captions to int32[N, L], with a closing token, truncated to `length` tokens."""
     rows = np.full((len(captions), length), self.prompts.pad, np.int32)
     for row, caption in zip(rows, captions, strict=True):
       ids = [*self.tokenizer.encode(caption, add_special_tokens=False), self.prompts.end[0]][:length]
@@ -198,7 +204,7 @@ class StageEvaluator:
     self._write(directory / "gallery.json", {"items": items})
 
   def _verdicts(self, split: HeldOut, rows: list[str]) -> list[dict]:
-    """For each caption its words, right or wrong, and what is missing; empty where there is no ground truth."""
+    """Returns the words of each caption with their verdicts, and what is missing; empty dicts without ground truth."""
     if split.truth is None:
       return [{} for _ in rows]
     return [
@@ -206,7 +212,7 @@ class StageEvaluator:
     ]
 
   def _remember(self, folder: str, step: int, split: HeldOut, rows: list[str]) -> None:
-    """Adds the caption of one image, that with most to say, to what it said before."""
+    """Appends this step's caption of one image, the one with the richest ground truth, to `captions.json`."""
     if jax.process_index() > 0:
       return
     directory = self.workdir / "samples" / folder
@@ -215,7 +221,7 @@ class StageEvaluator:
     index = int(np.argmax([score.num_true for score in scores])) if scores else 0
     file = directory / "captions.json"
     steps = json.loads(file.read_text())["steps"] if file.exists() else []
-    # A resumed run writes its steps again.
+    # A resumed run repeats the steps after its checkpoint.
     steps = [entry for entry in steps if entry["step"] < step]
     steps.append({"step": step, "caption": rows[index], **self._verdicts(split, rows)[index]})
     Image.fromarray(split.images[index]).save(directory / "orig.png")
@@ -223,5 +229,5 @@ class StageEvaluator:
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-  """float[..., 3] in [-1, 1] -> uint8."""
+  """Converts float[..., 3] in [-1, 1] to uint8[..., 3]."""
   return np.round((np.clip(image, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)

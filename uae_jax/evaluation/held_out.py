@@ -1,4 +1,4 @@
-"""Images that no stage trains on, with what is known about them."""
+"""Held-out images, which no stage trains on, with their captions and ground truth where these exist."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
@@ -15,38 +15,38 @@ PLAIN, PAIRS = "held_out", "held_out_pairs"
 
 
 class Truth(Protocol):
-  """The ground truth of N images, e.g. `small_world.ground_truth.GroundTruth`."""
+  """Protocol for the ground truth of N images, e.g. `small_world.ground_truth.GroundTruth`."""
 
   def first(self, count: int) -> "Truth":
-    """Of the first `count` images."""
+    """Returns the ground truth of the first `count` images."""
     ...
 
   def scores(self, texts: Sequence[str]) -> list[Any]:
-    """The score of each caption, with `words` (word, verdict), `missing` and `num_true`."""
+    """Returns the score of each caption, with `words` (word, verdict), `missing` and `num_true`."""
     ...
 
   def figures(self, texts: Sequence[str]) -> dict[str, float]:
-    """`caption_recall`, `caption_precision` and lengths of captions of all images."""
+    """Returns `caption_recall`, `caption_precision` and lengths, given one caption per image."""
     ...
 
   def image_figures(self, images: np.ndarray) -> dict[str, float]:
-    """Figures of reconstructions uint8 or float [N, H, W, 3] in 0..255."""
+    """Returns metrics of reconstructions uint8 or float [N, H, W, 3] in 0..255."""
     ...
 
   def edited_images(self) -> np.ndarray:
-    """uint8[N, H, W, 3], each image with one thing changed."""
+    """Returns a copy of each image with one change, uint8[N, H, W, 3]."""
     ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeldOut:
-  """N images of one split.
+  """N images of one held-out split.
 
   Attributes:
     images: uint8[N, H, W, 3], to be reconstructed.
-    captioner_images: uint8[N, h, w, 3], the same as the captioner sees them.
-    captions: full captions, or "" where there is none.
-    truth: None where the source has no ground truth.
+    captioner_images: uint8[N, h, w, 3], the same images at the captioner's resolution.
+    captions: N full captions, "" for an image without one.
+    truth: ground truth of the images, or None if the source has none.
   """
 
   images: np.ndarray
@@ -59,11 +59,11 @@ class HeldOut:
     return all(self.captions)
 
   def scores(self, texts: Sequence[str]) -> list[Any]:
-    """The score of each caption; empty where there is no ground truth."""
+    """Returns the score of each caption; empty without ground truth."""
     return [] if self.truth is None else self.truth.scores(texts)
 
   def figures(self, texts: Sequence[str]) -> dict[str, float]:
-    """Recall, precision and length against the ground truth, or the length alone where there is none."""
+    """Returns recall, precision and length of captions against the ground truth, or only lengths without it."""
     if self.truth is not None:
       return self.truth.figures(texts)
     figures = {"caption_length": mean_words(texts)}
@@ -79,18 +79,18 @@ def mean_words(texts: Sequence[str]) -> float:
 
 
 def load(data, processor: Processor, count: int) -> dict[str, HeldOut]:
-  """The first `count` readable records of each held-out split of a source; no split if `count` is 0.
+  """Loads the first `count` readable records of each held-out split of a source.
 
   Args:
     data: `config.data`.
-    processor: of the captioner.
-    count: images per split, `config.evaluation.num_images`.
+    processor: image processor of the captioner.
+    count: images per split, `config.evaluation.num_images`; 0 loads no split.
 
   Returns:
-    "held_out", and those of the other splits that the source names in `more_held_out`.
+    name of the split -> its images, for "held_out" and the splits that the source lists in `more_held_out`.
 
   Raises:
-    ValueError: the source has no held-out split, or too few records that can be read.
+    ValueError: the source has no held-out split, or too few readable records.
   """
   if not count:
     return {}
@@ -116,7 +116,7 @@ def _load(source: Source, split: str, data, processor: Processor, count: int) ->
 
 
 def _readable(source: Source, count: int) -> Iterator[dict]:
-  """At most `count` records."""
+  """Yields at most `count` readable records."""
   if isinstance(source, MakesBatches):
     yield from source.records(range(min(count, len(source))))
     return
@@ -126,7 +126,7 @@ def _readable(source: Source, count: int) -> Iterator[dict]:
     try:
       record = source[index]
       Image.fromarray(record["image"])
-    except Exception:  # A torn file can fail in any decoder; the next record takes its place.
+    except Exception:  # A damaged file can raise any exception when decoded; the next record is used instead.
       continue
     count -= 1
     yield record

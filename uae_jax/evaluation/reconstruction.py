@@ -1,6 +1,6 @@
-"""The auto-encoder's own measure: caption held-out images, paint them from the caption alone, compare.
+"""Reconstruction of held-out images: caption them, generate them from the caption alone, and compare with the original.
 
-Noise and sampling keys depend on nothing but the options, so figures of different stages are paired.
+Noise and sampling keys depend only on the options, so metrics of different stages are paired.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from uae_jax.rollouts import reconstruct
 
 
 class Reconstructor:
-  """Jitted captioning and painting of batches of one size; the last batch is padded."""
+  """Captions and reconstructs images by jitted functions of one batch size; the last batch is padded."""
 
   def __init__(self, networks: Networks, options: EvaluationOptions):
     self.networks = networks
@@ -62,12 +62,20 @@ class Reconstructor:
     return reconstructions, similarities | {"psnr": psnr(x, reconstructions)}
 
   def embed(self, params: dict, name: str, images: np.ndarray) -> np.ndarray:
-    """Unit-norm float32[N, E] of uint8[N, H, W, 3]."""
+    """Embeds images uint8[N, H, W, 3] as unit-norm float32[N, E]."""
     run = jax.jit(lambda params, x: self.networks.embed(params, name, to_signed(x)))
     return self._gather(len(images), lambda _, rows: run(params, images[rows]))
 
   def autoencode(self, params: dict, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(codec reconstructions float32[N, H, W, 3] in [-1, 1], PSNR float32[N]) of uint8[N, H, W, 3]."""
+    """Reconstructs images by the VAE alone.
+
+    Args:
+      params: parameters with the VAE under "vae".
+      images: uint8[N, H, W, 3].
+
+    Returns:
+      (reconstructions float32[N, H, W, 3] in [-1, 1], PSNR float32[N] in dB).
+    """
 
     def run(params, images):
       model, x = self.networks.uae(params), to_signed(images)
@@ -84,12 +92,12 @@ class Reconstructor:
 
   def _gather(self, count: int, run) -> tuple:
     """Concatenates run(batch index, row indices) over all batches and drops the padding."""
-    # Rows that live on other processes' devices are fetched too.
+    # Also gathers the rows on the devices of other processes.
     outputs = [multihost_utils.process_allgather(run(index, rows), tiled=True) for index, rows in self._batches(count)]
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *outputs)
 
   def caption(self, params: dict, images: np.ndarray, *, temperature: float) -> np.ndarray:
-    """int32[N, L] captions of uint8[N, h, w, 3]."""
+    """Captions images uint8[N, h, w, 3] as tokens int32[N, L]; temperature 0 takes the most likely token."""
     key = jax.random.fold_in(jax.random.key(self.options.seed), 1)
     temperature = jnp.float32(temperature)
     return self._gather(
@@ -105,17 +113,19 @@ class Reconstructor:
     captioner_images: np.ndarray | None = None,
     num_noises: int = 1,
   ) -> tuple[np.ndarray, dict]:
-    """Paints captions and compares with the originals.
+    """Generates images from captions and compares them with the originals.
 
     Args:
-      images: uint8[N, H, W, 3].
-      tokens: int32[N, L].
-      captioner_images: uint8[N, h, w, 3], the same as the captioner sees them, for "answer"; `images` without.
-      num_noises: reconstructions an image, whose similarities are averaged.
+      params: parameters of the UAE and of the embedders.
+      images: uint8[N, H, W, 3], originals.
+      tokens: int32[N, L], captions.
+      captioner_images: uint8[N, h, w, 3], the same images at the captioner's resolution, read for conditioning
+        "answer"; None for `images`.
+      num_noises: number of reconstructions per image, over which the similarities are averaged.
 
     Returns:
-      (reconstructions float32[N, H, W, 3] in [-1, 1] of the first noise, {encoder or "psnr": float32[N] averaged over
-      the noises}).
+      (reconstructions float32[N, H, W, 3] in [-1, 1] from the first noise, {name of the embedder or "psnr": float32[N],
+      averaged over the noises}).
     """
     results = []
     arrays = (images, images if captioner_images is None else captioner_images, tokens)
@@ -131,12 +141,12 @@ class Reconstructor:
 
 
 def psnr(x: jax.Array, y: jax.Array) -> jax.Array:
-  """Peak signal-to-noise ratio in dB, float32[B], of images float[B, H, W, 3] in [-1, 1]."""
+  """Computes the peak signal-to-noise ratio in dB, float32[B], of images float[B, H, W, 3] in [-1, 1]."""
   return 10.0 * jnp.log10(4.0 / jnp.mean(jnp.square(x - y), axis=(1, 2, 3)))
 
 
 def texts(tokens: np.ndarray, prompts: Prompts, tokenizer) -> list[str]:
-  """Captions int32[N, L] as strings, without the closing token and what follows it."""
+  """Decodes captions int32[N, L] up to, and without, their closing tokens."""
   rows = []
   for row in np.asarray(tokens):
     ends = np.flatnonzero(np.isin(row, prompts.end))
@@ -145,7 +155,7 @@ def texts(tokens: np.ndarray, prompts: Prompts, tokenizer) -> list[str]:
 
 
 def paired_gain(before: np.ndarray, after: np.ndarray) -> dict:
-  """Mean of after - before over paired images, and its standard error."""
+  """Computes the mean of after - before over paired images, and its standard error."""
   difference = np.asarray(after, np.float64) - np.asarray(before, np.float64)
   return {
     "gain": float(np.mean(difference)),

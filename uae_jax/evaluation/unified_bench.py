@@ -1,7 +1,7 @@
-"""Unified-Bench, protocol 1: how alike originals and their reconstructions are to several image embedders.
+"""Unified-Bench, protocol 1: similarity of originals and their reconstructions under several image embedders.
 
 Source: the scoring script of PKU-YuanGroup/UAE: pairing by file name, then stem, then `recon_` + stem; cosine
-similarity under each embedder's own preprocessing; the result file's fields.
+similarity under each embedder's own preprocessing; the fields of the result file.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +28,9 @@ class Scores:
   """Similarities of every reference under every embedder.
 
   Attributes:
-    pairs: reference -> its reconstruction, None where there is none.
-    similarities: embedder -> file name of the reference -> cosine, None where a file is missing or unreadable.
-    unreadable: file -> what is wrong with it.
+    pairs: reference -> its reconstruction, or None.
+    similarities: embedder -> file name of the reference -> cosine similarity, None if a file is missing or unreadable.
+    unreadable: file -> error message.
   """
 
   pairs: dict[Path, Path | None]
@@ -39,25 +39,25 @@ class Scores:
 
   @property
   def averages(self) -> dict[str, float | None]:
-    """Embedder -> mean over valid pairs."""
+    """Mean similarity over valid pairs per embedder; None without a valid pair."""
     return {name: statistics(values)["average_similarity"] for name, values in self.similarities.items()}
 
   def mean(self, file: str) -> float | None:
-    """Mean over the embedders of one reference: its unified score, out of 1."""
+    """Returns the unified score of one reference, the mean over the embedders; None if a similarity is missing."""
     values = [by_file[file] for by_file in self.similarities.values()]
     return None if any(value is None for value in values) else float(np.mean(values))
 
   def ranked(self) -> list[Path]:
-    """References with all similarities, best first."""
+    """Returns the references that have all similarities, best first."""
     scored = [reference for reference in self.pairs if self.mean(reference.name) is not None]
     return sorted(scored, key=lambda reference: -self.mean(reference.name))
 
 
 def image_files(folder: Path) -> list[Path]:
-  """The images of a folder in the order of their names.
+  """Lists the images of a folder, sorted by name.
 
   Raises:
-    ValueError: it is no folder, or there is no image in it.
+    ValueError: the folder does not exist or contains no image.
   """
   if not folder.is_dir():
     raise ValueError(f"{folder}: no such folder")
@@ -68,7 +68,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def pair(references: Sequence[Path], images: Sequence[Path]) -> dict[Path, Path | None]:
-  """The reconstruction of each reference: the same file name, else the same stem, else `recon_` + stem."""
+  """Finds the reconstruction of each reference: by the same file name, else the same stem, else `recon_` + stem."""
   by_name = {image.name: image for image in images}
   by_stem: dict[str, Path] = {}
   for image in images:
@@ -80,12 +80,12 @@ def pair(references: Sequence[Path], images: Sequence[Path]) -> dict[Path, Path 
 
 
 def score(pairs: Mapping[Path, Path | None], embedders: Mapping[str, Embed], readable: Callable[[Path], object]):
-  """Similarities under every embedder, with a progress bar over images and embedders.
+  """Computes similarities under every embedder, with a progress bar over images and embedders.
 
   Args:
-    pairs: of `pair`.
-    embedders: name -> function of files to unit-norm embeddings float32[B, E].
-    readable: raises ValueError for a file that is no image.
+    pairs: result of `pair`.
+    embedders: name -> function from B files to unit-norm embeddings float32[B, E].
+    readable: raises `ValueError` for a file that is not a readable image.
 
   Raises:
     ValueError: there is no readable pair.
@@ -118,7 +118,7 @@ def score(pairs: Mapping[Path, Path | None], embedders: Mapping[str, Embed], rea
 
 
 def statistics(values: Mapping[str, float | None]) -> dict[str, Any]:
-  """The official figures of one embedder; null where there is no pair."""
+  """Computes the statistics of one embedder in the official format; None without a valid pair."""
   valid = [value for value in values.values() if value is not None]
   return {
     "total_images": len(values),
@@ -130,7 +130,7 @@ def statistics(values: Mapping[str, float | None]) -> dict[str, Any]:
 
 
 def official_result(scores: Scores) -> dict[str, Any]:
-  """The official result file."""
+  """Builds the content of the official result file."""
   averages = scores.averages
   ranked = sorted(((name, value) for name, value in averages.items() if value is not None), key=lambda pair: pair[1])
   return {
@@ -148,7 +148,7 @@ def official_result(scores: Scores) -> dict[str, Any]:
 
 
 def write_table(file: Path, scores: Scores) -> None:
-  """One line per image: reference, reconstruction, one similarity per embedder, their mean."""
+  """Writes a CSV with one line per reference: reference, reconstruction, one similarity per embedder, their mean."""
   table = io.StringIO(newline="")
   writer = csv.writer(table)
   writer.writerow(["reference", "reconstruction", *scores.similarities, "mean"])
