@@ -1,4 +1,4 @@
-"""The public Python API: one class over a trained UAE, from an official folder or from a run of ours."""
+"""The public Python API: a class around a trained UAE, loaded from the official weights, a run, or an export."""
 
 from collections.abc import Iterable
 import dataclasses
@@ -24,12 +24,12 @@ Images = Iterable[Image.Image | str | os.PathLike]
 
 
 class UAE:
-  """Captions, contexts, velocities, images and reconstructions of one set of weights.
+  """A trained UAE: captions images, generates images from text, and reconstructs images through their captions.
 
   Attributes:
     params: nested dict of arrays.
     processor: tokenizer and image processor.
-    inference: defaults of all methods.
+    inference: `InferenceSettings`, the defaults of all methods.
   """
 
   def __init__(self, loaded: LoadedUAE):
@@ -38,13 +38,13 @@ class UAE:
     self.inference = loaded.inference
     self._graphdef = loaded.graphdef
     self._config = loaded.config
-    # One program a shape of inputs; everything else static is in the key of the partial.
+    # Jitted functions by a key of method, input shapes and static arguments.
     self._programs: dict = {}
     self._prompts_of_grid: dict[tuple[int, int], Prompts] = {}
 
   @property
   def is_small_world(self) -> bool:
-    """Whether the weights know nothing but the procedural scenes."""
+    """Whether the weights were trained on the procedural scenes only."""
     return self.inference.is_small_world
 
   @classmethod
@@ -56,17 +56,18 @@ class UAE:
     *,
     int8: bool = False,
   ) -> "UAE":
-    """Reads the official folder layout, the workdir of a run, or what `uae-jax convert` wrote.
+    """Loads a UAE from the official folder layout, the workdir of a run, or an export of `uae-jax convert`.
 
     Args:
       path: folder with `llm_model/`, `dit/`, ...; or a workdir with `config.json` and `checkpoints/`; or an export.
-      dtype: of the parameters, "bfloat16", "float32", or "auto" for that of the files.
-      mesh: where they live; one device by default.
-      int8: keeps the matrices of captioner and decoder in eight bits; see `layers.quantized`.
+      dtype: dtype of the parameters: "bfloat16", "float32", or "auto" for that of the files.
+      mesh: mesh over which the parameters are sharded; the first device by default.
+      int8: store the matrices of captioner and decoder as int8; see `layers.quantized`.
 
     Raises:
-      FileNotFoundError: the folder is neither.
-      weights.table.WeightError: tensors are missing, unexpected or misshapen.
+      FileNotFoundError: the folder does not exist or has none of these layouts.
+      ValueError: the dtype is unknown, or the source is damaged.
+      weights.table.WeightError: tensors are missing, unexpected or have a wrong shape.
     """
     loaded = restore.read(path, dtype, mesh or sharding.make_mesh(devices=jax.devices()[:1]))
     if int8:
@@ -83,15 +84,15 @@ class UAE:
     seed: int = 0,
     repetition_penalty: float | None = None,
   ) -> list[str]:
-    """One caption an image; temperature 0 takes the most likely token.
+    """Samples one caption per image.
 
     Args:
       images: PIL images or paths, of any mode and size.
-      max_new_tokens: budget; by default that of the weights (official: 512).
-      temperature: of sampling.
-      seed: image i is sampled with its own key, whatever else is in the list.
-      repetition_penalty: of tokens that question or caption have already; by default that of the weights, which is
-        their `generation_config.json`'s. 1 is none.
+      max_new_tokens: maximum number of tokens per caption; by default that of the weights (official: 512).
+      temperature: divides the logits; 0 takes the most likely token.
+      seed: random seed; the key of image i depends only on the seed and i.
+      repetition_penalty: divides positive and multiplies negative logits of tokens that question or caption already
+        contain; 1 disables it. By default that of the weights, from their `generation_config.json`.
 
     Raises:
       ValueError: an image cannot be read.
@@ -127,10 +128,17 @@ class UAE:
     return run
 
   def log_probs(self, images: Images, captions: list[str]) -> list[np.ndarray]:
-    """Log-probabilities of given captions: a list of float32[tokens], the closing `<|im_end|>` last.
+    """Computes the log-probabilities of the tokens of given captions.
+
+    Args:
+      images: N PIL images or paths.
+      captions: N captions, without the closing token.
+
+    Returns:
+      One float32[tokens] per image; the last entry is that of the closing `<|im_end|>`.
 
     Raises:
-      ValueError: not as many captions as images.
+      ValueError: the numbers of captions and images differ.
     """
     prepared = list(self._prepare(images))
     if len(prepared) != len(captions):
@@ -151,10 +159,14 @@ class UAE:
   # --- Generation --------------------------------------------------------------------------------------------------
 
   def encode_text(self, prompts: list[str]) -> tuple[jax.Array, jax.Array]:
-    """Prompts in the generation template, right-padded together, to the decoder's context.
+    """Encodes prompts in the generation template as conditioning of the decoder.
+
+    Args:
+      prompts: B texts; they are right-padded to a common length T.
 
     Returns:
-      (context float[B, T, C], mask bool[B, T]); the official decoder attends to padding too.
+      (context float[B, T, C], mask bool[B, T], True at the slots that are not padding). The official decoder attends to
+      the padding too.
     """
     tokens, mask = self.processor.pad_rows([self.processor.generation_prompt(prompt) for prompt in prompts])
     run = self._program(("encode_text", tokens.shape), self._encode_text)
@@ -164,14 +176,14 @@ class UAE:
     return self._networks(None).uae(params, adapters=self.inference.text_tower == "policy").encode_text(tokens, mask)
 
   def velocity(self, latents, timesteps, context, pooled=None, context_mask=None) -> jax.Array:
-    """The decoder as loaded, adapters on.
+    """Evaluates the decoder with its adapters.
 
     Args:
       latents: float[B, h, w, 16], scaled.
-      timesteps: float[B] in 0..1000.
-      context: float[B, T, C].
-      pooled: float[B, P]; the stored embedding of the empty prompt by default.
-      context_mask: bool[B, T]; None attends to all slots.
+      timesteps: float[B] in 0..1000; 1000 is pure noise.
+      context: float[B, T, C], conditioning.
+      pooled: float[B, P]; by default the stored embedding of the empty prompt.
+      context_mask: bool[B, T]; used if the model's config sets `mask_context`. None attends to all slots.
 
     Returns:
       float32[B, h, w, 16].
@@ -183,12 +195,12 @@ class UAE:
     return self._networks(None).uae(params).velocity(latents, timesteps / 1000.0, context, context_mask, pooled=pooled)
 
   def encode_image(self, images) -> jax.Array:
-    """float[B, H, W, 3] in [-1, 1] -> scaled latents float32[B, h, w, 16], the posterior's mode."""
+    """Encodes images float[B, H, W, 3] in [-1, 1] as the posterior's mode, scaled latents float32[B, h, w, 16]."""
     run = self._program("encode_image", lambda params, x: self._networks(None).uae(params).encode_image(x))
     return run(self.params, jnp.asarray(images))
 
   def decode_latents(self, latents) -> jax.Array:
-    """Scaled latents float[B, h, w, 16] -> float32[B, H, W, 3], nominally in [-1, 1], not clipped."""
+    """Decodes scaled latents float[B, h, w, 16] to float32[B, H, W, 3], nominally in [-1, 1], not clipped."""
     run = self._program("decode_latents", lambda params, z: self._networks(None).uae(params).decode_latents(z))
     return run(self.params, jnp.asarray(latents))
 
@@ -207,16 +219,16 @@ class UAE:
 
     Args:
       prompts: B texts.
-      steps: Euler steps; by default those of the weights (official: 40).
-      guidance: classifier-free guidance; by default that of the weights (official: 5).
-      height: of the images, pixels; by default that of the weights (official: 1024).
-      width: likewise.
-      seed: image i starts from its own noise, whatever else is in the list.
-      latents: initial noise float[B, h, w, 16] instead of the seed's.
+      steps: number of Euler steps; by default that of the weights (official: 40).
+      guidance: scale of classifier-free guidance, 1 disables it; by default that of the weights (official: 5).
+      height: height of the images in pixels; by default that of the weights (official: 1024).
+      width: width of the images in pixels; same default.
+      seed: random seed; the initial noise of image i depends only on the seed and i.
+      latents: initial noise float[B, h, w, 16]; None draws it from the seed.
       output: "pil", or "array" for float32[B, H, W, 3] in 0..1.
 
     Raises:
-      ValueError: a size that the decoder's patches or position table do not allow, or an unknown output.
+      ValueError: the decoder's patches or position table do not allow the size, or the output is unknown.
     """
     if output not in ("pil", "array"):
       raise ValueError(f"output = {output!r}: expected 'pil' or 'array'")
@@ -234,7 +246,8 @@ class UAE:
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(seed), index), shape)
       else:
         noise = jnp.asarray(latents, jnp.float32)[index : index + 1]
-      # As in the official pipeline, prompt and negative prompt are padded together, and the padding is seen.
+      # As in the official pipeline, prompt and negative prompt are padded together; the official decoder attends to the
+      # padding, so the common length matters.
       texts = [prompt] if guidance == 1.0 else [self.processor.negative_prompt, prompt]
       context, mask = self.encode_text(texts)
       run = self._program(
@@ -262,10 +275,15 @@ class UAE:
   def reconstruct(self, images: Images, **options) -> tuple[list[str], list]:
     """Captions images and generates images from the captions.
 
-    Options are those of `caption` and of `generate`; a seed serves both.
+    Args:
+      images: PIL images or paths, of any mode and size.
+      **options: arguments of `caption` and of `generate`; `seed` is passed to both.
 
     Returns:
       (captions, images).
+
+    Raises:
+      TypeError: an option is unknown.
     """
     caption_names = ("max_new_tokens", "temperature", "seed", "repetition_penalty")
     generate_names = ("steps", "guidance", "height", "width", "seed", "latents", "output")
@@ -275,10 +293,10 @@ class UAE:
     captions = self.caption(images, **{name: options[name] for name in caption_names if name in options})
     return captions, self.generate(captions, **{name: options[name] for name in generate_names if name in options})
 
-  # --- Inside ------------------------------------------------------------------------------------------------------
+  # --- Internal ----------------------------------------------------------------------------------------------------
 
   def _prepare(self, images: Images):
-    """Yields (uint8[h, w, 3] at the captioner's grid, prompts of that grid)."""
+    """Yields (image uint8[h, w, 3] at the captioner's resolution, prompts for its patch grid)."""
     for image in images:
       if not isinstance(image, Image.Image):
         image = read_image(image)
@@ -295,7 +313,7 @@ class UAE:
     return Networks(self._graphdef, prompts, {})
 
   def _program(self, key, function):
-    """The jitted program of a static key; the function is made anew each call but traced only once."""
+    """Returns the jitted function of a key; `function` is ignored if the key is known, so it is traced only once."""
     if key not in self._programs:
       self._programs[key] = jax.jit(function)
     return self._programs[key]

@@ -1,4 +1,4 @@
-"""The static half of a run: graph definitions of all nets. With a tree of parameters they become callable modules."""
+"""Graph definitions of all networks, the static half of a run; a tree of parameters turns them into modules."""
 
 import dataclasses
 
@@ -13,12 +13,12 @@ from uae_jax.models.uae import NETS, UAE
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Networks:
-  """Graph definitions; hashed by identity, so one instance serves a run.
+  """Graph definitions of the UAE and the embedders; hashed by identity, so a run should use one instance.
 
   Attributes:
-    graphdef: of the UAE.
+    graphdef: graph definition of the UAE.
     prompts: templates as token ids.
-    embedders: image embedders by name; their parameters live under `params["embedders"][name]`.
+    embedders: image embedders by name; their parameters are in `params["embedders"][name]`.
   """
 
   graphdef: nnx.GraphDef
@@ -26,10 +26,10 @@ class Networks:
   embedders: dict[str, EmbeddingNetwork]
 
   def uae(self, params: dict, *, adapters: bool = True) -> UAE:
-    """The UAE over `params`; without adapters it is the reference policy over the same weights."""
+    """Makes the UAE with parameters `params`; adapters=False gives the reference policy on the same weights."""
     model = nnx.merge(self.graphdef, {net: params[net] for net in NETS})
     return model if adapters else lora.adapters_off(model)
 
   def embed(self, params: dict, name: str, images: jax.Array) -> jax.Array:
-    """Unit-norm embeddings float32[B, E] of images float[B, H, W, 3] in [-1, 1]."""
+    """Embeds images float[B, H, W, 3] in [-1, 1] by the embedder `name`, as unit-norm float32[B, E]."""
     return self.embedders[name](params["embedders"][name], images)
