@@ -1,1 +1,1 @@
-"""State, optimizer, checkpoints, the loop, and the stages."""
+"""Training: state, optimizer, checkpoints, the training loop, and the stages."""

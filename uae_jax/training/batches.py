@@ -1,4 +1,4 @@
-"""The batches of a stage on the mesh: every process loads its part, and the place in the data can be saved."""
+"""Batches of a stage on the mesh; every process loads its part, and the position in the data can be saved."""
 
 import jax
 from jax.sharding import Mesh
@@ -10,14 +10,14 @@ from uae_jax.training import processes
 
 
 class Batches:
-  """Endless global batches.
+  """Endless iterator over global batches.
 
   Args:
-    config: of the run.
-    name: of the stage.
-    processor: of the captioner.
-    mesh: where batches go, cut over `data` and `fsdp`.
-    seed: of this stage in this run.
+    config: data source, and the captions and batch size of the stage.
+    name: name of the stage.
+    processor: tokenizer and image processor of the captioner.
+    mesh: mesh of the batches, which are sharded over `data` and `fsdp`.
+    seed: determines the order of the data and what partial captions leave out.
   """
 
   def __init__(self, config, name: str, processor, mesh: Mesh, seed: int):
@@ -42,13 +42,13 @@ class Batches:
     return processes.place(next(self._iterator), self._sharding, self._num_parts)
 
   def get_state(self) -> dict:
-    """The place of all parts, the same on every process."""
+    """Returns the positions of all parts; every process gets the same value."""
     own = {"part": self._part, "iterator": self._iterator.get_state(), "bad_indices": sorted(self._bad)}
     parts = {state["part"]: state for state in processes.gather(own)}
     return {"parts": [parts[part] for part in sorted(parts)]}
 
   def set_state(self, state: dict) -> None:
-    """Goes to a saved place, of as many parts as now or of another number."""
+    """Moves to saved positions, also if they were saved with another number of parts."""
     parts = state["parts"]
     if len(parts) == self._num_parts:
       self._iterator.set_state(parts[self._part]["iterator"])
@@ -57,5 +57,5 @@ class Batches:
       self._iterator.set_state(repartition(self._source, [part["iterator"] for part in parts], self._num_parts))
 
   def num_bad(self) -> int:
-    """Unreadable records that were skipped, in all parts."""
+    """Returns the number of unreadable records that were skipped, over all parts."""
     return sum(dict(processes.gather([self._part, len(self._bad)])).values())

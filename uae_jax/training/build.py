@@ -1,4 +1,4 @@
-"""From sizes to nets: graph definitions, prompts, and a function that makes fresh parameters."""
+"""Builds the networks of a run from their sizes: graph definitions, prompts, and an initializer of parameters."""
 
 from collections.abc import Callable
 import dataclasses
@@ -28,8 +28,8 @@ class Built:
     processor: tokenizer and image processor.
     abstract_params: nested dict of `ShapeDtypeStruct`s with shardings.
     buffers: paths of stored constants, which no stage trains.
-    init: key -> fresh parameters of that structure.
-    make_text_tower: makes a text tower for contrastive training; None for a model whose embedders come trained.
+    init: key -> random parameters with the structure of `abstract_params`.
+    make_text_tower: makes a text tower for contrastive training; None for a model with pre-trained embedders.
   """
 
   networks: Networks
@@ -45,13 +45,13 @@ class Built:
 
 
 def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
-  """Nets of `sizes` for square images of `config.data.image_px`.
+  """Builds the networks for square images of `config.data.image_px`.
 
   Args:
-    config: of the run.
-    sizes: of all nets.
-    processor: of the captioner.
-    mesh: where parameters live.
+    config: image size, caption length, dtype and model name.
+    sizes: sizes of all networks.
+    processor: tokenizer and image processor of the captioner.
+    mesh: mesh over which parameters are sharded.
 
   Raises:
     ValueError: heads or weights do not divide over the mesh.
@@ -99,7 +99,7 @@ def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
 
 
 def buffer_tree(config: UAEConfig) -> dict:
-  """The stored constants of a UAE, abstractly."""
+  """Returns the stored constants of a UAE as a tree of abstract arrays."""
   with nnx.use_eager_sharding(False):
     model = nnx.eval_shape(lambda: UAE(config, rngs=nnx.Rngs(0)))
   return nnx.to_pure_dict(nnx.state(model, Buffer))

@@ -1,8 +1,8 @@
-"""Orbax checkpoints of a stage: asynchronous, resumable to the bit, parameters readable alone.
+"""Orbax checkpoints of a stage: written asynchronously, resumable bit for bit, with separately readable parameters.
 
-`checkpoints/<stage>/<step>/` holds `state` (what trains, optimizer, average, key), `data` (the iterator's place) and
-`config`. The frozen parameters are those the stage started from, so they are not written again; the stage's last step
-holds `params`, the whole tree.
+`checkpoints/<stage>/<step>/` contains `state` (trained parameters, optimizer state, moving average, key), `data` (the
+position in the data) and `config`. The frozen parameters are those that the stage started from, so they are not
+written. The final checkpoint of a stage contains `params`, the whole tree, and `config`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,11 +26,11 @@ DEFAULT_POLICY = CheckpointOptions()
 
 
 class SaveError(OSError):
-  """A checkpoint could not be written: a full disk, most often. Those before it are whole."""
+  """Raised when a checkpoint cannot be written, most often because the disk is full; earlier ones remain intact."""
 
 
 def _score(policy: CheckpointOptions, metrics: Mapping) -> dict[str, float]:
-  """The metric that ranks a checkpoint; empty if none are ranked.
+  """Returns {name: value} of the metric that ranks a checkpoint; empty if checkpoints are not ranked.
 
   Raises:
     ValueError: the stage does not log the metric.
@@ -53,14 +53,14 @@ def _manager_options(policy: CheckpointOptions) -> ocp.CheckpointManagerOptions:
     options = {"best_fn": value, "best_mode": policy.mode}
   return ocp.CheckpointManagerOptions(
     preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-    # What a killed run was writing is of no use and may fill the disk.
+    # Unfinished checkpoints of a killed run are useless and may fill the disk.
     cleanup_tmp_directories=True,
     **options,
   )
 
 
 def _writable(state: State) -> dict:
-  """What of a state is written; typed keys as their words."""
+  """Returns the serializable part of a state, with PRNG keys as raw key data."""
   return {
     "step": state.step,
     "skipped": state.skipped,
@@ -78,7 +78,12 @@ def _abstract(tree):
 
 
 class Checkpoints:
-  """The checkpoints of one stage; all processes call all methods alike."""
+  """Checkpoints of one stage; every process must make the same calls.
+
+  Args:
+    directory: folder of the stage's checkpoints.
+    policy: which checkpoints to keep.
+  """
 
   def __init__(self, directory: Path, policy: CheckpointOptions = DEFAULT_POLICY):
     self.directory = Path(directory).absolute()
@@ -90,7 +95,7 @@ class Checkpoints:
   def _writing(self) -> Iterator[None]:
     try:
       yield
-    except Exception as error:  # Each layer under Orbax has its own kind for a disk that takes no more.
+    except Exception as error:  # The exception for a full disk depends on the layer below Orbax that raises it.
       steps = ", ".join(map(str, sorted(self._manager.all_steps()))) or "none"
       reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
       raise SaveError(
@@ -102,15 +107,15 @@ class Checkpoints:
     """Starts writing a state; returns as soon as the device arrays are copied.
 
     Args:
-      step: of the stage.
-      state: of the stage.
-      data: the place in the data.
-      config: of the run.
-      metrics: of this step, if the best shall be kept.
+      step: number of steps done in this stage.
+      state: state after `step` steps.
+      data: position in the data, from `Batches.get_state`.
+      config: plain config of the run.
+      metrics: metrics of this step; required if the policy keeps the best checkpoints.
 
     Raises:
-      SaveError: this or the save before failed.
-      ValueError: the metric that tells the best is not among them.
+      SaveError: this save or the previous one failed.
+      ValueError: the metric that ranks checkpoints is not in `metrics`.
     """
     items = {
       STATE: ocp.args.StandardSave(_writable(state)),
@@ -122,10 +127,10 @@ class Checkpoints:
       self._manager.save(step, args=ocp.args.Composite(**items), metrics=score, force=True)
 
   def save_final(self, step: int, params: dict, config: dict) -> None:
-    """Writes the stage's whole result and waits until it is on disk.
+    """Writes all parameters of the finished stage and waits until they are on disk.
 
     Raises:
-      SaveError: this or the save before failed.
+      SaveError: this save or the previous one failed.
     """
     items = {PARAMS: ocp.args.StandardSave(params), CONFIG: ocp.args.JsonSave(config)}
     self.wait()
@@ -139,17 +144,17 @@ class Checkpoints:
     return (self.directory / str(step) / PARAMS).exists()
 
   def steps(self) -> list[int]:
-    """Steps on disk, newest first."""
+    """Lists the steps on disk, newest first."""
     return sorted(self._manager.all_steps(), reverse=True)
 
   def restore(self, state: State) -> tuple[State, dict] | None:
-    """(state, place in the data) of the newest readable step; None if there is none.
+    """Restores (state, position in the data) from the newest readable checkpoint; None if there is none.
 
-    A step that any process finds torn or corrupt is named in a warning and set aside as `<step>.damaged`, and the one
-    before it is used, on all processes.
+    A checkpoint that any process cannot read is reported in a warning and renamed to `<step>.damaged`; all processes
+    then use the one before it.
 
     Args:
-      state: of the stage's start, for structure, shardings and frozen parameters.
+      state: first state of the stage; provides structure, shardings and frozen parameters.
     """
     target = _abstract(_writable(state))
 
@@ -166,10 +171,10 @@ class Checkpoints:
     return None
 
   def restore_final(self, abstract_params: dict) -> dict | None:
-    """The whole parameters of a finished stage; None if it is not finished, or if they are torn and set aside.
+    """Restores all parameters of a finished stage; None if it is not finished or its parameters are damaged.
 
     Args:
-      abstract_params: `ShapeDtypeStruct`s, with shardings where the result shall be placed.
+      abstract_params: `ShapeDtypeStruct`s with the shardings of the result.
     """
 
     def read(folder: Path) -> dict:
@@ -178,15 +183,15 @@ class Checkpoints:
     return next((self._read(step, read) for step in self.steps() if self.is_final(step)), None)
 
   def _read(self, step: int, read: Callable[[Path], Any]) -> Any:
-    """What `read` makes of a step's folder; None where it fails in any process, and then the step is set aside.
+    """Returns read(folder of the step); if it fails in any process, renames the folder and returns None.
 
-    Orbax's handlers are asked directly: its managers wait for all processes at the end of a read, and one that cannot
-    read its part would never get there.
+    Uses Orbax's handlers directly: its managers synchronize all processes at the end of a read, which would deadlock if
+    one process cannot read its part.
     """
     problem, found = "", None
     try:
       found = read(self.directory / str(step))
-    except Exception as error:  # Orbax raises many kinds for a damaged step; all mean the same here.
+    except Exception as error:  # Orbax raises many exceptions for a damaged checkpoint; all are handled alike.
       problem = " ".join(f"{type(error).__name__}: {error}".split())
     problem = next(filter(None, processes.gather(problem)), "")
     if not problem:
@@ -202,7 +207,7 @@ class Checkpoints:
     (self.directory / str(step)).rename(aside)
 
   def wait(self) -> None:
-    """Until all is on disk.
+    """Waits until all saves are on disk.
 
     Raises:
       SaveError: the last save failed.
@@ -211,7 +216,7 @@ class Checkpoints:
       self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits and lets go of the folder.
+    """Waits until all saves are on disk and closes the manager.
 
     Raises:
       SaveError: the last save failed.

@@ -1,4 +1,4 @@
-"""Jitted functions that know their work: XLA's own count takes the body of a loop once."""
+"""Jitted functions that count their matrix FLOPs; XLA's own cost analysis counts the body of a loop only once."""
 
 from collections.abc import Callable, Iterator, Sequence
 import math
@@ -8,12 +8,12 @@ from jax.extend import core
 
 
 class Program:
-  """`jax.jit(function)` with the matrix FLOPs of one call, counted from its trace at the first call.
+  """A jitted function that counts the matrix FLOPs of one call from the trace of its first call.
 
   Args:
-    function: of arrays.
-    while_trips: how often a `while_loop` runs, which a trace does not tell: an upper bound.
-    options: of `jax.jit`.
+    function: function of arrays to jit.
+    while_trips: assumed trip count of every `while_loop`, an upper bound; a trace does not contain it.
+    **options: passed to `jax.jit`.
   """
 
   def __init__(self, function: Callable, *, while_trips: int = 1, **options):
@@ -23,18 +23,18 @@ class Program:
 
   @property
   def flops(self) -> float:
-    """Of a call, on all devices together; 0 before the first."""
+    """Matrix FLOPs of one call, on all devices together; 0 before the first call."""
     return self._flops or 0.0
 
   def __call__(self, *args):
     if self._flops is None:
-      # The trace is kept: the call below does not trace again.
+      # The trace is cached: the call below does not trace again.
       self._flops = matrix_flops(self._jitted.trace(*args).jaxpr.jaxpr, self._while_trips)
     return self._jitted(*args)
 
 
 class Composed:
-  """A host function that calls each of some programs once, with their work."""
+  """A host function that calls each of `programs` once; its FLOPs are their sum."""
 
   def __init__(self, function: Callable, programs: Sequence[Program]):
     self._function, self._programs = function, programs
@@ -48,9 +48,9 @@ class Composed:
 
 
 def matrix_flops(jaxpr: core.Jaxpr, while_trips: int = 1) -> float:
-  """Multiplications and additions of all matrix products and convolutions, on all devices together.
+  """Counts multiplications and additions of all matrix products and convolutions, on all devices together.
 
-  What is computed again under rematerialisation counts again; of the branches of a condition the largest counts.
+  Rematerialized computations count every time they run. Of the branches of a `cond`, the most expensive one counts.
   """
   total = 0.0
   for equation in jaxpr.eqns:
@@ -72,12 +72,12 @@ def matrix_flops(jaxpr: core.Jaxpr, while_trips: int = 1) -> float:
 
 
 def _repeats(name: str, params: dict, while_trips: int) -> int:
-  """How often an equation runs what it carries."""
+  """Returns how often an equation runs the jaxprs in its parameters."""
   if name == "scan":
     return params["length"]
   if name == "while":
     return while_trips
-  if name == "shard_map":  # Its body is what one device does.
+  if name == "shard_map":  # Its body is the program of one device.
     return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
   if name == "pallas_call":
     return math.prod(params["grid_mapping"].grid)

@@ -1,4 +1,4 @@
-"""What a run starts from: official weights, a stage of another run, or fresh random numbers."""
+"""First parameters of a run: from official weights, a stage of another run, or random initialization."""
 
 import dataclasses
 from pathlib import Path
@@ -22,12 +22,12 @@ from uae_jax.weights.export import copy_processor
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Start:
-  """What is known before anything is initialized.
+  """Sizes, processor and loaded weights of a run, before random initialization of the remaining parameters.
 
   Attributes:
-    sizes: of all nets.
+    sizes: sizes of all networks.
     processor: tokenizer and image processor.
-    params: what the weights hold, on the mesh; absent leaves are drawn at random.
+    params: parameters loaded from weights, on the mesh; missing leaves are initialized at random.
   """
 
   sizes: Sizes
@@ -36,16 +36,16 @@ class Start:
 
 
 def read(config, mesh: Mesh, workdir: Path) -> Start:
-  """Reads `config.init.weights`, `config.embedders` and the processor; keeps sizes and processor in the workdir.
+  """Reads `config.init.weights`, `config.embedders` and the processor; writes sizes and processor to the workdir.
 
   Args:
-    config: of the run.
-    mesh: where the weights go.
-    workdir: of the run.
+    config: sources of weights, embedders and processor; model name, dtype, adapters.
+    mesh: mesh over which the weights are sharded.
+    workdir: folder of the run.
 
   Raises:
-    ValueError: a folder is missing or of another model than `config.model`; the message names it.
-    weights.table.WeightError: tensors are missing, unexpected or misshapen.
+    ValueError: a folder is missing, or its model is not `config.model`; the message names the folder.
+    weights.table.WeightError: tensors are missing, unexpected or have a wrong shape.
   """
   source = read_weights(config.init.weights, config.dtype, mesh) if config.init.weights else None
   processor = read_processor(config, workdir / restore.PROCESSOR)
@@ -74,7 +74,7 @@ def read(config, mesh: Mesh, workdir: Path) -> Start:
 
 
 def read_weights(folder: str, dtype: str, mesh: Mesh) -> LoadedUAE:
-  """Reads `config.init.weights`: an official folder, or what `uae-jax convert --to orbax` wrote."""
+  """Reads `config.init.weights`: an official folder, or an export of `uae-jax convert --to orbax`."""
   path = Path(folder)
   if not path.is_dir():
     raise ValueError(f"config.init.weights = {folder!r}: no such folder")
@@ -82,18 +82,19 @@ def read_weights(folder: str, dtype: str, mesh: Mesh) -> LoadedUAE:
 
 
 def read_processor(config, folder: Path) -> Processor:
-  """The run's own copy of the processor, made at first use: from `config.processor`, from the weights, or the model's
-  own.
+  """Reads the run's own copy of the processor; the first call makes the copy.
+
+  Its source is `config.processor`, else `config.init.weights`, else the built-in processor of the model.
 
   Raises:
-    ValueError: nothing says which.
+    ValueError: there is no source.
   """
   processes.on_first(lambda: write_run_processor(config, folder))
   return Processor.from_folder(folder)
 
 
 def write_run_processor(config, folder: Path) -> None:
-  """Makes the copy if there is none, whole or not at all."""
+  """Writes the run's copy of the processor atomically, if it does not exist."""
   if folder.exists():
     return
   temporary = folder.with_name(f"{folder.name}.tmp")
@@ -111,7 +112,11 @@ def write_run_processor(config, folder: Path) -> None:
 
 
 def check_sizes(wanted, found, config) -> None:
-  """Raises `ValueError` where the weights are of another model than `config.model`; adapters may differ."""
+  """Checks that the weights have the sizes of `config.model`; adapters may differ.
+
+  Raises:
+    ValueError: a size differs; the message names it.
+  """
   plain = {name: dataclasses.asdict(getattr(wanted, name)) for name in ("captioner", "decoder", "vae")}
   for net, fields in plain.items():
     other = dataclasses.asdict(getattr(found, net))
@@ -125,12 +130,12 @@ def check_sizes(wanted, found, config) -> None:
 
 
 def make_params(config, built: Built, start: Start) -> dict:
-  """The first parameters, placed as `built.abstract_params` says.
+  """Makes the first parameters, sharded like `built.abstract_params`.
 
-  Leaves that no file holds (adapters of plain folders, fresh embedders) are drawn from `config.seed`.
+  Leaves that are in no file (adapters for plain folders, fresh embedders) are drawn from `config.seed`.
 
   Raises:
-    ValueError: `config.init.checkpoint` cannot be read or is of other sizes.
+    ValueError: `config.init.checkpoint` cannot be read or has other sizes.
   """
   if config.init.checkpoint:
     return read_checkpoint(config.init.checkpoint, built.abstract_params)
@@ -148,14 +153,14 @@ def make_params(config, built: Built, start: Start) -> dict:
 
 
 def read_checkpoint(source: str, abstract: dict) -> dict:
-  """All parameters that a finished stage of another run left, also of a run of an earlier version.
+  """Reads all parameters of a finished stage of another run, which may be of an earlier version.
 
   Args:
-    source: "WORKDIR:STAGE"; of "WORKDIR" alone the newest finished stage.
-    abstract: `ShapeDtypeStruct`s with shardings.
+    source: "WORKDIR:STAGE", or "WORKDIR" for its newest finished stage.
+    abstract: `ShapeDtypeStruct`s with the shardings of the result.
 
   Raises:
-    ValueError: no such run or stage, or parameters of other sizes.
+    ValueError: there is no such run or finished stage, or its parameters have other sizes.
   """
   workdir, _, stage = source.partition(":")
   folder = Path(workdir) / "checkpoints"

@@ -1,4 +1,4 @@
-"""The loop of one stage: batches in, metrics out, saves on the way, an orderly end when the machine is taken away."""
+"""The training loop of one stage: steps, metrics, checkpoints, and a saved state on preemption."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ from uae_jax.training.throughput import StepClock
 
 
 class NonFiniteError(RuntimeError):
-  """Loss or gradient was not finite too many times in a row; the last good state is saved."""
+  """Raised when loss or gradient is not finite too many times in a row; the last good state is saved."""
 
 
 def run(
@@ -38,27 +38,27 @@ def run(
   """Trains a stage to its end, from its newest checkpoint if there is one.
 
   Args:
-    stage: step and first state, whose memory is given to the states after it.
-    section: of the config.
-    folder: name of the stage in this run.
-    batches: of the stage, on the mesh.
-    checkpoints: of this stage.
-    writer: of metrics.
-    plain_config: saved with every checkpoint.
-    is_preempted: asked after every step.
-    profiler: of this stage.
-    max_skipped_in_a_row: updates that may be skipped because loss or gradient is not finite; looked at when metrics are
-      logged.
-    observe: (step, params) -> more metrics, called every `observe_every_steps`; captions of held-out images, for
-    instance.
+    stage: step function and first state; the buffers of the state are donated to later states.
+    section: the stage's section of the config.
+    folder: name of the stage's folder, `<stage>` or `<stage>_round<k>`.
+    batches: iterator over batches on the mesh.
+    checkpoints: checkpoints of this stage.
+    writer: receives the metrics.
+    plain_config: plain config of the run, saved with every checkpoint.
+    is_preempted: () -> whether to save and stop; called after every step.
+    profiler: records traces of chosen steps.
+    max_skipped_in_a_row: number of updates in a row with a non-finite loss or gradient that ends the run; checked when
+      metrics are logged.
+    observe: (step, params) -> further metrics, such as those of captions of held-out images; None disables it.
+    observe_every_steps: number of steps between calls of `observe`.
 
   Returns:
     The parameters that the next stage starts from.
 
   Raises:
-    Preempted: after saving.
-    NonFiniteError: after saving.
-    SaveError: a state could not be written; those before it are whole.
+    Preempted: the run was preempted; the state is saved.
+    NonFiniteError: too many updates were skipped; the state is saved.
+    SaveError: a state could not be written; earlier checkpoints remain intact.
   """
   state = stage.state
   restored = checkpoints.restore(state)
