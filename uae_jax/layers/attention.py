@@ -1,7 +1,8 @@
-"""The one entry to attention, and attention over a prefix that a group of rollouts shares.
+"""The single entry point to attention, and attention over a prefix that a group of rollouts shares.
 
-Backends: "splash", the blocked kernel of TPUs, which never holds the logits; "cudnn", the fused one of GPUs; "xla",
-plain products, everywhere. The platform of the mesh decides, or UAE_JAX_ATTENTION=xla for a whole process.
+Backends: "splash", the blocked TPU kernel, which never materializes the logits; "cudnn", the fused GPU kernel; "xla",
+plain matrix products on any platform. The platform of the mesh decides; UAE_JAX_ATTENTION=xla overrides it for a whole
+process.
 """
 
 import functools
@@ -15,7 +16,7 @@ from uae_jax.sharding import RULES
 
 BACKENDS = ("splash", "cudnn", "xla")
 OVERRIDE = "UAE_JAX_ATTENTION"
-# Below, the logits are small, and padding to blocks costs more than they do.
+# Below this length the logits are small, and padding to blocks costs more than storing them.
 SPLASH_MIN_TOKENS = 1024
 SPLASH_BLOCKS = (512, 384, 256)
 CUDNN_MAX_HEAD_WIDTH = 128
@@ -34,14 +35,14 @@ def attend(
 
   Args:
     q: float[B, T, N, H].
-    k: float[B, S, K, H] with K dividing N (grouped queries).
+    k: float[B, S, K, H]; K divides N (grouped queries).
     v: float[B, S, K, H].
-    mask: bool, broadcastable to [B, N, T, S]; True where a query may look. Every query sees at least one key.
-    is_causal: query t sees keys up to t (T = S).
-    backend: one of `BACKENDS`; by default the best of the mesh's platform for these shapes.
+    mask: bool, broadcastable to [B, N, T, S]; True where a query attends to a key. Every query needs at least one key.
+    is_causal: query t attends to keys up to t; requires T = S.
+    backend: one of `BACKENDS`; default: the best one for these shapes on the platform of the mesh.
 
   Returns:
-    float[B, T, N, H] in the dtype of q.
+    float[B, T, N, H] in the dtype of `q`.
   """
   backend = backend or choose_backend(q, k, mask)
   if backend == "splash":
@@ -55,11 +56,11 @@ def attend(
 def backend_override() -> str | None:
   """The backend that UAE_JAX_ATTENTION names, or None.
 
-  The variable is read once per process, at the first trace: programs of one process never disagree about it, and
-  changing it later has no effect.
+  The variable is read once per process, at the first trace, so all programs of a process use the same value and later
+  changes have no effect.
 
   Raises:
-    ValueError: it names no backend.
+    ValueError: the variable does not name a backend.
   """
   override = os.environ.get(OVERRIDE) or None
   if override is not None and override not in BACKENDS:
@@ -68,16 +69,16 @@ def backend_override() -> str | None:
 
 
 def choose_backend(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> str:
-  """The backend of these shapes on the platform of the mesh that is being traced for.
+  """Chooses the backend for these shapes on the platform of the mesh being traced for.
 
   Raises:
-    ValueError: UAE_JAX_ATTENTION names no backend.
+    ValueError: UAE_JAX_ATTENTION does not name a backend.
   """
   override = backend_override()
   if override is not None:
     return override
   mesh = jax.sharding.get_abstract_mesh()
-  # Not the default backend: a program for a TPU slice may be compiled on a machine without one.
+  # Not jax.default_backend(): a program for a TPU slice may be compiled on a machine without a TPU.
   device = None if mesh.empty else mesh.abstract_device
   platform = jax.default_backend() if device is None else device.platform
   is_key_mask = mask is None or (mask.ndim == 4 and mask.shape[1:3] == (1, 1))
@@ -91,7 +92,7 @@ def choose_backend(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> str:
 
 
 def dense(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, is_causal: bool) -> jax.Array:
-  """Two matrix products that hold all logits between them; arguments as `attend`."""
+  """Attention by two matrix products, with all logits in memory; arguments as for `attend`."""
   b, t, n, h = q.shape
   num_kv = k.shape[2]
   q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
@@ -110,10 +111,10 @@ def dense(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, i
 
 
 def exponentials(logits: jax.Array, highest: jax.Array) -> jax.Array:
-  """exp(logits - highest), float32[..., S] from [..., S] and [...]: the softmax before it is divided by its sum.
+  """exp(logits - highest), the unnormalized softmax: float32[..., S] from [..., S] and [...].
 
-  What follows is a product over S, so the division is left to its result, which is smaller. The highest logit cancels
-  there, so no gradient runs through it: on CPU the backward pass takes half the time of that through `softmax`.
+  The caller contracts over S and divides the result, which is smaller than the weights. `highest` cancels in that
+  division and needs no gradient: on CPU the backward pass takes half the time of that through `softmax`.
   """
   return jnp.exp(logits - jax.lax.stop_gradient(highest)[..., None])
 
@@ -121,10 +122,10 @@ def exponentials(logits: jax.Array, highest: jax.Array) -> jax.Array:
 def splash(
   q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, is_causal: bool, interpret: bool = False
 ) -> jax.Array:
-  """Splash attention on each device's own rows and heads; arguments as `attend`, the mask bool[B, 1, 1, S].
+  """Splash attention on each device's own rows and heads; arguments as for `attend`, the mask bool[B, 1, 1, S].
 
   Args:
-    interpret: runs the kernel's program on any platform, for tests.
+    interpret: run the kernel in interpret mode, which works on any platform; for tests.
   """
   mesh = jax.sharding.get_abstract_mesh()
   run = functools.partial(splash_rows, is_causal=is_causal, interpret=interpret)
@@ -133,7 +134,7 @@ def splash(
     return run(q, k, v, key_mask)
   tensor = mesh.shape["tensor"]
   if tensor > 1 and k.shape[2] % tensor:
-    # Too few key heads for the axis: each query head gets its own copy.
+    # The key heads do not divide over the axis: give each query head its own copy.
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
   heads = PartitionSpec(RULES["batch"], None, RULES["act_heads"], None)
   specs = (heads, heads, heads, PartitionSpec(RULES["batch"], None))
@@ -143,7 +144,7 @@ def splash(
 def splash_rows(
   q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array, *, is_causal: bool, interpret: bool
 ) -> jax.Array:
-  """The kernel on one device, queries and keys padded to whole blocks; key_mask bool[B, S]."""
+  """Runs the kernel on one device, with queries and keys padded to whole blocks; `key_mask` is bool[B, S]."""
   # Pallas is slow to import, and only TPUs need it.
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_kernel
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
@@ -172,7 +173,7 @@ def splash_rows(
   def padded(x, size):
     return jnp.pad(x, ((0, 0), (0, size - x.shape[1]), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
 
-  # The kernel has no scale of its own. Hidden keys and padding are a segment that no query belongs to.
+  # The kernel does not scale. Masked keys and padding form a segment that no query belongs to.
   q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
   segments = splash_kernel.SegmentIds(
     q=jnp.ones((q.shape[0], q_length), jnp.int32),
@@ -183,7 +184,7 @@ def splash_rows(
 
 
 def padded_blocks(length: int) -> tuple[int, int]:
-  """(block, padded length) with the least padding; of equals the larger block."""
+  """(block, padded length) with the least padding; ties go to the larger block."""
   return min(((block, -(-length // block) * block) for block in SPLASH_BLOCKS), key=lambda pair: (pair[1], -pair[0]))
 
 
@@ -197,10 +198,9 @@ def attend_shared_prefix(
   prefix_mask: jax.Array,
   mask: jax.Array,
 ) -> jax.Array:
-  """Attention of R rollouts a prompt over one shared prefix and each rollout's own suffix; the prefix is never
-  repeated.
+  """Attention of R rollouts per prompt over one shared prefix and their own suffixes, without repeating the prefix.
 
-  One softmax over the logits of both parts, so the result is that of attention over the concatenation.
+  One softmax spans the logits of prefix and suffix, so the result equals attention over their concatenation.
 
   Args:
     q: float[B, R, T, N, H].
@@ -209,7 +209,7 @@ def attend_shared_prefix(
     k: float[B, R, S, K, H].
     v: float[B, R, S, K, H].
     prefix_mask: bool[B, P]; False at padding.
-    mask: bool, broadcastable to [B, R, T, S].
+    mask: bool, broadcastable to [B, R, T, S]; True where a query attends to a suffix key.
 
   Returns:
     float[B, R, T, N, H].

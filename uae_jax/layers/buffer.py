@@ -4,4 +4,4 @@ from flax import nnx
 
 
 class Buffer(nnx.Variable):
-  """Position tables, latent statistics, the pooled embedding of the empty prompt."""
+  """A constant array: position tables, latent statistics, the pooled embedding of the empty prompt."""

@@ -1,8 +1,8 @@
-"""Two-dimensional convolution on NHWC images, and group normalisation.
+"""Two-dimensional convolution on NHWC images, and group normalization.
 
-The convolution is XLA's on every platform. On CPU its gradients are written as plain convolutions too: those that
-autodiff makes (a reversed window, the batch as contraction) are only fast outside loops; inside `lax.scan` they were
-measured up to 140 times slower. Patch matrices (im2col) and shifted matrix products are slower than plain convolutions.
+The forward convolution is XLA's on every platform. On CPU the gradients are written as plain convolutions as well: the
+ones that autodiff produces (reversed window, contraction over the batch) are fast only outside loops; inside `lax.scan`
+they were up to 140 times slower. im2col and shifted matrix products are slower than plain convolutions.
 """
 
 import functools
@@ -20,7 +20,7 @@ def correlate(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) ->
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = ((0, 0), (0, 0))) -> jax.Array:
-  """Cross-correlation of float[B, H, W, C] with [kh, kw, C, O], both of one dtype."""
+  """Cross-correlation of float[B, H, W, C] with [kh, kw, C, O]; both have the same dtype."""
   return correlate(x, kernel, stride, padding)
 
 
@@ -33,7 +33,7 @@ def backward(stride: int, padding: Padding, inputs: tuple[jax.Array, jax.Array],
     return jax.vjp(lambda x, kernel: correlate(x, kernel, stride, padding), x, kernel)[1](gradient)
 
   def by_convolution(x, kernel, gradient):
-    # A stride is zeros between the gradient's pixels; rows and columns that no window reached are `left_over`.
+    # A stride puts zeros between the gradient's pixels; `left_over` counts rows or columns that no window reached.
     spread = jax.lax.pad(gradient, jnp.zeros((), gradient.dtype), ((0, 0, 0), *((0, 0, stride - 1),) * 2, (0, 0, 0)))
     full, valid = [], []
     for axis, (before, after) in enumerate(padding):
@@ -53,7 +53,7 @@ conv.defvjp(forward, backward)
 
 
 class Conv(nnx.Module):
-  """conv(x) + bias, in the dtype of x. `size` 3 keeps the image's size at stride 1, `size` 1 needs no padding."""
+  """conv(x) + bias in the dtype of x; the default padding keeps the image size at stride 1 for odd `size`."""
 
   def __init__(
     self,
@@ -78,7 +78,7 @@ class Conv(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-  """Groups of channels, each normalized over its channels and all pixels, in float32. Source: torch.nn.GroupNorm."""
+  """Normalizes each group of channels over its channels and all pixels, in float32. Source: torch.nn.GroupNorm."""
 
   def __init__(self, channels: int, groups: int, *, eps: float = 1e-6):
     if channels % groups:
@@ -97,7 +97,7 @@ class GroupNorm(nnx.Module):
   def group_mean(self, x: jax.Array) -> jax.Array:
     """The mean of each channel's group: float32[B, P, C] -> float32[B, 1, C].
 
-    Pixels are reduced first: an array whose last axis is the width of one group, often 2 or 4, is slow everywhere.
+    Pixels are reduced first: arrays whose last axis is the width of one group (often 2 or 4) are slow everywhere.
     """
     batch, _, channels = x.shape
     means = jnp.mean(x, axis=1).reshape(batch, self.groups, -1).mean(axis=-1)

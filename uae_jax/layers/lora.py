@@ -1,4 +1,4 @@
-"""The linear layer, and low-rank adapters on any set of linear layers.
+"""The linear layer, and low-rank adapters for any set of linear layers.
 
 Source: Hu et al. 2021 (arXiv 2106.09685) eq. 3; scale and initialization as in PEFT 0.17
 (`init_lora_weights="gaussian"`).
@@ -21,13 +21,13 @@ FAN_IN = nnx.initializers.lecun_normal()
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
-  """Which linear layers get an adapter, and of what size.
+  """Which linear layers get an adapter, and its size.
 
   Attributes:
     rank: r.
-    alpha: the adapter is scaled by alpha / r.
-    targets: regular expression searched in the layer's path (`layers/attention/query`); the default takes every
-      linear layer.
+    alpha: the adapter's output is scaled by alpha / r.
+    targets: regular expression, searched in the layer's path (such as `layers/attention/query`); the default matches
+      every linear layer.
   """
 
   rank: int
@@ -36,10 +36,10 @@ class LoRA:
 
 
 class Linear(nnx.Module):
-  """y = x W + b + (alpha / r)(x A) B, the last term where an adapter is attached and switched on.
+  """y = x W + b + (alpha / r)(x A) B, the last term only if an adapter is attached and enabled.
 
   float[..., in] -> float[..., out] in the dtype of x; the adapter is applied in its own dtype (float32 in training),
-  as PEFT does. Weights are gathered here, so a scan over stacked layers holds one whole layer at a time.
+  as PEFT does. Weights are all-gathered here, so a scan over stacked layers holds one gathered layer at a time.
   """
 
   def __init__(
@@ -61,7 +61,7 @@ class Linear(nnx.Module):
     self.adapters = True
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    # Rows in two dimensions: XLA's CPU matrix product, above all its gradient, is slow on more (measured, 20 %).
+    # Flatten to two dimensions: XLA's CPU matrix product, and above all its gradient, is 20% slower with more.
     rows = x.reshape(-1, x.shape[-1])
     y = rows @ gather(dequantized(self.kernel[...], x.dtype), *self.axes)
     is_adapted = self.lora_scale and self.adapters
@@ -72,7 +72,7 @@ class Linear(nnx.Module):
         total = total + self.bias[...]
       if is_adapted:
         a = gather(self.lora_a[...], adapter_axis(self.axes[0]), "lora")
-        # So that its gradient is made as [r, in]: the other way round XLA's CPU product is 2 to 4 times slower.
+        # Makes XLA compute the gradient as [r, in]: as [in, r] its CPU matrix product is 2 to 4 times slower.
         a = jax.lax.optimization_barrier(a.T).T
         b = gather(self.lora_b[...], "lora", adapter_axis(self.axes[1]))
         total = total + self.lora_scale * ((rows.astype(a.dtype) @ a) @ b)
@@ -81,16 +81,16 @@ class Linear(nnx.Module):
 
 
 def adapter_axis(axis: str | None) -> str:
-  """The logical name of a factor's long side, given that of its layer's kernel."""
+  """The logical name of an adapter factor's long axis, given the kernel's name for that axis."""
   rule = None if axis is None else RULES[axis]
   return {None: "adapter", "tensor": "adapter_tensor"}.get(rule, axis)
 
 
 def attach(model: nnx.Module, lora: LoRA, *, rngs: nnx.Rngs) -> None:
-  """Adds adapters in place: A ~ N(0, 1/r), B = 0, so the function does not change. Stacked layers get stacked adapters.
+  """Adds adapters in place, stacked for stacked layers: A ~ N(0, 1/r), B = 0, so the outputs do not change.
 
   Raises:
-    ValueError: `lora.targets` matches no linear layer, or one already has an adapter.
+    ValueError: `lora.targets` matches no linear layer, or a matched layer already has an adapter.
   """
   found = False
   for path, module in nnx.iter_modules(model):
@@ -113,7 +113,7 @@ def attach(model: nnx.Module, lora: LoRA, *, rngs: nnx.Rngs) -> None:
 
 
 def adapters_off(model: nnx.Module) -> nnx.Module:
-  """The reference policy: a new module over the same weights with every adapter off. `model` does not change."""
+  """The reference policy: a new module that shares the weights, with every adapter off; `model` is unchanged."""
   model = nnx.merge(*nnx.split(model))
   for _, module in nnx.iter_modules(model):
     if isinstance(module, Linear):
@@ -127,10 +127,10 @@ def is_adapter(path: str) -> bool:
 
 
 def merge_adapters(params: dict, scale: float) -> dict:
-  """W + (alpha / r) A B for every adapted layer; a tree without adapter leaves.
+  """Merges adapters into their kernels, W + (alpha / r) A B; the result has no adapter leaves.
 
   Args:
-    params: nested dict whose adapted layers hold `kernel`, `lora_a` and `lora_b`.
+    params: nested dict; adapted layers hold `kernel`, `lora_a` and `lora_b`.
     scale: alpha / r.
   """
   if "lora_a" in params:

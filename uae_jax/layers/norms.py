@@ -1,4 +1,4 @@
-"""Normalisations, computed in float32 and returned in the input's dtype."""
+"""Normalization layers, computed in float32 and returned in the input's dtype."""
 
 from flax import nnx
 import jax
@@ -19,8 +19,9 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-  """(x - mean) / std * scale + bias over the last axis; `affine=False` has no parameters. Source:
-  torch.nn.LayerNorm.
+  """(x - mean) / std * scale + bias over the last axis; no parameters if `affine` is False.
+
+  Source: torch.nn.LayerNorm.
   """
 
   def __init__(self, width: int, *, eps: float = 1e-5, affine: bool = True):

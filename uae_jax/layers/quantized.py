@@ -1,7 +1,6 @@
-"""Frozen weights in eight bits, by qwix: int8 values, and one float32 scale for each output of each layer.
+"""Frozen weights quantized with qwix: int8 values and one float32 scale per output channel of each layer.
 
-The layers compute as before, on weights that are made from the eight bits where they are used: what shrinks is memory,
-and what a chip reads a step.
+Layers dequantize a weight where they use it and compute as before. This saves memory, and memory bandwidth per step.
 """
 
 import re
@@ -12,17 +11,17 @@ import qwix
 
 from uae_jax import trees
 
-# Matrices of the blocks of captioner and decoder: nearly all weights. Embeddings, norms, what goes in and out, the
-# vae and adapters stay.
+# Kernels of the captioner's and decoder's blocks, nearly all weights. Embeddings, norms, input and output layers, the
+# VAE and adapters are not quantized.
 KERNELS = r"^(captioner|decoder)/.*(layers|last)/.*kernel$"
 
 
 def quantize(params: dict, kernels: str = KERNELS) -> dict:
-  """A tree whose chosen kernels are `qwix.QArray`; it consumes those of `params`, one after the other.
+  """Quantizes the matching kernels to `qwix.QArray`, one at a time, and deletes the originals in `params`.
 
   Args:
     params: nested dict of arrays; kernels are float[in, out] or, stacked, float[L, in, out].
-    kernels: regular expression over paths.
+    kernels: regular expression, searched in the path of each leaf.
 
   Raises:
     ValueError: no kernel matches.
@@ -49,5 +48,5 @@ def _quantize(kernel: jax.Array) -> qwix.QArray:
 
 
 def dequantized(weight: jax.Array | qwix.QArray, dtype) -> jax.Array:
-  """The weight in `dtype`, whatever form it rests in; scales are applied in float32, so it is rounded once."""
+  """The weight in `dtype`, dequantized if necessary; scales are applied in float32, so it is rounded once."""
   return (qwix.dequantize(weight) if isinstance(weight, qwix.QArray) else weight).astype(dtype)

@@ -1,7 +1,7 @@
-"""Differentiable image resizing that equals torch's `interpolate`, as two small matrix products.
+"""Differentiable image resizing that matches torch's `interpolate`, as two small matrix products.
 
-`jax.image.resize(method="cubic")` is another filter (a = -0.5, always antialiased): torch's bicubic has a = -0.75
-and, unless asked, samples without antialiasing. Source: torch 2.13 aten UpSampleKernel.cpp, `align_corners=False`.
+`jax.image.resize(method="cubic")` uses another filter (a = -0.5, always antialiased): torch's bicubic has a = -0.75
+and antialiases only on request. Source: torch 2.13 aten UpSampleKernel.cpp, `align_corners=False`.
 """
 
 import functools
@@ -25,18 +25,18 @@ def triangle(distance: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def matrix(source: int, target: int, method: str, antialias: bool) -> np.ndarray:
-  """Weights float32[target, source] of one axis.
+  """Resampling weights float32[target, source] of one axis.
 
   Args:
-    source: length before.
-    target: length after.
+    source: length before resizing, pixels.
+    target: length after resizing, pixels.
     method: "bicubic" or "bilinear".
-    antialias: widens the kernel when shrinking and renormalises at the borders; torch's antialiased cubic has a = -0.5.
+    antialias: widen the kernel when shrinking and renormalize at the borders; torch's antialiased cubic has a = -0.5.
   """
   if method not in ("bicubic", "bilinear"):
     raise ValueError(f"resize method {method!r} is not known; expected 'bicubic' or 'bilinear'")
   radius = 2 if method == "bicubic" else 1
-  # Places in float32, rounded where torch rounds them: over a large image the difference would be seen in the weights.
+  # Positions in float32, rounded where torch rounds: in a large image the difference would show in the weights.
   ratio = np.float32(source) / np.float32(target)
   places = np.arange(target, dtype=np.float32) + np.float32(0.5)
   if antialias:
@@ -45,20 +45,20 @@ def matrix(source: int, target: int, method: str, antialias: bool) -> np.ndarray
     distance = distance / max(ratio, np.float32(1))
     weights = cubic(distance, -0.5) if method == "bicubic" else triangle(distance)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-  # A fused multiply-add there: one rounding.
+  # Torch uses a fused multiply-add here, which rounds once.
   centers = (places.astype(np.float64) * ratio - 0.5).astype(np.float32)
   first = np.floor(centers).astype(int) - radius + 1
   weights = np.zeros((target, source), np.float32)
   for i in range(2 * radius):
     distance = centers - (first + i).astype(np.float32)
     value = cubic(distance, -0.75) if method == "bicubic" else triangle(distance)
-    # Samples outside the image repeat its border.
+    # Samples outside the image repeat the border pixel.
     np.add.at(weights, (np.arange(target), np.clip(first + i, 0, source - 1)), value)
   return weights
 
 
 def resize(x: jax.Array, height: int, width: int, *, method: str = "bicubic", antialias: bool = False) -> jax.Array:
-  """float[B, H, W, C] -> float[B, height, width, C], in float32; the identity when the size is already right."""
+  """float[B, H, W, C] -> float[B, height, width, C], in float32; the identity if the size is already right."""
   if x.shape[1:3] == (height, width):
     return x
   rows = matrix(x.shape[1], height, method, antialias)

@@ -1,7 +1,7 @@
 """Rotary position embeddings: angles from positions, and the rotation of queries and keys.
 
-Feature i is paired with feature i + H / 2 ("rotate half"). Angles and rotation are float32 whatever the activations
-are: bfloat16 rounds position 257 to 256.
+Feature i is paired with feature i + H / 2 ("rotate half"). Angles and rotation are float32 regardless of the dtype of
+the activations: bfloat16 rounds position 257 to 256.
 
 Source: Su et al. 2021 (arXiv 2104.09864); transformers 5.23 modeling_qwen2_5_vl.py.
 """
@@ -20,11 +20,11 @@ def frequencies(width: int, theta: float) -> np.ndarray:
 
 
 def axial_angles(rows: np.ndarray, columns: np.ndarray, head_width: int, theta: float) -> np.ndarray:
-  """Angles of places in an image: half of the pairs of features turn with the row, half with the column.
+  """Angles of image positions: half of the feature pairs rotate with the row, half with the column.
 
   Args:
-    rows: int[T].
-    columns: int[T].
+    rows: int[T], row of each token.
+    columns: int[T], column of each token.
     head_width: H, a multiple of 4.
     theta: base of the frequencies.
 
@@ -36,11 +36,11 @@ def axial_angles(rows: np.ndarray, columns: np.ndarray, head_width: int, theta: 
 
 
 def mrope_angles(positions: jax.Array, sections: Sequence[int], theta: float) -> jax.Array:
-  """Angles of multimodal positions: contiguous sections of the frequencies turn with time, row and column.
+  """Angles of multimodal positions: contiguous sections of the frequencies rotate with time, row and column.
 
   Args:
-    positions: int32[3, ..., T].
-    sections: frequencies of each of the three axes; they add up to H / 2.
+    positions: int32[3, ..., T]; time, row and column.
+    sections: number of frequencies per axis; they add up to H / 2.
     theta: base of the frequencies.
 
   Returns:
@@ -57,7 +57,7 @@ def rotation(angles: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def rotate(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Turns each pair of features by its angle: float[..., T, N, H] -> the same shape and dtype."""
+  """Rotates each pair of features by its angle: float[..., T, N, H] -> the same shape and dtype."""
   cos, sin = cos_sin
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

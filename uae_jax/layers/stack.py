@@ -1,4 +1,4 @@
-"""Homogeneous layers, stacked on a leading axis and run by one scan: compile time does not depend on depth."""
+"""Identical layers stacked on a leading axis and run by one scan: compile time does not depend on depth."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) ->
 
 
 def unstack(layers: nnx.Module) -> nnx.List:
-  """The layers of a module made by `stack`, one by one: for loops that would cut them out of the stack every time."""
+  """The layers of a module made by `stack` as a list, for loops that would otherwise slice the stack every time."""
   graphdef, state = nnx.split(layers)
   depth = jax.tree.leaves(state)[0].shape[0]
   return nnx.List(nnx.merge(graphdef, _slice(state, i)) for i in range(depth))
@@ -32,16 +32,16 @@ def _slice(tree, i: int):
 def scan_layers(body: Callable, carry, layers: nnx.Module, xs=None, *, remat: str = "none", unroll: int | bool = 1):
   """Runs `carry, y = body(carry, layer, x)` over stacked layers.
 
-  Layers gather their own weights (`layers.lora.Linear`): inside the loop, and again in a rematerialized backward pass.
-  A differentiated loop around this one would undo that, see `rollouts.images.one_by_one`.
+  Layers all-gather their own weights (`layers.lora.Linear`) inside the loop, and again in a rematerialized backward
+  pass. A differentiated loop around this one would undo that, see `rollouts.images.one_by_one`.
 
   Args:
     body: takes the carry, one unstacked layer and this layer's slice of `xs`; returns (carry, y).
-    carry: pytree of fixed shapes.
-    layers: a module made by `stack`, or what `unstack` made of it: those are always written out.
-    xs: pytree whose leaves lead with the layers axis, or None.
-    remat: a key of `REMAT_POLICIES`; what the backward pass may keep of each layer.
-    unroll: as in `jax.lax.scan`; `True` writes the layers out, which is faster on CPU when there are few.
+    carry: pytree of fixed shapes and dtypes.
+    layers: a module made by `stack`, or the list that `unstack` returns, which always runs unrolled.
+    xs: pytree whose leaves have a leading layers axis, or None.
+    remat: a key of `REMAT_POLICIES`: which activations of a layer are saved for the backward pass.
+    unroll: as in `jax.lax.scan`; `True` unrolls all layers, which is faster on CPU for few layers.
 
   Returns:
     (carry, ys stacked on the layers axis).
