@@ -1,4 +1,4 @@
-"""Metrics of a run: `metrics.jsonl` and TensorBoard on disk, a progress line with its ETA on stderr."""
+"""Writes the metrics of a run to `metrics.jsonl`, TensorBoard, and a progress bar on stderr."""
 
 from collections.abc import Mapping
 import json
@@ -11,15 +11,20 @@ import time
 from typing import Any
 
 METRICS_FILE = "metrics.jsonl"
-# Shown beside the progress bar, those that are logged.
+# Metrics shown beside the progress bar, if they are logged.
 SHOWN = ("loss", "reward", "held_out_reward", "caption_recall", "caption_length")
 
 
 class MetricWriter:
-  """Writes what the stages of a run measure; only the process with `enabled` writes anything.
+  """Writes the metrics of all stages of a run.
 
-  A stage is `start_stage`, then `write` at every logging step, then `end_stage`. Stages are named as their folders:
-  `<stage>`, or `<stage>_round<k>` if the run has rounds.
+  For each stage, call `start_stage`, then `write` at every logging step, then `end_stage`. Stages have the names of
+  their folders: `<stage>`, or `<stage>_round<k>` if the run has rounds.
+
+  Args:
+    workdir: folder of the run.
+    enabled: False writes nothing; set it in one process only.
+    tensorboard: whether to write TensorBoard summaries too.
   """
 
   def __init__(self, workdir: str | os.PathLike, enabled: bool = True, *, tensorboard: bool = True):
@@ -31,21 +36,22 @@ class MetricWriter:
     if enabled:
       self._file.parent.mkdir(parents=True, exist_ok=True)
       if tensorboard:
-        # TensorFlow computes nothing here; with oneDNN on it greets on stderr, whatever the log level.
+        # With oneDNN on, TensorFlow prints a banner to stderr regardless of log level. It computes nothing here.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-        from clu import metric_writers  # brings TensorFlow, 20 s on a small machine
+        from clu import metric_writers  # imports TensorFlow, which takes 20 s on a small machine
 
         self._summaries = metric_writers.AsyncWriter(metric_writers.SummaryWriter(os.fspath(workdir)))
 
   def start_stage(self, stage: str, *, step: int, total_steps: int) -> None:
     """Starts or resumes a stage after `step` updates.
 
-    Lines of later steps, which an interrupted run left and this one will write again, are dropped. The clock goes on
-    from the last line that is kept.
+    Deletes the stage's lines after `step`, which an interrupted run wrote and this run will write again. `seconds`
+    continues from the last remaining line.
 
     Args:
-      step: updates already done; 0 starts the stage anew.
-      total_steps: of the stage, for the ETA.
+      stage: name of the stage's folder.
+      step: number of updates already done; 0 starts the stage again.
+      total_steps: number of updates in the stage, for the ETA.
     """
     if not self._enabled:
       return
@@ -63,16 +69,17 @@ class MetricWriter:
       unit="step",
       file=sys.stderr,
       dynamic_ncols=is_terminal,
-      # A log file wants a line now and then, a terminal a moving bar.
+      # Updates are rarer where each one adds a line to a log file.
       mininterval=0.2 if is_terminal else 15.0,
     )
 
   def write(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
-    """Writes one logging step and moves the progress bar there.
+    """Writes the metrics of one logging step and updates the progress bar.
 
     Args:
-      step: updates done in this stage.
-      metrics: scalars of any kind that `float` takes; `seconds_*` are seconds an update. `seconds`, the wall time of
+      stage: name of the stage's folder.
+      step: number of updates done in this stage.
+      metrics: scalars that `float` accepts; `seconds_*` are seconds per update. The metric `seconds`, the wall time of
         the run so far without interruptions, is added.
     """
     if not self._enabled:
@@ -80,12 +87,12 @@ class MetricWriter:
     name, round_number = split_round(stage)
     seconds = round(self._seconds_before + time.monotonic() - self._started, 3)
     scalars = {metric: float(value) for metric, value in metrics.items()} | {"seconds": seconds}
-    # JSON has no NaN: null says that the value was not finite.
+    # JSON has no NaN: non-finite values are written as null.
     finite = {metric: value if math.isfinite(value) else None for metric, value in scalars.items()}
     try:
       with self._file.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"stage": name, "step": int(step), "round": round_number} | finite) + "\n")
-    except OSError as error:  # A full disk does not say where it is.
+    except OSError as error:  # The error of a full disk does not contain the path.
       raise OSError(error.errno, error.strerror, str(self._file)) from error
     if self._summaries is not None:
       self._summaries.write_scalars(int(step), {f"{stage}/{metric}": value for metric, value in scalars.items()})
@@ -96,17 +103,17 @@ class MetricWriter:
       self._bar.update(int(step) - self._bar.n)
 
   def write_images(self, stage: str, step: int, images: Mapping[str, Any]) -> None:
-    """Images to TensorBoard: uint8, or float in 0..1, [B, H, W, 3]."""
+    """Writes images to TensorBoard; name -> uint8, or float in 0..1, [B, H, W, 3]."""
     if self._summaries is not None:
       self._summaries.write_images(int(step), {f"{stage}/{name}": value for name, value in images.items()})
 
   def write_texts(self, stage: str, step: int, texts: Mapping[str, str]) -> None:
-    """Texts to TensorBoard."""
+    """Writes texts to TensorBoard."""
     if self._summaries is not None:
       self._summaries.write_texts(int(step), {f"{stage}/{name}": text for name, text in texts.items()})
 
   def end_stage(self, step: int | None = None) -> None:
-    """Closes the stage's progress bar and flushes; `step` is how many updates a finished stage took."""
+    """Closes the stage's progress bar and flushes; `step` is the number of updates if the stage is finished."""
     if self._bar is not None:
       if step is not None:
         self._bar.total = step
@@ -117,7 +124,7 @@ class MetricWriter:
       self._summaries.flush()
 
   def close(self) -> None:
-    """Also after an interruption; writes what is still buffered."""
+    """Writes everything that is still buffered and closes the files; also called after an interruption."""
     self.end_stage()
     if self._summaries is not None:
       self._summaries.close()
@@ -125,16 +132,16 @@ class MetricWriter:
 
 
 def split_round(stage: str) -> tuple[str, int]:
-  """`name_round2` -> ("name", 2); 0 without rounds."""
+  """Splits the name of a stage's folder: "name_round2" -> ("name", 2); the round is 0 if the run has no rounds."""
   match = re.fullmatch(r"(.+)_round(\d+)", stage)
   return (match[1], int(match[2])) if match else (stage, 0)
 
 
 def rewind(file: Path, stage: str, step: int) -> list[dict]:
-  """Drops the lines of a stage after `step` (all of them for step 0) and torn lines; whole or not at all.
+  """Atomically deletes the lines of a stage after `step` (all of its lines for step 0) and incomplete lines.
 
   Returns:
-    The lines that are kept.
+    The records of the remaining lines.
   """
   if not file.exists():
     return []
@@ -146,7 +153,7 @@ def rewind(file: Path, stage: str, step: int) -> list[dict]:
       same_stage = (record["stage"], record.get("round", 0)) == split_round(stage)
       is_later = same_stage and (step == 0 or record["step"] > step)
     except (ValueError, KeyError, TypeError):
-      continue  # Half a line: the run was killed while it was written.
+      continue  # An incomplete line: the run was killed while writing it.
     if not is_later:
       kept.append(record)
   if len(kept) < len(lines):

@@ -1,5 +1,6 @@
-"""The optimizer of every stage: AdamW under a global-norm clip, and Muon for the matrices it is wanted for. What trains
-is decided by the trainable/frozen split.
+"""The optimizer of every stage: AdamW with clipping by global norm, and optionally Muon for chosen matrices.
+
+It receives trainable parameters only; `State` separates them from the frozen ones.
 """
 
 import re
@@ -12,28 +13,28 @@ from optax import contrib
 
 from uae_jax.options import OptimizerOptions
 
-# Root mean square of an orthogonalized update over the learning rate: AdamW's own, so that both share a rate.
-# arXiv 2502.16982 section 2.2.
+# Root mean square of an orthogonalized update divided by the learning rate. It equals that of AdamW, so that both can
+# use the same learning rate. Source: arXiv 2502.16982 section 2.2.
 _MUON_RMS = 0.2
 
 
 def learning_rate(options: OptimizerOptions, total_steps: int) -> optax.Schedule:
-  """Optimizer step -> learning rate."""
+  """Makes the schedule: optimizer step -> learning rate."""
   warmup = max(1, round(total_steps * options.warmup_percent / 100))
   if options.schedule == "cosine":
     peak, end = options.learning_rate, options.learning_rate * options.end_factor
-    # Starts above zero: a first step that changes nothing is a wasted rollout.
+    # Starts above zero: a first step of rate zero would waste a rollout.
     return optax.warmup_cosine_decay_schedule(peak / warmup, peak, warmup, max(total_steps, warmup + 1), end)
   return optax.linear_schedule(options.learning_rate / warmup, options.learning_rate, warmup)
 
 
 class SpikeState(NamedTuple):
-  """Of `skip_spikes`.
+  """State of `skip_spikes`.
 
   Attributes:
-    average: float32[], moving average of the gradient norm; 0 before the first.
-    num_skipped: int32[], updates skipped so far.
-    inner: state of the optimizer inside.
+    average: float32[], moving average of the gradient norm; 0 before the first update.
+    num_skipped: int32[], number of updates skipped so far.
+    inner: state of the wrapped optimizer.
   """
 
   average: jax.Array
@@ -42,10 +43,16 @@ class SpikeState(NamedTuple):
 
 
 def skip_spikes(inner: optax.GradientTransformation, factor: float, decay: float = 0.9) -> optax.GradientTransformation:
-  """Leaves parameters and `inner` alone where the gradient norm is more than `factor` times its moving average.
+  """Skips updates whose gradient norm exceeds `factor` times its moving average.
 
-  A spike enters the average as the limit that it broke, so a lasting rise is let through after a few steps. Gradients
-  that are not finite are for `apply_gradients` to refuse, state and all.
+  A skipped update changes neither parameters nor the state of `inner`. A spike enters the average as the limit that it
+  exceeded, so a lasting increase is accepted after a few steps. Non-finite gradients are not handled here:
+  `apply_gradients` discards such updates together with their optimizer state.
+
+  Args:
+    inner: optimizer to wrap.
+    factor: limit of the gradient norm relative to its moving average.
+    decay: decay of the moving average.
   """
 
   def init(params):
@@ -65,15 +72,15 @@ def skip_spikes(inner: optax.GradientTransformation, factor: float, decay: float
 
 
 def spikes_skipped(opt_state: optax.OptState) -> dict[str, jax.Array]:
-  """{"spikes_skipped": float32[]} so far in this stage; empty where spikes are not looked for."""
+  """Returns {"spikes_skipped": float32[]}, the number so far in this stage; empty without `skip_spikes`."""
   return {"spikes_skipped": opt_state.num_skipped.astype(jnp.float32)} if isinstance(opt_state, SpikeState) else {}
 
 
 def muon_matrices(params: dict, pattern: str) -> dict:
-  """The tree of `params` with what Muon needs to know of a matrix, and None for what AdamW updates.
+  """Returns a tree with Muon's dimension numbers for parameters that match `pattern`, and None for AdamW's parameters.
 
   Raises:
-    ValueError: the pattern is that of no parameter, or of one that is no matrix.
+    ValueError: the pattern matches no parameter, or one that is not a matrix.
   """
 
   def dimensions(path, leaf):
@@ -91,7 +98,7 @@ def muon_matrices(params: dict, pattern: str) -> dict:
 
 
 def make_optimizer(options: OptimizerOptions, total_steps: int) -> optax.GradientTransformation:
-  """The optimizer of a stage of `total_steps` optimizer steps."""
+  """Makes the optimizer of a stage; `total_steps` counts optimizer steps."""
   rate = learning_rate(options, total_steps)
   if options.muon:
     update = contrib.muon(

@@ -1,4 +1,4 @@
-"""Where every leaf of a stage's state lives."""
+"""Shardings of the state of a stage."""
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -8,14 +8,14 @@ from uae_jax.sharding import replicated
 
 
 def state_shardings(state, params: dict, mesh: Mesh):
-  """Shardings of a state: copies of a parameter (its master, averages and both moments) lie as the parameter does.
+  """Returns the shardings of a state: master weights, averages and both moments are sharded like their parameter.
 
-  Left to itself, `jax.jit` replicates moments, three times the trainable parameters on every device.
+  Without them, `jax.jit` would replicate the moments and the master weights on every device.
 
   Args:
-    state: abstract or real `State`.
-    params: arrays or `ShapeDtypeStruct`s with shardings, all that the state was made from.
-    mesh: for what is no copy of a parameter: counters and keys, on every device.
+    state: abstract or concrete `State`.
+    params: all parameters that the state was made from, as arrays or `ShapeDtypeStruct`s with shardings.
+    mesh: mesh over which all other leaves, counters and keys, are replicated.
 
   Returns:
     The tree of `state` with a `NamedSharding` for each leaf.
@@ -35,7 +35,7 @@ def state_shardings(state, params: dict, mesh: Mesh):
 
 
 def abstract_state(init, params: dict, mesh: Mesh):
-  """`init(params, key)` as `ShapeDtypeStruct`s with shardings; allocates nothing."""
+  """Evaluates `init(params, key)` to `ShapeDtypeStruct`s with shardings, without allocating memory."""
   state = jax.eval_shape(init, params, jax.random.key(0))
   places = state_shardings(state, params, mesh)
   return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, places)

@@ -1,4 +1,4 @@
-"""An orderly end when the machine is taken away: SIGTERM, in which a preemption of Cloud TPU arrives too."""
+"""Handling of preemption: SIGTERM, the signal that Cloud TPU sends too, ends a run after its state is saved."""
 
 from collections.abc import Iterator
 import contextlib
@@ -11,13 +11,14 @@ from uae_jax.training.processes import AnyProcess
 
 
 class Preempted(Exception):
-  """SIGTERM came; the state is saved."""
+  """Raised after SIGTERM, once the state is saved."""
 
 
 class PreemptionNotice:
-  """Tells whether SIGTERM has come to any process; all processes get the same answer.
+  """Context manager that detects SIGTERM in any process; all processes get the same answer.
 
-  A context manager: it listens inside. To be made after `processes.join`, whose own listener it replaces.
+  It handles the signal inside the `with` block only. Create it after `processes.join`, whose signal handler it
+  replaces.
   """
 
   def __init__(self, mesh: Mesh):
@@ -38,17 +39,20 @@ class PreemptionNotice:
       raise Preempted("nothing was unsaved")
 
   def __call__(self) -> bool:
-    """To be asked after every step by all processes; where there are several, the answer comes one step late."""
+    """Returns whether SIGTERM was received; every process must call it after every step.
+
+    With several processes, the answer is that of the previous call.
+    """
     return self._any(self._received)
 
   @contextlib.contextmanager
   def nothing_unsaved(self) -> Iterator[None]:
-    """While nothing would be lost, a notice ends the run at once instead of at the next step.
+    """Context in which there is no unsaved work, so that SIGTERM ends the run at once instead of after the next step.
 
-    One of several processes cannot leave alone: there the notice waits until the block is over.
+    With several processes, one cannot end alone: SIGTERM is then handled after the block.
 
     Raises:
-      Preempted: the notice came, before or inside the block.
+      Preempted: SIGTERM was received before or inside the block.
     """
     alone = jax.process_count() == 1
     if alone and self._received:

@@ -1,4 +1,4 @@
-"""What the processes of a run agree on. One process alone talks to nobody."""
+"""Communication between the processes of a run; no communication if there is only one process."""
 
 from collections.abc import Callable
 import json
@@ -13,13 +13,18 @@ FLAGS = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-  """Makes this process one of a run's; to be called before anything touches a device.
+  """Connects this process to the others of the run; must be called before any use of a device.
 
-  On Cloud TPU, Slurm, Open MPI and Kubernetes no flag is needed: each process is told its place. Elsewhere a process
-  without flags is a run of its own.
+  On Cloud TPU, Slurm, Open MPI and Kubernetes no flags are needed, because the environment provides them. Elsewhere a
+  process without flags is a run with one process.
+
+  Args:
+    coordinator: HOST:PORT of process 0.
+    num_processes: number of processes in the run.
+    process_id: index of this process.
 
   Raises:
-    ValueError: some of the three flags are missing, or the cluster tells too little.
+    ValueError: only some of the three flags are given, or the cluster provides too little information.
   """
   given = [value is not None for value in (coordinator, num_processes, process_id)]
   if any(given) and not all(given):
@@ -30,13 +35,14 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
   try:
     jax.distributed.initialize()
   except ValueError as error:
-    # What jax says where it finds no cluster. Anything else must not start N runs on one workdir.
+    # This is the message of JAX where it finds no cluster. After any other error, continuing would start N separate
+    # runs on one workdir.
     if "coordinator_address should be defined" not in str(error):
       raise ValueError(f"cannot join the other processes ({error}): say {FLAGS}") from error
 
 
 def gather(value: Any) -> list:
-  """The JSON values of all processes, in their order, on every process."""
+  """Gathers a JSON value of every process, in the order of the processes, on all of them."""
   if jax.process_count() == 1:
     return [value]
   data = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -46,12 +52,12 @@ def gather(value: Any) -> list:
 
 
 def of_first(value: Any) -> Any:
-  """What process 0 says, where clocks or disks may show different things to different processes."""
+  """Returns the value of process 0 on every process, for values that may differ, such as times or file listings."""
   return gather(value)[0]
 
 
 def on_first(function: Callable[[], None]) -> None:
-  """Lets process 0 alone touch the shared disk, while the others wait.
+  """Calls `function` in process 0 only, while the others wait; for writing to a shared disk.
 
   Raises:
     ValueError: process 0 raised a `ValueError` or `OSError`; every process raises it.
@@ -70,9 +76,9 @@ def on_first(function: Callable[[], None]) -> None:
 
 
 def batch_part(mesh: Mesh) -> tuple[int, int]:
-  """(index, count): which part of a global batch this process loads, of how many.
+  """Returns (index, count): the part of a global batch that this process loads, and the number of parts.
 
-  Processes that `tensor` spans load the same part.
+  Processes along the same `tensor` axis load the same part.
   """
   rows = mesh.devices.reshape(-1, mesh.shape["tensor"])
   parts = {}
@@ -84,7 +90,7 @@ def batch_part(mesh: Mesh) -> tuple[int, int]:
 
 
 def place(batch: dict, sharding: NamedSharding, num_parts: int) -> dict:
-  """Global arrays of this process's part of a batch."""
+  """Makes global arrays from this process's part of a batch."""
 
   def leaf(x: np.ndarray) -> jax.Array:
     return jax.make_array_from_process_local_data(sharding, x, (num_parts * x.shape[0], *x.shape[1:]))
@@ -93,10 +99,10 @@ def place(batch: dict, sharding: NamedSharding, num_parts: int) -> dict:
 
 
 class AnyProcess:
-  """Whether a flag is up on any process, the same answer on all of them, one call late.
+  """Non-blocking any() across processes: each call returns the result of the previous one.
 
-  The question goes to the devices with the steps and is read when it is asked again, so nobody waits for it. Every
-  process must ask equally often.
+  The reduction runs on the devices, between the steps, and its result is read in the next call, so no process waits for
+  it. Every process must make the same number of calls. With one process, a call returns its own flag.
   """
 
   def __init__(self, mesh: Mesh):

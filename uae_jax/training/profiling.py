@@ -1,4 +1,4 @@
-"""xprof traces of chosen steps of a stage."""
+"""Records xprof traces of chosen steps of a stage."""
 
 import contextlib
 from pathlib import Path
@@ -7,9 +7,14 @@ import jax
 
 
 class Profiler:
-  """Traces a stage's steps `first_step .. first_step + num_steps - 1`, counted from 1; none of them for 0.
+  """Traces a stage's steps `first_step .. first_step + num_steps - 1`, on every process.
 
-  On every process, into one folder that xprof and TensorBoard open. A resumed stage traces those that it still passes.
+  A resumed stage traces those of the steps that it still has to do.
+
+  Args:
+    folder: folder of the traces, to be opened by xprof or TensorBoard.
+    first_step: first traced step, counted from 1.
+    num_steps: number of traced steps; 0 disables tracing.
   """
 
   def __init__(self, folder: Path, *, first_step: int, num_steps: int):
@@ -19,10 +24,10 @@ class Profiler:
 
   @contextlib.contextmanager
   def step(self, number: int):
-    """Around what the host does for a step; marks it in a trace."""
+    """Context for the host's work of one step, which it marks in the trace."""
     if number in self._steps and not self._is_tracing:
       options = jax.profiler.ProfileOptions()
-      # Every Python call would bury the annotations.
+      # A trace of every Python call would hide the annotations.
       options.python_tracer_level = 0
       jax.profiler.start_trace(self._folder, profiler_options=options)
       self._is_tracing = True
@@ -30,13 +35,13 @@ class Profiler:
       yield
 
   def end_step(self, number: int, state) -> None:
-    """Ends the trace after its last step, once the devices have done it. state: what the step returned."""
+    """Ends the trace after its last step, once `state`, the result of the step, is computed."""
     if self._is_tracing and number + 1 not in self._steps:
       jax.block_until_ready(state)
       self.close()
 
   def close(self) -> None:
-    """Writes what a stage that ends early has traced."""
+    """Writes the trace of a stage that ends early."""
     if self._is_tracing:
       self._is_tracing = False
       jax.profiler.stop_trace()

@@ -1,4 +1,4 @@
-"""A UAE from any source, foremost from a run: its newest finished stage, ready to use."""
+"""Loads a UAE for inference from any source; from a run, the result of its newest finished stage."""
 
 from collections.abc import Mapping
 import os
@@ -20,22 +20,22 @@ from uae_jax.weights.checkpoint import InferenceSettings, LoadedUAE, OtherModelE
 
 DTYPES = ("bfloat16", "float32", "auto")
 
-# A run's own copy of its tokenizer and image processor.
+# Folder in a workdir with the run's copy of its tokenizer and image processor.
 PROCESSOR = "processor"
 
 
 def read(path: str | os.PathLike, dtype: str, mesh: Mesh) -> LoadedUAE:
-  """Reads a UAE from any source: the workdir of a run, an export of ours, or a folder in the official layout.
+  """Reads a UAE from any source: the workdir of a run, an export of `uae-jax convert`, or the official folder layout.
 
   Args:
-    path: the folder.
-    dtype: of the parameters: one of `DTYPES`, "auto" for that of the files.
-    mesh: where the parameters live.
+    path: folder of the source.
+    dtype: dtype of the parameters, one of `DTYPES`; "auto" for that of the files.
+    mesh: mesh over which the parameters are sharded.
 
   Raises:
-    FileNotFoundError: the folder is none of them.
-    ValueError: an unknown dtype, or a damaged source.
-    weights.table.WeightError: tensors are missing, unexpected or misshapen.
+    FileNotFoundError: the folder does not exist or is none of these sources.
+    ValueError: the dtype is unknown, or the source is damaged.
+    weights.table.WeightError: tensors are missing, unexpected or have a wrong shape.
   """
   path = Path(path)
   if dtype not in DTYPES:
@@ -50,16 +50,16 @@ def is_run(path: Path) -> bool:
 
 
 def load_run(workdir: str | Path, dtype: str, mesh: Mesh) -> LoadedUAE:
-  """Reads what the newest finished stage of a run left, also of a run of an earlier version.
+  """Reads the result of the newest finished stage of a run, which may be of an earlier version.
 
   Args:
-    workdir: of `uae-jax train`, with `config.json`, `model.json`, `processor/` and `checkpoints/`.
-    dtype: of the parameters: "bfloat16", "float32", or "auto" for that of the checkpoint. Adapters and stored constants
-      keep theirs.
-    mesh: where the parameters live.
+    workdir: folder of `uae-jax train`, with `config.json`, `model.json`, `processor/` and `checkpoints/`.
+    dtype: dtype of the parameters: "bfloat16", "float32", or "auto" for that of the checkpoint. Adapters and stored
+      constants keep theirs.
+    mesh: mesh over which the parameters are sharded.
 
   Raises:
-    FileNotFoundError: not a workdir.
+    FileNotFoundError: the folder is not a workdir.
     ValueError: no stage of the run is finished, or the config or every finished checkpoint is damaged.
   """
   workdir = Path(workdir)
@@ -102,7 +102,7 @@ def load_run(workdir: str | Path, dtype: str, mesh: Mesh) -> LoadedUAE:
 
 
 def run_config(workdir: Path) -> Experiment:
-  """The config of a run, also of one of an earlier version.
+  """Reads the config of a run, which may be of an earlier version.
 
   Raises:
     FileNotFoundError: the folder holds no run.
@@ -119,18 +119,18 @@ def run_config(workdir: Path) -> Experiment:
 
 
 def finished_steps(stage: Path) -> list[Path]:
-  """The `params` folders of a stage's checkpoints, newest first; steps that were never committed are left out."""
+  """Lists the `params` folders of a stage's checkpoints, newest first, without unfinished checkpoints."""
   steps = [step for step in stage.glob("*") if step.name.isdigit() and (step / PARAMS).is_dir()]
   return [step / PARAMS for step in sorted(steps, key=lambda step: int(step.name), reverse=True)]
 
 
 def read_params(candidates: list[Path], abstract: Mapping) -> dict:
-  """The nets of the first readable candidate, placed as `abstract` says.
+  """Reads the UAE's parameters from the first readable candidate, sharded like `abstract`.
 
-  A torn or damaged one is named in a warning, and the next is tried.
+  A damaged candidate is reported in a warning, and the next one is tried.
 
   Raises:
-    ValueError: none can be read, or one holds a model of other sizes.
+    ValueError: no candidate can be read, or one has a model of other sizes.
   """
   errors = []
   for path in candidates:
@@ -138,7 +138,7 @@ def read_params(candidates: list[Path], abstract: Mapping) -> dict:
       params = read_tree(path, abstract)
     except OtherModelError:
       raise
-    except Exception as error:  # Orbax raises many kinds for a damaged checkpoint; all mean the same here.
+    except Exception as error:  # Orbax raises many exceptions for a damaged checkpoint; all are handled alike.
       errors.append(f"{path} ({damage(error)})")
       warnings.warn(f"checkpoint cannot be read, trying the one before: {errors[-1]}", stacklevel=4)
       continue

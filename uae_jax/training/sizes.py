@@ -1,4 +1,4 @@
-"""The models a config can name, and the sizes of a run's nets, which the workdir keeps as JSON."""
+"""The models that `config.model` can name, and the sizes of a run's networks, stored as JSON in the workdir."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -24,10 +24,11 @@ FILE = "model.json"
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """
+  """Sizes of all networks of a run.
+
   Attributes:
-    uae: of the five nets.
-    embedders: kind -> sizes.
+    uae: config of the networks of the UAE.
+    embedders: kind of embedder -> sizes.
   """
 
   uae: UAEConfig
@@ -36,16 +37,16 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class NamedModel:
-  """What a run needs to know of a model that `config.model` names.
+  """Definition of a model that `config.model` can name.
 
   Attributes:
-    uae: (processor, adapters of one rank and scale) -> sizes; None where the weights alone have them.
-    trains_from_scratch: whether the run trains every net itself, so that embedders may start from random numbers.
-    write_processor: writes tokenizer and image processor to a folder; None where the user brings them.
-    embedders: kind -> config of the network of an embedder without weights; None for the published sizes.
-    embedder_px: side of the images that those embedders see.
-    text_tower: (vocabulary size, tokens per caption, id of the end token) -> config of the text tower that trains
-      embedders; None where they come trained.
+    uae: (processor, rank and alpha of adapters) -> config of the UAE; None if only the weights define it.
+    trains_from_scratch: whether runs train all networks themselves, so that embedders may be initialized at random.
+    write_processor: writes tokenizer and image processor to a folder; None if the user must provide them.
+    embedders: () -> {kind: config of the network} for embedders without weights; None for the published sizes.
+    embedder_px: side of the input images of these embedders, in pixels.
+    text_tower: (vocabulary size, tokens per caption, id of the end token) -> config of the text tower that embedders
+      are trained with; None for pre-trained embedders.
   """
 
   uae: Callable[[Processor, LoRA], UAEConfig] | None
@@ -56,7 +57,7 @@ class NamedModel:
   text_tower: Callable[[int, int, int], CLIPTextConfig] | None = None
 
 
-# The name of any model: its sizes are those of `config.init.weights`.
+# Stands for any model; its sizes are those of `config.init.weights`.
 FROM_WEIGHTS = "weights"
 MODELS = {
   small_world.SMALL_WORLD: NamedModel(
@@ -76,10 +77,10 @@ MODELS = {
 
 
 def find(name: str) -> NamedModel:
-  """The row of `config.model`.
+  """Returns the definition of the model `name`.
 
   Raises:
-    ValueError: unknown name.
+    ValueError: the name is unknown.
   """
   if name not in MODELS:
     raise ValueError(f"config.model = {name!r}: expected one of {', '.join(MODELS)}")
@@ -87,10 +88,10 @@ def find(name: str) -> NamedModel:
 
 
 def named_uae(name: str, processor: Processor, lora: LoRA) -> UAEConfig:
-  """The UAE of `config.model` with adapters of one rank and scale.
+  """Returns the config of the UAE of the model `name`, with adapters of the rank and alpha of `lora`.
 
   Raises:
-    ValueError: unknown name, or one whose sizes only the weights have.
+    ValueError: the name is unknown, or only the weights define the sizes of the model.
   """
   model = find(name)
   if model.uae is None:
@@ -99,7 +100,7 @@ def named_uae(name: str, processor: Processor, lora: LoRA) -> UAEConfig:
 
 
 def with_adapters(config: UAEConfig, lora: LoRA) -> UAEConfig:
-  """The same UAE with adapters where it has none; those it has stay as they are."""
+  """Adds adapters to captioner and decoder where they have none; existing adapters are left unchanged."""
   fresh = UAEConfig.uae_3b_sd35_large(lora.rank, lora.alpha)
   return dataclasses.replace(
     config,
@@ -109,10 +110,10 @@ def with_adapters(config: UAEConfig, lora: LoRA) -> UAEConfig:
 
 
 def rematerialized(config: UAEConfig, policy: str) -> UAEConfig:
-  """The same UAE whose backward pass keeps of each layer what `policy` of `layers.stack.REMAT_POLICIES` says.
+  """Sets the rematerialization policy of captioner, decoder and VAE, one of `layers.stack.REMAT_POLICIES`.
 
   Raises:
-    ValueError: unknown policy.
+    ValueError: the policy is unknown.
   """
   if policy not in REMAT_POLICIES:
     raise ValueError(f"config.remat = {policy!r}: expected one of {', '.join(REMAT_POLICIES)}")
@@ -125,10 +126,10 @@ def rematerialized(config: UAEConfig, policy: str) -> UAEConfig:
 
 
 def fresh_embedder(kind: str, model: str) -> EmbedderSizes:
-  """Sizes of an embedder with random weights: the model's own, or published ones.
+  """Returns the sizes of an embedder with random weights: those that the model defines, or the published ones.
 
   Raises:
-    ValueError: the kind is unknown, or the model has none of this kind.
+    ValueError: the kind is unknown, or the model defines embedders, but none of this kind.
   """
   sizes, row = published(kind), find(model)
   if row.embedders is None:
@@ -142,7 +143,7 @@ def fresh_embedder(kind: str, model: str) -> EmbedderSizes:
 
 
 def write(workdir: Path, sizes: Sizes) -> None:
-  """Keeps the sizes beside the config, whole or not at all."""
+  """Atomically writes the sizes to the workdir."""
   file = Path(workdir) / FILE
   temporary = file.with_suffix(".tmp")
   temporary.write_text(json.dumps(to_plain(sizes), indent=2) + "\n")
@@ -150,7 +151,7 @@ def write(workdir: Path, sizes: Sizes) -> None:
 
 
 def read(workdir: Path) -> Sizes:
-  """The sizes of a run.
+  """Reads the sizes of a run.
 
   Raises:
     ValueError: the file is missing or damaged.
@@ -167,6 +168,6 @@ def read(workdir: Path) -> Sizes:
 
 
 def _embedder(fields: dict, where: str) -> EmbedderSizes:
-  """The config of the network is of the type that its kind says."""
+  """Reads the sizes of one embedder; its kind determines the type of the network's config."""
   network = from_plain(registry.find(fields["kind"]).config, fields["network"], f"{where}.network")
   return from_plain(EmbedderSizes, fields | {"network": network}, where)

@@ -1,4 +1,4 @@
-"""A stage of a run, ready to train: its jitted step, its first state, and what becomes of its result."""
+"""Builds a stage of a run, ready to train: its jitted step, its first state, and the function that finishes it."""
 
 from collections.abc import Callable
 import contextlib
@@ -26,14 +26,14 @@ from uae_jax.training.state import State, create
 
 @dataclasses.dataclass(frozen=True)
 class ReadyStage:
-  """A stage that can be trained.
+  """A stage that is ready to train; made by `make_stage`, read by `training.loop.run`.
 
   Attributes:
     name: name of its section in the config.
     step: (state, batch) -> (state, metrics), jitted.
-    state: the first state.
+    state: first state.
     learning_rate: optimizer step -> learning rate.
-    optimizer_steps: optimizer steps per step.
+    optimizer_steps: number of optimizer steps per step.
     finish: (params, images uint8[B, H, W, 3]) -> parameters that the next stage starts from.
   """
 
@@ -46,14 +46,14 @@ class ReadyStage:
 
 
 def params_before(config: Experiment, name: str, params: dict) -> dict:
-  """The parameters from before a stage that its evaluation compares with; all others may be freed while it trains."""
+  """Returns the parameters from before a stage that its evaluation compares against; the rest may be freed."""
   if not spec.find(name).compares_before or not config.evaluation.num_images:
     return {}
   return trees.split(params, is_trainable(config.section(name)))[0]
 
 
 def is_trainable(section: Stage) -> Callable[[str], bool]:
-  """Path of a parameter -> whether the stage trains it."""
+  """Makes the predicate: path of a parameter -> whether the stage trains it."""
   pattern = re.compile(section.trainable)
   return lambda path: pattern.search(path) is not None
 
@@ -64,9 +64,9 @@ def make_stage(config: Experiment, name: str, built: Built, params: dict, seed: 
   Args:
     config: config of the run.
     name: name of the stage.
-    built: networks of the run.
+    built: networks, processor and shardings.
     params: nested dict of arrays that the stage starts from.
-    seed: seed of this stage in this run.
+    seed: seed of the state's key and of the stage's extra parameters.
   """
   stage, section, key = spec.find(name), config.section(name), jax.random.key(seed)
   optimizer, rate, optimizer_steps = stage_optimizer(section)
@@ -96,7 +96,7 @@ def finisher(stage: StageSpec, built: Built) -> Callable[[dict, jax.Array], dict
 
 
 def stage_optimizer(section: Stage) -> tuple[optax.GradientTransformation, optax.Schedule, int]:
-  """(optimizer, optimizer step -> learning rate, optimizer steps per step) of a stage."""
+  """Returns (optimizer, optimizer step -> learning rate, optimizer steps per step) of a stage."""
   options: OptimizerOptions = section.optimizer
   updates = getattr(section, "updates", None)
   optimizer_steps = 1 if updates is None else updates.num_epochs * updates.num_minibatches
@@ -105,7 +105,7 @@ def stage_optimizer(section: Stage) -> tuple[optax.GradientTransformation, optax
 
 
 def make_init(section: Stage, built: Built, optimizer: optax.GradientTransformation, *, has_old: bool = False):
-  """(params, key) -> the first state of a stage."""
+  """Makes init(params, key) -> first state of a stage."""
   trains = is_trainable(section)
 
   def init(params: dict, key: jax.Array) -> State:
@@ -122,14 +122,14 @@ def make_init(section: Stage, built: Built, optimizer: optax.GradientTransformat
 
 
 def supervised_step(config: Experiment, name: str, built: Built, optimizer: optax.GradientTransformation):
-  """(state, batch) -> (state, metrics) of a stage that minimizes a loss; pure, not jitted."""
+  """Makes step(state, batch) -> (state, metrics) of a supervised stage, a pure function that is not jitted."""
   section = config.section(name)
   loss = spec.find(name).make_loss(config, built)
   return supervised.make_step(loss, optimizer, ema_decay=section.ema_decay, num_microbatches=section.num_microbatches)
 
 
 def make_phases(config: Experiment, name: str, built: Built, optimizer: optax.GradientTransformation) -> Phases:
-  """The phases of an RL stage, with its external reward if it has one."""
+  """Makes the phases of an RL stage, with the external reward if the stage uses it."""
   phases, section = spec.find(name).make_phases(config, built, optimizer), config.section(name)
   if EXTERNAL in section.options.reward_names:
     reward = external.make_external_reward(ExternalReward(section.http_reward), built.processor, built.networks.prompts)
@@ -138,10 +138,12 @@ def make_phases(config: Experiment, name: str, built: Built, optimizer: optax.Gr
 
 
 def phased_step(phases: Phases, places: State | None = None, *, while_trips: int = 1) -> Composed:
-  """The composition of the phases with each one jitted apart and timed; the external reward runs between two of them.
+  """Composes the phases of an RL step, each jitted and timed separately; the external reward runs on the host.
 
-  `places` are the shardings of the state, for several devices; `while_trips` is the length of the decode loop, for the
-  count of FLOPs.
+  Args:
+    phases: phases of the stage.
+    places: shardings of the state; None leaves them to the compiler.
+    while_trips: maximum length of the decode loop, for the count of FLOPs.
   """
   rollout, advantages = Program(phases.rollout, while_trips=while_trips), Program(phases.advantages)
   reward = Program(phases.reward if phases.external_reward is None else phases.reward_and_inputs)

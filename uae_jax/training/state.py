@@ -1,4 +1,4 @@
-"""The state of a stage, and the one way gradients change it."""
+"""The state of a stage, and the update of a state by gradients."""
 
 from collections.abc import Callable
 
@@ -16,19 +16,19 @@ _LOSS_DECAY = 0.99
 
 @flax.struct.dataclass
 class State:
-  """Everything a stage needs to go on; leaves are arrays in nested dicts.
+  """Complete state of a stage, sufficient to resume it together with the position in the data.
 
   Attributes:
-    step: int32[], updates applied or skipped so far.
-    trainable: parameters that this stage trains.
-    frozen: all others.
-    opt_state: of optax, for `trainable`.
+    step: int32[], number of steps done so far, with skipped ones; in RL stages one step is one rollout.
+    trainable: nested dict, float32 master copy of the parameters that this stage trains.
+    frozen: nested dict of all other parameters.
+    opt_state: optax state of `trainable`.
     ema: moving average of `trainable`, or an empty dict.
-    skipped: int32[], updates skipped in a row because loss or gradient was not finite.
-    loss_average: float32[], moving average of the loss over about a hundred updates.
-    rng: key; a step uses `fold_in(rng, step)`.
-    dtypes: of the trainable parameters in the nets, in the order of their leaves; here they are float32.
-    old: slow average of `trainable` that forward-process objectives need, or an empty dict.
+    skipped: int32[], number of most recent updates skipped in a row because loss or gradient was not finite.
+    loss_average: float32[], moving average of the loss over about a hundred updates; NaN before the first.
+    rng: key of the stage; a step uses `fold_in(rng, step)`.
+    dtypes: dtypes of the trainable parameters in the networks, in the order of the leaves of `trainable`.
+    old: slow average of `trainable` for forward-process objectives, see `rl.phases.OldPolicy`; or an empty dict.
   """
 
   step: jax.Array
@@ -43,7 +43,7 @@ class State:
   old: dict = flax.struct.field(default_factory=dict)
 
   def assemble(self, trainable: dict) -> dict:
-    """The nets' parameters: `trainable` in the nets' own dtypes, and what is frozen."""
+    """Returns all parameters of the networks: `trainable`, cast to the networks' dtypes, and the frozen ones."""
     leaves, structure = jax.tree.flatten(trainable)
     cast = [leaf.astype(dtype) for leaf, dtype in zip(leaves, self.dtypes, strict=True)]
     return trees.merge(jax.tree.unflatten(structure, cast), self.frozen)
@@ -54,7 +54,7 @@ class State:
 
   @property
   def averaged_params(self) -> dict:
-    """Parameters with the moving average where there is one: for evaluation and for the next stage."""
+    """All parameters, averaged if the state has a moving average; for evaluation and for the next stage."""
     return self.assemble(self.ema or self.trainable)
 
 
@@ -67,7 +67,15 @@ def create(
   has_ema: bool,
   has_old: bool = False,
 ) -> State:
-  """A stage's first state. What trains is kept in float32, whatever the nets compute in.
+  """Makes the first state of a stage, with a float32 master copy of the trainable parameters.
+
+  Args:
+    params: all parameters.
+    is_trainable: path of a parameter -> whether the stage trains it.
+    optimizer: optimizer of the stage.
+    rng: key of the stage.
+    has_ema: whether to keep a moving average of the trainable parameters.
+    has_old: whether to keep the slow average `State.old`.
 
   Raises:
     ValueError: no parameter is trainable.
@@ -92,7 +100,7 @@ def create(
 
 
 def release(old, *kept) -> None:
-  """Frees the device memory of a tree's arrays, whoever still names them, but of those that are also in `kept`."""
+  """Deletes the device buffers of `old`, even if they are referenced elsewhere, except those also in `kept`."""
   ids = {id(leaf) for leaf in jax.tree.leaves(kept)}
   for leaf in jax.tree.leaves(old):
     if id(leaf) not in ids:
@@ -102,17 +110,17 @@ def release(old, *kept) -> None:
 def apply_gradients(
   state: State, grads: dict, loss: jax.Array, optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0
 ) -> tuple[State, dict]:
-  """One optimizer step, or none where loss or gradient is not finite.
+  """Performs one optimizer step; skips it if loss or gradient is not finite.
 
   Args:
-    state: before.
-    grads: of `state.trainable`.
-    loss: float32[], for the guard and the average.
-    optimizer: made the state's `opt_state`.
-    ema_decay: ceiling of the average's decay; used if the state has one.
+    state: state before the step.
+    grads: gradients of the loss with respect to `state.trainable`.
+    loss: float32[]; checked for being finite and added to `loss_average`.
+    optimizer: the optimizer that made `state.opt_state`.
+    ema_decay: upper bound of the decay of `state.ema`; unused if that is empty.
 
   Returns:
-    (state after, {"grad_norm", "skipped_in_a_row", and "spikes_skipped" where they are looked for}).
+    (state after, {"grad_norm", "skipped_in_a_row", and "spikes_skipped" if the optimizer skips spikes}).
   """
   norm = optax.tree.norm(grads)
   is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)

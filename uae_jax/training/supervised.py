@@ -1,4 +1,4 @@
-"""The step of every stage that minimizes a loss: contrastive, vae, captioner, flow matching, cold start."""
+"""The step of every supervised stage: contrastive, VAE, captioner, flow matching, cold start."""
 
 from collections.abc import Callable
 
@@ -15,13 +15,13 @@ Loss = Callable[[dict, dict, jax.Array], tuple[jax.Array, dict]]
 def make_step(
   loss: Loss, optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0, num_microbatches: int = 1
 ):
-  """step(state, batch) -> (state, metrics); pure.
+  """Makes the pure function step(state, batch) -> (state, metrics).
 
   Args:
-    loss: mean loss of a batch.
-    optimizer: of the stage.
+    loss: (params, batch, key) -> (mean loss of the batch, metrics).
+    optimizer: the optimizer that made `state.opt_state`.
     ema_decay: see `apply_gradients`.
-    num_microbatches: the batch is cut in so many equal pieces whose gradients are averaged by a scan.
+    num_microbatches: number of equal microbatches of a batch, whose gradients are averaged by a scan.
   """
 
   def value_and_grad(state, batch, key):
@@ -35,7 +35,7 @@ def make_step(
     if num_microbatches == 1:
       (value, metrics), grads = value_and_grad(state, batch, key)
     else:
-      # Piece i takes rows i, i + n, ...: each device keeps its own rows. One set of gradients is alive, not n.
+      # Microbatch i takes rows i, i + n, ..., so each device keeps its own rows. The scan holds one set of gradients.
       pieces = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, num_microbatches, *x.shape[1:]), 0, 1), batch)
       keys = jax.random.split(key, num_microbatches)
 

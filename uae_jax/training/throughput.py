@@ -1,4 +1,4 @@
-"""Where the time of a stage's steps goes, and what is done in it."""
+"""Measures the time of a stage's steps by phase, and its throughput: images, tokens, FLOP/s and MFU."""
 
 from collections.abc import Callable, Mapping
 import contextlib
@@ -10,7 +10,7 @@ import numpy as np
 
 from uae_jax.training.state import State
 
-# Peak dense bfloat16 FLOP/s of a chip, by how its device calls itself. What is not listed gets no MFU.
+# Peak dense bfloat16 FLOP/s per chip, by the `device_kind` of JAX. Devices that are not listed have no MFU.
 # Source: cloud.google.com/tpu/docs, pages of v4, v5e, v5p, v6e, 7x; NVIDIA data sheets A100, H100 SXM, H200 SXM.
 PEAK_FLOPS = {
   "TPU v4": 275e12,
@@ -27,11 +27,11 @@ PEAK_FLOPS = {
 
 
 class StepClock:
-  """Measures the steps between two log lines. The first step, which compiles, is left out.
+  """Measures the steps between two log lines, without the first step of the process, which compiles.
 
   Args:
-    flops: () -> matrix FLOPs of a step on all chips together; asked after the first step.
-    num_rollouts: images painted for one image of the batch; 1 where the stage learns from the batch itself.
+    flops: () -> matrix FLOPs of a step on all chips together; called after the first step.
+    num_rollouts: number of images generated per image of the batch; 1 for supervised stages.
   """
 
   def __init__(self, flops: Callable[[], float], *, num_rollouts: int = 1):
@@ -52,7 +52,7 @@ class StepClock:
 
   @contextlib.contextmanager
   def phase(self, name: str):
-    """Time of the host that goes into `seconds_<name>`; also marked in a trace."""
+    """Context whose wall time on the host is added to `seconds_<name>`; also marked in a trace."""
     start = time.perf_counter()
     with jax.profiler.TraceAnnotation(name):
       yield
@@ -60,17 +60,20 @@ class StepClock:
 
   @contextlib.contextmanager
   def paused(self, state: State):
-    """Time that belongs to no step: evaluating, saving. The steps up to `state` are waited for."""
+    """Context whose time does not count, for evaluation and saving; first waits until `state` is computed."""
     jax.block_until_ready(state)
     start = time.perf_counter()
     yield
     self._start += time.perf_counter() - start
 
   def end_step(self, state: State, batch: dict, metrics: Mapping) -> None:
-    """Counts a step that was given `batch`, image uint8[B, ..., H, W, 3], and returned `state` and `metrics`.
+    """Counts one step.
 
-    Of the metrics it looks at `seconds_*`, host floats, and at `caption_length`, the mean number of tokens an image,
-    which it does not wait for.
+    Args:
+      state: state after the step.
+      batch: batch of the step, with `image` uint8[B, ..., H, W, 3].
+      metrics: metrics of the step. Reads `seconds_*`, host floats, and `caption_length`, the mean number of tokens per
+        image, without waiting for it.
     """
     if not self._is_warm:
       self._is_warm = True
@@ -87,12 +90,15 @@ class StepClock:
         self._add_seconds(name, value)
 
   def read(self, state: State) -> dict[str, float]:
-    """What was measured since the last call; nothing if no step was.
+    """Returns the measurements since the last call; empty if there was no step.
+
+    Args:
+      state: state after the last step; it is waited for.
 
     Returns:
-      `seconds_step`, the mean wall time, and its parts `seconds_data`, `seconds_rollout`, ...;
-      `images_per_second_per_chip`, `tokens_per_second_per_chip`, `tflops_per_second_per_chip`; and `mfu`, the share of
-      the chip's peak, where that is known.
+      `seconds_step`, the mean wall time per step, and its parts `seconds_data`, `seconds_rollout`, ...;
+      `images_per_second_per_chip`, `tokens_per_second_per_chip`, `tflops_per_second_per_chip`; and `mfu`, the fraction
+      of the chip's peak FLOP/s, if the peak is known.
     """
     jax.block_until_ready(state)
     seconds, steps = time.perf_counter() - self._start, self._num_steps

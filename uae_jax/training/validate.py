@@ -1,4 +1,4 @@
-"""Checks of a config that need more than its options: registered embedders and models, and addresses of rewards."""
+"""Checks of a config that need more than its options: registered embedders and models, addresses of rewards."""
 
 import difflib
 
@@ -10,10 +10,10 @@ from uae_jax.training.stages import spec
 
 
 def validate(config: Experiment) -> None:
-  """Refuses a config that cannot run, before anything is loaded or written.
+  """Checks that a config can run, before anything is loaded or written.
 
   Raises:
-    ValueError: the message names the field.
+    ValueError: the config cannot run; the message names the field.
   """
   find(config.model)
   for kind in config.embedders:
@@ -29,10 +29,10 @@ def validate(config: Experiment) -> None:
 
 
 def check_embedders(config: Experiment) -> None:
-  """Refuses rewards and figures by embedders that the run does not have, or has only as random numbers.
+  """Checks that the run has weights for every embedder that rewards or evaluation use.
 
   Raises:
-    ValueError: the message names the field.
+    ValueError: an embedder is missing or would have random weights; the message names the field.
   """
   wanted = []
   if config.evaluation.num_images:

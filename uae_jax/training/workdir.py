@@ -1,4 +1,4 @@
-"""The folder of a run: its config, and the errors of a foreign or changed one."""
+"""The folder of a run: writes its config, and refuses to resume a run with another config."""
 
 import json
 from pathlib import Path
@@ -9,17 +9,17 @@ from uae_jax.plain import to_plain as plain_value
 from uae_jax.weights import legacy
 
 CONFIG_FILE = "config.json"
-# What may change when a run is resumed: where it runs and what it keeps, not what it computes.
+# Fields that may change when a run is resumed: they affect where it runs and what it writes, not what it computes.
 FREE_FIELDS = ("mesh", "checkpoints", "profile", "tensorboard")
 
 
 def to_plain(config: Experiment) -> dict:
-  """The config as `config.json` has it: dicts, lists, numbers, strings, and the version of its fields."""
+  """Converts a config to the content of `config.json`: dicts, lists, numbers, strings, and a version number."""
   return {"config_version": legacy.CONFIG_VERSION} | plain_value(config)
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-  """`field: old -> new` for every field in which two configs differ."""
+  """Lists "config.field: old -> new" for every field in which two configs differ."""
   found = []
   for name in sorted(set(old) | set(new)):
     before, after = old.get(name, "(absent)"), new.get(name, "(absent)")
@@ -31,15 +31,15 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
 
 
 def open_workdir(workdir: Path, config: Experiment) -> dict:
-  """Makes the folder of a new run, or checks that an existing one is this run's.
+  """Creates the folder of a new run, or checks that an existing one belongs to this run.
 
-  A run may be resumed on another mesh, and keep other checkpoints; its config then says so from now on.
+  `FREE_FIELDS` may differ, e.g. to resume a run on another mesh; `config.json` is then updated.
 
   Returns:
     The plain config.
 
   Raises:
-    ValueError: the folder holds something else, or a run with another config.
+    ValueError: the folder contains something else, or a run with another config.
   """
   workdir = Path(workdir)
   plain = to_plain(config)
@@ -56,7 +56,7 @@ def open_workdir(workdir: Path, config: Experiment) -> dict:
     if old != plain:
       write_whole(file, json.dumps(plain, indent=2) + "\n")
     return plain
-  # A run that was killed while it wrote its config left a temporary file and nothing else.
+  # A run that was killed while writing its config leaves only a temporary file.
   if workdir.exists() and any(other.suffix != ".tmp" for other in workdir.iterdir()):
     raise ValueError(
       f"{workdir} is not empty and holds no {CONFIG_FILE}: it is not a run of uae-jax, choose another --workdir"
@@ -67,16 +67,16 @@ def open_workdir(workdir: Path, config: Experiment) -> dict:
 
 
 def fixed(plain: dict) -> dict:
-  """The part of a plain config that a run cannot change."""
+  """Returns the part of a plain config that must not change when a run is resumed."""
   return {name: value for name, value in plain.items() if name not in FREE_FIELDS}
 
 
 def read_config(workdir: Path) -> dict:
-  """The plain config of a run.
+  """Reads the plain config of a run.
 
   Raises:
-    FileNotFoundError: the folder holds no run.
-    ValueError: its config cannot be read.
+    FileNotFoundError: the folder does not contain a run.
+    ValueError: the config cannot be read.
   """
   file = Path(workdir) / CONFIG_FILE
   if not file.exists():
