@@ -107,7 +107,7 @@ def sample_sde(
   Args:
     make_velocity: repeat -> v(latents, sigma) with every row of conditioning repeated `repeat` times in a row.
     noise: float32[B, h, w, 16] if the group shares its initial noise, else float32[B * R, h, w, 16].
-    key: for the noise of the SDE steps.
+    key: random key of the noise in the SDE steps.
     window_start: int32[], first SDE step, the same for the whole batch.
     num_rollouts: R.
     is_noise_shared: use one initial noise per group; the steps before the window then run once per group.

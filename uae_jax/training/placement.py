@@ -10,7 +10,7 @@ from uae_jax.sharding import replicated
 def state_shardings(state, params: dict, mesh: Mesh):
   """Returns the shardings of a state: master weights, averages and both moments are sharded like their parameter.
 
-  Without them, `jax.jit` would replicate the moments and the master weights on every device.
+  Without explicit shardings, `jax.jit` replicates the moments, three times the trainable parameters on every device.
 
   Args:
     state: abstract or concrete `State`.

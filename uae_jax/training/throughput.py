@@ -27,7 +27,7 @@ PEAK_FLOPS = {
 
 
 class StepClock:
-  """Measures the steps between two log lines, without the first step of the process, which compiles.
+  """Measures the steps between two log lines. The first step of a stage, which compiles, is not counted.
 
   Args:
     flops: () -> matrix FLOPs of a step on all chips together; called after the first step.
