@@ -1,5 +1,5 @@
-"""Pure mathematics on arrays: flow matching, samplers, advantages, policy objectives. Knows no model.
+"""Pure functions on arrays, independent of any model: flow matching, samplers, advantages, policy objectives.
 
-Batch axes in words, [prompts, rollouts]; W steps of a window, L tokens. Equations are in the docstrings, with their
-sources.
+Batch axes are spelled out, [prompts, rollouts]; W is the number of steps in a window, L the number of tokens. The
+docstrings give equations and their sources.
 """

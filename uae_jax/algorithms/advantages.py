@@ -1,5 +1,6 @@
-"""Rewards to advantages, always within the group of rollouts of one prompt. Statistics over the batch are global under
-sharding.
+"""Advantages from rewards, always relative to the group of rollouts of one prompt.
+
+Statistics over the batch are global under sharding.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from uae_jax.options import AdvantageOptions
 
 
 def _moments(values: jax.Array, valid: jax.Array, axis, is_unbiased: bool) -> tuple[jax.Array, jax.Array]:
-  """(mean, std) over `axis` of the valid entries, axes kept."""
+  """(mean, std) of the valid entries over `axis`, which is kept with length 1."""
   count = jnp.sum(valid, axis=axis, keepdims=True)
   mean = jnp.sum(jnp.where(valid, values, 0), axis=axis, keepdims=True) / jnp.maximum(count, 1)
   square = jnp.sum(jnp.where(valid, jnp.square(values - mean), 0), axis=axis, keepdims=True)
@@ -21,8 +22,9 @@ def _moments(values: jax.Array, valid: jax.Array, axis, is_unbiased: bool) -> tu
 
 
 def _is_constant(rewards: jax.Array) -> jax.Array:
-  """bool[prompts]: no two finite rewards of the group differ. By comparison: the std of equal floats need not round to
-  0.
+  """bool[prompts]: whether all finite rewards of a group are equal.
+
+  Compares instead of testing the std, because the std of equal floats need not round to 0.
   """
   valid = jnp.isfinite(rewards)
   highest = jnp.max(jnp.where(valid, rewards, -jnp.inf), axis=1)
@@ -31,7 +33,7 @@ def _is_constant(rewards: jax.Array) -> jax.Array:
 
 
 def _normalize(rewards: jax.Array, options: AdvantageOptions) -> jax.Array:
-  """Centred in the group and scaled; 0 for constant groups and for rewards that are not finite."""
+  """Rewards centered within the group and scaled; 0 for constant groups and for non-finite rewards."""
   valid = jnp.isfinite(rewards)
   mean, std = _moments(rewards, valid, 1, options.is_unbiased)
   if options.scale == "batch":
@@ -49,14 +51,14 @@ def _clip(advantages: jax.Array, options: AdvantageOptions) -> jax.Array:
 def group_advantages(rewards: jax.Array, options: AdvantageOptions) -> jax.Array:
   """A_ij = (r_ij - mean_j r_ij) / (std + eps).
 
-  A reward that is not finite (a judge that failed) enters no statistic and has advantage 0; a group of equal rewards
-  has exactly 0.
+  A non-finite reward (a failed external reward) is excluded from all statistics and has advantage 0; a group of equal
+  rewards has exactly 0.
 
   Source: GRPO (arXiv 2402.03300); Dr. GRPO (arXiv 2503.20783) without the divisor.
 
   Args:
     rewards: float32[prompts, rollouts].
-    options: scale, eps, clip.
+    options: uses `scale`, `is_unbiased`, `eps` and `clip`.
 
   Returns:
     float32[prompts, rollouts], without gradient.
@@ -67,26 +69,26 @@ def group_advantages(rewards: jax.Array, options: AdvantageOptions) -> jax.Array
 def multi_reward_advantages(
   rewards: Mapping[str, jax.Array], weights: Mapping[str, float], options: AdvantageOptions
 ) -> jax.Array:
-  """Advantages of a weighted ensemble.
+  """Advantages of a weighted sum of rewards.
 
       sum_then_normalize   group_advantages(sum_k w_k r_k); a rollout that lacks one reward has advantage 0
       normalize_then_sum   s = sum_k w_k (r_k - mean_group r_k) / (std_group r_k + eps);  A = s / (std_batch s + eps)
 
-  The second keeps a reward of small spread from being drowned. Its s has mean 0 in every group, so nothing is
-  subtracted again.
+  The second form gives rewards of small spread their full weight. Its s already has mean 0 in every group, so no mean
+  is subtracted again.
 
   Source: GDPO (arXiv 2601.05242); TRL multi_objective_aggregation.
 
   Args:
     rewards: name -> float32[prompts, rollouts].
-    weights: name -> w_k; rewards not named are only measured.
-    options: `scale` acts in the first form only.
+    weights: name -> w_k; rewards without a weight do not contribute.
+    options: `scale` applies to sum_then_normalize only.
 
   Returns:
     float32[prompts, rollouts], without gradient.
 
   Raises:
-    ValueError: a weight names no reward.
+    ValueError: `weights` has a name that `rewards` does not have.
   """
   unknown = set(weights) - set(rewards)
   if unknown:
@@ -100,5 +102,5 @@ def multi_reward_advantages(
 
 
 def zero_std_fraction(rewards: jax.Array) -> jax.Array:
-  """Share of groups whose finite rewards are all equal: they teach nothing. float32[] of float32[prompts, rollouts]."""
+  """Fraction of groups without learning signal, all finite rewards equal: float32[prompts, rollouts] -> float32[]."""
   return jnp.mean(_is_constant(rewards).astype(jnp.float32))

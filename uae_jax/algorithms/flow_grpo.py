@@ -4,7 +4,7 @@ With D = log p - log p_old (each a mean over elements), std s of the step, b = m
 
     ratio         "plain"        r = e^D
                   "guard"        r = e^((D + b) s), RatioNorm: its logarithm, mean((mu - mu_old) z), has mean zero and
-                                 one scale at all steps, so that one clip range serves them all
+                                 the same scale at all steps, so one clip range fits them all
     trust region  "clip"         -min(r A, clip(r) A)
                   "divergence"   -r A, and 0 where b >= threshold and the step would move r further from 1
     step weight   "uniform"      1
@@ -12,7 +12,7 @@ With D = log p - log p_old (each a mean over elements), std s of the step, b = m
                   "inverse_dt"   1 / (sigma - sigma')
     KL            see `kl.flow`
 
-Each is chosen on its own. The loss is the mean over steps, prompts and rollouts.
+All four choices are independent. The loss is the mean over steps, prompts and rollouts.
 
 Sources: Flow-GRPO arXiv 2505.05470; GRPO-Guard 2510.22319 ("guard", "inverse_dt"); TempFlow-GRPO 2508.04324 ("noise");
 Flow-DPPO 2606.11025 ("divergence"), all as implemented by their authors.
@@ -36,13 +36,13 @@ from uae_jax.options.objectives import SDE_LOSSES
 
 
 def _divergence(mean: jax.Array, old_mean: jax.Array, std: jax.Array) -> jax.Array:
-  """b = mean |mu - mu_old|^2 / (2 s^2), [W, prompts, rollouts]."""
+  """b = mean |mu - mu_old|^2 / (2 s^2), float32[W, prompts, rollouts]."""
   square = mean_square(at_least_float32(mean) - jax.lax.stop_gradient(old_mean), 3)
   return square / expand(2 * jnp.square(std), square)
 
 
 def _step_weights(step_weight: str, std: jax.Array, change: jax.Array, mean_std: jax.Array | None) -> jax.Array:
-  """float32[W]."""
+  """The step weights of the table above, float32[W]."""
   if step_weight == "noise":
     return std / (jnp.mean(std) if mean_std is None else mean_std)
   if step_weight == "inverse_dt":
@@ -65,29 +65,28 @@ def flow_objective(
   velocity_scale: jax.Array | None = None,
   mean_std: jax.Array | None = None,
 ) -> tuple[Loss, dict[str, tuple[jax.Array, jax.Array]]]:
-  """Numerator and denominator of the loss of a (micro-)batch; the denominator is W * prompts * rollouts.
+  """Numerator and denominator of the loss of a batch or microbatch; the denominator is W * prompts * rollouts.
 
   Args:
     objective: static options.
     log_probs: float32[W, prompts, rollouts], differentiated.
-    old_log_probs: float32[W, prompts, rollouts]; on policy, `stop_gradient(log_probs)`: the ratio is then exactly 1.
+    old_log_probs: float32[W, prompts, rollouts]; on policy, `stop_gradient(log_probs)`, so the ratio is exactly 1.
     advantages: float32[prompts, rollouts].
-    std: float32[W], of the window's steps.
-    sigma: float32[W].
-    sigma_next: float32[W].
-    mean: float32[W, prompts, rollouts, ...], differentiated; for "guard", "divergence" and beta.
-    old_mean: the same of the policy that sampled; for "guard" and "divergence".
-    reference_mean: the same of the reference; for beta.
-    velocity_scale: float32[W], see `samplers.velocity_scale`; for kl = "velocity".
-    mean_std: float32[], see `samplers.mean_std`, for step_weight = "noise"; None takes the
-      window's.
+    std: float32[W], standard deviation of each step of the window.
+    sigma: float32[W], noise level before each step.
+    sigma_next: float32[W], noise level after each step.
+    mean: float32[W, prompts, rollouts, ...], differentiated; required by "guard", "divergence" and beta.
+    old_mean: `mean` under the policy that sampled; required by "guard" and "divergence".
+    reference_mean: `mean` under the reference policy; required by beta.
+    velocity_scale: float32[W], see `samplers.velocity_scale`; required by kl = "velocity".
+    mean_std: float32[], see `samplers.mean_std`, for step_weight = "noise"; None uses the mean over the window.
 
   Returns:
-    (Loss, metrics name -> (sum, count)). Names ending in `_step<i>` are those of window step i alone. `ratio_variance`
-    is the mean of (r - 1)^2, `approximate_kl` the mean of D^2 / 2; `policy_loss` is the loss without the KL.
+    (Loss, metrics name -> (sum, count)). Names ending in `_step<i>` cover window step i alone. `ratio_variance` is the
+    mean of (r - 1)^2, `approximate_kl` the mean of D^2 / 2; `policy_loss` is the loss without the KL.
 
   Raises:
-    ValueError: the loss is one of `forward_process`, or an option lacks its argument.
+    ValueError: the loss belongs to `forward_process`, or an option lacks its argument.
   """
   require("loss", objective.loss, SDE_LOSSES)
   change = sigma_next - sigma

@@ -1,4 +1,4 @@
-"""Rectified flow: straight paths from data (sigma = 0) to noise (sigma = 1), and the regression of their velocity.
+"""Rectified flow: straight paths from data (sigma = 0) to noise (sigma = 1), and regression on their velocity.
 
     x_sigma = (1 - sigma) x + sigma noise        d x_sigma / d sigma = noise - x
 
@@ -21,20 +21,20 @@ def interpolate(x: jax.Array, noise: jax.Array, sigma: jax.Array) -> jax.Array:
 
   Args:
     x: float32[batch, ...], data.
-    noise: float32[batch, ...].
-    sigma: float32[] or float32[batch].
+    noise: float32[batch, ...], standard normal.
+    sigma: float32[] or float32[batch], in [0, 1].
   """
   sigma = expand(sigma, x)
   return (1 - sigma) * x + sigma * noise
 
 
 def velocity_target(x: jax.Array, noise: jax.Array) -> jax.Array:
-  """noise - x, what the network regresses."""
+  """noise - x, the regression target of the decoder."""
   return noise - x
 
 
 def shift_sigmas(sigma: jax.Array, shift: float) -> jax.Array:
-  """shift sigma / (1 + (shift - 1) sigma). Shifts compose by multiplication. Source: arXiv 2403.03206 equation 23."""
+  """shift sigma / (1 + (shift - 1) sigma); shifts compose by multiplication. Source: arXiv 2403.03206 equation 23."""
   return shift * sigma / (1 + (shift - 1) * sigma)
 
 
@@ -48,7 +48,7 @@ def sample_sigmas(
   mode_scale: float = 1.29,
   shift: float = 3.0,
 ) -> jax.Array:
-  """Noise levels for training, shifted after drawing.
+  """Samples noise levels for training; the shift is applied after sampling.
 
       logit_normal   u = sigmoid(mean + std z)
       mode           u = 1 - w - s (cos^2(pi w / 2) - 1 + w),  w uniform
@@ -58,13 +58,13 @@ def sample_sigmas(
   thousandth).
 
   Args:
-    key: of the draw.
-    shape: of the result.
-    density: of u before the shift.
-    mean: of the logit.
-    std: of the logit.
-    mode_scale: s; positive favours the middle.
-    shift: see `shift_sigmas`; 1 for none.
+    key: typed PRNG key.
+    shape: shape of the result.
+    density: density of u before the shift, one of `DENSITIES`.
+    mean: mean of the logit, for "logit_normal".
+    std: standard deviation of the logit, for "logit_normal".
+    mode_scale: s, for "mode"; positive values favor the middle.
+    shift: see `shift_sigmas`; 1 disables the shift.
 
   Returns:
     float32[shape] in (0, 1).
@@ -80,5 +80,5 @@ def sample_sigmas(
 
 
 def apply_guidance(negative: jax.Array, positive: jax.Array, guidance: float) -> jax.Array:
-  """Classifier-free guidance: v_neg + guidance (v_pos - v_neg). Source: arXiv 2207.12598, in the form of diffusers."""
+  """Classifier-free guidance, v_neg + guidance (v_pos - v_neg). Source: arXiv 2207.12598, in the form of diffusers."""
   return negative + guidance * (positive - negative)

@@ -1,19 +1,20 @@
-"""Objectives that need neither SDE nor trajectory: they noise the finished samples again, as in pre-training.
+"""Objectives that need no SDE and no trajectory: they add noise to the final samples again, as in pretraining.
 
-DiffusionNFT pulls towards good samples and pushes away from bad ones through an implicit negative policy:
+DiffusionNFT pulls toward good samples and pushes away from bad ones through an implicit negative policy:
 
     x_s = (1 - sigma) x + sigma noise,   p = 1/2 + clip(A / A_max, -1, 1) / 2
     v+ = beta v + (1 - beta) v_old,      v- = (1 + beta) v_old - beta v,      x+- = x_s - sigma v+-
     w+- = sg mean |x+- - x|, at least 1e-5
     L = (A_max / beta) (p mean (x+ - x)^2 / w+  +  (1 - p) mean (x- - x)^2 / w-)
 
-AWM is a policy gradient whose log-probability is the flow-matching loss at one (noise, sigma), the same for old and new
-policy:
+AWM is a policy gradient whose log-probability is the flow-matching loss at one (noise, sigma), shared by the old and
+the new policy:
 
     log p = -w(sigma) mean (v - (noise - x))^2,   L = -min(r A, clip(r) A),   r = e^(log p - log p_old)
 
-Both noise every sample several times. The KL to the reference, and to a slow average of the policy, is taken in
-velocity space. v_old is the policy that sampled: the one before the update, or the slow average itself.
+Both use several (noise, sigma) pairs per sample. The KL to the reference, and to a slow average of the policy, is
+computed in velocity space. v_old is the velocity of the policy that sampled: the policy before the update, or the slow
+average.
 
 Sources: DiffusionNFT arXiv 2509.16117; AWM arXiv 2509.25050; in the form of Flow-Factory and verl-omni.
 """
@@ -47,7 +48,7 @@ def nft_terms(
   mix: float,
   max_advantage: float,
 ) -> jax.Array:
-  """L of DiffusionNFT for every sample, float32[batch]; arguments as `forward_objective`."""
+  """L of DiffusionNFT per sample, float32[batch]; arguments as for `forward_objective`."""
   noised = interpolate(x, noise, sigma)
   old_velocity = jax.lax.stop_gradient(old_velocity)
 
@@ -65,10 +66,10 @@ def nft_terms(
 def awm_log_ratio(
   velocity: jax.Array, old_velocity: jax.Array, x: jax.Array, noise: jax.Array, sigma: jax.Array, weight: str
 ) -> jax.Array:
-  """log p - log p_old of AWM, float32[batch]; arguments as `forward_objective`.
+  """log p - log p_old of AWM, float32[batch]; arguments as for `forward_objective`.
 
-  The weight multiplies the difference: compiled with fused multiply-add, the difference of two products would not be 0
-  for equal velocities.
+  The weight multiplies the difference of the errors: with fused multiply-add, the difference of two weighted errors
+  would not be exactly 0 for equal velocities.
   """
   require("weight", weight, AWM_WEIGHTS)
   target = velocity_target(x, noise)
@@ -92,25 +93,25 @@ def forward_objective(
   average_velocity: jax.Array | None = None,
   reference_velocity: jax.Array | None = None,
 ) -> tuple[Loss, dict[str, tuple[jax.Array, jax.Array]]]:
-  """Numerator and denominator of the loss of a (micro-)batch; the denominator is the number of samples.
+  """Numerator and denominator of the loss of a batch or microbatch; the denominator is the number of samples.
 
   Args:
     objective: static options.
     velocity: float[batch, ...] at `interpolate(x, noise, sigma)`, differentiated.
-    old_velocity: the same of the policy that sampled; on policy, `stop_gradient(velocity)`.
-    x: float32[batch, ...], finished samples (latents).
-    noise: float32[batch, ...].
-    sigma: float32[batch].
+    old_velocity: `velocity` under the policy that sampled; on policy, `stop_gradient(velocity)`.
+    x: float32[batch, ...], final samples (latents).
+    noise: float32[batch, ...], standard normal.
+    sigma: float32[batch], in (0, 1).
     advantages: float32[batch].
-    average_velocity: as `velocity`, of the slow average; for average_beta.
-    reference_velocity: as `velocity`, of the reference; for beta.
+    average_velocity: `velocity` under the slow average; required by average_beta.
+    reference_velocity: `velocity` under the reference; required by beta.
 
   Returns:
-    (Loss, metrics name -> (sum, count)); `policy_loss` is the loss without both betas, `old_distance` the mean of
-    (v - v_old)^2.
+    (Loss, metrics name -> (sum, count)); `policy_loss` is the loss without the two beta terms, `old_distance` the mean
+    of (v - v_old)^2.
 
   Raises:
-    ValueError: the loss is that of `flow_grpo`, or a beta lacks its velocity.
+    ValueError: the loss belongs to `flow_grpo`, or a beta lacks its velocity.
   """
   require("loss", objective.loss, FORWARD_LOSSES)
   velocity, x, noise = at_least_float32(velocity), at_least_float32(x), at_least_float32(noise)

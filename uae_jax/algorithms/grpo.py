@@ -1,4 +1,4 @@
-"""Token objectives: the GRPO family as one token term and one normalizer, both exact under micro-batching and sharding.
+"""Token objectives: the GRPO family as a token term and a normalizer, both exact under microbatching and sharding.
 
 With D_t = log p_t - log p_old_t, r_t = e^(D_t) at token level or r = e^(mean_t D_t) at sequence level (GSPO), mask m,
 |o| = sum_t m_t:
@@ -13,13 +13,13 @@ With D_t = log p_t - log p_old_t, r_t = e^(D_t) at token level or r = e^(mean_t 
     sapo      -(4 / tau) sigmoid(tau (r - 1)) A            sum_t m l / |o|          rollouts
     vespo     -sg(phi(w)) A log p                          sum_t m l                tokens
 
-where vespo's w = exp(sum_t m D_t), the ratio of whole captions within [1e-8, e^20], is weighed by a gamma-shaped
-phi(w) = e^(lambda (1 - w)) w^k with phi(1) = 1.
+where vespo's w = exp(sum_t m D_t) is the ratio of whole captions, clipped to [1e-8, e^20], and enters through the
+gamma-shaped phi(w) = e^(lambda (1 - w)) w^k with phi(1) = 1.
 
-The last two columns are a `Loss(sum, count)`. Both add over micro-batches and devices, and the count depends on masks
-alone, so `denominator` of a whole batch is known before its update. bnpo and dapo differ in other libraries by what
-they average over (a device's own micro-batch, or everything that one optimizer step sees); with exact accumulation they
-are the same, and both names are kept. All-masked rollouts count as rollouts.
+The last two columns are a `Loss(sum, count)`. Both add over microbatches and devices. The count depends on masks alone,
+so the `denominator` of a whole batch is known before its update. In other libraries bnpo averages over a device's own
+microbatch and dapo over all tokens of an optimizer step; with exact accumulation they are equal, and both names are
+accepted. Fully masked rollouts count as rollouts.
 
 Sources: GRPO arXiv 2402.03300; DAPO 2503.14476; Dr. GRPO 2503.20783; CISPO (MiniMax-M1) 2506.13585; GSPO 2507.18071;
 SAPO 2511.20347; VESPO and the off-policy mask (DeepSeek-V3.2 section 3.1) in the form of TRL; names and aggregation as
@@ -37,13 +37,13 @@ from uae_jax.options import TokenObjective
 
 BY_ROLLOUT = ("grpo", "sapo")
 BY_TOKEN = ("bnpo", "dapo", "cispo", "vespo")
-# (k, lambda) of vespo where A > 0, and elsewhere; TRL's defaults.
+# (k, lambda) of vespo for A > 0 and for A <= 0; TRL's defaults.
 VESPO_POSITIVE, VESPO_NEGATIVE = (2.0, 3.0), (3.0, 2.0)
 MIN_LOG_SEQUENCE_RATIO = math.log(1e-8)
 
 
 def effective_mask(objective: TokenObjective, mask: jax.Array, is_closed: jax.Array | None = None) -> jax.Array:
-  """float32[prompts, rollouts, L]: the mask, without truncated rollouts under truncation = "mask"."""
+  """The mask as float32[prompts, rollouts, L], zero for truncated rollouts if truncation = "mask"."""
   mask = mask.astype(jnp.float32)
   if objective.truncation != "mask":
     return mask
@@ -53,19 +53,19 @@ def effective_mask(objective: TokenObjective, mask: jax.Array, is_closed: jax.Ar
 
 
 def _token_weights(loss: str, mask: jax.Array) -> jax.Array:
-  """What multiplies each token term in the numerator."""
+  """The factor of each token term in the numerator."""
   if loss in BY_ROLLOUT:
     return mask / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
   return mask
 
 
 def denominator(objective: TokenObjective, mask: jax.Array, is_closed: jax.Array | None = None) -> jax.Array:
-  """The count of `token_objective`, from masks alone: of a batch it is the sum of its micro-batches'.
+  """The count of `token_objective`, from masks alone; that of a batch is the sum over its microbatches.
 
   Args:
     objective: static options.
-    mask: [prompts, rollouts, L]; L is the budget of dr_grpo.
-    is_closed: [prompts, rollouts]; for truncation = "mask".
+    mask: [prompts, rollouts, L]; L is the token budget of dr_grpo.
+    is_closed: [prompts, rollouts], whether a rollout ended with a closing token; required by truncation = "mask".
 
   Returns:
     float32[].
@@ -78,7 +78,7 @@ def denominator(objective: TokenObjective, mask: jax.Array, is_closed: jax.Array
 
 
 def entropy_threshold(entropy: jax.Array, mask: jax.Array, top_entropy: float) -> jax.Array:
-  """The (1 - top_entropy) quantile, linearly interpolated, of the unmasked entropies; float32[].
+  """The linearly interpolated (1 - top_entropy) quantile of the entropies where `mask` is set; float32[].
 
   Source: arXiv 2506.01939; TRL get_high_entropy_mask.
   """
@@ -114,7 +114,7 @@ def _policy_term(
 
 
 def _is_clipped(objective: TokenObjective, ratio: jax.Array, advantages: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """(below, above): where the ratio has passed a bound in the direction in which the bound acts."""
+  """(below, above): where the ratio is past a bound and the bound is active for the sign of the advantage."""
   never = jnp.zeros(jnp.broadcast_shapes(ratio.shape, advantages.shape), bool)
   if objective.loss in ("sapo", "vespo"):
     return never, never
@@ -138,27 +138,27 @@ def token_objective(
   sampling_log_probs: jax.Array | None = None,
   is_closed: jax.Array | None = None,
 ) -> tuple[Loss, dict[str, tuple[jax.Array, jax.Array]]]:
-  """Numerator and denominator of the loss of a (micro-)batch.
+  """Numerator and denominator of the loss of a batch or microbatch.
 
       l_t = policy term * importance weight * top-entropy mask + beta KL_t - entropy_bonus H_t
 
   Args:
     objective: static options.
     log_probs: float32[prompts, rollouts, L], differentiated.
-    old_log_probs: float32[prompts, rollouts, L]; on policy, `stop_gradient(log_probs)`: the ratio is then exactly 1.
+    old_log_probs: float32[prompts, rollouts, L]; on policy, `stop_gradient(log_probs)`, so the ratio is exactly 1.
     advantages: float32[prompts, rollouts].
-    mask: [prompts, rollouts, L], the sampled tokens, closing token included.
-    reference_log_probs: float32[prompts, rollouts, L]; for beta with an estimator.
-    exact_kl: float32[prompts, rollouts, L], see `kl.exact`; for beta with kl = "exact".
-    entropy: float32[prompts, rollouts, L]; for `entropy_bonus`, `top_entropy` and its metric.
-    entropy_threshold_value: float32[], `entropy_threshold` of the whole batch; None takes it from this micro-batch.
-    sampling_log_probs: float32[prompts, rollouts, L], as the sampler measured them; for `sampling_cap` and
+    mask: [prompts, rollouts, L], nonzero at sampled tokens, including the closing token.
+    reference_log_probs: float32[prompts, rollouts, L]; required by beta with an estimator.
+    exact_kl: float32[prompts, rollouts, L], see `kl.exact`; required by beta with kl = "exact".
+    entropy: float32[prompts, rollouts, L]; required by `entropy_bonus` and `top_entropy`, otherwise only a metric.
+    entropy_threshold_value: float32[], `entropy_threshold` of the whole batch; None computes it from this microbatch.
+    sampling_log_probs: float32[prompts, rollouts, L], as measured by the sampler; required by `sampling_cap` and
       `off_policy_threshold`.
-    is_closed: [prompts, rollouts]; for truncation = "mask".
+    is_closed: [prompts, rollouts], whether a rollout ended with a closing token; required by truncation = "mask".
 
   Returns:
-    (Loss, metrics name -> (sum, count)). `ratio_variance` is the mean of (r - 1)^2, `approximate_kl` that of D^2 / 2;
-    `policy_loss` is the loss without KL and entropy.
+    (Loss, metrics name -> (sum, count)). `ratio_variance` is the mean of (r - 1)^2, `approximate_kl` the mean of
+    D^2 / 2; `policy_loss` is the loss without KL and entropy.
 
   Raises:
     ValueError: an option lacks its argument.
@@ -170,7 +170,7 @@ def token_objective(
   def kept(x):
     return None if x is None else jnp.where(mask > 0, x, 0)
 
-  # Padding may hold anything, infinities too: it must reach neither value nor gradient.
+  # Padding may hold any value, including infinities, which must not reach the loss or its gradient.
   log_probs, old_log_probs, entropy, exact_kl = map(kept, (log_probs, old_log_probs, entropy, exact_kl))
   reference_log_probs, sampling_log_probs = map(kept, (reference_log_probs, sampling_log_probs))
   difference = log_probs - jax.lax.stop_gradient(old_log_probs)

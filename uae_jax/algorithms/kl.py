@@ -1,4 +1,4 @@
-"""Distances from the reference policy: estimated from log-probabilities, exact from logits, and of Gaussian steps."""
+"""Distances from the reference policy: estimated from log-probabilities, exact from logits, or of Gaussian steps."""
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +11,15 @@ MAX_LOG_RATIO = 20.0
 
 
 def clip_log_ratio(log_ratio: jax.Array) -> jax.Array:
-  """Within +-20, where its exponential is finite in float32."""
+  """Clips a log ratio to +-20, where its exponential is finite in float32."""
   return jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def estimate(kind: str, log_probs: jax.Array, reference_log_probs: jax.Array) -> jax.Array:
-  """Estimators of KL(policy, reference) at samples of the policy, with d = log p_ref - log p within +-20.
+  """Estimates KL(policy, reference) at samples of the policy, with d = log p_ref - log p clipped to +-20.
 
-      k1   -d              unbiased, any sign; as a loss its gradient is zero in expectation
-      k2   d^2 / 2         biased value, right gradient
+      k1   -d              unbiased, either sign; as a loss its gradient is zero in expectation
+      k2   d^2 / 2         biased value, correct gradient
       k3   e^d - d - 1     unbiased, never negative
 
   Source: Schulman, "Approximating KL Divergence" (2020); k3 in GRPO (arXiv 2402.03300).
@@ -42,7 +42,7 @@ def estimate(kind: str, log_probs: jax.Array, reference_log_probs: jax.Array) ->
 
 
 def exact(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:
-  """sum_v p_v (log p_v - log p_ref_v), float32[...], of logits float[..., V]."""
+  """The exact KL per token, sum_v p_v (log p_v - log p_ref_v): logits float[..., V] -> float32[...]."""
   log_p = jax.nn.log_softmax(at_least_float32(logits))
   log_reference = jax.nn.log_softmax(at_least_float32(reference_logits))
   return jnp.sum(jnp.exp(log_p) * (log_p - log_reference), axis=-1)
@@ -57,30 +57,30 @@ def flow(
   change: jax.Array,
   velocity_scale: jax.Array | None = None,
 ) -> jax.Array:
-  """Distance of two Gaussian steps with equal std, averaged over elements.
+  """Distance between two Gaussian steps with equal std, averaged over elements.
 
       gaussian         |mu - mu_ref|^2 / (2 std^2)   the KL itself; beta about 0.004 in Flow-GRPO
       gaussian_no_dt   |mu - mu_ref|^2 / (2 g^2)     std = g sqrt(sigma - sigma'); Flow-GRPO's choice, beta about 0.04
       velocity         |v - v_ref|^2                 beta about 1e-3 in Flow-Factory
       mean             |mu - mu_ref|^2               beta about 1e-2 in Flow-Factory
 
-  Without dt late steps weigh more. The std of the cps sampler has no dt: use "gaussian" there.
+  Without dt, late steps weigh more. The std of the cps sampler contains no dt: use "gaussian" with it.
 
   Source: Flow-GRPO (arXiv 2505.05470) and its authors' code; Flow-Factory.
 
   Args:
-    kind: see above.
+    kind: one of `FLOW_KINDS`, see above.
     mean: float32[W, prompts, rollouts, ...].
     reference_mean: float32[W, prompts, rollouts, ...].
-    std: float32[W], of the steps.
+    std: float32[W], standard deviation of each step.
     change: float32[W], sigma' - sigma, negative.
-    velocity_scale: float32[W], d mean / d v, see `samplers.velocity_scale`; for "velocity".
+    velocity_scale: float32[W], d mean / d v, see `samplers.velocity_scale`; required by "velocity".
 
   Returns:
     float32[W, prompts, rollouts].
 
   Raises:
-    ValueError: an unknown kind, or "velocity" without `velocity_scale`.
+    ValueError: `kind` is unknown, or is "velocity" without `velocity_scale`.
   """
   require("kl", kind, FLOW_KINDS)
   distance = mean_square(at_least_float32(mean) - at_least_float32(reference_mean), 3)

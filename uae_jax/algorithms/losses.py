@@ -1,4 +1,4 @@
-"""What the objectives share: means kept as (sum, count), broadcasting of per-sample numbers, the clipped surrogate."""
+"""Helpers of the objectives: means as (sum, count), broadcasting of per-sample values, the clipped surrogate."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 
 class Loss(NamedTuple):
-  """A mean kept as numerator and denominator: those of micro-batches and devices add, and are divided once at the end.
+  """A mean as numerator and denominator, which are added over microbatches and devices and divided once at the end.
 
   Attributes:
-    sum: float32[].
-    count: float32[]; carries no gradient.
+    sum: float32[], the numerator.
+    count: float32[], the denominator; carries no gradient.
   """
 
   sum: jax.Array
@@ -23,13 +23,13 @@ class Loss(NamedTuple):
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-  """bfloat16 and float16 as float32; float64 stays, so that formulas can be tested in it."""
+  """Casts bfloat16 and float16 to float32; keeps float64, so formulas can be tested in it."""
   x = jnp.asarray(x)
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def expand(values: jax.Array, x: jax.Array) -> jax.Array:
-  """float[...] with trailing axes of length 1, so that it broadcasts against `x` over the leading axes."""
+  """Appends axes of length 1 to `values`, so that it broadcasts against `x` along the leading axes."""
   values = jnp.asarray(values)
   return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
 
@@ -40,7 +40,7 @@ def mean_square(x: jax.Array, num_batch_axes: int = 1) -> jax.Array:
 
 
 def sum_and_count(values: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-  """(sum m x, sum m), the form of every metric; `mask` None counts all entries."""
+  """(sum of m x, sum of m), the form of every metric; without a mask all entries count."""
   values = at_least_float32(values)
   mask = jnp.ones_like(values) if mask is None else jnp.broadcast_to(mask, values.shape).astype(values.dtype)
   return jnp.sum(values * mask), jnp.sum(mask)
@@ -51,7 +51,7 @@ def clipped_surrogate(
 ) -> jax.Array:
   """-min(min(r, delta) A, clip(r, 1 - low, 1 + high) A), elementwise.
 
-  Source: PPO (arXiv 1707.06347); separate bounds DAPO (arXiv 2503.14476); the cap delta bounds r where A < 0,
+  Source: PPO (arXiv 1707.06347); separate bounds: DAPO (arXiv 2503.14476); delta, which bounds r where A < 0:
   INTELLECT-2 (arXiv 2505.07291).
   """
   capped = ratio if delta is None else jnp.minimum(ratio, delta)
@@ -59,9 +59,10 @@ def clipped_surrogate(
 
 
 def require(field: str, value: str, allowed: tuple[str, ...]) -> None:
-  """
+  """Checks an option against its allowed values.
+
   Raises:
-    ValueError: `value` is none of `allowed`.
+    ValueError: `value` is not in `allowed`; the message names `field`.
   """
   if value not in allowed:
     raise ValueError(f"{field} = {value!r}: expected one of {', '.join(allowed)}")

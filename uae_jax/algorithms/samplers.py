@@ -1,4 +1,4 @@
-"""From noise to data: the schedule, the deterministic step, and one stochastic step with its log-probability.
+"""Samplers from noise to data: the schedule, the deterministic step, and stochastic steps with log-probabilities.
 
 Every sampler steps from sigma to sigma' < sigma by
 
@@ -11,11 +11,12 @@ Every sampler steps from sigma to sigma' < sigma by
     dance   the same with g = a               the same                        DanceGRPO, arXiv 2505.07818
     cps     sigma' (cos(a pi / 2) - 1)        sigma' sin(a pi / 2)            Flow-CPS, arXiv 2509.05952
 
-cps is usually written mean = (1 - sigma') x0_hat + sqrt(sigma'^2 - std^2) x1_hat: the same, since x + (sigma' - sigma)
-v = (1 - sigma') x0_hat + sigma' x1_hat. In this form noise level a = 0 is the Euler step, bit for bit, for every kind.
+cps is usually written mean = (1 - sigma') x0_hat + sqrt(sigma'^2 - std^2) x1_hat. That is equal, because
+x + (sigma' - sigma) v = (1 - sigma') x0_hat + sigma' x1_hat. In this form noise level a = 0 gives the Euler step, bit
+for bit, for every kind.
 
-Rollout and replay call the same `sde_step` and `log_prob`. All in float32: bfloat16 latents bias the ratio by more than
-the clip range.
+Rollout and replay call the same `sde_step` and `log_prob`. Everything is float32: bfloat16 latents bias the ratio by
+more than the clip range.
 """
 
 import math
@@ -31,18 +32,19 @@ WINDOW_STRATEGIES = ("fixed", "random", "progressive")
 
 
 def sigmas(num_steps: int, shift: float = 3.0, num_train_steps: int = 1000) -> np.ndarray:
-  """The schedule of diffusers' FlowMatchEulerDiscreteScheduler, a constant of the program.
+  """The schedule of diffusers' FlowMatchEulerDiscreteScheduler, computed on the host.
 
-  The shift acts twice: the ends are the shifted ends of the training table, then the line between them is shifted
-  again. The last sigma before 0 is therefore shift(shift(1 / 1000)), far below what one shift of linspace(1, 0) gives.
+  The shift applies twice: the end points are the shifted ends of the training schedule, then the linear interpolation
+  between them is shifted again. The last sigma before 0 is therefore shift(shift(1 / 1000)), far below what a single
+  shift of linspace(1, 0) gives.
 
   Source: diffusers 0.42 scheduling_flow_match_euler_discrete.py, __init__ (float32) and set_timesteps (float64, rounded
   once).
 
   Args:
     num_steps: N.
-    shift: SD3 and SD3.5 use 3.
-    num_train_steps: of the training table.
+    shift: see `flow_matching.shift_sigmas`; SD3 and SD3.5 use 3.
+    num_train_steps: length of the training schedule.
 
   Returns:
     float32[N + 1], descending from 1 to 0.
@@ -55,7 +57,7 @@ def sigmas(num_steps: int, shift: float = 3.0, num_train_steps: int = 1000) -> n
 
 
 def ode_step(x: jax.Array, velocity: jax.Array, sigma: jax.Array, sigma_next: jax.Array) -> jax.Array:
-  """Euler: x + (sigma' - sigma) v.
+  """One Euler step, x + (sigma' - sigma) v.
 
   Args:
     x: float32[batch, ...].
@@ -70,7 +72,7 @@ def ode_step(x: jax.Array, velocity: jax.Array, sigma: jax.Array, sigma_next: ja
 def pull_and_std(
   kind: str, sigma: jax.Array, sigma_next: jax.Array, sigma_first: jax.Array, noise_level: float
 ) -> tuple[jax.Array, jax.Array]:
-  """(pull, std) of the table above, of sigma's shape; they do not depend on x."""
+  """(pull, std) of the table above, in the shape of `sigma`; they do not depend on x."""
   require("sampler", kind, KINDS)
   if kind == "cps":
     if isinstance(noise_level, int | float) and not 0 <= noise_level <= 1:
@@ -81,7 +83,7 @@ def pull_and_std(
   change = sigma_next - sigma
   g = noise_level
   if kind == "flow":
-    # At sigma = 1 the denominator would vanish; Flow-GRPO takes the schedule's second sigma there.
+    # At sigma = 1 the denominator would be 0; there, as in Flow-GRPO, it uses the schedule's second sigma.
     g = noise_level * jnp.sqrt(sigma / (1 - jnp.where(sigma == 1, sigma_first, sigma)))
   return change * jnp.square(g) / (2 * sigma), g * jnp.sqrt(-change)
 
@@ -95,7 +97,7 @@ def sde_step(
   sigma_first: jax.Array,
   noise_level: float,
 ) -> tuple[jax.Array, jax.Array]:
-  """Moments of x' given x; see the table above.
+  """Mean and standard deviation of x' given x; see the table above.
 
   Args:
     kind: "flow", "dance" or "cps".
@@ -103,11 +105,11 @@ def sde_step(
     velocity: float[batch, ...], v(x, sigma).
     sigma: float32[] or float32[batch].
     sigma_next: float32[] or float32[batch].
-    sigma_first: float32[], sigmas[1] of the schedule; stands in for sigma = 1 in a denominator.
-    noise_level: a; 0.7 for flow, 0.8 for cps, 0.3 for dance are the published choices.
+    sigma_first: float32[], sigmas[1] of the schedule; replaces sigma = 1 in the denominator of "flow".
+    noise_level: a; published values are 0.7 for flow, 0.8 for cps, 0.3 for dance.
 
   Returns:
-    (mean float32[batch, ...], std of sigma's shape).
+    (mean float32[batch, ...], std in the shape of `sigma`).
   """
   pull, std = pull_and_std(kind, sigma, sigma_next, sigma_first, noise_level)
   x, velocity = at_least_float32(x), at_least_float32(velocity)
@@ -118,13 +120,13 @@ def sde_step(
 def velocity_scale(
   kind: str, sigma: jax.Array, sigma_next: jax.Array, sigma_first: jax.Array, noise_level: float
 ) -> jax.Array:
-  """d mean / d v = sigma' - sigma + pull (1 - sigma), of sigma's shape."""
+  """d mean / d v = sigma' - sigma + pull (1 - sigma), in the shape of `sigma`."""
   pull, _ = pull_and_std(kind, sigma, sigma_next, sigma_first, noise_level)
   return sigma_next - sigma + pull * (1 - sigma)
 
 
 def mean_std(kind: str, schedule: jax.Array, noise_level: float) -> jax.Array:
-  """Mean std over all steps but the last, which is never trained; float32[].
+  """Mean std over all steps except the last, which is never trained; float32[].
 
   Args:
     kind: "flow", "dance" or "cps".
@@ -136,14 +138,14 @@ def mean_std(kind: str, schedule: jax.Array, noise_level: float) -> jax.Array:
 
 
 def log_prob(kind: str, x_next: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-  """Mean over the elements of log N(x'; mean, std^2); of cps, -(x' - mean)^2 without variance and constants.
+  """Log-probability of a step, averaged over elements; cps omits variance and constants.
 
       flow, dance   -(x' - mean)^2 / (2 std^2) - log std - log(2 pi) / 2
       cps           -(x' - mean)^2
 
-  The mean, not the sum, over elements is what every published clip range refers to. No gradient flows through x'. A
-  step of std 0 (the last one of cps, any at noise level 0) has no log-probability; the last step of flow and dance is
-  too sharp to train on.
+  Every published clip range refers to the mean over elements, not the sum. No gradient flows through x'. A step with
+  std 0 (the last one of cps, all at noise level 0) has no log-probability; the last step of flow and dance is too
+  narrow to train on.
 
   Source: Flow-GRPO (arXiv 2505.05470) and Flow-CPS (arXiv 2509.05952), as implemented by their authors.
 
@@ -166,21 +168,22 @@ def log_prob(kind: str, x_next: jax.Array, mean: jax.Array, std: jax.Array) -> j
 def sde_window(
   key_or_step: jax.Array, window_range: tuple[int, int], strategy: str, *, stride: int = 1, hold: int = 1
 ) -> jax.Array:
-  """First stochastic step of an update. One draw for all groups: a window a sample inflates the in-group reward spread
-  and collapses training.
+  """The first stochastic step of an update, shared by all groups.
+
+  One window per sample would inflate the reward spread within a group and collapse training.
 
       fixed         first
       random        uniform in [first, last)
       progressive   first + (step // hold) stride  mod  (last - first)
 
-  Source: Flow-GRPO-Fast (random); MixGRPO (arXiv 2507.21802; progressive: stride = window size, hold updates a
+  Source: Flow-GRPO-Fast (random); MixGRPO (arXiv 2507.21802; progressive: stride = window size, hold = updates per
   position).
 
   Args:
-    key_or_step: a typed key for "random", int32[] number of the update for "progressive"; "fixed" takes either.
-    window_range: (first, last), the window starts in [first, last).
-    strategy: see above.
-    stride: of "progressive".
+    key_or_step: typed PRNG key for "random", update number int32[] for "progressive"; "fixed" ignores it.
+    window_range: (first, last); the window starts in [first, last).
+    strategy: one of `WINDOW_STRATEGIES`, see above.
+    stride: steps by which a "progressive" window moves.
     hold: updates before a "progressive" window moves.
 
   Returns:
