@@ -1,1 +1,1 @@
-"""Architectures: one file or folder a model, its frozen config and published sizes; no loading, no jit, no loss."""
+"""Architectures: one file or folder per model, with its config and published sizes; no loading, jit or losses."""

@@ -1,4 +1,4 @@
-"""What the rest of the system asks of a captioner. Positions and caches are opaque: only their captioner reads them."""
+"""The interface of a captioner. Positions and caches are opaque: only the captioner that made them reads them."""
 
 from typing import Any, Protocol
 
@@ -11,8 +11,8 @@ class CaptionerConfig(Protocol):
   """Sizes of a captioner.
 
   Attributes:
-    vocab_size: entries of the logits.
-    patch_size: side of an image patch, pixels.
+    vocab_size: V, size of the logits' last axis.
+    patch_size: side of an image patch, in pixels.
   """
 
   @property
@@ -22,27 +22,27 @@ class CaptionerConfig(Protocol):
   def patch_size(self) -> int: ...
 
   def with_remat(self, policy: str) -> "CaptionerConfig":
-    """The same captioner whose backward pass keeps of each layer what `policy` of `layers.stack` says."""
+    """A copy of the config with the rematerialization policy `policy`, a key of `layers.stack.REMAT_POLICIES`."""
     ...
 
 
 class TokenModel(Protocol):
-  """The part of a captioner that continues a prefix token by token."""
+  """The part of a captioner that continues a prefix, token by token."""
 
   vocab_size: int
 
   def embed(self, tokens: jax.Array) -> jax.Array:
-    """int32[...] -> float[..., D]."""
+    """Token embeddings: int32[...] -> float[..., D]."""
     ...
 
   def logits(self, hidden: jax.Array) -> jax.Array:
-    """float[..., D], after the final norm, -> float32[..., V]."""
+    """Next-token logits of states after the final norm: float[..., D] -> float32[..., V]."""
     ...
 
   def continuation_positions(
     self, next_position: jax.Array, start: jax.Array | int, num_rollouts: int, length: int
   ) -> jax.Array:
-    """Positions of tokens start .. start + length of each of `num_rollouts` continuations per prompt."""
+    """Positions of tokens [start, start + length) of each of `num_rollouts` continuations per prompt."""
     ...
 
   def init_suffix(self, batch: int, rollouts: int, length: int, dtype: Any = ...) -> Any:
@@ -52,17 +52,15 @@ class TokenModel(Protocol):
   def extend(
     self, embeddings: jax.Array, positions: jax.Array, prefix: Any, suffix: Any = None, start: jax.Array | int = 0
   ) -> tuple[jax.Array, Any]:
-    """Runs float[B, R, T, D] over the shared prefix.
+    """Runs T more tokens of each of R rollouts, float[B, R, T, D], over the shared prefix.
 
     Returns:
-      (states float[B, R, T, D], the suffix with T more tokens, or None without a suffix).
+      (states float[B, R, T, D] after the final norm, the suffix with T more tokens or None if no suffix was given).
     """
     ...
 
   def for_decoding(self) -> "TokenModel":
-    """The same function with weights prepared for a loop over tokens: all-gathered once, layers unstacked if
-    unrolled.
-    """
+    """The same function, prepared for a loop over tokens: weights all-gathered once, layers unstacked if unrolled."""
     ...
 
 
@@ -72,10 +70,10 @@ class Captioner(TokenModel, Protocol):
   config: CaptionerConfig
 
   def prompt(self, prompts: Prompts, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Image and question of every row.
+    """Embeds the image and the question of every row.
 
     Args:
-      prompts: the templates, of this image size.
+      prompts: the templates rendered for this image size.
       images: uint8[B, h, w, 3].
 
     Returns:
@@ -84,7 +82,7 @@ class Captioner(TokenModel, Protocol):
     ...
 
   def prefill(self, embeddings: jax.Array, positions: jax.Array, mask: jax.Array) -> tuple[jax.Array, Any]:
-    """(states float[B, P, D], the cache that `extend` continues); the cache's `dtype` is that of a suffix."""
+    """(states float[B, P, D], the cache that `extend` continues); a suffix should have the `dtype` of the cache."""
     ...
 
   def next_position(self, positions: jax.Array, mask: jax.Array) -> jax.Array:
@@ -92,9 +90,9 @@ class Captioner(TokenModel, Protocol):
     ...
 
   def text_positions(self, mask: jax.Array) -> jax.Array:
-    """Positions of rows without images, of mask bool[B, T]."""
+    """Positions of rows without images, given their mask bool[B, T]."""
     ...
 
   def states(self, embeddings: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
-    """States float[B, T, D] of whole rows, after the final norm; nothing is kept."""
+    """States float[B, T, D] of whole rows, after the final norm, without a cache."""
     ...

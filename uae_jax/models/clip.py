@@ -1,4 +1,4 @@
-"""CLIP: an image tower and a text tower that meet in one embedding space; also Long-CLIP and the text encoders of SD3.
+"""CLIP: an image tower and a text tower with a common embedding space; also Long-CLIP and the text encoders of SD3.
 
 Source: Radford et al. 2021 (arXiv 2103.00020), transformers 5.23 modeling_clip.py; Zhang et al. 2024 (arXiv 2403.15378)
 for the two position tables of Long-CLIP. Letters: see layers/__init__.py; E is the width of the embedding space.
@@ -18,14 +18,20 @@ from uae_jax.layers.norms import LayerNorm
 from uae_jax.models.vit import Encoder, ViTConfig, patches, prepend
 from uae_jax.sharding import constrain, gather
 
-# Files written before transformers 4.31 say `eos_token_id: 2` whatever the vocabulary: the end is the largest id.
+# Files written before transformers 4.31 have `eos_token_id: 2` for any vocabulary; their end token has the largest id.
 LEGACY_EOS = 2
 INITIAL_LOGIT_SCALE = float(np.log(1 / 0.07))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLIPVisionConfig(ViTConfig):
-  """The image tower: `image_px` is the side of its square image, `patch` of a patch; `projection_width` is E."""
+  """Architecture of the image tower.
+
+  Attributes:
+    image_px: side of the square input image, in pixels.
+    patch: side of a patch, in pixels.
+    projection_width: E.
+  """
 
   image_px: int
   patch: int
@@ -33,7 +39,7 @@ class CLIPVisionConfig(ViTConfig):
 
   @property
   def num_positions(self) -> int:
-    """Patches and the class token."""
+    """Number of tokens: all patches and the class token."""
     return (self.image_px // self.patch) ** 2 + 1
 
   @classmethod
@@ -52,7 +58,7 @@ class CLIPVisionConfig(ViTConfig):
 
   @classmethod
   def from_huggingface(cls, config: Mapping[str, Any], projection_width: int | None = None) -> "CLIPVisionConfig":
-    """From a CLIPVisionConfig dict; absent fields have the library's defaults."""
+    """Reads a transformers CLIPVisionConfig dict; absent fields get the defaults of transformers."""
     return cls(
       image_px=config.get("image_size", 224),
       patch=config.get("patch_size", 32),
@@ -63,14 +69,14 @@ class CLIPVisionConfig(ViTConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLIPTextConfig(ViTConfig):
-  """The text tower.
+  """Architecture of the text tower.
 
   Attributes:
     vocab_size: V.
-    max_tokens: rows of the position table.
+    max_tokens: number of rows of the position table.
     projection_width: E.
-    eos_token: the token whose first place is pooled; `LEGACY_EOS` pools at the largest id.
-    position_split: positions from here on come from a second table (Long-CLIP keeps the first 20 of CLIP's), if any do.
+    eos_token: id of the token whose first occurrence is pooled; `LEGACY_EOS` pools at the largest id of a row.
+    position_split: first position that uses the second position table (20 for Long-CLIP); None for a single table.
   """
 
   vocab_size: int
@@ -82,7 +88,7 @@ class CLIPTextConfig(ViTConfig):
 
   @classmethod
   def clip_vit_l14(cls) -> "CLIPTextConfig":
-    """Also the first text encoder of SD3. Source: openai/clip-vit-large-patch14, config.json."""
+    """The text tower of CLIP-L, also the first one of SD3. Source: openai/clip-vit-large-patch14, config.json."""
     return cls(
       vocab_size=49408,
       max_tokens=77,
@@ -96,7 +102,7 @@ class CLIPTextConfig(ViTConfig):
 
   @classmethod
   def clip_bigg_text(cls) -> "CLIPTextConfig":
-    """The second text encoder of SD3. Source: stabilityai/stable-diffusion-3.5-large, text_encoder_2/config.json."""
+    """The second text tower of SD3. Source: stabilityai/stable-diffusion-3.5-large, text_encoder_2/config.json."""
     return dataclasses.replace(
       cls.clip_vit_l14(),
       width=1280,
@@ -114,7 +120,7 @@ class CLIPTextConfig(ViTConfig):
 
   @classmethod
   def from_huggingface(cls, config: Mapping[str, Any], projection_width: int | None = None) -> "CLIPTextConfig":
-    """From a CLIPTextConfig dict; absent fields have the library's defaults."""
+    """Reads a transformers CLIPTextConfig dict; absent fields get the defaults of transformers."""
     return cls(
       vocab_size=config.get("vocab_size", 49408),
       max_tokens=config.get("max_position_embeddings", 77),
@@ -126,7 +132,7 @@ class CLIPTextConfig(ViTConfig):
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
-  """Both towers.
+  """Architecture of both towers.
 
   Raises:
     ValueError: the towers do not project to the same width.
@@ -155,7 +161,7 @@ class CLIPConfig:
 
   @classmethod
   def from_huggingface(cls, config: Mapping[str, Any]) -> "CLIPConfig":
-    """From the `config.json` of a transformers CLIPModel."""
+    """Reads the `config.json` of a transformers CLIPModel."""
     width = config.get("projection_dim", 512)
     return cls(
       CLIPVisionConfig.from_huggingface(config.get("vision_config") or {}, width),
@@ -164,7 +170,7 @@ class CLIPConfig:
 
 
 def _encoder_fields(config: Mapping[str, Any], *, width: int, mlp_width: int, num_heads: int) -> dict[str, Any]:
-  """Fields of `ViTConfig` from a Hugging Face dict; the two towers have different defaults."""
+  """Fields of `ViTConfig` from a Hugging Face dict; the arguments are the defaults, which differ between the towers."""
   return {
     "width": config.get("hidden_size", width),
     "depth": config.get("num_hidden_layers", 12),
@@ -192,16 +198,16 @@ class CLIPVision(nnx.Module):
     self.config = config
 
   def __call__(self, pixels: jax.Array) -> jax.Array:
-    """Features of images, not normalized. Computes in the dtype of `pixels`.
+    """Image embeddings, not normalized. Computes in the dtype of `pixels`.
 
     Args:
-      pixels: float[B, image_px, image_px, 3], with CLIP's mean and standard deviation taken out.
+      pixels: float[B, image_px, image_px, 3], normalized with CLIP's mean and standard deviation.
 
     Returns:
       float[B, E].
 
     Raises:
-      ValueError: the images have another size.
+      ValueError: the images have a different size.
     """
     size = self.config.image_px
     if pixels.shape[1:] != (size, size, 3):
@@ -231,10 +237,10 @@ class CLIPText(nnx.Module):
     self.config = config
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
-    """Features of texts, not normalized. Computes in the dtype of the token table.
+    """Text embeddings, not normalized. Computes in the dtype of the token table.
 
     Args:
-      tokens: int32[B, T], T at most `max_tokens`; what follows the pooled token has no influence.
+      tokens: int32[B, T], T at most `max_tokens`; tokens after the pooled one have no effect.
 
     Returns:
       float[B, E].
@@ -250,7 +256,7 @@ class CLIPText(nnx.Module):
       positions = jnp.concatenate([positions[: config.position_split], self.late_positions[config.position_split :]])
     x = gather(self.token_embedding[...], "vocab", "embed")[tokens] + gather(positions[:length], None, "embed")
     x = self.encoder(constrain(x, "batch", "act_tokens", "act_embed"))
-    # argmax finds the first of equals.
+    # argmax returns the first maximum.
     place = jnp.argmax(tokens if config.eos_token == LEGACY_EOS else tokens == config.eos_token, axis=1)
     pooled = jnp.take_along_axis(x, place[:, None, None], axis=1)[:, 0]
     return self.projection(self.norm_out(pooled))

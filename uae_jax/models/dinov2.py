@@ -22,12 +22,12 @@ from uae_jax.sharding import constrain, gather
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DINOv2Config(ViTConfig):
-  """Architecture of a DINOv2.
+  """Architecture of a DINOv2 model.
 
   Attributes:
-    image_px: side of the square image that the stored position table belongs to.
+    image_px: side, in pixels, of the square image that the stored position table is for.
     patch: side of a patch, in pixels.
-    num_registers: tokens after the class token; a model that has them resizes its position table with antialiasing.
+    num_registers: number of register tokens; models that have them resize the position table with antialiasing.
   """
 
   image_px: int
@@ -53,10 +53,10 @@ class DINOv2Config(ViTConfig):
 
   @classmethod
   def from_huggingface(cls, config: Mapping[str, Any]) -> "DINOv2Config":
-    """From the `config.json` of a transformers Dinov2Model or Dinov2WithRegistersModel.
+    """Reads the `config.json` of a transformers Dinov2Model or Dinov2WithRegistersModel.
 
     Raises:
-      ValueError: the file describes something this class is not.
+      ValueError: the file describes an unsupported architecture.
     """
     if config.get("use_swiglu_ffn"):
       raise ValueError("use_swiglu_ffn (DINOv2-giant) is not supported")
@@ -81,14 +81,14 @@ class DINOv2Config(ViTConfig):
 
 
 class DINOv2(nnx.Module):
-  """The whole network."""
+  """A DINOv2 model; its output is the class token."""
 
   def __init__(self, config: DINOv2Config, *, rngs: nnx.Rngs):
     width = config.width
     normal = nnx.initializers.normal(0.02)
     self.patch_embed = Linear(config.patch**2 * 3, width, axes=("patch", "embed"), rngs=rngs)
     self.class_token = nnx.Param(normal(rngs.params(), (width,)), out_sharding=("embed",))
-    # Stands for hidden patches in pre-training; kept so that an export has every tensor of the original.
+    # Replaces masked patches in pretraining; stored so that an export has every tensor of the original.
     self.mask_token = Buffer(jnp.zeros((width,), jnp.float32), out_sharding=("embed",))
     if config.num_registers:
       registers = normal(rngs.params(), (config.num_registers, width))
@@ -100,10 +100,10 @@ class DINOv2(nnx.Module):
     self.config = config
 
   def __call__(self, pixels: jax.Array) -> jax.Array:
-    """The class token after the last norm. Computes in the dtype of `pixels`.
+    """The class token after the final norm. Computes in the dtype of `pixels`.
 
     Args:
-      pixels: float[B, H, W, 3], with ImageNet's mean and standard deviation taken out; any H and W of at least a patch.
+      pixels: float[B, H, W, 3], normalized with ImageNet's mean and standard deviation; H and W at least one patch.
 
     Returns:
       float[B, D].
@@ -112,7 +112,7 @@ class DINOv2(nnx.Module):
     x = prepend(gather(self.class_token[...], "embed"), self.patch_embed(patches(pixels, config.patch)))
     x = x + self.position_table(pixels.shape[1] // config.patch, pixels.shape[2] // config.patch).astype(x.dtype)
     if config.num_registers:
-      # Registers have no position: they come in after the table was added.
+      # Registers have no position embedding, so they are inserted after the table is added.
       x = jnp.concatenate([x[:, :1], prepend(gather(self.registers[...], None, "embed"), x[:, 1:])], axis=1)
     x = self.encoder(constrain(x, "batch", "act_tokens", "act_embed"))
     return self.norm_out(x[:, 0])

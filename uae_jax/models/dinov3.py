@@ -1,4 +1,4 @@
-"""DINOv3: a self-supervised vision transformer with rotary positions and register tokens.
+"""DINOv3: a self-supervised vision transformer with rotary position embeddings and register tokens.
 
 Source: Siméoni et al. 2025 (arXiv 2508.10104), transformers 5.23 modeling_dinov3_vit.py. Letters: layers/__init__.py.
 """
@@ -23,12 +23,12 @@ from uae_jax.sharding import constrain, gather
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DINOv3Config(ViTConfig):
-  """Architecture of a DINOv3.
+  """Architecture of a DINOv3 model.
 
   Attributes:
     patch: side of a patch, in pixels.
-    num_registers: register tokens after the class token.
-    rope_theta: ratio of the longest to the shortest wavelength, nearly.
+    num_registers: number of register tokens after the class token.
+    rope_theta: base of the rotary frequencies, about the ratio of the longest to the shortest wavelength.
   """
 
   patch: int
@@ -49,7 +49,7 @@ class DINOv3Config(ViTConfig):
 
   @classmethod
   def from_huggingface(cls, config: Mapping[str, Any]) -> "DINOv3Config":
-    """From the `config.json` of a transformers DINOv3ViTModel; absent fields have the library's defaults."""
+    """Reads the `config.json` of a transformers DINOv3ViTModel; absent fields get the defaults of transformers."""
     return cls(
       patch=config.get("patch_size", 16),
       num_registers=config.get("num_register_tokens", 0),
@@ -71,9 +71,9 @@ class DINOv3Config(ViTConfig):
 
 
 def rope_angles(config: DINOv3Config, height: int, width: int) -> np.ndarray:
-  """float32[height * width, H / 2]: for each patch the angles of its row, then those of its column.
+  """Rotary angles float32[height * width, H / 2]: for each patch those of its row, then those of its column.
 
-  A patch's place is that of its center in an image that reaches from -1 to 1 on both axes, whatever its size.
+  The position of a patch is its center, in coordinates that span -1 to 1 on both axes for any image size.
   """
   rows, columns = ((2 * (np.arange(size) + 0.5) / size - 1).astype(np.float32) for size in (height, width))
   quarter = config.head_width // 4
@@ -85,11 +85,11 @@ def rope_angles(config: DINOv3Config, height: int, width: int) -> np.ndarray:
 
 
 def rotate_patches(x: jax.Array, angles: jax.Array) -> jax.Array:
-  """Turns channel i against channel i + H / 2 of the last tokens; those before the patches stay as they are.
+  """Rotates the channel pairs (i, i + H / 2) of the patch tokens; tokens before the patches are unchanged.
 
   Args:
     x: float[B, T, N, H].
-    angles: float32[patches, H / 2].
+    angles: float32[patches, H / 2], of the last tokens.
   """
   num_before = x.shape[1] - angles.shape[0]
   cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
@@ -99,14 +99,14 @@ def rotate_patches(x: jax.Array, angles: jax.Array) -> jax.Array:
 
 
 class DINOv3(nnx.Module):
-  """The whole network."""
+  """A DINOv3 model; its output is the class token."""
 
   def __init__(self, config: DINOv3Config, *, rngs: nnx.Rngs):
     width = config.width
     normal = nnx.initializers.normal(0.02)
     self.patch_embed = Linear(config.patch**2 * 3, width, axes=("patch", "embed"), rngs=rngs)
     self.class_token = nnx.Param(normal(rngs.params(), (width,)), out_sharding=("embed",))
-    # Stands for hidden patches in pre-training; kept so that an export has every tensor of the original.
+    # Replaces masked patches in pretraining; stored so that an export has every tensor of the original.
     self.mask_token = Buffer(jnp.zeros((width,), jnp.float32), out_sharding=("embed",))
     registers = normal(rngs.params(), (config.num_registers, width))
     self.registers = nnx.Param(registers, out_sharding=(None, "embed"))
@@ -115,10 +115,10 @@ class DINOv3(nnx.Module):
     self.config = config
 
   def __call__(self, pixels: jax.Array) -> jax.Array:
-    """The class token after the last norm. Computes in the dtype of `pixels`.
+    """The class token after the final norm. Computes in the dtype of `pixels`.
 
     Args:
-      pixels: float[B, H, W, 3], with ImageNet's mean and standard deviation taken out; any H and W of at least a patch.
+      pixels: float[B, H, W, 3], normalized with ImageNet's mean and standard deviation; H and W at least one patch.
 
     Returns:
       float[B, D].

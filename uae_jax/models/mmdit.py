@@ -1,12 +1,12 @@
-"""MMDiT: the two-stream transformer of Stable Diffusion 3 and 3.5, predicting the velocity of a rectified flow.
+"""MMDiT: the two-stream transformer of Stable Diffusion 3 and 3.5, which predicts the velocity of a rectified flow.
 
 Source: Esser et al. 2024 (arXiv 2403.03206); diffusers 0.42 transformer_sd3.py (SD3Transformer2DModel) and attention.py
-(JointTransformerBlock). Image tokens and context tokens have their own weights and meet in one attention. Letters: see
-layers/__init__.py; here S counts context tokens, C latent channels, and a modulation is a triple (shift, scale, gate)
-of vectors [B, D] made from the timestep and the pooled text.
+(JointTransformerBlock). Image tokens and context tokens have separate weights and share one attention. Letters: see
+layers/__init__.py; here S is the number of context tokens and C of latent channels, and a modulation is a triple
+(shift, scale, gate) of vectors [B, D] computed from the timestep and the pooled text.
 
-Differs from diffusers: normalize-and-modulate is one float32 expression (diffusers rounds in between when it runs in
-bfloat16), and padding of the context can be masked.
+Differences from diffusers: normalization and modulation are one float32 expression (diffusers rounds in between when it
+runs in bfloat16), and padding of the context can be masked.
 """
 
 from collections.abc import Mapping
@@ -40,15 +40,15 @@ class MMDiTConfig:
     num_heads: N.
     head_width: H; the width is N * H.
     patch: side of a patch, in latent pixels.
-    in_channels: C, of the latents and of the velocity.
-    context_width: width of the context tokens that the connector gives.
+    in_channels: C, channels of the latents and of the velocity.
+    context_width: width of the context tokens, the output of the connector.
     pooled_width: width of the pooled text vector.
     pos_embed_max_size: side of the stored position grid, in patches.
-    sample_size: side, in latent pixels, of the square that position 0..1 of the sin-cos table was scaled to.
-    dual_attention_layers: blocks with a second, image-only attention; they must be the first ones.
-    qk_norm: whether queries and keys are RMS-normalized a head.
+    sample_size: side, in latent pixels, of the square that the positions of the whole sin-cos table are scaled to.
+    dual_attention_layers: indices of blocks with a second, image-only attention; they must be the first blocks.
+    qk_norm: RMS-normalize queries and keys per head.
     remat: a key of `layers.stack.REMAT_POLICIES`.
-    unroll: writes the layers out instead of scanning them.
+    unroll: unroll the layers instead of scanning them.
   """
 
   depth: int
@@ -79,7 +79,7 @@ class MMDiTConfig:
 
   @property
   def num_dual(self) -> int:
-    """How many blocks before the last have the second attention."""
+    """Number of blocks before the last that have the second attention."""
     return min(len(self.dual_attention_layers), self.depth - 1)
 
   @property
@@ -102,10 +102,10 @@ class MMDiTConfig:
 
   @classmethod
   def from_huggingface(cls, config: Mapping[str, Any]) -> "MMDiTConfig":
-    """From the `config.json` of a diffusers SD3Transformer2DModel.
+    """Reads the `config.json` of a diffusers SD3Transformer2DModel.
 
     Raises:
-      ValueError: the file describes something this class is not.
+      ValueError: the file describes an unsupported architecture.
     """
     width = config["num_attention_heads"] * config["attention_head_dim"]
     if config["caption_projection_dim"] != width:
@@ -130,7 +130,7 @@ class MMDiTConfig:
 
 
 def inputs_spec(config: MMDiTConfig, batch: int, height: int, width: int, tokens: int, dtype=jnp.float32) -> dict:
-  """Shapes of the arguments of `MMDiT.__call__`, by name; height and width in latent pixels."""
+  """Shapes of the inputs of `MMDiT.__call__`, by name; height and width in latent pixels."""
   return {
     "latents": jax.ShapeDtypeStruct((batch, height, width, config.in_channels), dtype),
     "timesteps": jax.ShapeDtypeStruct((batch,), jnp.float32),
@@ -151,21 +151,21 @@ def sinusoid(timesteps: jax.Array) -> jax.Array:
 
 
 def position_table(config: MMDiTConfig) -> jax.Array:
-  """float32[max, max, D]: the sin-cos code of the column in the first half of D, that of the row in the second.
+  """The position table float32[max, max, D]: sin-cos codes, the column in the first half of D, the row in the second.
 
   Source: diffusers 0.42 embeddings.py, get_2d_sincos_pos_embed with `base_size = sample_size // patch`.
   """
   size, quarter = config.pos_embed_max_size, config.width // 4
   positions = np.arange(size) * (config.sample_size // config.patch) / size
   angles = positions[:, None] / 10_000 ** (np.arange(quarter) / quarter)
-  # Only the one-dimensional code is a constant of the program; the grid (0.9 GB for the medium model) is made by XLA.
+  # Only the one-dimensional code is a constant of the program; XLA computes the grid (0.9 GB for the medium model).
   code = jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=-1), jnp.float32)
   shape = (size, size, 2 * quarter)
   return jnp.concatenate([jnp.broadcast_to(code, shape), jnp.broadcast_to(code[:, None], shape)], axis=-1)
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-  """LayerNorm(x) * (1 + scale) + shift, in float32; x float[B, T, D], shift and scale float[B, D]."""
+  """LayerNorm(x) * (1 + scale) + shift in float32, for x float[B, T, D], shift and scale float[B, D]."""
   y = LayerNorm(x.shape[-1], eps=NORM_EPS, affine=False)(x.astype(jnp.float32))
   y = y * (1 + scale.astype(jnp.float32)[:, None]) + shift.astype(jnp.float32)[:, None]
   return y.astype(x.dtype)
@@ -194,7 +194,8 @@ class Stream(nnx.Module):
   """The weights of one stream in a joint block.
 
   Args:
-    modulations: how many (shift, scale, gate) triples; 0 for a context that is read but not updated: (scale, shift).
+    modulations: number of (shift, scale, gate) triples; 0, for a context that is read but not updated, stores only
+      (scale, shift).
   """
 
   def __init__(self, config: MMDiTConfig, *, modulations: int, rngs: nnx.Rngs):
@@ -217,7 +218,7 @@ class Stream(nnx.Module):
     return self.mlp_out(constrain(hidden, "batch", "act_tokens", "act_mlp"))
 
   def finish(self, x: jax.Array, attended: jax.Array, modulation: list[jax.Array], extra: jax.Array | None = None):
-    """Adds the attention's output (and `extra`, already gated) and then the MLP's to the residual stream x."""
+    """Adds the attention output (and `extra`, already gated), then the MLP output, to the residual stream x."""
     _, _, gate, mlp_shift, mlp_scale, mlp_gate, *_ = modulation
     x = x + gate[:, None] * self.out(attended)
     if extra is not None:
@@ -227,9 +228,9 @@ class Stream(nnx.Module):
 
 
 class JointBlock(nnx.Module):
-  """One joint block; `is_dual` adds the image-only attention, `is_last` leaves the context as it is.
+  """One joint block; `is_dual` adds the image-only attention, `is_last` leaves the context unchanged.
 
-  (image float[B, T, D], context float[B, S, D], condition float[B, D] after its SiLU) -> (image, context).
+  (image float[B, T, D], context float[B, S, D], condition float[B, D] after SiLU) -> (image, context).
   """
 
   def __init__(self, config: MMDiTConfig, *, is_dual: bool, is_last: bool, rngs: nnx.Rngs):
@@ -244,7 +245,7 @@ class JointBlock(nnx.Module):
   def __call__(self, image: jax.Array, context: jax.Array, condition: jax.Array, mask: jax.Array | None):
     image_modulation = jnp.split(self.image.modulation(condition), 9 if self.is_dual else 6, axis=-1)
     context_modulation = jnp.split(self.context.modulation(condition), 2 if self.is_last else 6, axis=-1)
-    # The context that is only read is normalized by a layer that stores its pair the other way round.
+    # A context that is only read is modulated by a layer that stores (scale, shift), not (shift, scale).
     shift, scale = context_modulation[1::-1] if self.is_last else context_modulation[:2]
 
     image_heads = self.image.projections(modulate(image, *image_modulation[:2]))
@@ -270,7 +271,7 @@ class JointBlock(nnx.Module):
 
 
 class MMDiT(nnx.Module):
-  """The whole network; freshly made it outputs exactly zero (adaLN-zero and a zero output layer)."""
+  """The complete MMDiT; at initialization it outputs exactly zero (adaLN-zero and a zero output layer)."""
 
   def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs):
     width, patch_values = config.width, config.patch**2 * config.in_channels
@@ -304,17 +305,17 @@ class MMDiT(nnx.Module):
     """The velocity d latents / d sigma. Computes in the dtype of `latents`.
 
     Args:
-      latents: float[B, h, w, C]; h and w multiples of the patch.
-      timesteps: float[B] in 0..1000 (1000 * sigma); kept in float32.
+      latents: float[B, h, w, C]; h and w are multiples of the patch.
+      timesteps: float[B], 1000 * sigma, in [0, 1000]; the sinusoid is computed in float32.
       context: float[B, S, context_width].
       pooled: float[B, pooled_width].
-      context_mask: bool[B, S], False at padding; None attends to every slot, as the official model does.
+      context_mask: bool[B, S], False at padding; None attends to all tokens, as the official model does.
 
     Returns:
       float[B, h, w, C].
 
     Raises:
-      ValueError: a side of the latents does not divide into patches, or has more than the position table.
+      ValueError: a side of the latents does not divide into patches, or has more patches than the position table.
     """
     config, dtype = self.config, latents.dtype
     height, width = latents.shape[1] // config.patch, latents.shape[2] // config.patch
@@ -348,12 +349,12 @@ class MMDiT(nnx.Module):
     )
 
   def condition(self, timesteps: jax.Array, pooled: jax.Array) -> jax.Array:
-    """The vector that every modulation is made from: float[B], float[B, P] -> float[B, D]."""
+    """The vector that all modulations are computed from: float[B], float[B, P] -> float[B, D]."""
     time = self.time_out(jax.nn.silu(self.time_in(sinusoid(timesteps).astype(pooled.dtype))))
     return time + self.pooled_out(jax.nn.silu(self.pooled_in(pooled)))
 
   def positions(self, height: int, width: int) -> jax.Array:
-    """The center of the position table: float32[height * width, D]."""
+    """The central height x width patches of the position table: float32[height * width, D]."""
     size = self.config.pos_embed_max_size
     top, left = (size - height) // 2, (size - width) // 2
     table = gather(self.position_table[...][top : top + height, left : left + width], None, None, "embed")

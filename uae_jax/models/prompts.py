@@ -1,6 +1,4 @@
-"""The token templates around images and captions as constants, and their use on sampled captions without leaving the
-device.
-"""
+"""Chat templates around images and captions as token constants, applied to sampled captions on the device."""
 
 import dataclasses
 
@@ -14,12 +12,12 @@ class Prompts:
   """Chat templates of one processor, rendered to token ids.
 
   Attributes:
-    caption: int32[P], the question with the image's slots, up to where the caption starts.
-    generation_prefix: int32[...], what the generation template puts before a caption.
-    generation_suffix: int32[...], what it puts after.
-    negative: int32[...], the whole templated negative prompt.
-    image_grid: merged cells (rows, columns) of the image in `caption`.
-    pad: id that fills rows.
+    caption: int32[P], the caption prompt with placeholders for the image, up to where the caption starts.
+    generation_prefix: int32[...], the generation template before the caption.
+    generation_suffix: int32[...], the generation template after the caption.
+    negative: int32[...], the complete generation prompt of the negative prompt.
+    image_grid: (rows, columns) of merged cells of the image in `caption`.
+    pad: id of the padding token.
     end: ids that close a caption; the first one is `<|im_end|>`.
   """
 
@@ -35,7 +33,7 @@ class Prompts:
   def from_processor(cls, processor, grid: tuple[int, int]) -> "Prompts":
     """Renders the templates of a `data.processing.Processor` for images of one patch grid (rows, columns)."""
     merge = processor.merge_size
-    # Any single word finds the seam: the template puts the caption between a fixed prefix and a fixed suffix.
+    # The template puts the caption between a fixed prefix and a fixed suffix; a known word shows where.
     word = processor.tokenizer.encode(processor.seam_word, add_special_tokens=False)
     row = processor.generation_prompt(processor.seam_word)
     start = next(i for i in range(len(row)) if row[i : i + len(word)] == word)
@@ -51,11 +49,11 @@ class Prompts:
 
 
 def generation_rows(prompts: Prompts, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Generation prompts of captions that are already token ids.
+  """Generation prompts for captions given as token ids.
 
   Args:
     prompts: the templates.
-    tokens: int32[B, L]; captions, closing token included, right-padded.
+    tokens: int32[B, L]; captions with their closing token, right-padded.
     mask: bool[B, L]; True on the caption and its closing token.
 
   Returns:

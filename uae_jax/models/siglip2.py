@@ -1,7 +1,7 @@
-"""SigLIP 2 of fixed resolution: an image tower with attention pooling, and a text tower, in one embedding space.
+"""SigLIP 2 at fixed resolution: an image tower with attention pooling and a text tower with a common embedding space.
 
 Source: Tschannen et al. 2025 (arXiv 2502.14786), Zhai et al. 2023 (arXiv 2303.15343); transformers 5.23
-modeling_siglip.py, the architecture of every published checkpoint but those named naflex. Letters: see
+modeling_siglip.py, the architecture of all published checkpoints except the NaFlex ones. Letters: see
 layers/__init__.py; E is the width of the embedding space.
 """
 
@@ -29,10 +29,10 @@ ACTIVATION = "gelu_pytorch_tanh"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SigLIP2VisionConfig(ViTConfig):
-  """The image tower; E is its width.
+  """Architecture of the image tower; E is its width.
 
   Attributes:
-    image_px: side of the square image that the stored position table belongs to.
+    image_px: side, in pixels, of the square image that the stored position table is for.
     patch: side of a patch, in pixels.
   """
 
@@ -58,10 +58,10 @@ class SigLIP2VisionConfig(ViTConfig):
 
   @classmethod
   def from_huggingface(cls, config: Mapping[str, Any]) -> "SigLIP2VisionConfig":
-    """From a SiglipVisionConfig dict; absent fields have the library's defaults.
+    """Reads a transformers SiglipVisionConfig dict; absent fields get the defaults of transformers.
 
     Raises:
-      ValueError: the file describes something this class is not.
+      ValueError: the dict describes an unsupported architecture.
     """
     if "num_patches" in config:
       raise ValueError("vision_config.num_patches is of a NaFlex checkpoint; expected one of fixed resolution")
@@ -75,11 +75,11 @@ class SigLIP2VisionConfig(ViTConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SigLIP2TextConfig(ViTConfig):
-  """The text tower.
+  """Architecture of the text tower.
 
   Attributes:
     vocab_size: V.
-    max_tokens: rows of the position table; texts are padded to this length.
+    max_tokens: number of rows of the position table; texts are padded to this length.
     projection_width: E.
   """
 
@@ -105,7 +105,7 @@ class SigLIP2TextConfig(ViTConfig):
 
   @classmethod
   def from_huggingface(cls, config: Mapping[str, Any]) -> "SigLIP2TextConfig":
-    """From a SiglipTextConfig dict; absent fields have the library's defaults."""
+    """Reads a transformers SiglipTextConfig dict; absent fields get the defaults of transformers."""
     fields = _encoder_fields(config)
     return cls(
       vocab_size=config.get("vocab_size", 32_000),
@@ -117,10 +117,10 @@ class SigLIP2TextConfig(ViTConfig):
 
 @dataclasses.dataclass(frozen=True)
 class SigLIP2Config:
-  """Both towers.
+  """Architecture of both towers.
 
   Raises:
-    ValueError: the towers do not end in the same width.
+    ValueError: the towers do not have the same output width.
   """
 
   vision: SigLIP2VisionConfig
@@ -141,10 +141,10 @@ class SigLIP2Config:
 
   @classmethod
   def from_huggingface(cls, config: Mapping[str, Any]) -> "SigLIP2Config":
-    """From the `config.json` of a transformers SiglipModel.
+    """Reads the `config.json` of a transformers SiglipModel.
 
     Raises:
-      ValueError: the file is of another model, such as a NaFlex checkpoint.
+      ValueError: the file belongs to another model, such as a NaFlex checkpoint.
     """
     kind = config.get("model_type", "siglip")
     if kind == "siglip2":
@@ -173,7 +173,7 @@ def _encoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class PooledAttention(Attention):
-  """One query per image looks at all patches: float[B, 1, D] and float[B, S, D] -> float[B, 1, D]."""
+  """Attention of one query per image over all patches: float[B, 1, D] and float[B, S, D] -> float[B, 1, D]."""
 
   def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
     def heads(y: jax.Array) -> jax.Array:
@@ -181,12 +181,12 @@ class PooledAttention(Attention):
       return constrain(y, "batch", "act_tokens", "act_heads", None)
 
     q, k, v = heads(self.query(x)), heads(self.key(context)), heads(self.value(context))
-    # With one query there are few logits, and a blocked kernel has nothing to save.
+    # With one query there are few logits, so a blocked kernel would save nothing.
     return self.out(attend(q, k, v, backend="xla").reshape(x.shape))
 
 
 class PoolingHead(nnx.Module):
-  """A learned token that looks at all patches: float[B, T, D] -> float[B, D]."""
+  """Pools all patches with a learned query: float[B, T, D] -> float[B, D]."""
 
   def __init__(self, config: SigLIP2VisionConfig, *, rngs: nnx.Rngs):
     probe = nnx.initializers.normal(0.02)(rngs.params(), (config.width,))
@@ -215,10 +215,10 @@ class SigLIP2Vision(nnx.Module):
     self.config = config
 
   def __call__(self, pixels: jax.Array) -> jax.Array:
-    """Features of images, not normalized. Computes in the dtype of `pixels`.
+    """Image embeddings, not normalized. Computes in the dtype of `pixels`.
 
     Args:
-      pixels: float[B, H, W, 3] in [-1, 1]; any H and W of at least a patch.
+      pixels: float[B, H, W, 3] in [-1, 1]; H and W at least one patch.
 
     Returns:
       float[B, E].
@@ -230,7 +230,7 @@ class SigLIP2Vision(nnx.Module):
     return self.pool(self.norm_out(x))
 
   def position_table(self, height: int, width: int) -> jax.Array:
-    """The position table, resized to a grid of height x width patches if it is another: float[height * width, D].
+    """The position table, resized if necessary to a grid of height x width patches: float[height * width, D].
 
     Source: modeling_siglip.py, `interpolate_pos_encoding`.
     """
@@ -242,7 +242,7 @@ class SigLIP2Vision(nnx.Module):
 
 
 class SigLIP2Text(nnx.Module):
-  """The text tower with its projection; every token sees every other, padding too."""
+  """The text tower with its projection; all tokens attend to all others, including padding."""
 
   def __init__(self, config: SigLIP2TextConfig, *, rngs: nnx.Rngs):
     width, normal = config.width, nnx.initializers.normal(0.02)
@@ -254,11 +254,11 @@ class SigLIP2Text(nnx.Module):
     self.config = config
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
-    """Features of texts, not normalized. Computes in the dtype of the token table.
+    """Text embeddings, not normalized. Computes in the dtype of the token table.
 
     Args:
-      tokens: int32[B, T], T at most `max_tokens`. The last token is pooled, so the published towers, which learned
-        from texts padded to `max_tokens`, need that padding.
+      tokens: int32[B, T], T at most `max_tokens`. The last token is pooled, so the published text towers, trained on
+        texts padded to `max_tokens`, need that padding.
 
     Returns:
       float[B, E].
@@ -286,7 +286,7 @@ class SigLIP2(nnx.Module):
     self.config = config
 
   def __call__(self, pixels: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Logits float32[images, texts] of every pair; arguments as those of the towers."""
+    """Logits float32[images, texts] of every pair; arguments as for the towers."""
     images, texts = self.vision(pixels).astype(jnp.float32), self.text(tokens).astype(jnp.float32)
     images, texts = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (images, texts))
     return jnp.exp(self.logit_scale[...]) * images @ texts.T + self.logit_bias[...]

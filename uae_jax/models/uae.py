@@ -1,4 +1,4 @@
-"""UAE: an auto-encoder whose latent is text. Five nets, one module, one tree of parameters.
+"""UAE: an autoencoder whose latent is text, as one module over captioner, connector, decoder and VAE.
 
 Source: arXiv 2509.09666 section 3, and the inference code of PKU-YuanGroup/UAE for prompts, connector and conditioning.
 """
@@ -22,16 +22,16 @@ NETS = ("captioner", "connector", "decoder", "vae", "pooled")
 
 @dataclasses.dataclass(frozen=True)
 class UAEConfig:
-  """Sizes of the five nets and where adapters go.
+  """Architectures of the models, and their adapters.
 
   Attributes:
     captioner: vision tower and language model.
-    connector: language states to the decoder's context.
-    decoder: the flow transformer.
-    vae: images to latents.
+    connector: maps language states to the decoder's context.
+    decoder: the MMDiT.
+    vae: maps images to latents and back.
     captioner_lora: adapters of the captioner, or None.
     decoder_lora: adapters of the decoder, or None.
-    mask_context: hide padding of the context from the decoder. The official system attends to it (False).
+    mask_context: mask padding of the context in the decoder. The official system attends to it (False).
   """
 
   captioner: Qwen25VLConfig
@@ -61,7 +61,7 @@ class UAEConfig:
 
 
 class UAE(nnx.Module):
-  """The composition. `captioner` reads images, `decoder` generates from the connected states."""
+  """The complete model: `captioner` describes images, `decoder` generates images from the connector's output."""
 
   def __init__(self, config: UAEConfig, *, rngs: nnx.Rngs):
     self.config = config
@@ -77,14 +77,14 @@ class UAE(nnx.Module):
       lora.attach(self.decoder, config.decoder_lora, rngs=rngs)
 
   def encode_text(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    """Templated prompts to the decoder's context: connector(last state after the final norm) at every slot.
+    """The decoder's context for templated prompts: the connector applied to the captioner's final states.
 
     Args:
       tokens: int32[B, T], right-padded.
-      mask: bool[B, T].
+      mask: bool[B, T], False at padding.
 
     Returns:
-      float[B, T, C]; what stands at padding is defined too, and the official decoder attends to it.
+      float[B, T, C]; values at padding are defined as well, and the official decoder attends to them.
     """
     captioner = self.captioner
     return self.connector(captioner.states(captioner.embed(tokens), captioner.text_positions(mask), mask))
@@ -97,14 +97,14 @@ class UAE(nnx.Module):
     context_mask: jax.Array | None,
     pooled: jax.Array | None = None,
   ) -> jax.Array:
-    """The decoder's velocity field noise - x, computed in the decoder's dtype, returned in float32.
+    """The decoder's prediction of the velocity noise - x, computed in the decoder's dtype, returned in float32.
 
     Args:
-      latents: float[B, h, w, 16].
-      sigma: float32[B] or float32[] in [0, 1].
+      latents: float[B, h, w, 16], noisy latents.
+      sigma: float32[B] or float32[], noise level in [0, 1].
       context: float[B, T, C].
-      context_mask: bool[B, T]; used if the config masks contexts.
-      pooled: float[B, P]; the stored embedding of the empty prompt by default.
+      context_mask: bool[B, T]; used only if `config.mask_context`.
+      pooled: float[B, P]; default: the stored embedding of the empty prompt.
 
     Returns:
       float32[B, h, w, 16].
@@ -118,32 +118,32 @@ class UAE(nnx.Module):
     return velocity.astype(jnp.float32)
 
   def encode_image(self, images: jax.Array) -> jax.Array:
-    """Scaled latents float32[B, h, w, 16], the posterior's mode, of images float[B, H, W, 3] in [-1, 1]."""
+    """Scaled latents (the posterior mode): float[B, H, W, 3] in [-1, 1] -> float32[B, h, w, 16]."""
     dtype = self.vae.encoder.conv_in.kernel.dtype
     mean, _ = self.vae.encode(images.astype(dtype))
     return self.vae.to_latents(mean).astype(jnp.float32)
 
   def decode_latents(self, latents: jax.Array) -> jax.Array:
-    """Images float32[B, H, W, 3], nominally in [-1, 1], of scaled latents float[B, h, w, 16]."""
+    """Images from scaled latents: float[B, h, w, 16] -> float32[B, H, W, 3], nominally in [-1, 1], not clamped."""
     dtype = self.vae.encoder.conv_in.kernel.dtype
     return self.vae.decode(latents.astype(dtype)).astype(jnp.float32)
 
   def latents_shape(self, images: jax.Array) -> tuple[int, int, int]:
-    """(h, w, 16) of the latents of images [..., H, W, 3]."""
+    """Shape (h, w, 16) of the latents of images [..., H, W, 3]."""
     factor = self.config.vae.downsampling
     return images.shape[-3] // factor, images.shape[-2] // factor, self.config.vae.latent_channels
 
 
 def to_signed(images: jax.Array) -> jax.Array:
-  """uint8[..., H, W, 3] -> float32 in [-1, 1]."""
+  """Maps uint8[..., H, W, 3] to float32 in [-1, 1]."""
   return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def to_pixels(images: jax.Array) -> jax.Array:
-  """uint8 of float images in [-1, 1]; the inverse of `to_signed`."""
+  """Maps float images in [-1, 1] to uint8; the inverse of `to_signed`."""
   return jnp.round(127.5 * (images + 1.0)).astype(jnp.uint8)
 
 
 def captioner_images(batch: dict) -> jax.Array:
-  """uint8[B, h, w, 3] at the captioner's resolution; the same as `image` where the two are equal."""
+  """The captioner's images uint8[B, h, w, 3]: `captioner_image` if the batch has it, else `image`."""
   return batch["captioner_image"] if "captioner_image" in batch else batch["image"]

@@ -1,7 +1,7 @@
-"""AutoencoderKL: the convolutional vae between images and the latents that the decoder paints.
+"""AutoencoderKL: the convolutional VAE between images and the latents that the decoder generates.
 
 Source: Rombach et al. 2022 (arXiv 2112.10752); diffusers 0.42 autoencoder_kl.py, vae.py (Encoder, Decoder), resnet.py.
-Images and latents are NHWC. Only what Stable Diffusion 3 uses: no 1x1 convolution on either side of the latents.
+Images and latents are NHWC. Covers what Stable Diffusion 3 uses: no 1x1 convolution on either side of the latents.
 """
 
 from collections.abc import Mapping
@@ -23,18 +23,18 @@ LOG_VAR_RANGE = (-30.0, 20.0)
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderKLConfig:
-  """Architecture of the vae; every level but the last halves the image.
+  """Architecture of the VAE; every level but the last halves the image size.
 
   Attributes:
     block_channels: channels of each level, finest first.
-    layers_per_block: residual blocks a level in the encoder; the decoder has one more.
-    norm_groups: groups of every GroupNorm.
-    latent_channels: C of the latents.
+    layers_per_block: residual blocks per level in the VAE encoder; the VAE decoder has one more.
+    norm_groups: number of groups in every GroupNorm.
+    latent_channels: C.
     image_channels: channels of the images.
     scaling_factor: initial value of `latent_scaling`, the same for every channel.
     shift_factor: initial value of `latent_shift`.
-    mid_attention: whether the coarsest level has a one-head attention.
-    remat: a key of `layers.stack.REMAT_POLICIES`, for each residual block.
+    mid_attention: whether the coarsest level has single-head attention.
+    remat: a key of `layers.stack.REMAT_POLICIES`, applied to each residual block.
   """
 
   block_channels: tuple[int, ...]
@@ -49,7 +49,7 @@ class AutoencoderKLConfig:
 
   @property
   def downsampling(self) -> int:
-    """Image pixels a latent pixel, along each side."""
+    """Image pixels per latent pixel, along each side."""
     return 2 ** (len(self.block_channels) - 1)
 
   @classmethod
@@ -65,10 +65,10 @@ class AutoencoderKLConfig:
 
   @classmethod
   def from_huggingface(cls, config: Mapping[str, Any]) -> "AutoencoderKLConfig":
-    """From the `config.json` of a diffusers AutoencoderKL.
+    """Reads the `config.json` of a diffusers AutoencoderKL.
 
     Raises:
-      ValueError: the file describes something this class is not.
+      ValueError: the file describes an unsupported architecture.
     """
     expected = {"use_quant_conv": False, "use_post_quant_conv": False, "latents_mean": None, "latents_std": None}
     defaults = {"use_quant_conv": True, "use_post_quant_conv": True}
@@ -88,7 +88,7 @@ class AutoencoderKLConfig:
 
 
 def inputs_spec(config: AutoencoderKLConfig, batch: int, height: int, width: int, dtype=jnp.float32) -> dict:
-  """Shapes of the arguments of `encode` (images) and `decode` (latents), by name; height and width in image pixels."""
+  """Shapes of the inputs of `encode` (images) and `decode` (latents), by name; height and width in image pixels."""
   factor = config.downsampling
   return {
     "images": jax.ShapeDtypeStruct((batch, height, width, config.image_channels), dtype),
@@ -97,7 +97,7 @@ def inputs_spec(config: AutoencoderKLConfig, batch: int, height: int, width: int
 
 
 class ResnetBlock(nnx.Module):
-  """float[B, H, W, in] -> float[B, H, W, out]: norm, SiLU, conv, twice, around a shortcut."""
+  """Twice norm, SiLU and convolution, plus a shortcut: float[B, H, W, in] -> float[B, H, W, out]."""
 
   def __init__(self, in_channels: int, out_channels: int, groups: int, *, rngs: nnx.Rngs):
     self.norm1 = GroupNorm(in_channels, groups)
@@ -115,7 +115,7 @@ class ResnetBlock(nnx.Module):
 
 
 class PixelAttention(nnx.Module):
-  """One-head self-attention over all pixels, added to its input: float[B, H, W, D] -> float[B, H, W, D]."""
+  """Single-head self-attention over all pixels, added to its input: float[B, H, W, D] -> float[B, H, W, D]."""
 
   def __init__(self, width: int, groups: int, *, rngs: nnx.Rngs):
     self.norm = GroupNorm(width, groups)
@@ -148,7 +148,7 @@ class Middle(nnx.Module):
 
 
 class Level(nnx.Module):
-  """Residual blocks of one resolution, then a change of resolution: "down", "up", or "" for none."""
+  """Residual blocks at one resolution, then a change of resolution: `resize` is "down", "up", or "" for none."""
 
   def __init__(
     self, in_channels: int, out_channels: int, depth: int, resize: str, config: AutoencoderKLConfig, *, rngs: nnx.Rngs
@@ -157,7 +157,7 @@ class Level(nnx.Module):
       block = ResnetBlock(out_channels if i else in_channels, out_channels, config.norm_groups, rngs=rngs)
       setattr(self, f"resnet{i}", block)
     if resize == "down":
-      # Zeros only on the right and at the bottom: pixel (i, j) of the output looks at (2i..2i+2, 2j..2j+2).
+      # Zero padding only at the right and the bottom: output pixel (i, j) sees (2i..2i+2, 2j..2j+2).
       self.resample = Conv(out_channels, out_channels, stride=2, padding=((0, 1), (0, 1)), rngs=rngs)
     elif resize == "up":
       self.resample = Conv(out_channels, out_channels, rngs=rngs)
@@ -174,7 +174,7 @@ class Level(nnx.Module):
 
 
 class Encoder(nnx.Module):
-  """float[B, H, W, 3] -> float[B, h, w, 2 C]: mean and log-variance."""
+  """Images to mean and log-variance of the latents: float[B, H, W, 3] -> float[B, h, w, 2 C]."""
 
   def __init__(self, config: AutoencoderKLConfig, *, rngs: nnx.Rngs):
     channels = config.block_channels
@@ -196,7 +196,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-  """float[B, h, w, C] -> float[B, H, W, 3]. Level 0 is the coarsest, as in the checkpoints."""
+  """Latents to images: float[B, h, w, C] -> float[B, H, W, 3]. Level 0 is the coarsest, as in the checkpoints."""
 
   def __init__(self, config: AutoencoderKLConfig, *, rngs: nnx.Rngs):
     channels = config.block_channels[::-1]
@@ -218,10 +218,10 @@ class Decoder(nnx.Module):
 
 
 class AutoencoderKL(nnx.Module):
-  """Encoder and decoder, and the affine map between the encoder's latents and those the flow is trained on.
+  """VAE encoder and decoder, and the affine map between the encoder's latents and those the flow is trained on.
 
-  `latent_scaling` and `latent_shift` are buffers of shape [C]: stored with the parameters, never trained, and
-  replaceable (measured after training, a value a channel) without a new trace.
+  `latent_scaling` and `latent_shift` are buffers of shape [C]: stored with the parameters and never trained. They can
+  be replaced by per-channel values, measured after training, without retracing.
   """
 
   def __init__(self, config: AutoencoderKLConfig, *, rngs: nnx.Rngs):
@@ -239,10 +239,10 @@ class AutoencoderKL(nnx.Module):
       images: float[B, H, W, 3] in [-1, 1]; sides multiples of `config.downsampling`.
 
     Returns:
-      mean and log-variance (clamped to [-30, 20]), float[B, h, w, C].
+      (mean, log-variance clamped to [-30, 20]), each float[B, h, w, C].
 
     Raises:
-      ValueError: a side of the images does not divide.
+      ValueError: a side of the images is not a multiple of `config.downsampling`.
     """
     factor = self.config.downsampling
     if images.shape[1] % factor or images.shape[2] % factor:
@@ -251,18 +251,18 @@ class AutoencoderKL(nnx.Module):
     return mean, jnp.clip(log_var, *LOG_VAR_RANGE)
 
   def to_latents(self, mean: jax.Array) -> jax.Array:
-    """(mean - shift) * scaling, in the dtype of `mean`: what the decoder network paints."""
+    """(mean - shift) * scaling, in the dtype of `mean`: the latents that the MMDiT generates."""
     latents = (mean.astype(jnp.float32) - self.latent_shift[...]) * self.latent_scaling[...]
     return latents.astype(mean.dtype)
 
   def decode(self, latents: jax.Array) -> jax.Array:
-    """Scaled latents float[B, h, w, C] -> images float[B, H, W, 3], nominally in [-1, 1], not clamped."""
+    """Images from scaled latents: float[B, h, w, C] -> float[B, H, W, 3], nominally in [-1, 1], not clamped."""
     unscaled = latents.astype(jnp.float32) / self.latent_scaling[...] + self.latent_shift[...]
     return self.decoder(unscaled.astype(latents.dtype))
 
 
 def run(block: ResnetBlock, x: jax.Array, remat: str) -> jax.Array:
-  """block(x), keeping for the backward pass what the policy named `remat` says."""
+  """block(x), rematerialized in the backward pass under the policy named `remat`."""
   policy = REMAT_POLICIES[remat]
   if policy is None:
     return block(x)

@@ -1,4 +1,4 @@
-"""The pre-norm transformer encoder that CLIP, DINOv2 and DINOv3 share.
+"""The pre-norm transformer trunk that CLIP, DINOv2, DINOv3 and SigLIP 2 share.
 
 A block is x + scale * attention(norm(x)), then x + scale * mlp(norm(x)). Letters: see layers/__init__.py.
 """
@@ -19,7 +19,7 @@ from uae_jax.sharding import constrain
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-  """x * sigmoid(1.702 x), what OpenAI's CLIP was trained with."""
+  """x * sigmoid(1.702 x), the activation of OpenAI's CLIP."""
   return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -33,7 +33,7 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-  """The blocks of an encoder; models add what stands before and after them.
+  """Architecture of the blocks; models add the layers before and after them.
 
   Attributes:
     width: D.
@@ -41,13 +41,13 @@ class ViTConfig:
     num_heads: N.
     mlp_width: F.
     activation: a key of `ACTIVATIONS`.
-    norm_eps: of every LayerNorm.
-    layer_scale: initial value of the per-channel gains after attention and MLP; None leaves them out.
-    query_bias, key_bias, value_bias, out_bias, mlp_bias: which linear layers have a bias.
+    norm_eps: epsilon of every LayerNorm.
+    layer_scale: initial value of the per-channel gains after attention and MLP; None for no gains.
+    query_bias, key_bias, value_bias, out_bias, mlp_bias: whether the linear layer has a bias.
     gated_mlp: down(activation(gate(x)) * up(x)) instead of down(activation(up(x))).
-    is_causal: a token sees only itself and those before it.
+    is_causal: a token attends only to itself and to earlier tokens.
     remat: a key of `layers.stack.REMAT_POLICIES`.
-    unroll: writes the layers out instead of scanning them.
+    unroll: unroll the layers instead of scanning them.
   """
 
   width: int
@@ -79,7 +79,7 @@ class ViTConfig:
 
 
 class Attention(nnx.Module):
-  """float[B, T, D] -> float[B, T, D]; `rotate` turns queries and keys float[B, T, N, H] by their positions."""
+  """Self-attention, float[B, T, D] -> float[B, T, D]; `rotate` applies RoPE to queries and keys float[B, T, N, H]."""
 
   def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
     width = config.width
@@ -101,7 +101,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-  """float[B, T, D] -> float[B, T, D]."""
+  """The MLP of a block, gated or plain: float[B, T, D] -> float[B, T, D]."""
 
   def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
     width, mlp_width, use_bias = config.width, config.mlp_width, config.mlp_bias
@@ -118,7 +118,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-  """float[B, T, D] -> float[B, T, D]."""
+  """One transformer block: float[B, T, D] -> float[B, T, D]."""
 
   def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
     self.attention_norm = LayerNorm(config.width, eps=config.norm_eps)
@@ -140,7 +140,7 @@ class Block(nnx.Module):
 
 
 class Encoder(nnx.Module):
-  """All blocks, scanned; no norm before or after."""
+  """All blocks, run by a scan; no norm before or after."""
 
   def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
     self.layers = stack(lambda r: Block(config, rngs=r), config.depth, rngs)
@@ -155,9 +155,9 @@ class Encoder(nnx.Module):
 
 
 def patches(pixels: jax.Array, size: int) -> jax.Array:
-  """Non-overlapping patches, row by row: float[B, H, W, C] -> float[B, (H / size)(W / size), size * size * C].
+  """Non-overlapping patches in raster order: float[B, H, W, C] -> float[B, (H / size)(W / size), size * size * C].
 
-  A remainder at the right and at the bottom is cut off, as a strided convolution does.
+  A remainder at the right or the bottom is dropped, as in a strided convolution.
   """
   height, width = pixels.shape[1] // size * size, pixels.shape[2] // size * size
   pixels = pixels[:, :height, :width]
@@ -165,6 +165,6 @@ def patches(pixels: jax.Array, size: int) -> jax.Array:
 
 
 def prepend(token: jax.Array, x: jax.Array) -> jax.Array:
-  """float[D] or float[K, D] before the tokens of every row: float[B, T, D] -> float[B, K + T, D]."""
+  """Prepends float[D] or float[K, D] to the tokens of every row: float[B, T, D] -> float[B, K + T, D]."""
   tokens = token.astype(x.dtype).reshape(-1, x.shape[-1])
   return jnp.concatenate([jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape)), x], axis=1)

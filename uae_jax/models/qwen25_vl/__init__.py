@@ -1,1 +1,1 @@
-"""Qwen2.5-VL: a vision tower with window attention in front of a language model with multimodal rotary positions."""
+"""Qwen2.5-VL: a vision tower with window attention, and a language model with multimodal rotary positions."""

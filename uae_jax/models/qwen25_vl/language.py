@@ -2,8 +2,8 @@
 
 Source: transformers 5.23 modeling_qwen2_5_vl.py, Qwen2_5_VLTextModel. Letters: see layers/__init__.py.
 
-Three ways through the same layers: `__call__` runs whole sequences; `prefill` does the same and keeps keys and values;
-`extend` continues R sequences a prompt over that prefix, either whole continuations at once (teacher forcing,
+The same layers run in three modes: `__call__` runs whole sequences; `prefill` also returns their keys and values;
+`extend` continues each prompt with R sequences over that prefix, either whole continuations at once (teacher forcing,
 differentiable) or a few tokens at a time into a cache. Caches are arguments and results, never state.
 """
 
@@ -30,7 +30,7 @@ class LanguageConfig:
   """Architecture of the language model.
 
   Attributes:
-    vocab_size: V; published files pad it beyond the tokenizer.
+    vocab_size: V; larger than the tokenizer's vocabulary in published files, which pad it.
     width: D.
     depth: number of layers.
     num_heads: N.
@@ -38,11 +38,11 @@ class LanguageConfig:
     head_width: H.
     mlp_width: F.
     rope_theta: base of the rotary frequencies.
-    mrope_sections: rotary frequencies that turn with time, row and column; together H / 2.
-    ties_embeddings: logits are made with the embedding table instead of a head of their own.
-    norm_eps: of every norm.
+    mrope_sections: number of rotary frequencies for time, row and column; they add up to H / 2.
+    ties_embeddings: compute logits with the embedding table instead of a separate head.
+    norm_eps: epsilon of every norm.
     remat: a key of `layers.stack.REMAT_POLICIES`.
-    unroll: writes the layers out instead of scanning them.
+    unroll: unroll the layers instead of scanning them.
   """
 
   vocab_size: int
@@ -95,10 +95,10 @@ class LanguageConfig:
 
   @classmethod
   def from_huggingface(cls, config: Mapping[str, Any]) -> "LanguageConfig":
-    """From a whole `config.json`: flat as transformers 4.50 wrote it, or with `text_config`.
+    """Reads a complete `config.json`: flat, as transformers 4.50 wrote it, or with `text_config`.
 
     Raises:
-      ValueError: the file describes something this class is not.
+      ValueError: the file describes an unsupported architecture.
     """
     text = config.get("text_config") or config
     parameters = text.get("rope_parameters") or {"rope_theta": text.get("rope_theta", 1e6)} | (
@@ -131,8 +131,8 @@ class PrefixCache:
   """Keys and values of prompts, shared by all rollouts of a prompt.
 
   Attributes:
-    k: float[L, B, P, K, H], rotated.
-    v: float[L, B, P, K, H].
+    k: float[L, B, P, K, H], keys after the rotation.
+    v: float[L, B, P, K, H], values.
     mask: bool[B, P]; False at padding.
   """
 
@@ -142,24 +142,24 @@ class PrefixCache:
 
   @property
   def dtype(self) -> jnp.dtype:
-    """Of keys and values."""
+    """The dtype of keys and values."""
     return self.k.dtype
 
 
 @flax.struct.dataclass
 class SuffixCache:
-  """Keys and values of what each rollout has written so far, S slots.
+  """Keys and values of the tokens each rollout has generated so far, with room for S tokens.
 
   Attributes:
-    k: float[L, B, R, S, K, H], rotated.
-    v: float[L, B, R, S, K, H].
+    k: float[L, B, R, S, K, H], keys after the rotation.
+    v: float[L, B, R, S, K, H], values.
   """
 
   k: jax.Array
   v: jax.Array
 
   def write(self, layer: jax.Array, start: jax.Array | int, k: jax.Array, v: jax.Array) -> "SuffixCache":
-    """Puts float[B, R, T, K, H] of one layer at slots start .. start + T, in place inside a loop."""
+    """Writes float[B, R, T, K, H] of one layer to slots [start, start + T); in place inside a loop."""
 
     def update(cache, new):
       return jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), (layer, 0, 0, start, 0, 0))
@@ -172,7 +172,7 @@ class SuffixCache:
 
 
 class Attention(nnx.Module):
-  """Grouped-query attention; which keys a query sees is the caller's `attend`. The output has no bias."""
+  """Grouped-query attention; the caller's `attend` determines which keys a query sees. The output has no bias."""
 
   def __init__(self, config: LanguageConfig, *, rngs: nnx.Rngs):
     width, kv_width = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
@@ -183,7 +183,7 @@ class Attention(nnx.Module):
     self.head_width = config.head_width
 
   def __call__(self, x: jax.Array, rotation, attend: Callable):
-    """`attend(q, k, v)` returns (attended float[..., T, N, H], anything); both go out, the first projected."""
+    """Returns (projection of the attended values, aux), where `attend(q, k, v)` gives (float[..., T, N, H], aux)."""
 
     def heads(y, axis):
       y = y.reshape(*y.shape[:-1], -1, self.head_width)
@@ -196,7 +196,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-  """float[..., T, D] -> (float[..., T, D], what `attend` keeps)."""
+  """One transformer block: float[..., T, D] -> (float[..., T, D], the second result of `attend`)."""
 
   def __init__(self, config: LanguageConfig, *, rngs: nnx.Rngs):
     self.attention_norm = RMSNorm(config.width, eps=config.norm_eps)
@@ -212,7 +212,7 @@ class Block(nnx.Module):
 
 
 class LanguageModel(nnx.Module):
-  """Embeddings to hidden states to logits."""
+  """The language model: token embeddings, transformer blocks and logits."""
 
   def __init__(self, config: LanguageConfig, *, rngs: nnx.Rngs):
     shape, init = (config.vocab_size, config.width), nnx.initializers.normal(config.width**-0.5)
@@ -224,24 +224,24 @@ class LanguageModel(nnx.Module):
     self.config = config
 
   def embed(self, tokens: jax.Array) -> jax.Array:
-    """int32[...] -> float[..., D] in the dtype of the table."""
-    # Left alone, the partitioner replicates the result instead of gathering the table.
+    """Token embeddings, int32[...] -> float[..., D], in the dtype of the table."""
+    # Without these constraints the partitioner replicates the result instead of all-gathering the table.
     table = gather(jnp.asarray(self.embedding[...]), "vocab", "embed")
     return constrain(table[tokens], "batch", *(None,) * (tokens.ndim - 1), "act_embed")
 
   def logits(self, hidden: jax.Array) -> jax.Array:
-    """float[..., D], after the final norm, -> float32[..., V]."""
+    """Next-token logits of states after the final norm: float[..., D] -> float32[..., V]."""
     table = (self.embedding if self.config.ties_embeddings else self.head)[...].astype(hidden.dtype)
     table = gather(table, "vocab", "embed")
     return jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=jnp.float32)
 
   def __call__(self, embeddings: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
-    """Whole sequences. Computes in the dtype of `embeddings`.
+    """Final states of whole sequences. Computes in the dtype of `embeddings`.
 
     Args:
       embeddings: float[B, T, D].
       positions: int32[3, B, T].
-      mask: bool[B, T]; keys of padding are hidden, queries of padding still see the tokens of their row.
+      mask: bool[B, T], False at padding; padding is masked as keys, but attends to the tokens of its row as queries.
 
     Returns:
       float[B, T, D], after the final norm.
@@ -250,7 +250,7 @@ class LanguageModel(nnx.Module):
     return hidden
 
   def prefill(self, embeddings: jax.Array, positions: jax.Array, mask: jax.Array) -> tuple[jax.Array, PrefixCache]:
-    """As `__call__`, and the keys and values for `extend`."""
+    """As `__call__`, but also returns the keys and values for `extend`."""
     hidden, (k, v) = self._whole(embeddings, positions, mask, keeps=True)
     return hidden, PrefixCache(k, v, mask)
 
@@ -272,17 +272,17 @@ class LanguageModel(nnx.Module):
     suffix: SuffixCache | None = None,
     start: jax.Array | int = 0,
   ) -> tuple[jax.Array, SuffixCache | None]:
-    """T more tokens of each of R rollouts a prompt; the prefix is shared, never repeated.
+    """Runs T more tokens of each of R rollouts per prompt; the prefix is shared, never repeated.
 
     Args:
       embeddings: float[B, R, T, D].
       positions: int32[3, B, R, T].
-      prefix: of the B prompts.
-      suffix: what the rollouts wrote before; None where the T tokens are all there is.
-      start: how many slots of the suffix are written; start + T must not exceed its length.
+      prefix: cache of the B prompts.
+      suffix: cache of the tokens generated before; None if the T tokens are the whole continuation.
+      start: number of tokens already in the suffix; start + T must not exceed its length.
 
     Returns:
-      (float[B, R, T, D] after the final norm, the suffix with T more tokens, or None).
+      (states float[B, R, T, D] after the final norm, the suffix with T more tokens or None).
     """
     length = embeddings.shape[2]
     rotation = self.rotation(positions)
@@ -323,14 +323,14 @@ class LanguageModel(nnx.Module):
   def continuation_positions(
     self, next_position: jax.Array, start: jax.Array | int, num_rollouts: int, length: int
   ) -> jax.Array:
-    """int32[3, B, R, T] of tokens start .. start + length of each continuation; next_position: int32[B]."""
+    """Positions int32[3, B, R, T] of tokens [start, start + length) of each continuation; next_position: int32[B]."""
     positions = next_position[:, None, None] + start + jnp.arange(length)
     return jnp.broadcast_to(positions, (3, next_position.shape[0], num_rollouts, length)).astype(jnp.int32)
 
   def for_decoding(self) -> "LanguageModel":
-    """The same model with weights all-gathered over `fsdp`, and with layers unstacked if the config unrolls them.
+    """The same model with weights all-gathered over `fsdp`, and layers unstacked if the config unrolls them.
 
-    Otherwise a loop over tokens would gather every weight, and slice every layer from its stack, once per token.
+    Otherwise a loop over tokens would all-gather every weight, and slice every layer from its stack, for each token.
     """
     model = gathered(self)
     if self.config.unroll:
@@ -342,7 +342,7 @@ class LanguageModel(nnx.Module):
     return self.config.vocab_size
 
   def rotation(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(cos, sin) of int32[3, ..., T]."""
+    """(cos, sin) for `rope.rotate` at positions int32[3, ..., T]."""
     return rope.rotation(rope.mrope_angles(positions, self.config.mrope_sections, self.config.rope_theta))
 
   def _scan(self, body: Callable, carry, xs):

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL as a whole. Source: transformers 5.23 modeling_qwen2_5_vl.py, Qwen2_5_VLForConditionalGeneration."""
+"""The complete Qwen2.5-VL. Source: transformers 5.23 modeling_qwen2_5_vl.py, Qwen2_5_VLForConditionalGeneration."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -16,12 +16,12 @@ from uae_jax.models.qwen25_vl.vision import VisionConfig, VisionTower, normalize
 
 @dataclasses.dataclass(frozen=True)
 class Qwen25VLConfig:
-  """Vision tower and language model.
+  """Architecture of the vision tower and the language model.
 
   Attributes:
-    vision: the tower.
-    language: the language model.
-    image_token_id: the token whose embedding an image token replaces.
+    vision: architecture of the vision tower.
+    language: architecture of the language model.
+    image_token_id: id of the placeholder token, whose embeddings are replaced by image tokens.
   """
 
   vision: VisionConfig
@@ -46,7 +46,7 @@ class Qwen25VLConfig:
 
   @classmethod
   def from_huggingface(cls, config: Mapping[str, Any]) -> "Qwen25VLConfig":
-    """From a `config.json`, as transformers 4.50 (flat) or 5 (nested) writes it."""
+    """Reads a `config.json` as written by transformers 4.50 (flat) or 5 (nested)."""
     return cls(
       vision=VisionConfig.from_huggingface(config["vision_config"]),
       language=LanguageConfig.from_huggingface(config),
@@ -62,7 +62,7 @@ class Qwen25VLConfig:
     return self.vision.patch_size
 
   def with_remat(self, policy: str) -> "Qwen25VLConfig":
-    """The same sizes whose backward pass keeps of each layer what `policy` of `layers.stack.REMAT_POLICIES` says."""
+    """A copy with the rematerialization policy `policy`, a key of `layers.stack.REMAT_POLICIES`."""
     return dataclasses.replace(
       self,
       vision=dataclasses.replace(self.vision, remat=policy),
@@ -73,7 +73,7 @@ class Qwen25VLConfig:
 def inputs_spec(
   config: Qwen25VLConfig, batch: int, tokens: int, grid: tuple[int, int], dtype=jnp.float32
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of the arrays `Qwen25VL.embed_prompt` takes, by name; grid in patches."""
+  """Shapes of the array inputs of `Qwen25VL.embed_prompt`, by name; `grid` is (rows, columns) of patches."""
   return {
     "tokens": jax.ShapeDtypeStruct((batch, tokens), jnp.int32),
     "patches": jax.ShapeDtypeStruct((batch, grid[0] * grid[1], config.vision.patch_values), dtype),
@@ -89,10 +89,10 @@ class Qwen25VL(nnx.Module):
     self.config = config
 
   def embed_prompt(self, tokens: jax.Array, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """Token embeddings with the image filled in; one image a row.
+    """Token embeddings with the image tokens filled in; one image per row.
 
     Args:
-      tokens: int32[B, T] with grid[0] * grid[1] / spatial_merge ** 2 times `image_token_id` in each row.
+      tokens: int32[B, T] with `image_token_id` grid[0] * grid[1] / spatial_merge ** 2 times per row.
       patches: float[B, patches, patch_values] of `vision.patchify`.
       grid: static (rows, columns) of patches.
 
@@ -107,11 +107,11 @@ class Qwen25VL(nnx.Module):
     return jnp.where(is_image[..., None], filled, embeddings)
 
   def prompt(self, prompts: Prompts, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Image and question of every row.
+    """Embeds the image and the question of every row.
 
     Args:
-      prompts: the templates, of this image size.
-      images: uint8[B, h, w, 3], sides multiples of patch * merge.
+      prompts: the templates rendered for this image size.
+      images: uint8[B, h, w, 3]; sides are multiples of patch_size * spatial_merge.
 
     Returns:
       (embeddings float[B, P, D], positions int32[3, B, P], mask bool[B, P]).
@@ -123,7 +123,7 @@ class Qwen25VL(nnx.Module):
     tokens = jnp.broadcast_to(jnp.asarray(prompts.caption), (batch, len(prompts.caption)))
     mask = jnp.ones(tokens.shape, bool)
     embeddings = self.embed_prompt(tokens, patches, grid)
-    # One template for all rows: the positions are constants of the program.
+    # All rows share one template, so the positions are constants of the program.
     row = mrope_positions(prompts.caption[None], mask[:1], self.config.image_token_id, grid_merged=prompts.image_grid)
     return embeddings, jnp.broadcast_to(jnp.asarray(row), (3, *tokens.shape)), mask
 
@@ -132,11 +132,11 @@ class Qwen25VL(nnx.Module):
     return self.config.vocab_size
 
   def embed(self, tokens: jax.Array) -> jax.Array:
-    """int32[...] -> float[..., D] in the dtype of the table."""
+    """Token embeddings, int32[...] -> float[..., D], in the dtype of the table."""
     return self.language.embed(tokens)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
-    """float[..., D], after the final norm, -> float32[..., V]."""
+    """Next-token logits of states after the final norm: float[..., D] -> float32[..., V]."""
     return self.language.logits(hidden)
 
   def states(self, embeddings: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
@@ -144,7 +144,7 @@ class Qwen25VL(nnx.Module):
     return self.language(embeddings, positions, mask)
 
   def prefill(self, embeddings: jax.Array, positions: jax.Array, mask: jax.Array) -> tuple[jax.Array, PrefixCache]:
-    """As `states`, and the keys and values for `extend`."""
+    """As `states`, but also returns the keys and values for `extend`."""
     return self.language.prefill(embeddings, positions, mask)
 
   def extend(
@@ -155,7 +155,7 @@ class Qwen25VL(nnx.Module):
     suffix: SuffixCache | None = None,
     start: jax.Array | int = 0,
   ) -> tuple[jax.Array, SuffixCache | None]:
-    """T more tokens of each of R rollouts per prompt; see `LanguageModel.extend`."""
+    """Runs T more tokens of each of R rollouts per prompt; see `LanguageModel.extend`."""
     return self.language.extend(embeddings, positions, prefix, suffix, start)
 
   def init_suffix(self, batch: int, rollouts: int, length: int, dtype=jnp.float32) -> SuffixCache:
@@ -163,17 +163,17 @@ class Qwen25VL(nnx.Module):
     return self.language.init_suffix(batch, rollouts, length, dtype)
 
   def next_position(self, positions: jax.Array, mask: jax.Array) -> jax.Array:
-    """int32[B]: one after the largest position of a row, where its continuations start."""
+    """The position int32[B] where a row's continuations start: one after its largest position."""
     return next_position(positions, mask)
 
   def continuation_positions(
     self, next_position: jax.Array, start: jax.Array | int, num_rollouts: int, length: int
   ) -> jax.Array:
-    """int32[3, B, R, T] of tokens start .. start + length of each continuation; next_position: int32[B]."""
+    """Positions int32[3, B, R, T] of tokens [start, start + length) of each continuation; next_position: int32[B]."""
     return self.language.continuation_positions(next_position, start, num_rollouts, length)
 
   def text_positions(self, mask: jax.Array) -> jax.Array:
-    """int32[3, B, T] of rows without images, of mask bool[B, T]."""
+    """Positions int32[3, B, T] of rows without images, given their mask bool[B, T]."""
     return text_positions(mask)
 
   def for_decoding(self) -> LanguageModel:

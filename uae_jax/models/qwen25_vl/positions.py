@@ -1,8 +1,8 @@
 """Multimodal rotary positions (M-RoPE): every token has a time, a row and a column.
 
-Source: transformers 4.50 modeling_qwen2_5_vl.py, get_rope_index. Text has three equal positions that count on; an image
-of h x w cells that starts at s is at (s, s + row, s + column), and the text after it goes on at s + max(h, w). Padding
-stands at 1, where the official weights were trained to find it.
+Source: transformers 4.50 modeling_qwen2_5_vl.py, get_rope_index. A text token has three equal coordinates, which
+increase by one per token; the cells of an h x w image that starts at s are at (s, s + row, s + column), and the text
+after it continues at s + max(h, w). Padding has position 1, as in the training of the official weights.
 """
 
 import jax
@@ -13,19 +13,19 @@ PADDING_POSITION = 1
 
 
 def mrope_positions(tokens, mask, image_token_id: int, grid_merged: tuple) -> np.ndarray | jax.Array:
-  """Positions of prompts with any number of images of one size a row; text before, between and after them.
+  """Positions of prompts with any number of images per row, all of one size, and text before, between and after them.
 
   Args:
     tokens: int[B, T]; each image is h * w consecutive `image_token_id`.
-    mask: bool[B, T]; False at padding, wherever it stands.
-    image_token_id: the placeholder of an image token.
-    grid_merged: (h, w) in cells: two ints, or two int[B] where rows have images of different sizes.
+    mask: bool[B, T]; False at padding, which may be anywhere.
+    image_token_id: id of the placeholder of an image token.
+    grid_merged: (h, w) in cells: two ints, or two int[B] if image sizes differ between rows.
 
   Returns:
-    int32[3, B, T]; numpy if tokens and mask are, so it can be a constant of a program, else JAX.
+    int32[3, B, T]; NumPy if tokens and mask are NumPy, so it can be a constant of a program, else JAX.
 
   Raises:
-    ValueError: on the host, a row does not have a whole number of images.
+    ValueError: a row has a fractional number of images; checked for NumPy inputs only.
   """
   on_host = isinstance(tokens, np.ndarray) and isinstance(mask, np.ndarray)
   xp = np if on_host else jnp
@@ -46,13 +46,13 @@ def mrope_positions(tokens, mask, image_token_id: int, grid_merged: tuple) -> np
 
 
 def text_positions(mask) -> np.ndarray | jax.Array:
-  """int32[3, B, T] of rows without images: bool[B, T], False at padding; numpy or JAX as the mask is."""
+  """Positions int32[3, B, T] of rows without images, of mask bool[B, T], False at padding; NumPy or JAX as the mask."""
   xp = np if isinstance(mask, np.ndarray) else jnp
   counted = xp.where(mask, xp.cumsum(mask, axis=1) - 1, PADDING_POSITION).astype(np.int32)
   return xp.broadcast_to(counted, (3, *counted.shape))
 
 
 def next_position(positions, mask) -> np.ndarray | jax.Array:
-  """int32[B]: where generation continues, one after the largest position, which is not the row's length."""
+  """The position int32[B] where generation continues: one after the largest, which is not the row's length."""
   xp = np if isinstance(positions, np.ndarray) and isinstance(mask, np.ndarray) else jnp
   return xp.max(xp.where(mask, positions, -1), axis=(0, 2)) + 1

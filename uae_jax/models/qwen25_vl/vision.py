@@ -1,14 +1,14 @@
-"""The vision tower of Qwen2.5-VL: patches of one image size to the tokens that the language model reads.
+"""The vision tower of Qwen2.5-VL: maps the patches of images of one size to tokens for the language model.
 
 Source: Bai et al. 2025 (arXiv 2502.13923); transformers 5.23 modeling_qwen2_5_vl.py,
 Qwen2_5_VisionTransformerPretrainedModel.
 
-Words: a *patch* is `patch_size` pixels a side; a *cell* is a square of `spatial_merge` x `spatial_merge` patches, which
-the merger turns into one token; a *window* is a square of cells, smaller at the right and bottom edge. Patches come
-cell by cell, cells row by row. T counts patches, F the features of whatever is being reordered.
+Terms: a *patch* is a square of `patch_size` pixels per side; a *cell* is a square of `spatial_merge` x `spatial_merge`
+patches, which the merger maps to one token; a *window* is a square of cells, smaller at the right and bottom edges.
+Patches are ordered cell by cell, cells row by row. T is the number of patches, F the features of the reordered array.
 
-Differs from transformers: all images of a batch have one static grid. Inside the tower cells are ordered window by
-window, windows of equal shape next to each other, so window attention is a reshape, without mask and without gather.
+Difference from transformers: all images of a batch share one static grid. Inside the tower cells are ordered window by
+window, with windows of equal shape adjacent, so window attention is a reshape and needs neither mask nor gather.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ from uae_jax.sharding import constrain
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-  """Architecture of the tower; the defaults are common to all published sizes.
+  """Architecture of the vision tower; the defaults are common to all published sizes.
 
   Attributes:
     depth: number of blocks.
@@ -45,15 +45,15 @@ class VisionConfig:
     patch_size: side of a patch, in pixels.
     spatial_merge: side of a cell, in patches.
     window_px: side of a window, in pixels.
-    full_attention_layers: blocks that attend over the whole image instead of windows.
-    temporal_patch: frames a patch; a still image is repeated so often.
-    in_channels: of the images.
-    norm_eps: of every norm.
+    full_attention_layers: indices of blocks that attend over the whole image instead of windows.
+    temporal_patch: frames per patch; a still image is repeated `temporal_patch` times.
+    in_channels: channels of the images.
+    norm_eps: epsilon of every norm.
     rope_theta: base of the rotary frequencies.
-    image_mean: of the channels in 0..1, for `normalize`.
-    image_std: of the channels in 0..1.
+    image_mean: channel means of pixels in [0, 1], for `normalize`.
+    image_std: channel standard deviations of pixels in [0, 1], for `normalize`.
     remat: a key of `layers.stack.REMAT_POLICIES`.
-    unroll: writes the layers out instead of scanning them.
+    unroll: unroll the layers instead of scanning them.
   """
 
   depth: int
@@ -90,12 +90,12 @@ class VisionConfig:
 
   @property
   def cell_patches(self) -> int:
-    """Patches in a cell."""
+    """Number of patches per cell."""
     return self.spatial_merge**2
 
   @property
   def patch_values(self) -> int:
-    """Numbers in a patch."""
+    """Number of values per patch."""
     return self.in_channels * self.temporal_patch * self.patch_size**2
 
   @property
@@ -105,7 +105,7 @@ class VisionConfig:
 
   @classmethod
   def qwen25_vl(cls, out_width: int) -> "VisionConfig":
-    """Source: `vision_config` in the config.json of Qwen/Qwen2.5-VL-3B-Instruct; sizes differ in `out_width` alone."""
+    """Source: `vision_config` in the config.json of Qwen/Qwen2.5-VL-3B-Instruct; sizes differ only in `out_width`."""
     return cls(
       depth=32,
       width=1280,
@@ -117,10 +117,10 @@ class VisionConfig:
 
   @classmethod
   def from_huggingface(cls, config: Mapping[str, Any]) -> "VisionConfig":
-    """From `vision_config` of a `config.json`; fields that old files leave out have the library's defaults.
+    """Reads `vision_config` of a `config.json`; absent fields get the defaults of transformers.
 
     Raises:
-      ValueError: the file describes something this class is not.
+      ValueError: the file describes an unsupported architecture.
     """
     if config.get("hidden_act", "silu") != "silu":
       raise ValueError(f"vision_config.hidden_act {config['hidden_act']!r} is not known; expected 'silu'")
@@ -142,16 +142,16 @@ class VisionConfig:
 
 
 def normalize(images: jax.Array, config: VisionConfig) -> jax.Array:
-  """uint8[B, H, W, C] -> float32[B, H, W, C] with the mean and standard deviation the tower was trained with."""
+  """Normalizes pixels with the tower's mean and standard deviation: uint8[B, H, W, C] -> float32[B, H, W, C]."""
   mean, std = (np.asarray(values, np.float32) for values in (config.image_mean, config.image_std))
   return (jnp.asarray(images).astype(jnp.float32) * np.float32(1 / 255) - mean) / std
 
 
 def patchify(pixels: jax.Array, config: VisionConfig) -> jax.Array:
-  """Images to flat patches, cell by cell; in each the channel comes first, then the frame, then row and column.
+  """Splits images into flat patches, cell by cell; the values are ordered channel, frame, row, column.
 
   Args:
-    pixels: float[B, H, W, C], sides multiples of a cell.
+    pixels: float[B, H, W, C]; sides are multiples of a cell.
 
   Returns:
     float[B, T, C * temporal_patch * patch_size ** 2].
@@ -170,7 +170,7 @@ def patchify(pixels: jax.Array, config: VisionConfig) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Band:
-  """Windows of equal length along one side of the image: `count` windows of `cells` cells, from cell `start`."""
+  """Windows of equal length along one side of the image: `count` windows of `cells` cells, starting at cell `start`."""
 
   start: int
   count: int
@@ -182,7 +182,7 @@ class Band:
 
 
 def bands(side: int, window: int) -> tuple[Band, ...]:
-  """Whole windows first, then what is left at the edge."""
+  """The bands of a side of `side` cells: full windows first, then the remainder at the edge."""
   whole, rest = divmod(side, window)
   found = (Band(0, whole, window), Band(whole * window, 1, rest))
   return tuple(band for band in found if band.count and band.cells)
@@ -190,11 +190,11 @@ def bands(side: int, window: int) -> tuple[Band, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-  """The windows of a grid of cells: at most four kinds, inner, right edge, bottom edge and corner.
+  """The windows of a grid of cells, of at most four kinds: inner, right edge, bottom edge and corner.
 
   Attributes:
-    rows: kinds along the height.
-    columns: kinds along the width.
+    rows: bands along the height.
+    columns: bands along the width.
   """
 
   rows: tuple[Band, ...]
@@ -202,16 +202,16 @@ class Windows:
 
   @classmethod
   def of(cls, height: int, width: int, window: int) -> "Windows":
-    """Of height x width cells."""
+    """The windows of a grid of height x width cells."""
     return cls(bands(height, window), bands(width, window))
 
   @property
   def kinds(self) -> list[tuple[int, int]]:
-    """(number of windows, cells in one), in the order in which they stand."""
+    """(number of windows, cells per window) of each kind, in window order."""
     return [(r.count * c.count, r.cells * c.cells) for r, c in itertools.product(self.rows, self.columns)]
 
   def order(self, x):
-    """Raster order to window order: [B, height, width, F] -> [B, cells, F]; numpy or JAX."""
+    """Reorders cells from raster to window order: [B, height, width, F] -> [B, cells, F]; NumPy or JAX."""
     parts = [
       einops.rearrange(x[:, r.extent, c.extent], "b (i r) (j c) f -> b (i j r c) f", r=r.cells, c=c.cells)
       for r, c in itertools.product(self.rows, self.columns)
@@ -219,7 +219,7 @@ class Windows:
     return parts[0] if len(parts) == 1 else (np if isinstance(x, np.ndarray) else jnp).concatenate(parts, axis=1)
 
   def restore(self, x: jax.Array) -> jax.Array:
-    """Window order to raster order: [B, cells, F] -> [B, cells, F]; the inverse of `order`."""
+    """Reorders cells from window to raster order, [B, cells, F] -> [B, cells, F]; the inverse of `order`."""
     strips, start = [], 0
     for r in self.rows:
       strip = []
@@ -232,7 +232,7 @@ class Windows:
     return jnp.concatenate(strips, axis=1)
 
   def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attention inside each window: three float[B, T, N, H] in window order -> float[B, T, N, H]."""
+    """Attention within each window: three float[B, T, N, H] in window order -> float[B, T, N, H]."""
     patches_per_cell = q.shape[1] // sum(count * cells for count, cells in self.kinds)
     parts, start = [], 0
     for count, cells in self.kinds:
@@ -245,7 +245,7 @@ class Windows:
 
 
 class Attention(nnx.Module):
-  """Multi-head attention with rotary places; which keys a query sees is the caller's `attend`."""
+  """Multi-head attention with rotary positions; the caller's `attend` determines which keys a query sees."""
 
   def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
     self.qkv = Linear(config.width, 3 * config.width, axes=("embed", "heads"), rngs=rngs)
@@ -262,7 +262,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-  """float[B, T, D] -> float[B, T, D]."""
+  """One transformer block: float[B, T, D] -> float[B, T, D]."""
 
   def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
     self.attention_norm = RMSNorm(config.width, eps=config.norm_eps)
@@ -277,7 +277,7 @@ class Block(nnx.Module):
 
 
 class Merger(nnx.Module):
-  """The patches of a cell to one token: float[B, T, D] -> float[B, T / cell_patches, out_width]."""
+  """Merges the patches of a cell into one token: float[B, T, D] -> float[B, T / cell_patches, out_width]."""
 
   def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
     width = config.width * config.cell_patches
@@ -293,7 +293,7 @@ class Merger(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-  """Patches to image tokens."""
+  """The complete tower, from patches to image tokens."""
 
   def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
     self.patch_embed = Linear(config.patch_values, config.width, axes=("patch", "embed"), use_bias=False, rngs=rngs)
@@ -302,17 +302,17 @@ class VisionTower(nnx.Module):
     self.config = config
 
   def __call__(self, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """Computes in the dtype of `patches`.
+    """Image tokens for the language model. Computes in the dtype of `patches`.
 
     Args:
-      patches: float[B, T, patch_values], as `patchify` gives them.
+      patches: float[B, T, patch_values], as returned by `patchify`.
       grid: static (rows, columns) of patches, the same for every image.
 
     Returns:
       float[B, T / cell_patches, out_width], cells in raster order.
 
     Raises:
-      ValueError: the patches are not those of the grid, or the grid does not divide into cells.
+      ValueError: the patches do not match the grid, or the grid does not divide into cells.
     """
     config, batch = self.config, patches.shape[0]
     if any(side % config.spatial_merge for side in grid) or patches.shape[1:] != (
