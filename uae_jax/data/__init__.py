@@ -1,1 +1,1 @@
-"""Sources, processors and the input pipeline; host code, numpy in and out."""
+"""Sources, processors and the input pipeline; host code on NumPy arrays."""

@@ -1,4 +1,4 @@
-"""Token ids for the CLIP text encoders of SD3."""
+"""Token ids for the CLIP text towers of SD3."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,17 +7,17 @@ import numpy as np
 
 
 def encode(folder: str | Path, texts: Sequence[str], length: int) -> np.ndarray:
-  """int32[B, length]: start, words, end, and padding: `end` for the first encoder, `!` for the second.
+  """Token ids int32[B, length]: start, words, end, padding (`end` for the first text tower, `!` for the second).
 
   Args:
-    folder: of the tokenizer's files.
-    texts: B texts; longer ones are cut.
-    length: of the rows.
+    folder: folder of the tokenizer's files.
+    texts: B texts; longer ones are truncated.
+    length: number of tokens per row.
 
   Raises:
     ValueError: the tokenizer cannot be read.
   """
-  from transformers import CLIPTokenizer  # Brings half of transformers: not at import.
+  from transformers import CLIPTokenizer  # Imported late: it loads half of transformers.
 
   try:
     tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)

@@ -1,11 +1,11 @@
-"""From a source to batches of fixed shape, by grain.
+"""The input pipeline: batches of fixed shape from a source, with grain.
 
-The order of an epoch is a permutation of all records by seed. Global batch k is the k-th run of `batch_size` records
-of that endless order, and process p owns its p-th piece: the same global batches whatever the number of processes,
-and every record exactly once an epoch. The state of an iterator is a few integers, so a run resumes in the middle of
-an epoch.
+An epoch is a seeded permutation of all records. Global batch k is the k-th run of `batch_size` records in the endless
+sequence of epochs, and process p loads its p-th slice. The global batches do not depend on the number of processes, and
+every record occurs exactly once per epoch. The state of an iterator is a few integers, so a run can resume in the
+middle of an epoch.
 
-Sources that store nothing make batches from indices (`sources.MakesBatches`); others are read record by record in
+Sources without stored records make batches from indices (`sources.MakesBatches`); others are read record by record in
 threads.
 """
 
@@ -39,37 +39,38 @@ def make_dataset(
   prefetch_batches: int = 2,
   bad_indices: set[int] | None = None,
 ) -> grain.IterDataset:
-  """An endless dataset of this process's part of the batches.
+  """An endless dataset of this process's slice of every batch.
 
   Args:
-    source: of records, from `sources.open_source`.
+    source: records, from `sources.open_source`.
     data: `config.data`.
     processor: `data.processing.Processor` or a Hugging Face tokenizer.
-    captions: "full", or "contrastive" for groups of images that differ little, with full captions; a source that
-      knows no variations of its records gives groups of one. A source with a grammar also has "partial" and "mixed".
-    batch_size: of all processes together.
-    seed: of the order and of what captions leave out.
-    process_index: of this process.
+    captions: "full", or "contrastive" for groups of slightly different images with full captions; a source that cannot
+      vary its records gives groups of one. A source with a grammar also supports "partial" and "mixed".
+    batch_size: global batch size, over all processes.
+    seed: seed of the order, and of what captions omit.
+    process_index: index of this process.
     process_count: number of processes.
     shuffle: False keeps the order of the source.
-    num_threads: that prepare batches ahead; 0 prepares them when asked.
-    num_workers: processes that read records ahead, for large photographs; unused if the source makes batches. The state
-      of an iterator is bound to their number.
-    prefetch_batches: how many are ready.
-    bad_indices: collects the indices of unreadable records that were skipped; not those of worker processes.
+    num_threads: threads that prepare batches in advance; 0 prepares them on demand.
+    num_workers: processes that read records in advance, for large photographs; unused if the source makes batches. The
+      state of an iterator is valid only for the same number of workers.
+    prefetch_batches: number of batches prepared in advance.
+    bad_indices: receives the indices of unreadable records that were skipped, except those of worker processes.
 
   Returns:
     Batches of b = batch_size / process_count rows; contrastive ones have a group axis after b.
       image: uint8[b, image_px, image_px, 3].
-      captioner_image: the same at the side that the captioner's cells divide, where that is another one.
-      tokens: int32[b, caption_tokens]: caption, closing `<|im_end|>`, padding. Longer captions are cut and not closed.
-      length: int32[b], tokens that are not padding.
-      index: int64[b], of the record in its source.
-      identity: int64[b], contrastive only: equal where images show the same.
+      captioner_image: the same image, resized to a side that the captioner's cells divide; absent if that is image_px.
+      tokens: int32[b, caption_tokens]: caption, closing `<|im_end|>`, padding. Longer captions are truncated and lack
+        the closing token.
+      length: int32[b], number of tokens without padding.
+      index: int64[b], index of the record in its source.
+      identity: int64[b], contrastive only: equal for images with the same content.
     Iterators have `get_state` and `set_state`; `grain.checkpoint` saves them.
 
   Raises:
-    ValueError: an impossible setting; the message names it.
+    ValueError: a setting is invalid; the message names it.
   """
   if captions not in CAPTIONS:
     raise ValueError(f"captions = {captions!r}: expected one of {', '.join(CAPTIONS)}")
@@ -79,7 +80,7 @@ def make_dataset(
   tokens = CaptionTokens.of(processor, data.caption_tokens)
   order = grain.MapDataset.range(len(source))
   if shuffle:
-    # Grain's epoch e of seed s is epoch 0 of seed s + e: seeds are spread so that runs share no epoch.
+    # In grain, epoch e of seed s equals epoch 0 of seed s + e: spread the seeds, so that runs share no epoch.
     order = order.shuffle(seed=int(Draws(seed).integers(2**32)))
   order = ProcessRows(order.repeat().map_with_index(with_position), rows, process_index, process_count)
   if isinstance(source, MakesBatches):
@@ -98,9 +99,9 @@ def make_dataset(
   records = records.to_iter_dataset(options)
   if num_workers:
     if not flags.FLAGS.is_parsed():
-      # Grain's workers read absl's global flags; a program that does not use them never parses them.
+      # Grain's workers read absl's global flags, which a program that does not use absl never parses.
       flags.FLAGS.mark_as_parsed()
-    # Workers take records in turn, so their number does not change the order.
+    # Workers take turns, so their number does not change the order of records.
     records = records.mp_prefetch(grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=rows))
   batches = records.batch(rows, drop_remainder=True, batch_fn=as_columns)
   return batches.map(caption)
@@ -110,12 +111,12 @@ def make_dataset(
 
 
 def with_position(position: int, index: int) -> tuple[int, int]:
-  """Keeps the place in the endless order beside the record's index: it seeds what differs from epoch to epoch."""
+  """Pairs a record's index with its position in the endless order, which seeds what differs between epochs."""
   return position, index
 
 
 class ProcessRows(grain.MapDataset):
-  """Of every run of `rows * process_count` elements the piece of one process."""
+  """This process's slice of every global batch of `rows * process_count` elements."""
 
   def __init__(self, parent: grain.MapDataset, rows: int, process_index: int, process_count: int):
     super().__init__(parent)
@@ -132,18 +133,18 @@ class ProcessRows(grain.MapDataset):
 
 
 def repartition(source: Source, states: Sequence[dict], process_count: int) -> dict:
-  """The state of any process's iterator after the number of processes has changed.
+  """The iterator state of every process after the number of processes has changed.
 
-  Exact where no record was skipped. Otherwise processes had reached different places: all of them resume at the place
-  of the one that is furthest behind, and a few records are read twice in that epoch.
+  Exact if no record was skipped. Otherwise the processes had reached different positions: all of them resume at the
+  earliest one, and a few records are read twice in that epoch.
 
   Args:
-    source: of the iterators.
-    states: of the iterators of all processes, without workers.
-    process_count: from now on.
+    source: the source of the iterators.
+    states: states of the iterators of all processes, without workers.
+    process_count: the new number of processes.
   """
   place = min(state["next_index"] for state in states)
-  # Where the source makes batches the iterator counts these, elsewhere the rows of one process.
+  # If the source makes batches, the iterator counts batches, otherwise rows of one process.
   return {"next_index": place if isinstance(source, MakesBatches) else place * len(states) // process_count}
 
 
@@ -152,12 +153,13 @@ def repartition(source: Source, states: Sequence[dict], process_count: int) -> d
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CaptionTokens:
-  """Turns captions into rows of token ids.
+  """Converts captions to rows of token ids.
 
   Attributes:
     tokenizer: Hugging Face tokenizer.
-    length: of a row.
-    pad, end: ids.
+    length: number of tokens per row.
+    pad: id of the padding token.
+    end: id of the closing token.
   """
 
   tokenizer: object
@@ -171,7 +173,7 @@ class CaptionTokens:
     return cls(tokenizer, length, tokenizer.pad_token_id, tokenizer.eos_token_id)
 
   def of_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens int32[B, L], length int32[B]) of any captions."""
+    """(tokens int32[B, L], length int32[B]) of captions; longer ones are truncated and lack the closing token."""
     tokens = np.full((len(texts), self.length), self.pad, np.int32)
     length = np.zeros(len(texts), np.int32)
     for row, text in enumerate(texts):
@@ -186,7 +188,7 @@ class CaptionTokens:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoadRecord:
-  """(position, index) -> a record with an image of image_px, or None (which grain skips) if it cannot be read."""
+  """Maps (position, index) to a record with an image of `image_px`, or to None, which grain skips, if unreadable."""
 
   source: Source
   image_px: int
@@ -200,7 +202,7 @@ class LoadRecord:
       images = {"image": fit(record["image"], self.image_px)}
       if self.captioner_px != self.image_px:
         images["captioner_image"] = fit(record["image"], self.captioner_px)
-    except Exception as error:  # A torn file can fail in any decoder.
+    except Exception as error:  # A corrupt file can raise anything in an image decoder.
       self.bad.bad(index, self.source.key(index), error)
       return None
     self.bad.good()
@@ -208,7 +210,7 @@ class LoadRecord:
 
 
 def fit(image: np.ndarray, size_px: int) -> np.ndarray:
-  """The center square of uint8[H, W, 3], resized to uint8[size_px, size_px, 3]; untouched if it has that size."""
+  """The center square of uint8[H, W, 3], resized to uint8[size_px, size_px, 3]; the identity at that size."""
   if image.shape == (size_px, size_px, 3):
     return image
   from PIL import Image, ImageOps
@@ -217,7 +219,7 @@ def fit(image: np.ndarray, size_px: int) -> np.ndarray:
 
 
 def as_columns(records: Sequence[dict]) -> dict:
-  """Columns of the fields that all records have: arrays, and lists of text."""
+  """Columns of the fields that all records have, as arrays or lists of text."""
   names = set.intersection(*(set(record) for record in records))
   columns = {name: [record[name] for record in records] for name in names}
   return {name: column if isinstance(column[0], str) else np.stack(column) for name, column in columns.items()}
@@ -225,11 +227,11 @@ def as_columns(records: Sequence[dict]) -> dict:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CaptionRecords:
-  """Columns of records that know one caption each -> a batch.
+  """Makes a batch from columns of records with one caption each.
 
   Attributes:
     source: `data.source`, for messages.
-    tokens: of captions.
+    tokens: converts captions to token ids.
     captions: "full" or "contrastive".
   """
 

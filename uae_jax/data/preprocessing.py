@@ -1,4 +1,4 @@
-"""Pictures from anywhere as upright RGB, and the preprocessing of the embedders on the host.
+"""Reading images as upright RGB, and host preprocessing for the embedders.
 
 Source: the image processors of transformers 5.23 (`PilBackend`, and `TorchvisionBackend` where floats are resized);
 torchvision's `Resize` and `CenterCrop`.
@@ -25,13 +25,14 @@ ImageSource = Image.Image | str | os.PathLike | np.ndarray
 
 
 def read_image(source: ImageSource) -> Image.Image:
-  """Any picture as RGB: turned as its EXIF says, transparency laid on white, deep grey scaled to eight bits.
+  """Reads any image as RGB: applies EXIF rotation, puts transparency on white, scales 16-bit gray to 8 bits.
 
   Args:
     source: a path, a PIL image of any mode, or uint8[H, W], [H, W, 3] or [H, W, 4].
 
   Raises:
-    ValueError: the file is missing, torn or no picture (naming it); the array is of another dtype or shape.
+    ValueError: the file is missing, corrupt or not an image (the message names it), or the array has another dtype or
+      shape.
   """
   if isinstance(source, np.ndarray):
     if source.dtype != np.uint8 or not (source.ndim == 2 or source.ndim == 3 and source.shape[2] in (3, 4)):
@@ -44,16 +45,16 @@ def read_image(source: ImageSource) -> Image.Image:
   try:
     with Image.open(source) as image:
       return to_rgb(image)
-  except Exception as error:  # The decoders of PIL raise a dozen kinds for a torn file.
+  except Exception as error:  # PIL's decoders raise a dozen exception types for corrupt files.
     reason = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
     raise ValueError(f"cannot read image {os.fspath(source)}: {reason}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-  """A PIL image of any mode as upright RGB."""
+  """Converts a PIL image of any mode to upright RGB."""
   image = ImageOps.exif_transpose(image)
   if image.mode.startswith("I"):
-    # PIL would clip at 255 what is nearly always sixteen-bit grey.
+    # Nearly always 16-bit gray, which PIL would clip at 255.
     image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 257).astype(np.uint8))
   if "A" in image.getbands() or "transparency" in image.info:
     image = image.convert("RGBA")
@@ -63,16 +64,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-  """From RGB of any size to the normalized pixels of one embedder.
+  """Maps RGB images of any size to the normalized pixels of one embedder.
 
   Attributes:
-    resize: the shortest side (aspect kept), or (height, width) to stretch to, or None to leave the size.
-    crop: (height, width) of the center that is kept, or None; where the picture is smaller it is surrounded by black.
-    resample: PIL's number of the filter.
-    mean: of the channels in 0..1.
-    std: of the channels in 0..1.
-    is_float: resizes after scaling to 0..1, with torch's antialiased filter, instead of in eight bits by PIL.
-    rounds_crop: centers the crop at half-even rounded offsets (torchvision) instead of floored ones (transformers).
+    resize: target length of the shortest side in pixels, keeping the aspect ratio; (height, width) to stretch the image
+      to; or None to keep the size.
+    crop: (height, width) of the center crop in pixels, or None; smaller images are padded with black.
+    resample: PIL's number of the resampling filter.
+    mean: channel means of pixels in [0, 1].
+    std: channel standard deviations of pixels in [0, 1].
+    is_float: resize after scaling to [0, 1], with torch's antialiased filter, instead of in 8 bits with PIL.
+    rounds_crop: round crop offsets half to even (torchvision) instead of down (transformers).
   """
 
   resize: int | tuple[int, int] | None
@@ -91,23 +93,23 @@ class Preprocessing:
 
   @property
   def output_size(self) -> tuple[int, int]:
-    """(height, width) of every result."""
+    """(height, width) of the output."""
     return self.crop or self.resize
 
   @classmethod
   def from_huggingface(
     cls, settings: Mapping[str, Any], processors: Mapping[str, Mapping[str, Any]]
   ) -> "Preprocessing":
-    """From a `preprocessor_config.json`.
+    """Reads the content of a `preprocessor_config.json`.
 
     Args:
-      settings: the file; fields that are absent or null have the defaults of the library's class.
-      processors: `image_processor_type`, without "Fast" or "Pil" -> the attributes of that class, under the names of
-        the library. Besides, `default_to_square` says what a single number as size means, and `resizes_floats` that
-        the class rescales before it resizes. Files without a type belong to the first.
+      settings: content of the file; absent or null fields get the defaults of the transformers class.
+      processors: `image_processor_type`, without "Fast" or "Pil" -> class attributes, named as in transformers. In
+        addition, `default_to_square` means that a single number as size is a square, and `resizes_floats` that the
+        class rescales before it resizes. Files without a type use the first entry.
 
     Raises:
-      ValueError: the file names another class, or asks for something this class does not do.
+      ValueError: the file names another class, or uses an unsupported setting.
     """
     settings = {name: value for name, value in settings.items() if value is not None}
     kind = settings.pop("image_processor_type", next(iter(processors))).removesuffix("Fast").removesuffix("Pil")
@@ -129,7 +131,7 @@ class Preprocessing:
     )
 
   def __call__(self, source: ImageSource) -> np.ndarray:
-    """float32[height, width, 3] of one picture."""
+    """Normalized pixels float32[height, width, 3] of one image."""
     image = read_image(source)
     height, width = self._resized(image.height, image.width)
     if self.is_float:
@@ -141,7 +143,7 @@ class Preprocessing:
     return (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
   def batch(self, sources: Sequence[ImageSource]) -> np.ndarray:
-    """float32[B, height, width, 3]."""
+    """Normalized pixels float32[B, height, width, 3] of several images."""
     return np.stack([self(source) for source in sources])
 
   def _resized(self, height: int, width: int) -> tuple[int, int]:
@@ -154,13 +156,13 @@ class Preprocessing:
     return (longest, self.resize) if width <= height else (self.resize, longest)
 
   def _crop(self, pixels: np.ndarray) -> np.ndarray:
-    """The center of [H, W, 3]."""
+    """The center crop of [H, W, 3], padded with black if the image is smaller."""
     if self.crop is None:
       return pixels
     out = np.zeros((*self.crop, pixels.shape[2]), pixels.dtype)
     theirs, ours = [], []
     for size, target in zip(pixels.shape[:2], self.crop, strict=True):
-      # Negative where the picture is smaller than the crop.
+      # Negative if the image is smaller than the crop.
       start = round((size - target) / 2) if self.rounds_crop else (size - target) // 2
       length = min(size, target)
       theirs.append(slice(max(start, 0), max(start, 0) + length))
@@ -170,7 +172,7 @@ class Preprocessing:
 
 
 def _size(size: int | Sequence[int] | Mapping[str, int], *, is_square: bool) -> int | tuple[int, int]:
-  """A `size` or `crop_size` in any of the spellings of the library; `is_square` is what a single number means."""
+  """Parses a `size` or `crop_size` in any form of transformers; `is_square`: a single number means a square."""
   if isinstance(size, int):
     return (size, size) if is_square else size
   if not isinstance(size, Mapping):
@@ -185,7 +187,7 @@ def _size(size: int | Sequence[int] | Mapping[str, int], *, is_square: bool) -> 
 
 
 def _resize_floats(pixels: np.ndarray, height: int, width: int, method: str) -> np.ndarray:
-  """float32[H, W, 3] -> float32[height, width, 3], antialiased, as torch does it."""
+  """Resizes with antialiasing, as torch does: float32[H, W, 3] -> float32[height, width, 3]."""
   rows = resize.matrix(pixels.shape[0], height, method, True)
   columns = resize.matrix(pixels.shape[1], width, method, True)
   pixels = np.tensordot(rows, pixels, axes=(1, 0))

@@ -1,7 +1,7 @@
-"""The processor of a captioner: its tokenizer, chat template and image sizes, read from a Hugging Face folder.
+"""The captioner's processor: tokenizer, chat template and image sizes, read from a Hugging Face folder.
 
 Source: transformers 5.23 Qwen2_5_VLProcessor and Qwen2VLImageProcessorPil; the demo of PKU-YuanGroup/UAE for the
-prompts and for resizing twice. Pixels are normalized on the device (`models.qwen25_vl.vision`).
+prompts and the double resizing. Pixels are normalized on the device (`models.qwen25_vl.vision`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,27 +25,27 @@ QUESTION = (
   "Now, carefully analyze the input image and output the full description. "
 )
 NEGATIVE_PROMPT = "Generate a random, low quality, ugly, blur, bad and anime, cartoon image."
-# The demo's client allows images of 4 to 16384 merged cells before the image processor sees them.
+# The demo's client resizes images to 4 to 16384 merged cells before the image processor sees them.
 CLIENT_CELLS = (4, 16384)
 MAX_ASPECT_RATIO = 200
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Processor:
-  """Text to token ids and back, images to the sizes the vision tower takes.
+  """Converts text to token ids and back, and images to the sizes that the vision tower accepts.
 
   Attributes:
-    tokenizer: of transformers.
-    chat_template: Jinja source.
+    tokenizer: a transformers tokenizer.
+    chat_template: Jinja source of the chat template.
     patch_size: side of a patch, in pixels.
-    merge_size: patches a side that become one token.
-    min_pixels: smallest area of an image after `resize`.
-    max_pixels: largest.
-    resample: PIL's number of the filter.
-    pad_id: fills rows.
-    end_ids: close a caption; the first one is the chat's own end of turn.
-    question: asked about an image.
-    negative_prompt: what guidance steers away from.
+    merge_size: side, in patches, of the cell that becomes one token.
+    min_pixels: smallest image area after `resize`, in pixels.
+    max_pixels: largest image area after `resize`, in pixels.
+    resample: PIL's number of the resampling filter.
+    pad_id: id of the padding token.
+    end_ids: ids that close a caption; the first one is the end of turn of the chat template.
+    question: question about the image in the caption prompt.
+    negative_prompt: prompt of the negative branch of classifier-free guidance.
   """
 
   tokenizer: Any
@@ -64,14 +64,16 @@ class Processor:
   def from_folder(
     cls, path: str | Path, *, question: str = QUESTION, negative_prompt: str = NEGATIVE_PROMPT
   ) -> "Processor":
-    """Reads the tokenizer's files, `preprocessor_config.json` and, where they exist, `chat_template.json` and
-    `generation_config.json`; nothing is downloaded.
+    """Reads a processor from a local folder; downloads nothing.
+
+    It reads the tokenizer's files, `preprocessor_config.json` and, if they exist, `chat_template.json` and
+    `generation_config.json`.
 
     Raises:
-      FileNotFoundError: there is no such folder, or it has no `preprocessor_config.json`.
-      ValueError: the tokenizer cannot be read, or it has no chat template, padding or image token.
+      FileNotFoundError: the folder does not exist, or has no `preprocessor_config.json`.
+      ValueError: the tokenizer cannot be read, or has no chat template, padding token or image token.
     """
-    from transformers import AutoTokenizer  # Brings half of transformers: not at import.
+    from transformers import AutoTokenizer  # Imported late: it loads half of transformers.
 
     path = Path(path)
     if not (path / "preprocessor_config.json").is_file():
@@ -109,19 +111,19 @@ class Processor:
 
   @property
   def cell_px(self) -> int:
-    """Side of what becomes one token, in pixels."""
+    """Side, in pixels, of a cell, which becomes one token."""
     return self.patch_size * self.merge_size
 
   def resize(self, image: ImageSource, *, demo_resize: bool = True) -> Image.Image:
-    """Any picture as upright RGB whose sides are multiples of a cell and whose area is within the limits.
+    """Resizes an image to upright RGB whose sides are multiples of a cell and whose area is within the limits.
 
     Args:
       image: a PIL image of any mode and size, a path, or uint8[H, W, 3].
-      demo_resize: resizes to multiples of a cell first, as the official demo does; above `max_pixels` this changes the
-        result, and sometimes the grid. False is the image processor alone.
+      demo_resize: first resize to multiples of a cell, as the official demo does; above `max_pixels` this changes the
+        result, and sometimes the grid. False applies the image processor alone.
 
     Raises:
-      ValueError: the file cannot be read (naming it), or the picture is extremely narrow.
+      ValueError: the file cannot be read (the message names it), or the image is too narrow.
     """
     image = read_image(image)
     if demo_resize:
@@ -132,7 +134,7 @@ class Processor:
     return image.resize((width, height), self.resample)
 
   def fit(self, height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """(height, width), multiples of a cell near the aspect ratio, of an area between the limits.
+    """(height, width) as multiples of a cell, close to the aspect ratio, with an area between the limits.
 
     Raises:
       ValueError: one side is more than 200 times the other.
@@ -140,7 +142,7 @@ class Processor:
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
       raise ValueError(f"an image of {width} x {height} pixels is narrower than 1 to {MAX_ASPECT_RATIO}")
     cell = self.cell_px
-    # Half-even rounding, as Python rounds, is part of the definition.
+    # Python's rounding half to even is part of the definition.
     rounded = round(height / cell) * cell, round(width / cell) * cell
     if rounded[0] * rounded[1] > max_pixels:
       shrink = math.sqrt(height * width / max_pixels)
@@ -151,14 +153,14 @@ class Processor:
     return rounded
 
   def square_px(self, side: int) -> int:
-    """Side of what `resize` makes of a square picture without the demo's own resizing."""
+    """Side, in pixels, of a square image after `resize` with `demo_resize=False`."""
     return self.fit(side, side, self.min_pixels, self.max_pixels)[0]
 
   # --- Text --------------------------------------------------------------------------------------------------------
 
   @property
   def vocab_size(self) -> int:
-    """Tokens of the tokenizer; a model may have more."""
+    """Number of tokens of the tokenizer; the vocabulary of a model may be larger."""
     return len(self.tokenizer)
 
   @property
@@ -175,7 +177,7 @@ class Processor:
     return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
   def caption_prompt(self, grid: tuple[int, int]) -> list[int]:
-    """Question and image, in this order, up to where the caption starts.
+    """Token ids of the question, then the image, up to where the caption starts.
 
     Args:
       grid: (rows, columns) of patches.
@@ -192,7 +194,7 @@ class Processor:
     return [i for token in ids for i in ([token] * tokens if token == self.image_token_id else [token])]
 
   def generation_prompt(self, text: str) -> list[int]:
-    """The chat that the decoder's context is read from: one message of role `generate`."""
+    """Token ids of the chat that the decoder's context is computed from: one message of role `generate`."""
     return self._templated("generate", [{"type": "text", "text": text}])
 
   def _templated(self, role: str, content: list[dict]) -> list[int]:
@@ -206,7 +208,7 @@ class Processor:
 
   @functools.cached_property
   def seam_word(self) -> str:
-    """A word of one token that stands once in its own generation prompt: it shows where a caption goes.
+    """A single-token word that occurs once in its own generation prompt; shows where the template puts the caption.
 
     Raises:
       ValueError: the vocabulary has no such word.
@@ -219,11 +221,11 @@ class Processor:
     raise ValueError("the tokenizer has no word of one token that the generation template leaves whole")
 
   def pad_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ids, padded on the right.
+    """Pads rows of ids on the right.
 
     Args:
       rows: B lists of ids.
-      length: T; that of the longest row by default.
+      length: T; default: the length of the longest row.
 
     Returns:
       (tokens int32[B, T], mask bool[B, T]).

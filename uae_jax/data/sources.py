@@ -1,16 +1,16 @@
-"""Where records come from: random access by index, one dict per record.
+"""Data sources: random access by index, one dict per record.
 
 `config.data.source`:
-  scenes            the procedural small world: infinite for all purposes, nothing on disk
+  scenes            the procedural small world: practically infinite, nothing on disk
   tfds:NAME         a TFDS dataset prepared as ArrayRecord under `data.data_dir`, e.g. tfds:uae_scenes/plain
   jsonl:PATH        one JSON object per line: "image" (path relative to the file) or "image_base64", and "caption"
   arrayrecord:GLOB  the same JSON objects as records of ArrayRecord files
-  folder:PATH       images with their captions beside them: cat.jpg, cat.txt
+  folder:PATH       images with optional captions in text files of the same name: cat.jpg, cat.txt
 
-PATH may contain {split}; without it the source has the training split only.
+PATH may contain {split}; without it the source has only the training split.
 
-A new kind of source is a class that satisfies `Source` and a row of `KINDS`. The RL stages need images alone, so a
-record's caption may be empty.
+To add a kind of source, write a class that satisfies `Source` and add a row to `KINDS`. Captions may be empty: the RL
+stages need only images.
 """
 
 import base64
@@ -29,24 +29,24 @@ import numpy as np
 from uae_jax.files import IMAGE_SUFFIXES
 
 SPLITS = ("train", "held_out", "held_out_pairs")
-# How published datasets call what we call held_out.
+# Names of the held_out split in published datasets, in order of preference.
 HELD_OUT_NAMES = ("held_out", "validation", "val", "test")
 
 
 class Source(Protocol):
-  """Records by index, and optional capabilities: `MakesBatches`, `CaptionsRecords`, `KnowsTruth`.
+  """Random access to records; optional capabilities are `MakesBatches`, `CaptionsRecords` and `KnowsTruth`.
 
-  A source with a ground truth may have splits of held-out records besides "held_out": `more_held_out` names them.
+  A source with ground truth may have further held-out splits besides "held_out"; `more_held_out` lists them.
   """
 
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> dict:
-    """A record: `image` uint8[H, W, 3], `caption` str ("" where there is none), and fields of the source's own."""
+    """A record: `image` uint8[H, W, 3], `caption` str ("" for none), and fields specific to the source."""
     ...
 
   def key(self, index: int) -> str:
-    """What a person needs to find a record."""
+    """A description that lets a person find the record, for messages."""
     ...
 
 
@@ -55,29 +55,29 @@ class MakesBatches(Source, Protocol):
   """A source without stored records: batches are made from indices.
 
   Attributes:
-    image_px: side of its images.
+    image_px: side of the square images, in pixels.
   """
 
   image_px: int
 
   def records(self, indices: Sequence[int]) -> list[dict]:
-    """The records of several indices at once."""
+    """The records at several indices."""
     ...
 
   def batch_maker(self, tokens, captions: str, seed: int) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A picklable function from int64[b, 2] of (position in the endless order, index) to a batch.
+    """A picklable function from int64[b, 2], rows of (position in the endless order, index), to a batch.
 
     Args:
       tokens: `pipeline.CaptionTokens`.
       captions: one of `pipeline.CAPTIONS`.
-      seed: of random draws, together with the position.
+      seed: seeds random draws, together with the position.
     """
     ...
 
 
 @runtime_checkable
 class CaptionsRecords(Source, Protocol):
-  """A source whose records know more captions than the one they are stored with."""
+  """A source that can make other captions for a record than the stored one."""
 
   def record_captioner(self, tokens, captions: str, seed: int) -> Callable[[dict], dict[str, np.ndarray]]:
     """A picklable function from columns of records to a batch; arguments as for `MakesBatches.batch_maker`."""
@@ -86,10 +86,10 @@ class CaptionsRecords(Source, Protocol):
 
 @runtime_checkable
 class KnowsTruth(Source, Protocol):
-  """A source that can score captions and images of its records."""
+  """A source with ground truth, which can score captions and images of its records."""
 
   def ground_truth(self, records: Sequence[dict]):
-    """The `evaluation.held_out.Truth` of records."""
+    """The `evaluation.held_out.Truth` of these records."""
     ...
 
 
@@ -97,10 +97,10 @@ class TFDSSource:
   """A prepared TFDS dataset, read by grain's ArrayRecord reader.
 
   Args:
-    name: of the dataset, with its config: uae_scenes/plain.
-    split: "held_out" also finds `HELD_OUT_NAMES`.
-    data_dir: folder of TFDS datasets; "" is the default of TFDS.
-    extra: features that records keep besides image and caption.
+    name: name of the dataset with its config, such as uae_scenes/plain.
+    split: name of the split; for "held_out", the first of `HELD_OUT_NAMES` that the dataset has.
+    data_dir: folder of TFDS datasets; "" uses the default of TFDS.
+    extra: names of further features to include in records.
   """
 
   def __init__(self, name: str, split: str, data_dir: str, *, extra: Sequence[str] = ()):
@@ -109,7 +109,7 @@ class TFDSSource:
     missing = f"data.source = tfds:{name}: no such dataset in data.data_dir = {data_dir!r}"
     try:
       builder = tfds.builder(name, data_dir=data_dir or None)
-    except Exception as error:  # Which kind depends on whether TFDS knows the name.
+    except Exception as error:  # The exception type depends on whether TFDS knows the name.
       raise ValueError(missing) from error
     if not builder.info.splits:
       raise ValueError(missing)
@@ -134,7 +134,7 @@ class TFDSSource:
 
 
 class JsonLinesSource:
-  """Lines are found once and read at need, so that the file may be larger than memory."""
+  """A JSON lines file; lines are indexed once and read on demand, so the file may be larger than memory."""
 
   def __init__(self, path: str):
     self._path = Path(path)
@@ -160,7 +160,7 @@ class JsonLinesSource:
 
 
 class ArrayRecordSource:
-  """JSON objects in ArrayRecord files."""
+  """JSON objects stored as records of ArrayRecord files."""
 
   def __init__(self, pattern: str):
     import grain
@@ -183,7 +183,7 @@ class ArrayRecordSource:
 
 
 class FolderSource:
-  """Images of a folder and its subfolders, sorted by path."""
+  """The images in a folder and its subfolders, sorted by path."""
 
   def __init__(self, folder: str):
     root = Path(folder)
@@ -238,7 +238,7 @@ def _open_files(kind: Callable[[str], Source]) -> Callable[..., Source]:
   return open_files
 
 
-# The beginning of `data.source` -> what opens it, given (data, the rest, split). After a colon there must be a rest.
+# Prefix of `data.source` -> function (data, rest, split) -> source. A prefix with a colon requires a nonempty rest.
 KINDS: dict[str, Callable[..., Source]] = {
   "scenes": _open_scenes,
   "tfds:": _open_tfds,
@@ -246,19 +246,19 @@ KINDS: dict[str, Callable[..., Source]] = {
   "arrayrecord:": _open_files(ArrayRecordSource),
   "folder:": _open_files(FolderSource),
 }
-# TFDS datasets whose records hold more than an image and a caption.
+# TFDS datasets whose records have more than an image and a caption.
 TFDS_DATASETS: dict[str, Callable[..., Source]] = {"uae_scenes": _open_stored_scenes}
 
 
 def open_source(data, split: str) -> Source:
-  """The source of `config.data.source`.
+  """Opens the source named by `config.data.source`.
 
   Args:
-    data: `config.data`: an object with `source`, `data_dir` and `variant`.
+    data: `config.data`, an object with `source`, `data_dir` and `variant`.
     split: one of `SPLITS`.
 
   Raises:
-    ValueError: it does not exist, or has no such split.
+    ValueError: the source does not exist, or does not have the split.
   """
   if split not in SPLITS:
     raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
@@ -271,16 +271,16 @@ def open_source(data, split: str) -> Source:
 
 
 class BadRecords:
-  """Counts records that cannot be read; a few are skipped, many are an error. Thread-safe.
+  """Counts unreadable records, which are skipped, and raises if there are too many. Thread-safe.
 
-  A record counts once, however many epochs meet it. The fraction is of the records read so far, but at least of one
-  process's part of an epoch, and at most of the source.
+  A record counts once over all epochs. The fraction is relative to the number of records read so far, but at least to
+  one process's share of an epoch, and at most to the size of the source.
 
   Args:
-    max_fraction: `config.data.max_bad_fraction`.
-    num_records: of the source.
-    process_count: processes that share an epoch.
-    indices: collects the unreadable records; worker processes collect for themselves.
+    max_fraction: `config.data.max_bad_fraction`, in [0, 1].
+    num_records: number of records of the source.
+    process_count: number of processes that share an epoch.
+    indices: receives the indices of unreadable records; worker processes keep their own.
   """
 
   def __init__(self, max_fraction: float, num_records: int, process_count: int = 1, indices: set[int] | None = None):
@@ -294,10 +294,10 @@ class BadRecords:
       self._num_read += 1
 
   def bad(self, index: int, key: str, error: Exception) -> None:
-    """Logs a record to skip.
+    """Counts and logs an unreadable record.
 
     Raises:
-      ValueError: there are too many.
+      ValueError: there are too many unreadable records.
     """
     with self._lock:
       self._num_read += 1
@@ -308,14 +308,14 @@ class BadRecords:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     if is_new:
       logging.warning("skipped record %s (%s); %d skipped so far", key, reason, num_bad)
-    # Even at a fraction of 1, a source without one good record would be read forever.
+    # Even with max_fraction 1, a source without any readable record must not be read forever.
     if num_bad > self._max_fraction * num_read or num_bad == num_read:
       raise ValueError(
         f"{num_bad} of {num_read} records are unreadable, more than data.max_bad_fraction = {self._max_fraction}; "
         f"the last one: {key} ({reason})"
       ) from error
 
-  # Worker processes count for themselves.
+  # Every worker process counts for itself.
   def __getstate__(self):
     return (self._max_fraction, self._num_records, self._process_count)
 
@@ -324,7 +324,7 @@ class BadRecords:
 
 
 def as_rgb(image) -> np.ndarray:
-  """uint8[H, W, 3] of uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]."""
+  """Converts uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] to uint8[H, W, 3]."""
   image = np.asarray(image)
   if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
     raise ValueError(f"image {image.dtype}{list(image.shape)}: expected uint8[H, W, channels]")
@@ -334,7 +334,7 @@ def as_rgb(image) -> np.ndarray:
 
 
 def open_rgb(file) -> np.ndarray:
-  """uint8[H, W, 3] of an image file or stream, upright; transparency becomes white."""
+  """Reads an image file or stream as upright uint8[H, W, 3]; transparency becomes white."""
   from PIL import Image
 
   from uae_jax.data.preprocessing import to_rgb
@@ -353,7 +353,7 @@ def _from_json(line: bytes, folder: Path) -> dict:
 
 
 def _caption_of(example: dict) -> str:
-  """The (first) caption of a TFDS example; the common names of that feature are tried in turn."""
+  """The first caption of a TFDS example, from the first common feature name that has one; "" if none does."""
   for name in ("caption", "captions", "text"):
     value = example.get(name)
     if isinstance(value, dict):
