@@ -1,8 +1,9 @@
-"""Image embedders, the rewards and metrics of UAE; `KINDS` lists them.
+"""Image embedders, used by UAE for rewards and metrics; `KINDS` lists them.
 
-`load(kind, path).embed(images)` is the benchmark: pictures of any size, preprocessed on the host as its library does.
-`in_graph.EmbeddingNetwork` is the same network inside a jitted step: images on the device, resized by a differentiable
-bicubic. A new kind is one file in this folder and one row in `registry.py`. Importing this package imports no JAX.
+`load(kind, path).embed(images)` is for benchmarks: images of any size, preprocessed on the host as in the original
+library. `in_graph.EmbeddingNetwork` is the same model inside a jitted step: images on the device, resized by a
+differentiable bicubic filter. To add a kind, write one file in this folder and add one row to `registry.py`. Importing
+this package does not import JAX.
 """
 
 from typing import TYPE_CHECKING
@@ -20,17 +21,17 @@ __all__ = ["KINDS", "load"]
 
 
 def load(kind: str, path: "str | Path", dtype: str = "float32", mesh: "Mesh | None" = None) -> "Embedder":
-  """An embedder from its published files.
+  """Loads an embedder from its published files.
 
   Args:
     kind: one of `KINDS`.
     path: a Hugging Face folder (`config.json`, `preprocessor_config.json`, safetensors); for longclip a `.pt` or
-      `.safetensors` file in the layout of OpenAI's CLIP, or a folder with one of them.
-    dtype: of the parameters and the computation.
-    mesh: where the parameters live; one device by default.
+      `.safetensors` file in the layout of OpenAI's CLIP, or a folder with one such file.
+    dtype: dtype of the parameters and the computation.
+    mesh: mesh that the parameters are sharded over; default: one device.
 
   Raises:
-    ValueError: the kind is unknown, or the files are missing, torn or of another network.
+    ValueError: the kind is unknown, or the files are missing, corrupt or belong to another model.
   """
   from uae_jax.embedders import host
 

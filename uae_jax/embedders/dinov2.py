@@ -17,7 +17,7 @@ PROCESSOR = {
   "image_mean": OPENAI_MEAN,
   "image_std": OPENAI_STD,
 }
-# The stored table of positions belongs to 518 px; as an embedder it sees 224.
+# The stored position table is for 518 px; as an embedder the model sees 224 px.
 PIXELS = {"image_px": 224, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 KIND = Kind(

@@ -1,4 +1,4 @@
-"""Embedders of pictures on the host, loaded from their published files."""
+"""Embedders for images on the host, loaded from published files."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -23,14 +23,14 @@ from uae_jax.weights import table
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Embedder:
-  """A loaded network with the preprocessing of its benchmark.
+  """A loaded embedder with the preprocessing of its benchmark.
 
   Attributes:
-    network: as a pure function of `params`.
+    network: the model as a pure function of `params`.
     params: nested dict of arrays.
-    sizes: what `network` is built from.
-    preprocessing: from pictures to pixels, on the host.
-    batch_size: pictures per call of the network; fewer pictures use the next power of two.
+    sizes: sizes that `network` was built from.
+    preprocessing: maps images to normalized pixels, on the host.
+    batch_size: images per call of the model; fewer images use the next power of two.
   """
 
   network: EmbeddingNetwork
@@ -40,17 +40,17 @@ class Embedder:
   batch_size: int = 16
 
   def embed(self, images: Sequence[ImageSource], *, progress: bool = False) -> np.ndarray:
-    """Embeddings of pictures.
+    """Embeds images.
 
     Args:
       images: PIL images, paths, or uint8[H, W, 3] arrays, of any sizes.
-      progress: shows a bar.
+      progress: show a progress bar.
 
     Returns:
-      float32[B, E], each row of norm 1.
+      float32[B, E], rows of norm 1.
 
     Raises:
-      ValueError: a picture cannot be read, or there is none.
+      ValueError: an image cannot be read, or `images` is empty.
     """
     if not images:
       raise ValueError("no images to embed")
@@ -69,7 +69,7 @@ class Embedder:
 
 
 def load(kind: str, path: str | Path, dtype: str = "float32", mesh: Mesh | None = None) -> Embedder:
-  """An embedder from its published files; see `uae_jax.embedders.load`."""
+  """Loads an embedder from its published files; see `uae_jax.embedders.load`."""
   path, mesh = Path(path), mesh or sharding.make_mesh(devices=jax.devices()[:1])
   definition = registry.find(kind)
   if not path.exists():
@@ -80,7 +80,7 @@ def load(kind: str, path: str | Path, dtype: str = "float32", mesh: Mesh | None 
     raise ValueError(f"{path}: the preprocessing gives {height} x {width} pixels, expected a square")
   sizes = EmbedderSizes(kind, checkpoint.network, height, checkpoint.preprocessing.mean, checkpoint.preprocessing.std)
 
-  # Abstract: nothing is initialized.
+  # An abstract model, so nothing is initialized.
   graphdef, abstract = sharding.abstract_model(lambda: sizes.build(nnx.Rngs(0)), mesh)
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), abstract)
   params = table.load(checkpoint.tensors, checkpoint.table, abstract, ignored=checkpoint.ignored, source=str(path))

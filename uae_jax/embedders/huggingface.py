@@ -1,4 +1,4 @@
-"""Opens the folders of Hugging Face's transformers: `config.json`, `preprocessor_config.json`, safetensors."""
+"""Opens model folders of transformers: `config.json`, `preprocessor_config.json`, safetensors."""
 
 from collections.abc import Callable, Mapping
 import json
@@ -20,13 +20,13 @@ def opener(
   ignored: Mapping[str, str],
   processors: Mapping[str, Mapping[str, Any]],
 ) -> Callable[[Path], Checkpoint]:
-  """A function that opens the folders of a kind.
+  """Makes a function that opens folders of one kind of embedder.
 
   Args:
-    kind: its name, for errors.
-    config: content of `config.json` -> config of the network; may raise `KeyError`, `TypeError` or `ValueError`.
+    kind: name of the kind, for error messages.
+    config: content of `config.json` -> config of the model; may raise `KeyError`, `TypeError` or `ValueError`.
     table: (config, tensors) -> rows for every parameter.
-    ignored: regular expression -> the reason why tensors of that name are not read.
+    ignored: regular expression over tensor names -> reason why matching tensors are not read.
     processors: `image_processor_type` -> defaults of that class, see `Preprocessing.from_huggingface`.
   """
 
@@ -45,7 +45,7 @@ def opener(
 
 
 def processor_settings(folder: Path) -> dict[str, Any]:
-  """The settings of the image processor; transformers 5 may store them inside those of the whole processor."""
+  """The settings of the image processor; transformers 5 may store them inside `processor_config.json`."""
   whole = folder / "processor_config.json"
   if whole.exists() and not (folder / "preprocessor_config.json").exists():
     return read_json(whole)["image_processor"]
@@ -53,7 +53,7 @@ def processor_settings(folder: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-  """The content of a JSON file.
+  """Reads a JSON file.
 
   Raises:
     ValueError: the file is missing or not JSON.

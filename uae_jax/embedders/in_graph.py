@@ -1,4 +1,4 @@
-"""An embedding network inside a jitted step."""
+"""Embedders inside a jitted step."""
 
 import dataclasses
 
@@ -13,14 +13,14 @@ NORM_FLOOR = 1e-12
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingNetwork:
-  """One embedding network as a pure function of its parameters, to be called inside jit.
+  """An embedder as a pure function of its parameters, to be called inside jit.
 
   Attributes:
     kind: one of `registry.KINDS`; names the architecture in logs.
-    graphdef: of a module that maps normalized pixels float[B, height, width, 3] to features float[B, E].
-    image_px: side of the square that images are stretched to.
-    mean: of the channels in 0..1.
-    std: of the channels in 0..1.
+    graphdef: graphdef of a module that maps normalized pixels float[B, height, width, 3] to features float[B, E].
+    image_px: side, in pixels, of the square that images are stretched to.
+    mean: channel means of pixels in [0, 1].
+    std: channel standard deviations of pixels in [0, 1].
   """
 
   kind: str
@@ -32,11 +32,11 @@ class EmbeddingNetwork:
   def __call__(self, params: dict, images: jax.Array) -> jax.Array:
     """Unit-norm embeddings of images, differentiable in both arguments.
 
-    The whole image is stretched to the network's size with torch's bicubic without antialiasing, as the official
-    cold-start loss does; an image that has the size already is not resized. Computes in the dtype of the parameters.
+    The whole image is stretched to the embedder's size by torch's bicubic filter without antialiasing, as in the
+    official cold-start loss; images of that size are not resized. Computes in the dtype of the parameters.
 
     Args:
-      params: nested dict of the network.
+      params: parameters of the embedder, nested dict of arrays.
       images: float[B, H, W, 3] in [-1, 1].
 
     Returns:
@@ -46,7 +46,7 @@ class EmbeddingNetwork:
     return self.embed_pixels(params, (pixels - jnp.asarray(self.mean)) / jnp.asarray(self.std))
 
   def embed_pixels(self, params: dict, pixels: jax.Array) -> jax.Array:
-    """Unit-norm embeddings float32[B, E] of pixels float[B, height, width, 3], resized and normalized."""
+    """Unit-norm embeddings float32[B, E] of pixels float[B, height, width, 3] that are resized and normalized."""
     dtype = params["patch_embed"]["kernel"].dtype
     features = nnx.merge(self.graphdef, params)(pixels.astype(dtype)).astype(jnp.float32)
     return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), NORM_FLOOR)

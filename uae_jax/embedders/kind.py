@@ -1,4 +1,4 @@
-"""What defines a kind of embedder, and the sizes of one."""
+"""The definition of a kind of embedder, and the sizes of an embedder."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -15,14 +15,14 @@ from uae_jax.weights.table import Row
 
 @dataclasses.dataclass(frozen=True)
 class EmbedderSizes:
-  """An embedder without weights.
+  """The sizes of an embedder, without weights.
 
   Attributes:
     kind: one of `registry.KINDS`.
-    network: config of the network.
-    image_px: side of the square that the network sees.
-    mean: of the channels in 0..1.
-    std: of the channels in 0..1.
+    network: config of the model.
+    image_px: side of the model's square input, in pixels.
+    mean: channel means of pixels in [0, 1].
+    std: channel standard deviations of pixels in [0, 1].
   """
 
   kind: str
@@ -32,20 +32,20 @@ class EmbedderSizes:
   std: tuple[float, float, float]
 
   def build(self, rngs: nnx.Rngs) -> nnx.Module:
-    """The network with random parameters."""
+    """The model with random parameters."""
     return registry.find(self.kind).network(self.network, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """Published files of an embedder, opened.
+  """The opened files of a published embedder.
 
   Attributes:
-    network: config of the network.
+    network: config of the model.
     tensors: name -> array, read lazily.
-    table: rows for every parameter of the network.
-    ignored: regular expression -> the reason why tensors of that name are not read.
-    preprocessing: from pictures to pixels.
+    table: rows for every parameter of the model.
+    ignored: regular expression over tensor names -> reason why matching tensors are not read.
+    preprocessing: maps images to normalized pixels.
   """
 
   network: ViTConfig
@@ -57,15 +57,15 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """Everything about a kind of embedder.
+  """The definition of a kind of embedder.
 
   Attributes:
-    network: class of the network, called as `network(config, rngs=rngs)`; maps normalized pixels float[B, H, W, 3] to
+    network: class of the model, called as `network(config, rngs=rngs)`; maps normalized pixels float[B, H, W, 3] to
       features float[B, E].
-    config: class of the network's config.
-    open: path -> its checkpoint; raises `ValueError` naming the file.
-    published: name of a published checkpoint -> its sizes, known without files. The first is what a run without weights
-      builds and plans.
+    config: class of the model's config.
+    open: path -> checkpoint; raises `ValueError` that names the file.
+    published: name of a published checkpoint -> its sizes, known without files. A run or plan without weights uses the
+      first one.
   """
 
   network: Callable[..., nnx.Module]
@@ -75,7 +75,7 @@ class Kind:
 
 
 def published(kind: str, name: str = "") -> EmbedderSizes:
-  """Sizes without weights: of the published checkpoint called `name`, else of the first one of the kind.
+  """Sizes of the published checkpoint `name`; those of the kind's first checkpoint if there is no such name.
 
   Raises:
     ValueError: the kind is unknown.

@@ -1,4 +1,4 @@
-"""Long-CLIP: the image tower of a checkpoint in the layout of OpenAI's CLIP, which has no config."""
+"""Long-CLIP: the image tower of a checkpoint in the layout of OpenAI's CLIP, which has no config file."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from uae_jax.weights import longclip, tensor_files
 
 
 def preprocessing(image_px: int) -> Preprocessing:
-  """Resize, CenterCrop, ToTensor, Normalize of torchvision. Source: Long-CLIP, model/longclip.py `_transform`."""
+  """Torchvision's Resize, CenterCrop, ToTensor, Normalize. Source: Long-CLIP, model/longclip.py `_transform`."""
   return Preprocessing(image_px, (image_px, image_px), rounds_crop=True)
 
 
 def open_file(path: Path) -> Checkpoint:
-  """A `.pt` or `.safetensors` file, or a folder with one of them."""
+  """Opens a `.pt` or `.safetensors` file, or a folder with one such file."""
   if path.is_dir():
     files = sorted(file for file in path.iterdir() if file.suffix in (".pt", ".safetensors"))
     if len(files) != 1:

@@ -1,4 +1,4 @@
-"""The kinds of embedders: one row per kind. Kinds are imported when they are used, so that this file imports no JAX."""
+"""The kinds of embedders, one row per kind; each is imported on first use, so this file does not import JAX."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
   from uae_jax.embedders.kind import Kind
 
-# kind -> the module that defines it, as `KIND`.
+# Kind -> module that defines it as `KIND`.
 MODULES = {
   "clip": "uae_jax.embedders.clip",
   "longclip": "uae_jax.embedders.longclip",
@@ -18,7 +18,7 @@ KINDS = tuple(MODULES)
 
 
 def find(kind: str) -> "Kind":
-  """The definition of a kind.
+  """Returns the definition of a kind.
 
   Raises:
     ValueError: the kind is unknown.

@@ -1,4 +1,4 @@
-"""SigLIP 2 of fixed resolution: the pooled image tower of transformers' SiglipModel."""
+"""SigLIP 2 at fixed resolution: the pooled image tower of transformers' SiglipModel."""
 
 from PIL import Image
 
@@ -19,7 +19,7 @@ PROCESSOR = {
 
 
 def sizes(network: SigLIP2VisionConfig) -> EmbedderSizes:
-  """An embedder that sees images of the size that the network was made for."""
+  """Sizes of an embedder whose input has the size that the model was trained with."""
   return EmbedderSizes("siglip2", network, network.image_px, HALF, HALF)
 
 
