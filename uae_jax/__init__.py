@@ -1,4 +1,4 @@
-"""UAE in JAX: auto-embedders of images whose latent is text. `UAE.load(path)`; `embedders.load(kind, path)`."""
+"""UAE in JAX: image autoencoders whose latent is text. `UAE.load(path)`; `embedders.load(kind, path)`."""
 
 import importlib
 
@@ -6,7 +6,7 @@ __all__ = ["UAE", "embedders"]
 
 
 def __getattr__(name: str):
-  """The public names, imported when they are first asked for: `import uae_jax` brings no JAX."""
+  """Imports the public names on first access, so that `import uae_jax` does not import JAX."""
   if name == "UAE":
     return importlib.import_module("uae_jax.api").UAE
   if name == "embedders":

@@ -1,4 +1,4 @@
-"""`uae-jax <command>`: finds the command and runs it. Only the chosen command is imported."""
+"""Entry point of `uae-jax <command>`. Only the chosen command is imported."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,18 +9,18 @@ import sys
 
 from uae_jax.commands import command_line
 
-# command -> (module with `main(argv) -> int | None`, help). `main` imports what is heavy after reading its arguments.
+# command -> (module with `main(argv) -> int | None`, help). `main` parses its arguments before heavy imports.
 COMMANDS = {
   "train": ("uae_jax.commands.train", "train every stage of a config, or resume"),
   "caption": ("uae_jax.commands.caption", "caption images"),
-  "generate": ("uae_jax.commands.generate", "paint images from prompts"),
+  "generate": ("uae_jax.commands.generate", "generate images from prompts"),
   "reconstruct": (
     "uae_jax.commands.reconstruct",
-    "caption images and generate them again from the captions",
+    "caption images and regenerate them from the captions",
   ),
   "convert": ("uae_jax.commands.convert", "write weights as Orbax, PEFT adapters or Hugging Face folders"),
-  "bench": ("uae_jax.commands.bench", "score reconstructions (Unified-Bench), or let a model judge captions"),
-  "plan": ("uae_jax.commands.plan", "tell whether a config fits a TPU slice, and what a step costs"),
+  "bench": ("uae_jax.commands.bench", "score reconstructions (Unified-Bench) or compare captions with a judge model"),
+  "plan": ("uae_jax.commands.plan", "check whether a config fits a TPU slice, and what a step costs"),
   "report": ("uae_jax.commands.report", "write the HTML report of a training run"),
 }
 
@@ -32,7 +32,7 @@ def usage() -> str:
     [
       "usage: uae-jax <command> [options]",
       "",
-      "Trains and uses UAE: auto-embedders of images whose latent is text.",
+      "Trains and uses UAE: image autoencoders whose latent is text.",
       "",
       *lines,
       "",
@@ -44,7 +44,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs one command; the result is the exit code: 0 only when all was done."""
+  """Runs one command and returns its exit code, which is 0 only if everything succeeded."""
   argv = list(sys.argv[1:] if argv is None else argv)
   verbose = "--verbose" in argv
   argv = [argument for argument in argv if argument != "--verbose"]
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   except argparse.ArgumentError as error:
     command_line.report_error(command, error, verbose)
     return 2
-  except Exception as error:  # The last line of defence: whatever failed is told in one line.
+  except Exception as error:  # Last resort: report any failure in one line.
     command_line.report_error(command, error, verbose)
     return 1
 

@@ -1,1 +1,1 @@
-"""The commands of `uae-jax`, one file each, and what they share."""
+"""The commands of `uae-jax`, one file per command, and their shared helpers."""

@@ -1,4 +1,4 @@
-"""`uae-jax bench`: Unified-Bench. Protocol 1 scores reconstructions; protocol 2 lets models judge captions in pairs."""
+"""`uae-jax bench`: Unified-Bench. Protocol 1 scores reconstructions; protocol 2 has judge models compare captions."""
 
 import json
 from pathlib import Path
@@ -12,30 +12,34 @@ from uae_jax.files import write_whole
 def parser() -> command_line.Parser:
   parser = command_line.Parser(
     "bench",
-    "Unified-Bench. With --embedders: how alike originals and reconstructions are. With --judge-url: which of two "
-    "systems' captions a model prefers.",
+    "Runs Unified-Bench. --embedders measures the similarity of originals and reconstructions; --judge-url asks a "
+    "vision-language model which of two systems' captions it prefers.",
   )
-  parser.add_argument("--references", required=True, metavar="DIR", help="the original images")
-  parser.add_argument("--out", default="results.json", help="the results as JSON; default %(default)s")
+  parser.add_argument("--references", required=True, metavar="DIR", help="folder of original images")
+  parser.add_argument("--out", default="results.json", help="JSON file for the results; default %(default)s")
   one = parser.add_argument_group("protocol 1: reconstructions")
   one.add_argument(
-    "--images", metavar="DIR", help="reconstructions: same file names, or same stems, or recon_<stem>, as the originals"
+    "--images",
+    metavar="DIR",
+    help="reconstructions: same file name or stem as the original, or recon_<stem>",
   )
   one.add_argument(
-    "--embedders", metavar="KIND=PATH,...", help=f"published files of {', '.join(KINDS)}; the score is their mean"
+    "--embedders", metavar="KIND=PATH,...", help=f"checkpoints of {', '.join(KINDS)}; the score is their mean"
   )
   one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
-  one.add_argument("--pairs", type=int, default=8, help="best and worst pairs on the page; default %(default)s")
+  one.add_argument("--pairs", type=int, default=8, help="best and worst pairs shown on the page; default %(default)s")
   two = parser.add_argument_group("protocol 2: captions")
   two.add_argument("--captions", metavar="FILE", help="captions.jsonl of `uae-jax caption`")
-  two.add_argument("--against", metavar="FILE", help="captions of the other system, in the same form")
+  two.add_argument("--against", metavar="FILE", help="captions of the other system, in the same format")
   two.add_argument("--judge-url", metavar="URL", help="OpenAI-compatible endpoint, such as https://host/v1")
-  two.add_argument("--judge-model", action="append", metavar="NAME", help="may be given several times")
+  two.add_argument("--judge-model", action="append", metavar="NAME", help="may be repeated")
   two.add_argument(
-    "--key-variable", default="OPENAI_API_KEY", help="environment variable with the key; default %(default)s"
+    "--key-variable", default="OPENAI_API_KEY", help="environment variable that holds the API key; default %(default)s"
   )
-  two.add_argument("--cache", default="judge_cache", metavar="DIR", help="answers are kept here; default %(default)s")
-  two.add_argument("--workers", type=int, default=4, help="requests at a time; default %(default)s")
+  two.add_argument(
+    "--cache", default="judge_cache", metavar="DIR", help="folder for cached answers; default %(default)s"
+  )
+  two.add_argument("--workers", type=int, default=4, help="concurrent requests; default %(default)s")
   return parser
 
 
@@ -54,10 +58,10 @@ def main(argv: list[str]) -> int:
 
 
 def parse_embedders(text: str) -> dict[str, str]:
-  """`clip=DIR,dinov2=DIR` as a dict.
+  """Parses `clip=DIR,dinov2=DIR` into a dict.
 
   Raises:
-    ValueError: an entry is not of this form, of an unknown kind, or of a kind that was there already.
+    ValueError: an entry does not have this form, or its kind is unknown or repeated.
   """
   found: dict[str, str] = {}
   for entry in text.split(","):
@@ -69,7 +73,7 @@ def parse_embedders(text: str) -> dict[str, str]:
 
 
 def score(arguments, commands) -> int:
-  """Protocol 1: results.json, results.csv and results.html."""
+  """Runs protocol 1; writes results.json, results.csv and results.html."""
   try:
     kinds = parse_embedders(arguments.embedders)
   except ValueError as error:
@@ -119,7 +123,7 @@ def score(arguments, commands) -> int:
 
 
 def judge(arguments) -> int:
-  """Protocol 2: results.json with win rates."""
+  """Runs protocol 2; writes results.json with win rates."""
   from uae_jax.evaluation import caption_judge, unified_bench
 
   images = {file.name: file for file in unified_bench.image_files(Path(arguments.references))}

@@ -13,7 +13,9 @@ def parser() -> command_line.Parser:
   model_arguments.add_image_argument(parser)
   model_arguments.add_caption_arguments(parser)
   parser.add_argument(
-    "--out", default="captions.jsonl", help="one JSON object per image; - prints them; default %(default)s"
+    "--out",
+    default="captions.jsonl",
+    help="JSON lines, one object per image; - is stdout; default %(default)s",
   )
   return parser
 
@@ -28,7 +30,7 @@ def main(argv: list[str]) -> int:
   with contextlib.ExitStack() as stack:
     out = None
     for batch_paths, images in batches:
-      # Opened when there is something to write: a run that captions nothing leaves an earlier file alone.
+      # Opened only once there is something to write, so that a run without captions keeps an earlier file.
       if out is None and arguments.out != "-":
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         out = stack.enter_context(open(arguments.out, "w", encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""What the commands share: a parser whose errors are one line, and the printing of errors.
+"""Shared by the commands: an argument parser with one-line errors, and error reporting.
 
-Nothing heavy is imported here: `uae-jax <command> --help` answers in well under a second.
+Nothing heavy is imported here, so that `uae-jax <command> --help` answers in well under a second.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import traceback
 
 
 class Parser(argparse.ArgumentParser):
-  """The parser of `uae-jax <command>`."""
+  """Argument parser of `uae-jax <command>`."""
 
   def __init__(self, command: str, description: str, epilog: str = ""):
     super().__init__(
@@ -18,23 +18,23 @@ class Parser(argparse.ArgumentParser):
       epilog=epilog,
       allow_abbrev=False,
     )
-    # `cli.main` acts on it for every command; it is declared here for the help text and for direct calls.
+    # `cli.main` handles --verbose for every command; it is declared here for the help text and for direct calls.
     self.add_argument(
       "--verbose", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
     )
 
   def error(self, message: str):
-    """One line instead of argparse's usage and error."""
+    """Prints a one-line error in place of argparse's usage and error, and exits with 2."""
     self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def given(arguments: argparse.Namespace, *names: str) -> dict:
-  """The named options that have a value; the others keep the default of the function they are passed to."""
+  """The named options that are set; the others keep the default of the function that receives them."""
   return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
 
 def one_line(error: BaseException) -> str:
-  """An error's message as one line; errors that are not about the user's input carry their type."""
+  """An error's message as one line, prefixed with its type unless the user's input caused it."""
   message = " ".join(str(error).split())
   if isinstance(error, OSError) and error.filename is not None and error.strerror:
     message = f"{error.filename}: {error.strerror}"
@@ -44,7 +44,7 @@ def one_line(error: BaseException) -> str:
 
 
 def report_error(command: str, error: BaseException, verbose: bool) -> None:
-  """`uae-jax caption: error: ...` on stderr, after the traceback if asked for."""
+  """Prints `uae-jax COMMAND: error: ...` to stderr, after the traceback if `verbose`."""
   if verbose:
     traceback.print_exception(error)
   print(f"uae-jax {command}: error: {one_line(error)}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Reading a config file and the overrides of the command line into a typed config."""
+"""Reads a config file and command-line overrides into a typed config."""
 
 import argparse
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from uae_jax.options.flags import override, split_flags
 
 
 def load_config(spec: str) -> ConfigDict:
-  """The config that `get_config` of a file returns.
+  """Loads a config file and returns the result of its `get_config`.
 
-  The file may import its neighbors, and `configs` if it stands in a folder of that name, as a script could.
+  The file may import its neighbors, and the package `configs` if its folder has that name, as a script could.
 
   Args:
     spec: "FILE", or "FILE:ARGUMENT" for `get_config(ARGUMENT)`.
 
   Raises:
-    ValueError: no such file, or it is not a config.
+    ValueError: the file does not exist or is not a config.
   """
   name, _, argument = spec.partition(":")
   file = Path(name).expanduser()
@@ -43,7 +43,7 @@ def load_config(spec: str) -> ConfigDict:
     return module.get_config(argument) if argument else module.get_config()
   except ValueError:
     raise
-  except Exception as error:  # Whatever the file does wrong is reported with its name.
+  except Exception as error:  # Any failure of the file is reported with its name.
     raise ValueError(f"--config={spec}: {type(error).__name__}: {error}") from error
   finally:
     for folder in folders:
@@ -51,14 +51,14 @@ def load_config(spec: str) -> ConfigDict:
 
 
 def parse(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, Experiment]:
-  """The command's own arguments, and its config with all overrides applied and checked.
+  """Parses the command's own arguments and its config, with all overrides applied and checked.
 
   Args:
-    parser: parser of the command; `--config` is added here.
+    parser: receives the argument `--config`.
     argv: arguments of the command, without its name.
 
   Raises:
-    argparse.ArgumentError: an unknown field, or a value that is not of its type.
+    argparse.ArgumentError: a field is unknown, or a value has the wrong type.
     ValueError: the config cannot be read, or a value is out of range.
   """
   parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="experiment, such as configs/scenes.py")
@@ -70,7 +70,7 @@ def parse(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, Expe
       override(config, path, text)
     except ValueError as error:
       raise argparse.ArgumentError(None, str(error)) from error
-  # A command that runs only some of the stages must not fail for the others.
+  # A command that runs only some of the stages must not fail because of the others.
   chosen = getattr(arguments, "stages", None)
   if chosen:
     unknown = set(chosen.split(",")) - set(config.stages)

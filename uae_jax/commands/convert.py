@@ -1,4 +1,4 @@
-"""`uae-jax convert`: weights from any source of `UAE.load` to Orbax, PEFT adapters, or merged Hugging Face folders."""
+"""`uae-jax convert`: writes weights that `UAE.load` reads as Orbax, PEFT adapters or merged Hugging Face folders."""
 
 import os
 from pathlib import Path
@@ -13,23 +13,25 @@ FORMATS = ("orbax", "peft", "huggingface")
 def parser() -> command_line.Parser:
   parser = command_line.Parser(
     "convert",
-    "Writes weights in another format; the numbers stay as they are stored, bit for bit, but for merging.",
-    "orbax: one checkpoint that restores onto any mesh. peft: LoRA adapters that PEFT loads, beside the base they "
-    "belong on. huggingface: adapters merged into folders that transformers and diffusers load.",
+    "Writes weights in another format. Except for merged adapters, values are copied bit for bit.",
+    "orbax: one checkpoint that restores onto any mesh. peft: LoRA adapters that PEFT loads, with their base "
+    "weights. huggingface: adapters merged into folders that transformers and diffusers load.",
   )
   parser.add_argument(
     "--source", required=True, metavar="DIR", help="an official UAE folder, the workdir of a run, or an earlier export"
   )
-  parser.add_argument("--target", required=True, metavar="DIR", help="written whole or not at all; must not exist")
+  parser.add_argument(
+    "--target", required=True, metavar="DIR", help="output folder, written atomically; absent or empty"
+  )
   parser.add_argument("--to", required=True, choices=FORMATS)
   parser.add_argument(
-    "--adapters-only", action="store_true", help="with --to peft: adapters and connector without their base"
+    "--adapters-only", action="store_true", help="with --to peft: write adapters and connector without their base"
   )
   parser.add_argument(
     "--names",
     choices=("v5", "official"),
     default="v5",
-    help="with --to peft: module names of transformers 4.52 and later (v5) or of 4.50 (official); default %(default)s",
+    help="with --to peft: module names of transformers 4.52 and later (v5), or of 4.50 (official); default %(default)s",
   )
   return parser
 
@@ -43,7 +45,7 @@ def main(argv: list[str]) -> int:
     raise ValueError(f"{target} exists and is not an empty folder: nothing is overwritten, choose another --target")
   import jax
 
-  # A conversion needs the memory of the host, not that of an accelerator.
+  # A conversion needs host memory, not accelerator memory.
   jax.config.update("jax_platforms", "cpu")
   convert(source, target, arguments.to, adapters_only=arguments.adapters_only, names=arguments.names)
   print(target)
@@ -51,14 +53,14 @@ def main(argv: list[str]) -> int:
 
 
 def convert(source: Path, target: Path, to: str, *, adapters_only: bool = False, names: str = "v5") -> None:
-  """Reads `source` and writes `target`; a failure leaves nothing behind.
+  """Reads `source` and writes `target` atomically: a failure leaves nothing behind.
 
   Args:
-    source: whatever `UAE.load` reads.
-    target: absent or an empty folder.
+    source: anything that `UAE.load` reads.
+    target: must be absent or an empty folder.
     to: one of `FORMATS`.
-    adapters_only: of `weights.export.write_uae`.
-    names: likewise.
+    adapters_only: omit the base weights; see `weights.export.write_uae`.
+    names: naming scheme of modules, "v5" or "official"; see `weights.export.write_uae`.
   """
   import jax
 
@@ -83,7 +85,7 @@ def convert(source: Path, target: Path, to: str, *, adapters_only: bool = False,
           file=sys.stderr,
         )
       export.write_uae(partial, loaded, merged=merged, adapters_only=adapters_only, names=names)
-    # An empty folder gives way; anything else makes the rename fail.
+    # An empty folder is removed; anything else makes the rename fail.
     if target.exists():
       target.rmdir()
     partial.rename(target)

@@ -12,22 +12,22 @@ def parser() -> command_line.Parser:
   parser = command_line.Parser("generate", "Generates images from prompts.")
   model_arguments.add_model_arguments(parser)
   prompts = parser.add_mutually_exclusive_group(required=True)
-  prompts.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
+  prompts.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
   prompts.add_argument(
     "--prompts",
     metavar="FILE",
-    help='one prompt per line; of a .jsonl file the field "prompt" or "caption" of each line',
+    help='text file with one prompt per line, or .jsonl file with a field "prompt" or "caption"',
   )
   model_arguments.add_painting_arguments(parser)
-  parser.add_argument("--out", required=True, metavar="DIR", help="00000.png, 00001.png, ... and images.jsonl go there")
+  parser.add_argument("--out", required=True, metavar="DIR", help="output folder: 00000.png, ... and images.jsonl")
   return parser
 
 
 def read_prompts(file: Path) -> list[str]:
-  """The prompts of a text or JSON lines file, empty lines left out.
+  """Reads the prompts of a text or JSON lines file; empty lines are skipped.
 
   Raises:
-    ValueError: naming the file, and the line that has no prompt.
+    ValueError: the file has no prompt, or a line (named in the message) has none.
   """
   prompts = []
   for number, line in enumerate(files.read_lines(file), 1):
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
   ):
     for start in range(0, len(prompts), arguments.batch_size):
       batch = prompts[start : start + arguments.batch_size]
-      # The seed moves with the batch: with one seed, images of two batches would start from the same noise.
+      # Each batch gets its own seed: with a shared seed, two batches would start from the same noise.
       for offset, image in enumerate(uae.generate(batch, seed=arguments.seed + start, **options)):
         name = f"{start + offset:05d}.png"
         files.write_whole(out / name, files.image_bytes(image))

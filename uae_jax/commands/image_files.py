@@ -1,4 +1,4 @@
-"""The images a command is given: the files that its arguments name, and batches of them."""
+"""Image arguments of a command: expansion into files, and batches of decoded images."""
 
 from collections.abc import Iterable, Iterator, Sequence
 import glob
@@ -9,9 +9,9 @@ from uae_jax.files import IMAGE_SUFFIXES
 
 
 def expand(arguments: Iterable[str]) -> list[Path]:
-  """The files that files, folders and globs name, each once, in the order of the arguments and sorted within one.
+  """Expands files, folders and globs into distinct files: in argument order, sorted within one argument.
 
-  A name that matches nothing, or a folder without images, is kept: reading it is the error that names it.
+  A name that matches nothing and a folder without images are kept, so that reading them raises an error naming them.
   """
   found: dict[Path, None] = {}
   for argument in arguments:
@@ -27,17 +27,17 @@ def expand(arguments: Iterable[str]) -> list[Path]:
 
 
 class ImageBatches:
-  """Iterates over batches of readable images; the unreadable ones are reported on stderr and kept in `failed`."""
+  """Iterates over batches of readable images; unreadable ones are reported on stderr and listed in `failed`."""
 
   def __init__(self, command: str, paths: Sequence[Path], batch_size: int):
     self.failed: list[Path] = []
     self._command, self._paths, self._batch_size = command, paths, batch_size
 
   def __iter__(self) -> Iterator[tuple[list[Path], list]]:
-    """Yields (paths, RGB images), the progress bar moving with each batch."""
+    """Yields (paths, RGB images) and advances a progress bar."""
     from tqdm import tqdm
 
-    from uae_jax.data.preprocessing import read_image  # brings jax
+    from uae_jax.data.preprocessing import read_image  # imports jax
 
     paths, images = [], []
     with tqdm(total=len(self._paths), desc=self._command, unit="image", file=sys.stderr) as bar:

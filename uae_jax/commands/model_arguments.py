@@ -1,4 +1,4 @@
-"""The options that caption, generate and reconstruct share, and the loading of the model they name."""
+"""Options shared by caption, generate and reconstruct, and loading of the model that they name."""
 
 import argparse
 import sys
@@ -13,10 +13,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--model", required=True, metavar="DIR", help="workdir or checkpoint of a run, or an official UAE folder"
   )
-  parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the parameters; default: that of the files")
-  parser.add_argument("--int8", action="store_true", help="keep most weights in eight bits: half of bfloat16's memory")
+  parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="dtype of the parameters; default: as stored")
+  parser.add_argument("--int8", action="store_true", help="store most weights as int8: half the memory of bfloat16")
   parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same result; default %(default)s")
-  parser.add_argument("--batch-size", type=positive, default=8, help="images worked on together; default %(default)s")
+  parser.add_argument("--batch-size", type=positive, default=8, help="images per batch; default %(default)s")
 
 
 def add_image_argument(parser: argparse.ArgumentParser) -> None:
@@ -24,15 +24,15 @@ def add_image_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--max-new-tokens", type=positive, help="longest caption; default: the model's own")
-  parser.add_argument("--temperature", type=float, help="0 takes the likeliest token; default: the model's own")
+  parser.add_argument("--max-new-tokens", type=positive, help="maximum tokens per caption; default: the model's own")
+  parser.add_argument("--temperature", type=float, help="sampling temperature, 0 is greedy; default: the model's own")
 
 
 def add_painting_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--steps", type=positive, help="sampler steps; default: the model's own")
-  parser.add_argument("--guidance", type=float, help="1 is none; default: the model's own")
-  parser.add_argument("--height", type=positive, help="in pixels; default: the model's own")
-  parser.add_argument("--width", type=positive, help="in pixels; default: the model's own")
+  parser.add_argument("--guidance", type=float, help="guidance scale, 1 disables guidance; default: the model's own")
+  parser.add_argument("--height", type=positive, help="image height in pixels; default: the model's own")
+  parser.add_argument("--width", type=positive, help="image width in pixels; default: the model's own")
 
 
 def positive(text: str) -> int:

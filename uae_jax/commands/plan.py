@@ -1,4 +1,4 @@
-"""`uae-jax plan`: whether a config fits a TPU slice, and what a step of it costs, without a TPU."""
+"""`uae-jax plan`: checks without a TPU whether a config fits a TPU slice, and what a step costs."""
 
 import dataclasses
 import json
@@ -14,8 +14,8 @@ from uae_jax.files import write_whole
 from uae_jax.options import Experiment
 
 EPILOG = (
-  "Needs libtpu (pip install 'uae_jax[aot]'), but no weights and no TPU. Every field of the config is a flag, such as "
-  "--config.mesh.fsdp=32. Exit code 0 if everything fits, 1 if not."
+  "Needs libtpu (pip install 'uae_jax[aot]'), but no weights and no TPU. Every field of the config is a flag, for "
+  "example --config.mesh.fsdp=32. The exit code is 0 if everything fits, else 1."
 )
 
 
@@ -23,19 +23,26 @@ def parser() -> Parser:
   parser = Parser(
     "plan",
     "Compiles every program of every stage for a TPU slice and reports HBM per chip, FLOPs and bytes per step, "
-    "collectives, and the shortest time of a step at the chip's published peaks.",
+    "collectives, and a lower bound of the step time at the chip's published peaks.",
     EPILOG,
   )
-  parser.add_argument("--topology", required=True, metavar="SLICE", help="v5e:4x4, v5p:2x2x2, or Cloud's name, v5e-16")
-  parser.add_argument("--slices", type=positive, default=1, help="equal slices joined by the network; default 1")
-  parser.add_argument("--stages", metavar="NAME,...", help="plan these stages only")
+  parser.add_argument(
+    "--topology", required=True, metavar="SLICE", help="such as v5e:4x4 or v5p:2x2x2, or Cloud's name v5e-16"
+  )
+  parser.add_argument(
+    "--slices",
+    type=positive,
+    default=1,
+    help="equal slices, connected by the data-center network; default 1",
+  )
+  parser.add_argument("--stages", metavar="NAME,...", help="plan only these stages")
   parser.add_argument(
     "--effort",
     choices=("low", "default"),
     default="low",
-    help="of the compiler; low is several times faster and changes memory by a few percent; default %(default)s",
+    help="compiler effort; low compiles several times faster and changes memory by a few percent; default %(default)s",
   )
-  parser.add_argument("--json", metavar="FILE", help="also write the plan there")
+  parser.add_argument("--json", metavar="FILE", help="also write the plan to this file")
   return parser
 
 
@@ -51,12 +58,13 @@ def main(argv: list[str]) -> int:
 
 
 def plan(config: Experiment, topology: str, num_slices: int, stages: list[str] | None, effort: str) -> tuple[dict, str]:
-  """(plain dict, text) of a plan.
+  """Plans the stages; returns (JSON-serializable dict, text).
 
   Raises:
-    ValueError: no libtpu, an unknown slice or stage, a mesh that does not fit it, or an impossible config.
+    ValueError: libtpu is missing, a slice or stage is unknown, the mesh does not match the slice, or the config is
+      invalid.
   """
-  # JAX reads it when it is imported; a slice is compiled for from the CPU wherever this runs.
+  # JAX reads this on import; compiling for a slice runs on the CPU backend on every machine.
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   import jax
 
@@ -73,7 +81,7 @@ def plan(config: Experiment, topology: str, num_slices: int, stages: list[str] |
       raise ValueError(f"--stages names {name!r}, config.stages are {', '.join(config.stages)}")
   config = dataclasses.replace(config, stages=tuple(stages))
   validate(config)
-  # Programs for a TPU cannot be read back from the cache without one.
+  # Without a TPU, programs for one cannot be read back from the compilation cache.
   jax.config.update("jax_enable_compilation_cache", False)
   chip, devices = slices.slice_devices(topology, num_slices)
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)

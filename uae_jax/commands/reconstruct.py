@@ -1,4 +1,4 @@
-"""`uae-jax reconstruct`: image -> caption -> image, and a page that shows both sides."""
+"""`uae-jax reconstruct`: image -> caption -> image, and a page that shows both images."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,13 @@ from uae_jax.commands import command_line, image_files, model_arguments
 
 
 def parser() -> command_line.Parser:
-  parser = command_line.Parser("reconstruct", "Captions images and generates them again from the captions.")
+  parser = command_line.Parser("reconstruct", "Captions images and regenerates them from the captions.")
   model_arguments.add_model_arguments(parser)
   model_arguments.add_image_argument(parser)
   model_arguments.add_caption_arguments(parser)
   model_arguments.add_painting_arguments(parser)
   parser.add_argument(
-    "--out", required=True, metavar="DIR", help="captions.jsonl, recon_<stem>.png and index.html go there"
+    "--out", required=True, metavar="DIR", help="output folder: captions.jsonl, recon_<stem>.png and index.html"
   )
   return parser
 

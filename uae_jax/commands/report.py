@@ -1,11 +1,11 @@
-"""`uae-jax report`: writes the page of a run and prints its path."""
+"""`uae-jax report`: writes the report of a run and prints its path."""
 
 from uae_jax.commands import command_line
 
 
 def parser() -> command_line.Parser:
   parser = command_line.Parser("report", "Writes DIR/report/index.html, one self-contained page about a training run.")
-  parser.add_argument("--workdir", required=True, metavar="DIR", help="of `uae-jax train`; the run may still be going")
+  parser.add_argument("--workdir", required=True, metavar="DIR", help="workdir of a run, finished or in progress")
   return parser
 
 

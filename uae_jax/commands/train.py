@@ -1,6 +1,6 @@
-"""`uae-jax train`: one config, one workdir, every stage from the first net to the report.
+"""`uae-jax train`: runs every stage of a config in one workdir and writes the report.
 
-Chapters: workdir and mesh; nets; stages, each with its loop, its evaluation and its checkpoint; report. The same
+Sections: workdir and mesh; networks; stages, each with its loop, checkpoint and evaluation; report. Running the same
 command again resumes.
 """
 
@@ -15,9 +15,10 @@ from uae_jax.commands.command_line import Parser
 from uae_jax.options import Experiment
 
 EPILOG = (
-  "The same command on the same DIR resumes. Every field of the config is a flag: --config.pretrain.total_steps=500. A "
-  "run of several processes is the same command in each of them, on a DIR that all of them see. Cloud TPU, Slurm, Open "
-  "MPI and Kubernetes tell each process its place; elsewhere --coordinator, --num_processes and --process_id do."
+  "The same command on the same DIR resumes. Every field of the config is a flag: --config.pretrain.total_steps=500. "
+  "For several processes, run the same command in each of them, on a DIR that all of them can access. On Cloud TPU, "
+  "Slurm, Open MPI and Kubernetes the processes find each other; elsewhere give --coordinator, --num_processes and "
+  "--process_id."
 )
 
 
@@ -25,10 +26,10 @@ def parser() -> Parser:
   parser = Parser(
     "train", "Trains every stage of a config; writes checkpoints, metrics, figures and the report.", EPILOG
   )
-  parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+  parser.add_argument("--workdir", required=True, metavar="DIR", help="folder for checkpoints, metrics and the report")
   parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-  parser.add_argument("--num_processes", type=int, metavar="N", help="processes of the run")
-  parser.add_argument("--process_id", type=int, metavar="I", help="number of this process, from 0")
+  parser.add_argument("--num_processes", type=int, metavar="N", help="number of processes")
+  parser.add_argument("--process_id", type=int, metavar="I", help="index of this process, from 0")
   return parser
 
 
@@ -44,21 +45,21 @@ def main(argv: list[str]) -> int:
 
 
 def add_xla_flags(flags: str) -> None:
-  """Adds to XLA_FLAGS, which XLA reads with its first device; a flag of the environment comes later and so wins."""
+  """Prepends to XLA_FLAGS before XLA reads it with the first device; flags of the environment come later and win."""
   os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 
 def train(config: Experiment, workdir: Path) -> None:
-  """Runs what is left of the config's stages, then writes the report.
+  """Runs the stages of a config that are not finished, then writes the report.
 
   Args:
-    config: config of the run.
-    workdir: of the run; made if absent.
+    config: stages, models and data.
+    workdir: created if absent.
 
   Raises:
-    ValueError: a foreign workdir, a changed config, an impossible setting; nothing already written is touched.
-    NonFiniteError: the loss stopped being a number; the last good state is saved.
-    SaveError: a checkpoint could not be written; those before it are whole.
+    ValueError: the workdir is not a run's, its config differs, or a setting is invalid; existing files are not touched.
+    NonFiniteError: the loss became NaN or infinite; the last good state is saved.
+    SaveError: a checkpoint could not be written; earlier ones are complete.
   """
   import jax
 
@@ -86,13 +87,13 @@ def train(config: Experiment, workdir: Path) -> None:
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilation_cache"))
 
-  # 2. Nets.
+  # 2. Networks.
   start = initial.read(config, mesh, workdir)
   built = build(config, start.sizes, start.processor, mesh)
   params = initial.make_params(config, built, start)
-  del start  # the tree above holds what it needs
+  del start  # `params` holds what is needed of it
 
-  # 3. Stages. A finished one is read, the first unfinished one resumed.
+  # 3. Stages. Finished ones are restored, the first unfinished one resumes.
   evaluator = StageEvaluator(config, built.networks, built.processor, workdir, spec.find)
   writer = MetricWriter(workdir, enabled=jax.process_index() == 0, tensorboard=config.tensorboard)
   try:
