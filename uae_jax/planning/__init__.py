@@ -1,1 +1,1 @@
-"""What a stage costs on a TPU slice, from programs compiled for it without one."""
+"""Cost of a stage on a TPU slice, from programs compiled for the slice without a TPU."""

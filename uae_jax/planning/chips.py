@@ -1,8 +1,8 @@
-"""Published figures of TPU chips.
+"""Published specifications of TPU chips.
 
 Source: docs.cloud.google.com/tpu/docs, pages v5e, v5p and v6e (peak compute, HBM bandwidth, bidirectional inter-chip
-bandwidth a chip). The HBM limit is the capacity that libtpu 0.0.42 compiles for, which is a little less than the
-published 16, 95 and 32 GB.
+bandwidth per chip). The HBM limit is the capacity that libtpu 0.0.42 compiles for, slightly less than the published
+16, 95 and 32 GB.
 """
 
 import dataclasses
@@ -12,13 +12,14 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """
+  """Peak rates and memory of one chip.
+
   Attributes:
-    name: of the generation, as topologies call it.
-    hbm_bytes: that a program may use.
+    name: generation as in topology names, such as "v5e".
+    hbm_bytes: memory that a program may use, in bytes.
     flops: peak bfloat16 FLOP/s.
     hbm_bandwidth: bytes/s.
-    link_bandwidth: bytes/s into the chip over all its links: half the published bidirectional figure.
+    link_bandwidth: bytes/s into the chip over all its links, half the published bidirectional figure.
   """
 
   name: str

@@ -1,4 +1,4 @@
-"""Collectives of a compiled program, with how often they run: read from its text."""
+"""Parses the text of a compiled program for its collectives and how often each runs."""
 
 import collections
 from collections.abc import Iterator
@@ -19,12 +19,13 @@ CONSTANT = re.compile(r"\bs32\[\](?:\{[^}]*\})? constant\((\d+)\)")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """
+  """One collective operation of a program.
+
   Attributes:
     kind: one of `KINDS`.
-    bytes: of its largest result on one device.
-    times: that it runs in one call of the program; loops of unknown length count as one turn.
-    is_in_loop: whether it stands in a loop.
+    bytes: size of its largest result on one device.
+    times: executions per call of the program; a loop of unknown length counts as one iteration.
+    is_in_loop: whether it runs inside a loop.
   """
 
   kind: str
@@ -34,7 +35,7 @@ class Collective:
 
 
 def computations(text: str) -> tuple[str, dict[str, list[str]]]:
-  """(name of the entry, name -> instructions) of a module's text."""
+  """Splits a module's text into (name of the entry computation, name -> instructions)."""
   entry, found, lines = "", {}, []
   for line in text.splitlines():
     if line and not line[0].isspace() and line.rstrip().endswith("{") and not line.startswith("HloModule"):
@@ -48,7 +49,7 @@ def computations(text: str) -> tuple[str, dict[str, list[str]]]:
 
 
 def collectives(text: str) -> list[Collective]:
-  """All collectives of a compiled module (`compiled.as_text()`), each once even where its fusions repeat it."""
+  """All collectives of a compiled module (`compiled.as_text()`), each once even if fusions repeat it in the text."""
   entry, bodies = computations(text)
   times = executions(entry, bodies)
   found, seen = [], set()
@@ -68,7 +69,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def executions(entry: str, bodies: dict[str, list[str]]) -> dict[str, tuple[int, bool]]:
-  """name -> (runs in one call, whether in a loop) of every computation that the entry reaches."""
+  """name -> (executions per call, whether in a loop) of every computation reachable from the entry."""
   times = {}
   queue = collections.deque([(entry, 1, False)])
   while queue:
@@ -87,13 +88,13 @@ def executions(entry: str, bodies: dict[str, list[str]]) -> dict[str, tuple[int,
 
 def callees(line: str) -> Iterator[str]:
   for match in CALL.finditer(line):
-    # One name, or a list in braces.
+    # Either one name or a list in braces.
     rest = line[match.end() :]
     yield from NAME.findall(rest[: rest.index("}")] if rest.startswith("{") else rest.split(",")[0].split()[0])
 
 
 def trip_count(condition: str, bodies: dict[str, list[str]]) -> int:
-  """The number that a loop's counter is compared with; 1 where it is not a constant."""
+  """The constant that a loop's counter is compared with; 1 if there is none."""
   lines = list(bodies.get(condition, ()))
   for line in bodies.get(condition, ()):
     for callee in callees(line):
@@ -107,7 +108,7 @@ def _size(array: tuple[str, str]) -> int:
 
 
 def summary(found: list[Collective]) -> dict[str, dict]:
-  """kind -> how many there are, how many in loops, bytes of the largest, and bytes of all in one call."""
+  """kind -> count, count inside loops, bytes of the largest, and total bytes per call."""
   table = {}
   for kind in sorted({item.kind for item in found}):
     of_kind = [item for item in found if item.kind == kind]

@@ -1,10 +1,10 @@
-"""Work of a program from its trace: matrix products with the trip counts that XLA's own cost analysis leaves out.
+"""Work of a program from its trace: matrix products, times the loop trip counts that XLA's cost analysis ignores.
 
-A product costs the larger of its FLOPs at the chip's peak and the bytes of its operands and result at the bandwidth of
-the memory. What stands between products is taken as fused into them and free, so the sum is a lower bound of the time.
+A product takes the longer of two times: its FLOPs at the chip's peak, and the bytes of its operands and result at the
+memory bandwidth. Everything between products is assumed to be fused and free, so the sum is a lower bound of the time.
 
-A trace is of all devices together. What depends on the batch is shared by all of them; a weight is whole on every row
-of the mesh where it is used (`sharding.gather`), and only `tensor` cuts it.
+A trace describes all devices together. Values that depend on the batch are sharded over all devices. A weight is
+all-gathered over `fsdp` where it is used (`sharding.gather`) and stays sharded over `tensor` only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from uae_jax.training.flops import matrix_flops
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """Of one device: FLOPs, bytes moved to and from HBM, and seconds at the chip's peaks."""
+  """Work of one device: FLOPs, bytes moved to and from HBM, and seconds at the chip's peaks."""
 
   flops: float = 0.0
   bytes: float = 0.0
@@ -35,13 +35,13 @@ class Work:
 
 @dataclasses.dataclass
 class Counter:
-  """Counts one program.
+  """Counts the work of one program.
 
   Attributes:
-    chip: whose peaks are meant.
-    num_rows: devices that share the batch, `data` * `fsdp`.
-    num_columns: devices that share a weight, `tensor`.
-    trips: of the while loops whose bound is not in the trace, in program order; 1 for those beyond.
+    chip: supplies the peak rates.
+    num_rows: number of batch shards, `data` * `fsdp`.
+    num_columns: number of weight shards, `tensor`.
+    trips: trip counts of the while loops whose bound is not in the trace, in program order; 1 once exhausted.
   """
 
   chip: Chip
@@ -50,7 +50,7 @@ class Counter:
   trips: Iterator[float]
 
   def count(self, jaxpr: core.Jaxpr, is_batch: Sequence[bool]) -> tuple[Work, list[bool]]:
-    """(work, which results depend on the batch), given which arguments do."""
+    """(work, for each result whether it depends on the batch), given the same flag for each argument."""
     known = dict(zip(jaxpr.invars, is_batch, strict=True))
     total = Work()
     for equation in jaxpr.eqns:
@@ -86,12 +86,12 @@ class Counter:
     if inner is None:
       return Work(), everywhere
     if name == "shard_map":
-      # Shapes inside are those of one device.
+      # Shapes inside are per device.
       return dataclasses.replace(self, num_rows=1, num_columns=1).count(inner, inputs)
     return self.count(inner, inputs)
 
   def _loop(self, body: core.Jaxpr, inputs: list[bool], num_constants: int, num_carry: int, trips: float):
-    """A body run so often; what the batch enters in one turn stays of the batch in the next."""
+    """Cost of a loop body times its trip count; batch dependence propagates through the carry to a fixed point."""
     inputs = list(inputs)
     trips_left = list(self.trips)
     while True:
@@ -113,7 +113,7 @@ class Counter:
 
 
 def size(variable) -> float:
-  """Bytes of an array of the trace; of Pallas' references those of what they point to."""
+  """Bytes of an array in the trace; a Pallas reference counts as the array it points to."""
   aval = variable.aval
   return math.prod(aval.shape) * aval.dtype.itemsize if hasattr(aval, "dtype") else 0.0
 
@@ -127,7 +127,7 @@ def jaxprs(params: dict) -> Iterator[core.Jaxpr]:
 
 
 def loop_bound(condition: core.Jaxpr) -> int | None:
-  """N of a loop that goes on while counter < N and whatever else, if N is a number of the program."""
+  """N if the loop condition contains `counter < N` with a literal N, else None."""
   for equation in condition.eqns:
     if equation.primitive.name == "lt" and isinstance(equation.invars[1], core.Literal):
       return int(equation.invars[1].val)
@@ -137,13 +137,13 @@ def loop_bound(condition: core.Jaxpr) -> int | None:
 def count(
   traced: jax.stages.Traced, is_batch: Sequence[bool], chip: Chip, mesh: jax.sharding.Mesh, trips: Sequence[float] = ()
 ) -> Work:
-  """Work of one device in a traced function.
+  """Counts the work of one device in a traced function.
 
   Args:
-    traced: `jax.jit(...).trace(...)`.
-    is_batch: for each leaf of its arguments, whether the batch's rows are in it.
-    chip: of the mesh.
-    mesh: with axes data, fsdp, tensor.
+    traced: result of `jax.jit(...).trace(...)`.
+    is_batch: for each leaf of the arguments, whether it depends on the batch.
+    chip: supplies the peak rates.
+    mesh: has the axes data, fsdp and tensor.
     trips: see `Counter`.
   """
   counter = Counter(chip, mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"], iter(trips))

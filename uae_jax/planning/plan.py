@@ -1,4 +1,4 @@
-"""A plan: every program of the chosen stages compiled for a slice, and whether it fits."""
+"""A plan: compiles every program of the chosen stages for a slice and checks whether it fits."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -14,7 +14,7 @@ from uae_jax.planning.stage_programs import LEVERS, Program, bytes_per_device, s
 from uae_jax.sharding import batch_sharding, replicated
 from uae_jax.training.build import Built
 
-# XLA's own switches; "low" was measured to compile a full-size training step four times faster.
+# XLA compiler options. In a measurement, "low" compiled a full-size training step four times faster.
 EFFORTS = {"default": {}, "low": {"exec_time_optimization_effort": -1.0}}
 EXCEEDED = re.compile(r"\(?([\d.]+)([KMGT])\)? (?:exceeds available|of [\d.]+[KMGT] hbm)", re.IGNORECASE)
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -25,12 +25,14 @@ class Memory:
   """HBM of one chip, in bytes.
 
   Attributes:
-    arguments: of the program.
-    outputs: that do not take an argument's place.
-    temporaries: while it runs.
-    held: alive beside it: nets and optimizer state that it does not use, and what is kept from before the stage.
-    limit: of the chip.
-    peak: in use at once, with arguments and held, as the compiler reckons; below the total, which is what must fit.
+    arguments: arguments of the program.
+    outputs: outputs that do not reuse the buffer of a donated argument.
+    temporaries: buffers that exist while the program runs, and its code.
+    held: arrays that stay in memory but are not arguments: parameters and optimizer state that the program does not
+      use, and parameters saved from before the stage.
+    limit: capacity of the chip.
+    peak: the compiler's estimate of the maximum in use at once, including arguments and `held`. It is below the total;
+      `fits` tests the total.
   """
 
   arguments: float
@@ -51,17 +53,18 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramPlan:
-  """
+  """Memory and cost of one program.
+
   Attributes:
-    stage: of the config.
-    phase: of the stage.
-    memory: of one chip.
-    is_compiled: False where XLA gave up: it does not fit, and only arguments and what XLA wanted are known.
-    work: of one chip.
+    stage: name of the stage.
+    phase: "step", "rollout", "reward" or "update".
+    memory: HBM of one chip.
+    is_compiled: False if XLA ran out of memory: then only the arguments and the bytes that XLA requested are known.
+    work: work of one chip.
     collectives: see `collectives.summary`.
-    link_seconds: bytes that the collectives bring to a chip, over its links at their peak.
-    lever: what to change where it does not fit.
-    compile_seconds: wall time.
+    link_seconds: seconds to transfer the bytes of the collectives at the peak of a chip's links.
+    lever: settings to change if the program does not fit.
+    compile_seconds: wall time of tracing and compiling.
   """
 
   stage: str
@@ -76,7 +79,7 @@ class ProgramPlan:
 
   @property
   def seconds(self) -> float:
-    """No step can be faster: products and links at their peaks, fully overlapped."""
+    """Lower bound of a call: products and links at their peaks, fully overlapped."""
     return max(self.work.seconds, self.link_seconds)
 
   @property
@@ -87,7 +90,7 @@ class ProgramPlan:
 def plan_stage(
   config, name: str, built: Built, mesh: Mesh, chip: Chip, effort: str, log: Callable[[str], None]
 ) -> list[ProgramPlan]:
-  """Compiles the programs of a stage one after the other; each gets what those before it give."""
+  """Compiles the programs of a stage in order; the outputs of each become arguments of the next."""
   plans, outputs = [], None
   generator = stage_programs(config, name, built, mesh)
   while True:
@@ -130,7 +133,7 @@ def plan_program(program: Program, mesh: Mesh, chip: Chip, effort: str) -> tuple
   else:
     analysis = compiled.memory_analysis()
     code = analysis.generated_code_size_in_bytes
-    # `jax.jit` leaves out what a program does not use.
+    # `jax.jit` drops unused arguments; they still occupy memory.
     held = max(program.alive_bytes - analysis.argument_size_in_bytes, 0.0)
     memory = Memory(
       analysis.argument_size_in_bytes,
@@ -147,7 +150,7 @@ def plan_program(program: Program, mesh: Mesh, chip: Chip, effort: str) -> tuple
     )
     found = collectives.collectives(compiled.as_text())
   table = collectives.summary(found)
-  # An all-reduce sends everything twice round the ring.
+  # A ring all-reduce transfers everything twice.
   link_bytes = sum(row["total_bytes"] * (2 if kind == "all-reduce" else 1) for kind, row in table.items())
   plan = ProgramPlan(
     program.stage,
@@ -164,13 +167,13 @@ def plan_program(program: Program, mesh: Mesh, chip: Chip, effort: str) -> tuple
 
 
 def _wanted(message: str, chip: Chip) -> float:
-  """Bytes that XLA says it needed; the limit itself where it does not say."""
+  """Bytes that XLA's error message says it needed; the chip's limit if it does not say."""
   match = EXCEEDED.search(message)
   return float(match[1]) * UNITS[match[2].upper()] if match else chip.hbm_bytes
 
 
 def _place_rows(leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
-  """An output that no compiler has placed: rows over the mesh if they divide."""
+  """Shards an output that was not compiled: rows over the mesh if divisible, else replicated."""
   rows = mesh.shape["data"] * mesh.shape["fsdp"]
   place = batch_sharding(mesh) if leaf.ndim and leaf.shape[0] % rows == 0 else replicated(mesh)
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)

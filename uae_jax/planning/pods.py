@@ -1,4 +1,4 @@
-"""What a pod gives: images and captions a second and chip, from the JSON files of `uae-jax plan`.
+"""Throughput of pods: images and captions per second and chip, from the JSON files of `uae-jax plan`.
 
 python -m uae_jax.planning.pods docs/plans/*.json > docs/plans/pods.md
 """
@@ -24,12 +24,12 @@ share.
 
 
 def step_seconds(plan: dict, stage: str) -> float:
-  """The least time of a step at the peaks."""
+  """Lower bound of a step's time, at the peaks."""
   return sum(program["seconds"] for program in plan["programs"] if program["stage"] == stage)
 
 
 def bounds(program: dict, chip: str) -> dict[str, float]:
-  """Seconds of a program if nothing but one part of the chip took time."""
+  """Seconds of a program if only one part of the chip took time, for each part."""
   peaks = CHIPS[chip]
   return {
     "matrix units": program["work"]["flops"] / peaks.flops,
@@ -44,7 +44,7 @@ def title(plan: dict) -> str:
 
 
 def throughput_rows(plan: dict) -> list[str]:
-  """Lines of the first table: of each stage images and captions a second and chip at each share of the peak."""
+  """Rows of the first table: per stage, images and captions per second and chip at each share of the peak."""
   rows = []
   for stage, counts in plan["stages"].items():
     seconds = step_seconds(plan, stage) * plan["num_chips"]
@@ -57,7 +57,7 @@ def throughput_rows(plan: dict) -> list[str]:
 
 
 def bound_rows(plan: dict) -> list[str]:
-  """Lines of the second table: what bounds each phase."""
+  """Rows of the second table: what bounds each phase."""
   rows = []
   for program in plan["programs"]:
     seconds = bounds(program, plan["chip"])
@@ -69,7 +69,7 @@ def bound_rows(plan: dict) -> list[str]:
 
 
 def page(plans: Sequence[dict]) -> str:
-  """Markdown of plans as `report.to_json` makes them."""
+  """Markdown page of plans in the format of `tables.to_json`."""
   shares = " / ".join(f"{share:.0%}" for share in SHARES).replace("%", " %")
   lines = [HEAD, f"| slice | stage | s a step | images / s a chip at {shares} | captions / s a chip at {shares} |"]
   lines += ["|---|---|---|---|---|", *(row for plan in plans for row in throughput_rows(plan))]

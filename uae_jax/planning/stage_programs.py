@@ -1,5 +1,6 @@
-"""The programs of a run's stages: the functions that training jits, with abstract arguments placed as training places
-them. Nothing is allocated.
+"""The programs of each stage: the functions that training jits, with abstract arguments sharded as in training.
+
+Nothing is allocated.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from uae_jax.training.sizes import Sizes
 from uae_jax.training.stage import make_init, make_phases, params_before, stage_optimizer, supervised_step
 from uae_jax.training.stages import spec
 
-# What to change where a program does not fit, besides more chips.
+# phase -> settings to change if a program does not fit, besides using more chips.
 LEVERS = {
   "step": "raise num_microbatches or lower batch_size",
   "rollout": "lower batch_size, options.num_rollouts or options.max_new_tokens",
@@ -32,15 +33,16 @@ LEVERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """
+  """One jitted function of a stage with its abstract arguments.
+
   Attributes:
-    stage: of the config.
+    stage: name of the stage.
     phase: a key of `LEVERS`.
-    function: jitted.
+    function: the jitted function.
     arguments: pytrees of `ShapeDtypeStruct` with shardings.
-    is_batch: for each argument, whether the batch's rows are in it.
-    alive_bytes: on each chip, of all arrays that exist when it starts: those it takes, and those it does not.
-    trips: of loops whose length depends on data, see `cost.Counter`.
+    is_batch: for each argument, whether it depends on the batch.
+    alive_bytes: bytes per chip of all arrays that exist when it starts, whether or not they are arguments.
+    trips: trip counts of loops whose length depends on data, see `cost.Counter`.
   """
 
   stage: str
@@ -53,10 +55,10 @@ class Program:
 
 
 def build_abstract(config, mesh: Mesh, folder: Path) -> Built:
-  """The nets of a config without weights; the processor is copied to `folder`.
+  """Builds the networks of a config without weights; the processor is copied to `folder`.
 
   Raises:
-    ValueError: the config names no model of known sizes, or no processor.
+    ValueError: the model has no known sizes, or there is no processor.
   """
   if sizes_lib.find(config.model).uae is None:
     names = " or ".join(name for name, model in sizes_lib.MODELS.items() if model.uae is not None)
@@ -75,20 +77,20 @@ def build_abstract(config, mesh: Mesh, folder: Path) -> Built:
 
 
 def embedder_sizes(kind: str, source: str, model: str) -> EmbedderSizes:
-  """Sizes of an embedder whose files need not exist: a folder named like a published checkpoint has its sizes."""
+  """Sizes of an embedder without reading its files: those of the published checkpoint with the folder's name."""
   if source == sizes_lib.FRESH:
     return sizes_lib.fresh_embedder(kind, model)
   return published(kind, Path(source).name)
 
 
 def bytes_per_device(tree) -> float:
-  """Of arrays with shardings, the largest share of one device."""
+  """Bytes of a tree of sharded arrays on one device."""
   leaves = jax.tree.leaves(tree)
   return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * item_bytes(leaf.dtype) for leaf in leaves)
 
 
 def item_bytes(dtype) -> int:
-  """Of a key that of its two words."""
+  """Bytes per element; a PRNG key counts as two uint32."""
   return 8 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
 
 
@@ -97,7 +99,7 @@ def placed(shape: tuple[int, ...], dtype, place) -> jax.ShapeDtypeStruct:
 
 
 def abstract_batch(config, name: str, built: Built, mesh: Mesh) -> dict:
-  """A batch of a stage as `data.pipeline` makes it."""
+  """Abstract batch of a stage, as `data.pipeline` makes it."""
   rows, place, side = config.section(name).batch_size, sharding.batch_sharding(mesh), config.data.image_px
   batch = {
     "image": placed((rows, side, side, 3), jnp.uint8, place),
@@ -112,7 +114,7 @@ def abstract_batch(config, name: str, built: Built, mesh: Mesh) -> dict:
 
 
 def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Iterator[Program]:
-  """The programs of one step of a stage. `send` the outputs of each, with shardings, to get the next."""
+  """Yields the programs of one step of a stage. `send` the outputs of each, with shardings, to get the next."""
   section = config.section(name)
   optimizer, _, _ = stage_optimizer(section)
   batch = abstract_batch(config, name, built, mesh)
@@ -162,14 +164,14 @@ def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Iterator[Prog
 
 
 def images_and_captions(config, name: str) -> dict[str, int]:
-  """{"images", "captions"} of a step on all chips together: learned from or painted, and sampled."""
+  """Counts per step on all chips: "images" trained on or generated, and "captions" sampled."""
   section, sampled = config.section(name), spec.find(name).samples_captions
   rollouts = section.batch_size * getattr(section.options, "num_rollouts", 1)
   return {"images": rollouts, "captions": section.batch_size * sampled(section.options)}
 
 
 def cuts(config, name: str) -> dict[str, int]:
-  """The settings of a stage that cut its work into smaller pieces: dotted field -> number."""
+  """Settings of a stage that split its work into microbatches or chunks: dotted field -> number."""
   fields = ("num_microbatches", "updates.num_microbatches")
   fields += tuple(f"options.{part}_chunks" for part in ("decode", "logit", "replay"))
   flat = dataclasses.asdict(config.section(name))
@@ -183,7 +185,7 @@ def cuts(config, name: str) -> dict[str, int]:
 
 
 def window_trips(options) -> tuple[float, ...]:
-  """Steps before and after a window of SDE steps that starts in the middle of its range; none without a window."""
+  """Numbers of steps before and after an SDE window in the middle of its range; empty without a window."""
   if not hasattr(options, "window"):
     return ()
   first, last = options.window_range

@@ -8,7 +8,7 @@ from uae_jax.planning.plan import ProgramPlan
 
 
 def to_json(plans: Sequence[ProgramPlan], **about) -> dict:
-  """Plain dicts: what was planned, and each program with its derived figures."""
+  """A plan as plain dicts: `about`, and each program with its derived figures."""
   programs = []
   for plan in plans:
     fields = dataclasses.asdict(plan)
@@ -18,7 +18,7 @@ def to_json(plans: Sequence[ProgramPlan], **about) -> dict:
 
 
 def to_text(plans: Sequence[ProgramPlan], chip: Chip, num_chips: int) -> str:
-  """Three tables and a verdict."""
+  """A plan as text: tables of memory, work and collectives, a lower bound per stage, and whether everything fits."""
   names = [f"{plan.stage} {plan.phase}" for plan in plans]
   limit = chip.hbm_bytes / GIB
   memory = [
@@ -79,7 +79,7 @@ def to_text(plans: Sequence[ProgramPlan], chip: Chip, num_chips: int) -> str:
 
 
 def table(title: str, names: Sequence[str], columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-  """Lines of a table with right-aligned columns, and an empty one after it."""
+  """Lines of a table with right-aligned columns, followed by an empty line."""
   cells = [[title, *columns], *([name, *row] for name, row in zip(names, rows, strict=True))]
   widths = [max(len(row[i]) for row in cells) for i in range(len(columns) + 1)]
   lines = [

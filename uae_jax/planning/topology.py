@@ -1,4 +1,4 @@
-"""Slices by name, as devices that programs can be compiled for on a machine without a TPU."""
+"""TPU slices by name, as devices for which programs can be compiled without a TPU."""
 
 import importlib.util
 import os
@@ -9,7 +9,7 @@ from jax.experimental import topologies
 
 from uae_jax.planning.chips import CHIPS, Chip
 
-# libtpu asks its host about the TPU in it; here there is none. Only where nothing else is said.
+# libtpu queries its host for a TPU, and there is none. Variables that are already set take precedence.
 ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_WORKER_HOSTNAMES": "localhost",
@@ -17,7 +17,7 @@ ENVIRONMENT = {
   "TPU_LOG_DIR": "disabled",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# What Cloud calls a slice -> its topology. v5p counts cores, two a chip; the others count chips.
+# Cloud's name of a slice -> topology. v5p names count cores, two per chip; the others count chips.
 CLOUD_NAMES = {
   **{
     f"{prefix}-{chips}": f"{generation}:{shape}"
@@ -30,10 +30,10 @@ GRAMMAR = re.compile(r"(v5e|v5p|v6e):(\d+x\d+(?:x\d+)?)")
 
 
 def parse(name: str) -> tuple[Chip, str]:
-  """(chip, topology) of `v5e:4x4`, or of Cloud's name for it, `v5e-16`.
+  """Parses `v5e:4x4`, or Cloud's name for it, `v5e-16`, into (chip, topology).
 
   Raises:
-    ValueError: it names no slice.
+    ValueError: there is no slice of this name.
   """
   name = CLOUD_NAMES.get(name, name)
   match = GRAMMAR.fullmatch(name)
@@ -46,10 +46,10 @@ def parse(name: str) -> tuple[Chip, str]:
 
 
 def slice_devices(name: str, num_slices: int = 1) -> tuple[Chip, list[jax.Device]]:
-  """The chip and the devices of a slice, or of several equal ones.
+  """The chip type and the devices of a slice, or of several equal slices.
 
   Raises:
-    ValueError: libtpu is not installed, or there is no such slice.
+    ValueError: libtpu is not installed, or there is no slice of this name.
   """
   chip, topology = parse(name)
   if importlib.util.find_spec("libtpu") is None:
