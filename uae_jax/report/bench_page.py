@@ -1,4 +1,4 @@
-"""The page of `uae-jax bench`: the scores, and the best and the worst pairs side by side."""
+"""The page of `uae-jax bench`: scores, and the best and worst pairs side by side."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -12,7 +12,7 @@ from uae_jax.report.templates import environment
 
 @dataclasses.dataclass(frozen=True)
 class ScoredPair:
-  """One original and its reconstruction, with one similarity per embedder and their mean."""
+  """An original and its reconstruction, with one similarity per embedder and their mean."""
 
   reference: Path
   image: Path
@@ -30,11 +30,11 @@ def write_page(
   """Writes one self-contained page.
 
   Args:
-    file: to write.
-    averages: embedder -> mean similarity.
-    overall: their mean.
-    groups: heading -> pairs.
-    notes: what is missing or unreadable.
+    file: path of the page.
+    averages: embedder -> mean cosine similarity, None if no pair was scored.
+    overall: mean of `averages`.
+    groups: section heading -> pairs.
+    notes: messages about missing and unreadable images.
   """
   sections = {
     heading: [

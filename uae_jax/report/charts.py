@@ -1,4 +1,4 @@
-"""Line charts and stacked bars as inline SVG, drawn by hand: the page needs no library and no network."""
+"""Line charts and stacked bars as inline SVG; the page needs no plotting library and no network."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -24,7 +24,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-  """A dashed level line, such as the true caption length."""
+  """A dashed horizontal line, such as the true caption length."""
 
   label: str
   y: float
@@ -43,7 +43,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def label(value: float) -> str:
-  """Three significant digits, without an exponent where it can be avoided."""
+  """Formats three significant digits, with an exponent only for very small and very large values."""
   if value == 0 or not math.isfinite(value):
     return "0" if value == 0 else "–"
   if 1e-4 <= abs(value) < 1e6:
@@ -53,7 +53,7 @@ def label(value: float) -> str:
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-  """Centred running mean; nan where nothing finite is near."""
+  """Centered running mean over the finite values; NaN where a value is not finite."""
   half, smoothed = window // 2, []
   for i in range(len(values)):
     near = [v for v in values[max(0, i - half) : i + half + 1] if math.isfinite(v)]
@@ -62,7 +62,7 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
 
 
 def thin(line: Line) -> Line:
-  """At most MAX_POINTS points: means of neighbouring ones."""
+  """Reduces a line to at most MAX_POINTS points by averaging neighbors."""
   size = math.ceil(len(line.xs) / MAX_POINTS)
   if size <= 1:
     return line
@@ -94,12 +94,13 @@ def line_chart(
   references: Sequence[Reference] = (),
   y_range: tuple[float, float] | None = None,
 ) -> Markup:
-  """The curves of one card: faint as measured, strong as a running mean.
+  """Draws the curves of one card: measured values faint, their running mean strong.
 
   Args:
-    title: for screen readers.
-    x_unit: of the axis, "step" or "minutes".
-    y_range: axis that is not narrowed to the data, such as (0, 1); widened if the data leave it.
+    title: label for screen readers.
+    x_unit: unit of the x axis, "step" or "minutes".
+    references: dashed horizontal lines.
+    y_range: minimum range of the y axis, such as (0, 1), extended to include the data; None fits the axis to the data.
   """
   lines = [thin(line) for line in lines]
   finite = [y for line in lines for y in line.ys if math.isfinite(y)]
@@ -112,7 +113,7 @@ def line_chart(
     low, high = min(low, y_range[0]), max(high, y_range[1])
   else:
     margin = 0.07 * (high - low) or 0.1 * abs(high) or 1.0
-    # Quantities that are never negative do not get a negative axis.
+    # The axis of a nonnegative quantity does not extend below 0.
     low, high = (max(0.0, low - margin) if low >= 0 else low - margin), high + margin
   left, right = min(xs), max(xs)
   if right == left:
@@ -168,7 +169,7 @@ def line_chart(
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """One piece of a stacked bar."""
+  """One segment of a stacked bar."""
 
   label: str
   value: float
@@ -176,7 +177,7 @@ class Part:
 
 
 def duration(seconds: float) -> str:
-  """7.3 s, 4 min 05 s, 3 h 20 min."""
+  """Formats a duration: 7.3 s, 4 min 05 s, 3 h 20 min."""
   if not math.isfinite(seconds):
     return "–"
   if seconds < 60:
@@ -188,7 +189,7 @@ def duration(seconds: float) -> str:
 
 
 def stacked_bar(parts: Sequence[Part], longest: float) -> Markup:
-  """A horizontal bar of phases; its length is its share of `longest`."""
+  """A horizontal bar of phases; its length is its total as a fraction of `longest`."""
   total = sum(part.value for part in parts)
   pieces = "".join(
     f'<span class="piece f{part.color}" style="flex-grow:{part.value:.4g}" '

@@ -1,4 +1,4 @@
-"""The training curves of every stage, and where its time went."""
+"""Training curves of every stage, and a breakdown of its wall time."""
 
 from collections.abc import Sequence
 import math
@@ -9,55 +9,60 @@ from uae_jax.report import charts
 from uae_jax.report.findings import true_length
 from uae_jax.report.run import REINFORCEMENT, Run, Stage, number
 
-# (title, what to look for, [(metric, label)], fixed axis); a card is drawn if one of its metrics was logged.
+# (title, hint, [(metric, label)], minimum y range); a card is drawn if one of its metrics was logged.
 CURVES = (
-  ("Reward", "the two should rise together", [("reward", "reward"), ("held_out_reward", "held-out embedder")], None),
-  ("Caption length", "grows towards the truth, not beyond", [("caption_length", "tokens")], None),
+  ("Reward", "should rise together", [("reward", "reward"), ("held_out_reward", "held-out embedder")], None),
+  ("Caption length", "should approach the true length and not exceed it", [("caption_length", "tokens")], None),
   (
     "Recall and precision",
-    "recall rises, precision must not fall",
+    "recall should rise without a drop in precision",
     [("caption_recall", "recall"), ("caption_precision", "precision")],
     (0.0, 1.0),
   ),
   ("KL to the reference", "how far the policy has moved", [("kl", "KL")], None),
   (
     "Clip fraction",
-    "ratios outside the trust region",
+    "ratios outside the clip range",
     [("clip_fraction", "all"), ("clip_fraction_low", "low"), ("clip_fraction_high", "high")],
     None,
   ),
   (
     "Ratio to the old policy",
-    "1 at a rollout's first update; it should stay around 1",
-    [("ratio_mean", "mean"), ("ratio_variance", "mean square from 1")],
+    "1 at the first update of a rollout; should stay close to 1",
+    [("ratio_mean", "mean"), ("ratio_variance", "mean squared deviation from 1")],
     None,
   ),
-  ("Reward spread in a group", "the signal that is left", [("reward_std_in_group", "standard deviation")], None),
-  ("Range of rewards", "in a batch", [("reward_min", "lowest"), ("reward_max", "highest")], None),
-  ("Advantages", "in size", [("advantage_abs_mean", "mean"), ("advantage_abs_max", "largest")], None),
-  ("Entropy", "a collapse to 0 ends exploration", [("entropy", "nats a token")], None),
+  (
+    "Reward spread within groups",
+    "the remaining learning signal",
+    [("reward_std_in_group", "standard deviation")],
+    None,
+  ),
+  ("Range of rewards", "within a batch", [("reward_min", "lowest"), ("reward_max", "highest")], None),
+  ("Advantages", "absolute values", [("advantage_abs_mean", "mean"), ("advantage_abs_max", "largest")], None),
+  ("Entropy", "exploration ends if it collapses to 0", [("entropy", "nats per token")], None),
   ("Gradient norm", "before clipping", [("grad_norm", "norm")], None),
   (
-    "|Δ log-prob|, rollout against replay",
-    "0 where replay is exact",
+    "|Δ log-prob|, rollout vs. replay",
+    "0 if replay is exact",
     [("log_prob_difference", "mean difference"), ("log_prob_difference_max", "largest difference")],
     None,
   ),
   (
     "Groups and truncation",
-    "fractions of groups, or captions",
-    [("zero_std_fraction", "groups without signal"), ("truncated_fraction", "captions cut off")],
+    "fraction of groups, fraction of captions",
+    [("zero_std_fraction", "groups without signal"), ("truncated_fraction", "truncated captions")],
     (0.0, 1.0),
   ),
-  ("Distinct captions", "a group", [("distinct_captions", "captions")], None),
+  ("Distinct captions", "per group", [("distinct_captions", "captions")], None),
   (
     "Shortest and longest caption",
-    "of a batch",
+    "within a batch",
     [("caption_length_min", "shortest"), ("caption_length_max", "longest")],
     None,
   ),
-  ("Judge failures", "rollouts that a judge outside did not judge", [("judge_failures", "fraction")], (0.0, 1.0)),
-  ("Rollouts a second", "a device, over all phases", [("rollouts_per_second", "rollouts")], None),
+  ("Judge failures", "rollouts without an external reward", [("judge_failures", "fraction")], (0.0, 1.0)),
+  ("Rollouts per second", "per device, over all phases", [("rollouts_per_second", "rollouts")], None),
   ("Loss", "", [("loss", "loss")], None),
 )
 MOST_OPEN_STAGES = 4
@@ -69,7 +74,7 @@ PHASES = (
   ("seconds_update", "update"),
   ("seconds_data", "data"),
 )
-# Of a chip; (metric, unit, factor).
+# Rates per chip: (metric, unit, factor).
 RATES = (
   ("images_per_second_per_chip", "images/s", 1.0),
   ("tokens_per_second_per_chip", "tokens/s", 1.0),
@@ -105,16 +110,16 @@ def _curve_card(
 
 
 def _by_step(names: list[str]) -> list[tuple[str, str, list[tuple[str, str]]]]:
-  """(title, hint, [(metric, label)]): metrics `<name>_step<i>` of single sampler steps share a card."""
+  """Groups metrics into cards (title, hint, [(metric, label)]); all `<name>_step<i>` share one card."""
   cards: dict[str, list[tuple[str, str]]] = {}
   for name in names:
     match = re.fullmatch(r"(.+)_step(\d+)", name)
     cards.setdefault(match[1] if match else name, []).append((name, f"step {match[2]}" if match else name))
-  return [(name, "by step of the window" if metrics[0][0] != name else "", metrics) for name, metrics in cards.items()]
+  return [(name, "per step of the window" if metrics[0][0] != name else "", metrics) for name, metrics in cards.items()]
 
 
 def curves(run: Run) -> list[dict]:
-  """For every stage the cards a reader wants first, then whatever else was logged; the RL stages come first."""
+  """Cards per stage: those of `CURVES`, then all other logged metrics. The RL stages come first."""
   sections = []
   known = {metric for _, _, metrics, _ in CURVES for metric, _ in metrics} | NOT_CURVES
   for stage in run.stages:
@@ -140,7 +145,7 @@ def curves(run: Run) -> list[dict]:
           "is_reinforcement": stage.name in REINFORCEMENT,
         }
       )
-  sections.sort(key=lambda section: not section["is_reinforcement"])  # stable: in run order otherwise
+  sections.sort(key=lambda section: not section["is_reinforcement"])  # stable, so otherwise in run order
   reinforcement = [section for section in sections if section["is_reinforcement"]]
   for section in sections:
     section["is_open"] = section in reinforcement[-MOST_OPEN_STAGES:]
@@ -148,20 +153,20 @@ def curves(run: Run) -> list[dict]:
 
 
 def _stage_seconds(run: Run) -> dict[Stage, float]:
-  """Wall time of each stage: `seconds` of metrics.jsonl counts from the start of the run."""
+  """Wall time of each stage, from `seconds` in metrics.jsonl, which counts from the start of the run."""
   spent, end = {}, 0.0
   for stage in run.stages:
     seconds = [number(line.get("seconds")) for line in run.metrics.get(stage, [])]
     seconds = [value for value in seconds if math.isfinite(value)]
     if seconds:
-      # A counter that starts again at every stage is understood too.
+      # Also handles a counter that restarts at every stage.
       spent[stage] = seconds[-1] - end if seconds[-1] >= end else seconds[-1]
       end = seconds[-1]
   return spent
 
 
 def _total(lines: list[dict], metric: str) -> float:
-  """Seconds of a stage, from a metric that is the mean seconds a step since the line before."""
+  """Total seconds of a stage, from a metric that is the mean seconds per step since the previous line."""
   total, before = 0.0, 0
   for line in lines:
     value = number(line.get(metric))
@@ -171,7 +176,7 @@ def _total(lines: list[dict], metric: str) -> float:
 
 
 def _rates(lines: list[dict]) -> str:
-  """What a chip does in a second, the median over a stage."""
+  """Rates per chip as text, each the median over a stage."""
   found = []
   for metric, unit, factor in RATES:
     values = [value for line in lines if math.isfinite(value := number(line.get(metric)))]
@@ -181,7 +186,7 @@ def _rates(lines: list[dict]) -> str:
 
 
 def times(run: Run) -> dict:
-  """Wall time by stage and phase, and what was done in it."""
+  """Wall time by stage and phase, and the rates per chip."""
   spent = _stage_seconds(run)
   rows = []
   for stage, seconds in spent.items():

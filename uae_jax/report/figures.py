@@ -1,4 +1,4 @@
-"""The held-out figures after each stage: the first glance, the table, and all of them."""
+"""Held-out metrics after each stage: summary tiles, the main table, and the full table."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from uae_jax.report.run import REINFORCEMENT, Run
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-  """A held-out figure: its key in evaluation/<stage>.json, and which change of it is good."""
+  """A held-out metric: its key in evaluation/<stage>.json, its format, and which change is an improvement."""
 
   key: str
   name: str
@@ -35,7 +35,7 @@ FIGURES = (
 
 
 def change(figure: Figure, before: float, after: float, truth: float) -> dict:
-  """A change as text and as "good", "bad" or "same"."""
+  """Formats a change and rates it as "good", "bad" or "same"."""
   difference = after - before
   text = f"{difference:+.{figure.digits}f}".replace("-", "−")
   if round(abs(difference), figure.digits) == 0:
@@ -50,7 +50,7 @@ def change(figure: Figure, before: float, after: float, truth: float) -> dict:
 
 
 def headline(run: Run) -> dict:
-  """The table of held-out figures by stage, each with its change against the stage before."""
+  """Table of held-out metrics by stage, each with its change from the previous stage."""
   figures = [f for f in FIGURES if any(f.key in evaluation for evaluation in run.evaluations.values())]
   rows = []
   for stage in run.stages:
@@ -75,7 +75,7 @@ def headline(run: Run) -> dict:
 
 
 def tiles(run: Run) -> list[dict]:
-  """The first glance: each figure now, and before RL began."""
+  """Summary tiles: each metric now and before the RL stages."""
   first = next((stage for stage in run.stages if stage.name in REINFORCEMENT and stage in run.evaluations), None)
   if first is None:
     return []
@@ -100,7 +100,7 @@ def tiles(run: Run) -> list[dict]:
 
 
 def all_figures(run: Run) -> dict:
-  """Every held-out figure of every stage, as written."""
+  """Table of every held-out metric of every stage."""
   stages = [stage for stage in run.stages if run.evaluations.get(stage)]
   names = list(dict.fromkeys(name for stage in stages for name in run.evaluations[stage]))
   rows = [

@@ -1,11 +1,11 @@
-"""What a person should worry about in a run: hallucination, reward hacking, truncation, broken numbers."""
+"""Warnings about a run: hallucination, reward hacking, truncation, little signal, non-finite values."""
 
 import dataclasses
 import math
 
 from uae_jax.report.run import GENERATION, REINFORCEMENT, Run, Stage, number
 
-# Smaller changes are sampling noise of a few hundred held-out scenes.
+# Thresholds. Smaller changes are within the sampling noise of a few hundred held-out scenes.
 PRECISION_DROP = 0.02
 SIMILARITY_CHANGE = 0.005
 PSNR_DROP_DB = 0.3
@@ -16,7 +16,7 @@ ZERO_STD = 0.6
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """One warning: what happens, where it shows, and what usually helps."""
+  """One warning: what happens, the evidence for it, and what usually helps."""
 
   title: str
   evidence: str
@@ -24,7 +24,7 @@ class Finding:
 
 
 def trend(values: list[float]) -> tuple[float, float]:
-  """Means of the first and of the last fifth of a curve, which a single noisy step does not move."""
+  """Means of the first and the last fifth of a curve, which are robust to single noisy steps."""
   finite = [value for value in values if math.isfinite(value)]
   if len(finite) < 5:
     return math.nan, math.nan
@@ -33,7 +33,7 @@ def trend(values: list[float]) -> tuple[float, float]:
 
 
 def _before_and_after(run: Run, stage: Stage, figure: str) -> tuple[float, float]:
-  """A held-out figure before and after a stage; nan where it is not known."""
+  """A held-out metric before and after a stage; NaN if unknown."""
   before = run.evaluated_before(stage, figure)
   after = run.evaluations.get(stage, {}).get(figure, math.nan)
   return (run.evaluations[before][figure] if before else math.nan), after
@@ -44,7 +44,7 @@ def _curve(run: Run, stage: Stage, metric: str) -> list[float]:
 
 
 def _figure_or_trend(run: Run, stage: Stage, figure: str, metric: str) -> tuple[float, float, str]:
-  """(before, after, where from): the held-out figures once they exist, before that the training curve."""
+  """(before, after, source): from held-out metrics if they exist, else from the training curve."""
   before, after = _before_and_after(run, stage, figure)
   if math.isfinite(before) and math.isfinite(after):
     return before, after, "on held-out images"
@@ -52,7 +52,7 @@ def _figure_or_trend(run: Run, stage: Stage, figure: str, metric: str) -> tuple[
 
 
 def hallucination(run: Run, stage: Stage) -> Finding | None:
-  """Longer and less precise captions: the reward buys words that are not true."""
+  """Warns if precision falls or captions exceed the true length: the reward then favors false words."""
   evidence = []
   before, after, source = _figure_or_trend(run, stage, "caption_precision", "caption_precision")
   if before - after > PRECISION_DROP:
@@ -72,7 +72,7 @@ def hallucination(run: Run, stage: Stage) -> Finding | None:
 
 
 def reward_hacking(run: Run, stage: Stage) -> Finding | None:
-  """The trained reward rises while an embedder that is not trained on falls, or the pixels get worse."""
+  """Warns if the reward rises while the held-out embedder's similarity or PSNR falls."""
   before, after, source = _figure_or_trend(run, stage, "reward_similarity", "reward")
   other_before, other_after, _ = _figure_or_trend(run, stage, "held_out_similarity", "held_out_reward")
   rises = after - before > SIMILARITY_CHANGE
@@ -90,7 +90,7 @@ def reward_hacking(run: Run, stage: Stage) -> Finding | None:
       f"The reward rises from {before:.3f} to {after:.3f} "
       f"while PSNR falls from {psnr_before:.2f} to {psnr_after:.2f} dB",
       f"{stage.title}, {source}",
-      "Mild over-optimisation of the embedder: compare the gallery, and lower the learning rate if images look worse.",
+      "Mild over-optimization of the embedder: compare the gallery, and lower the learning rate if images look worse.",
     )
   return None
 
@@ -102,19 +102,19 @@ def truncation(run: Run, stage: Stage) -> Finding | None:
   return Finding(
     f"{truncated:.0%} of the sampled captions are cut off at the longest allowed length",
     stage.title,
-    "A cut caption has no end token to learn from: allow more tokens, or mask truncated captions in the loss.",
+    "A truncated caption has no end token to learn from: allow more tokens, or mask truncated captions in the loss.",
   )
 
 
 def little_signal(run: Run, stage: Stage) -> Finding | None:
-  """Only if it starts so: groups that agree at the end of a good run are what success looks like."""
+  """Warns if most groups have equal rewards from the start; at the end of a good run that is expected."""
   early, _ = trend(_curve(run, stage, "zero_std_fraction"))
   if not early > ZERO_STD:
     return None
   return Finding(
     f"{early:.0%} of the groups have no reward difference from the start",
     stage.title,
-    "Such a group teaches nothing: raise the sampling temperature or the SDE noise, or use larger groups.",
+    "Such groups give no gradient: raise the sampling temperature or the SDE noise, or use larger groups.",
   )
 
 
@@ -131,13 +131,13 @@ def broken_numbers(run: Run, stage: Stage) -> Finding | None:
 
 
 def true_length(run: Run) -> float:
-  """Mean length of the ground-truth captions, from any evaluation that has it."""
+  """Mean length of the ground-truth captions in tokens, from the latest evaluation that has it; else NaN."""
   found = [figures["true_caption_length"] for figures in run.evaluations.values() if "true_caption_length" in figures]
   return found[-1] if found else math.nan
 
 
 def findings(run: Run) -> list[Finding]:
-  """All warnings of a run, stage by stage."""
+  """All warnings of a run, in stage order."""
   found = []
   for stage in run.stages:
     checks = [broken_numbers]

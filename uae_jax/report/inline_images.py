@@ -1,4 +1,4 @@
-"""Images as data URIs, so that a page is one file."""
+"""Encodes images as data URIs, so that a page is a single file."""
 
 import dataclasses
 from pathlib import Path
@@ -7,7 +7,7 @@ from PIL import Image
 
 from uae_jax.files import data_uri
 
-# Images up to this size are pixel art of the small world: kept as they are and enlarged without smoothing.
+# Images up to this size come from the small world: stored losslessly and enlarged without smoothing.
 SMALL_PX = 96
 LARGEST_PX = 384
 
@@ -19,7 +19,7 @@ class Embedded:
 
 
 def embed(image: Image.Image, largest_px: int = LARGEST_PX) -> Embedded:
-  """A data URI of the image, photographs reduced to `largest_px`."""
+  """Encodes an image as a data URI; images larger than SMALL_PX are reduced to `largest_px`."""
   is_small = max(image.size) <= SMALL_PX
   image = image.convert("RGB")
   if is_small:
@@ -29,7 +29,7 @@ def embed(image: Image.Image, largest_px: int = LARGEST_PX) -> Embedded:
 
 
 def embed_file(folder: Path, name) -> Embedded | None:
-  """The image `name` of this folder; None if it is missing, unreadable or outside the folder."""
+  """Encodes the image `name` of a folder; None if it is missing, unreadable or outside the folder."""
   if not isinstance(name, str) or not name:
     return None
   file = (folder / name).resolve()
@@ -39,5 +39,5 @@ def embed_file(folder: Path, name) -> Embedded | None:
     with Image.open(file) as image:
       image.load()
       return embed(image)
-  except Exception:  # PIL's decoders raise many kinds; the page shows an empty frame for all of them.
+  except Exception:  # PIL's decoders raise many exception types; the page shows an empty frame for any of them.
     return None

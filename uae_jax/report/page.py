@@ -1,4 +1,4 @@
-"""The report of a run: everything `page.html` shows, put together and written as one self-contained file."""
+"""The report of a run: collects everything that `page.html` shows and writes one self-contained file."""
 
 import datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from uae_jax.report.templates import environment
 
 
 def config_groups(run: Run) -> list[dict]:
-  """The config by its top-level fields."""
+  """The config, grouped by top-level section."""
   groups, single = [], []
   for name, value in run.config.items():
     if isinstance(value, dict) and value:
@@ -27,7 +27,7 @@ def _value(value: Any) -> str:
 
 
 def status(run: Run) -> str:
-  """What the run has done, in a line."""
+  """Progress of the run in one line."""
   planned = run.config.get("stages")
   done = {stage.name for stage in run.evaluations}
   if isinstance(planned, (list, tuple)) and planned and done.issuperset(map(str, planned)):
@@ -41,10 +41,10 @@ def status(run: Run) -> str:
 
 
 def write_report(workdir: str | Path) -> Path:
-  """Writes `report/index.html` of a run that is finished or still going; returns its path.
+  """Writes `report/index.html` for a finished or unfinished run; returns its path.
 
   Raises:
-    FileNotFoundError: there is no such folder.
+    FileNotFoundError: the folder does not exist.
     ValueError: the folder is not the workdir of a run.
   """
   run = read_run(workdir)

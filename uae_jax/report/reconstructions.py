@@ -14,7 +14,7 @@ from uae_jax.report.templates import environment
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """One image: `path` as the user named it, `reconstruction` a file name in the folder of the page."""
+  """One image: `path` as given by the user, and `reconstruction`, a file name in the folder of the page."""
 
   path: str
   original: Image.Image
@@ -24,7 +24,7 @@ class Pair:
 
 
 def write_page(folder: Path, pairs: Sequence[Pair], failed: Sequence[str], notice: str) -> Path:
-  """Writes index.html: originals embedded (reduced), reconstructions linked; returns its path."""
+  """Writes index.html with embedded (reduced) originals and linked reconstructions; returns its path."""
   rows = [
     {
       "path": pair.path,

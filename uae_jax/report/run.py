@@ -1,4 +1,4 @@
-"""Reads the workdir of a run, finished or still going: stages in run order, metric lines, held-out figures, samples."""
+"""Reads the workdir of a finished or unfinished run: stages in run order, metrics, evaluations, samples."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -15,21 +15,21 @@ GENERATION, UNDERSTANDING = REINFORCEMENT
 
 
 def _words(name: str) -> dict[str, str]:
-  """Title of a stage and name of the moment after it; those of an unknown stage are made from its name."""
+  """The title of a stage and the label of samples taken after it; derived from the name if the stage is unknown."""
   unknown = {"title": name.replace("_", " ").capitalize(), "moment": f"After {name}"}
   return STAGES.get(legacy.stage(name), unknown)
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """One pass of a stage; `round` is None where a run has one round."""
+  """One pass of a stage; `round` is None in a run with one round."""
 
   name: str
   round: int | None = None
 
   @property
   def key(self) -> str:
-    """As in file names: `generation_for_understanding_round1`."""
+    """Name in file names, such as `generation_for_understanding_round1`."""
     return self.name if self.round is None else f"{self.name}_round{self.round}"
 
   @property
@@ -38,14 +38,14 @@ class Stage:
 
   @property
   def moment(self) -> str:
-    """What a column of samples taken after this stage is called."""
+    """Label of samples taken after this stage."""
     return self._with_round(_words(self.name)["moment"])
 
   @property
   def order(self) -> tuple:
     names, name = list(STAGES), legacy.stage(self.name)
     position = names.index(name) if name in names else len(names)
-    # Rounds alternate the two RL stages; everything else comes before them, unknown stages after.
+    # Rounds alternate the two RL stages. All other known stages come before them, unknown stages after.
     if self.name in REINFORCEMENT:
       return (names.index(GENERATION), self.round or 0, position, self.name)
     return (position, self.round or 0, position, self.name)
@@ -61,15 +61,15 @@ class Stage:
 
 @dataclasses.dataclass
 class Run:
-  """Everything the report shows.
+  """Everything that the report shows.
 
   Attributes:
-    stages: in run order, every stage of which something was found.
-    metrics: the lines of metrics.jsonl of each stage, by step.
-    evaluations: the held-out figures after each stage.
+    stages: every stage with any output, in run order.
+    metrics: the lines of metrics.jsonl of each stage, sorted by step, one per step.
+    evaluations: the held-out metrics after each stage.
     galleries: the items of samples/<stage>/gallery.json.
-    captions: samples/<stage>/captions.json, one image's captions over training.
-    notes: what could not be read.
+    captions: samples/<stage>/captions.json, the captions of one image over training.
+    notes: messages about files and lines that could not be read.
   """
 
   workdir: Path
@@ -91,13 +91,13 @@ class Run:
 
 
 def number(value: Any) -> float:
-  """A metric as float; what is no number (null stands for a value that was not finite) as nan."""
+  """Converts a metric to float; NaN if it is not a number (null stands for a non-finite value)."""
   is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
   return float(value) if is_number else math.nan
 
 
 def _read_json(file: Path, kind: type, notes: list[str]):
-  """The content of a file if it is readable and of this kind; else None and a note."""
+  """The content of a JSON file if it is readable and of type `kind`; else None, with a note added to `notes`."""
   try:
     content = json.loads(file.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
@@ -117,7 +117,7 @@ def _read_metrics(file: Path, notes: list[str]) -> list[dict]:
       record = json.loads(line)
       records.append(record | {"stage": str(record["stage"]), "step": int(record["step"])})
     except (ValueError, KeyError, TypeError):
-      # The last line of a run that is still going may be half written.
+      # The last line may be incomplete if the run is in progress.
       bad += bool(line.strip()) and position < len(lines) - 1
   if bad:
     notes.append(f"{bad} unreadable lines of {file.name} were skipped")
@@ -125,7 +125,7 @@ def _read_metrics(file: Path, notes: list[str]) -> list[dict]:
 
 
 def _one_line_a_step(records: list[dict]) -> list[dict]:
-  """By step; several lines of a step (losses, then held-out captions) as one, of a repeated metric the later value."""
+  """Merges the lines of each step (losses, held-out captions) into one; later values override earlier ones."""
   merged: dict[int, dict] = {}
   for record in records:
     merged.setdefault(record["step"], {}).update(record)
@@ -133,10 +133,10 @@ def _one_line_a_step(records: list[dict]) -> list[dict]:
 
 
 def read_run(workdir: str | Path) -> Run:
-  """Reads what a run has written so far.
+  """Reads everything that a run has written so far.
 
   Raises:
-    FileNotFoundError: there is no such folder.
+    FileNotFoundError: the folder does not exist.
     ValueError: the folder is not the workdir of a run.
   """
   workdir = Path(workdir)
@@ -161,7 +161,7 @@ def read_run(workdir: str | Path) -> Run:
 
   by_stage: dict[Stage, list[dict]] = {}
   for record in records:
-    # Rounds count from 1; 0 is a run without rounds.
+    # Rounds count from 1; 0 means that the run has no rounds.
     round_number = number(record.get("round"))
     stage = Stage(record["stage"], int(round_number) if round_number > 0 else None)
     by_stage.setdefault(stage, []).append(record)
@@ -185,7 +185,7 @@ def read_run(workdir: str | Path) -> Run:
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
-  """{"a": {"b": 1}} -> {"a.b": 1}."""
+  """Flattens nested dicts: {"a": {"b": 1}} -> {"a.b": 1}."""
   flat = {}
   for name, value in tree.items():
     if isinstance(value, Mapping) and value:

@@ -1,4 +1,4 @@
-"""What a run made of the same held-out images: the gallery, and one image's caption over training."""
+"""Samples of a run on fixed held-out images: the gallery, and the captions of one image over training."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ MOST_CAPTION_STEPS = 12
 
 
 def _words(entry: dict) -> list[dict]:
-  """The words of a caption with their verdict; an unjudged caption is one neutral piece."""
+  """The words of a caption with their verdicts; a caption without verdicts is a single neutral entry."""
   words = entry.get("words")
   if not isinstance(words, list) or not words:
     return [{"text": str(entry.get("caption", "")), "verdict": "neutral"}]
@@ -32,7 +32,7 @@ def _score(value: Any) -> str | None:
 
 
 def gallery(run: Run) -> dict:
-  """The same held-out originals, one row each, with what every sampled moment of the run made of them."""
+  """One row per held-out original, with its caption and reconstruction after each stage."""
   stages = [stage for stage in run.stages if stage in run.galleries]
   rows: dict[str, dict] = {}
   for stage in stages:
@@ -58,14 +58,14 @@ def gallery(run: Run) -> dict:
 
 
 def _spread(items: list, count: int) -> list:
-  """`count` of the items, evenly spread, the first and the last among them."""
+  """Selects `count` evenly spaced items, including the first and the last."""
   if len(items) <= count:
     return items
   return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
 def captions_over_time(run: Run) -> list[dict]:
-  """One image's caption as training goes on."""
+  """Captions of one image over training, per stage."""
   sections = []
   for stage in run.stages:
     content = run.captions.get(stage)
