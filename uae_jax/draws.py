@@ -1,4 +1,4 @@
-"""Random numbers that depend only on a key: the same on every process, in any order, for one row or many.
+"""Random numbers that depend only on keys: the same on every process, in any order, for one row or many.
 
 Source of the mixing function: SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators",
 figure 16).
@@ -12,7 +12,7 @@ _MULTIPLY_2 = np.uint64(0x94D049BB133111EB)
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-  """uint64[...] -> uint64[...], a bijection that looks random."""
+  """A bijective hash, uint64[...] -> uint64[...]."""
   with np.errstate(over="ignore"):
     x = np.asarray(x, np.uint64) + _GOLDEN
     x = (x ^ (x >> np.uint64(30))) * _MULTIPLY_1
@@ -21,10 +21,10 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 class Draws:
-  """A stream of draws for every row of `keys`. Each call advances all streams by one, whatever was drawn.
+  """One stream of random draws per row of `keys`; each call advances all streams by one.
 
   Args:
-    *keys: integers or int[...] arrays that broadcast; together they name a row.
+    *keys: integers or int[...] arrays that broadcast; together they identify a row.
   """
 
   def __init__(self, *keys):
@@ -42,14 +42,14 @@ class Draws:
       return mix(keys.reshape(keys.shape + (1,) * len(shape)) + lanes * _GOLDEN)
 
   def uniform(self, *shape: int) -> np.ndarray:
-    """float64[rows..., *shape] in [0, 1)."""
+    """Uniform draws float64[rows..., *shape] in [0, 1)."""
     return (self._bits(shape) >> np.uint64(11)) * 2.0**-53
 
   def integers(self, high: int, *shape: int) -> np.ndarray:
-    """int64[rows..., *shape] in [0, high)."""
+    """Uniform integers int64[rows..., *shape] in [0, high)."""
     return (self._bits(shape) % np.uint64(high)).astype(np.int64)
 
   def fork(self) -> "Draws":
-    """An independent stream a row, for a function that draws an unknown number of times."""
+    """An independent stream per row, for a function that draws an unknown number of times."""
     self._calls += 1
     return Draws(self._keys, self._calls)

@@ -1,4 +1,4 @@
-"""Small files: written whole or not at all, read line by line, and images as text."""
+"""Helpers for small files: atomic writes, reading lines, and images as bytes or text."""
 
 import base64
 import io
@@ -7,12 +7,12 @@ from pathlib import Path
 import threading
 from typing import Any
 
-# What a folder of images is searched for.
+# Suffixes of the files that count as images in a folder.
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
-  """Writes a file that is the old one or the new one at every moment, also after a crash; text as UTF-8.
+  """Writes a file atomically: it has either the old or the new content, even after a crash. Text is UTF-8.
 
   Anything that is not a regular file, such as /dev/stdout or a pipe, is written directly.
   """
@@ -21,7 +21,7 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
     with open(path, "wb") as stream:
       stream.write(content)
     return
-  # A link stays a link. The temporary name is short: one made of a long file name could be too long.
+  # A symbolic link stays a link. The temporary name is short: one derived from a long file name could be too long.
   target = os.path.realpath(path)
   temporary = os.path.join(os.path.dirname(target), f".{os.getpid()}-{threading.get_ident()}.tmp")
   try:
@@ -36,12 +36,12 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
-  r"""The lines of a UTF-8 text or JSON lines file, with or without a byte order mark.
+  r"""Reads the lines of a UTF-8 text or JSON lines file, with or without a byte order mark.
 
-  Only \n and \r\n end a line: U+2028, U+0085 and others that `str.splitlines` splits at may stand inside JSON strings.
+  Only \n and \r\n end a line: U+2028, U+0085 and others that `str.splitlines` splits at may occur in JSON strings.
 
   Raises:
-    ValueError: names the file that is not UTF-8.
+    ValueError: the file is not UTF-8; the message names it.
   """
   try:
     text = Path(path).read_bytes().decode("utf-8-sig")
@@ -52,12 +52,12 @@ def read_lines(path: str | os.PathLike) -> list[str]:
 
 
 def image_bytes(image: Any, kind: str = "PNG", **options: Any) -> bytes:
-  """An encoded image.
+  """Encodes an image.
 
   Args:
     image: PIL image, or uint8[H, W, 3].
     kind: "PNG" or "JPEG".
-    options: of PIL's writer, such as quality.
+    options: options of PIL's writer, such as `quality`.
   """
   from PIL import Image
 
@@ -69,10 +69,10 @@ def image_bytes(image: Any, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def png_base64(image: Any) -> str:
-  """A PIL image or uint8[H, W, 3] as base64 of a PNG."""
+  """Encodes a PIL image or uint8[H, W, 3] as a PNG in base64."""
   return base64.b64encode(image_bytes(image)).decode()
 
 
 def data_uri(image: Any, kind: str = "PNG", **options: Any) -> str:
-  """An image as data URI; arguments as of `image_bytes`."""
+  """Encodes an image as a data URI; arguments as for `image_bytes`."""
   return f"data:image/{kind.lower()};base64,{base64.b64encode(image_bytes(image, kind, **options)).decode()}"

@@ -1,9 +1,9 @@
-"""Posts JSON to a server that is not trusted: the client of the external reward and of the caption judge.
+"""A client that posts JSON to an untrusted server; used by external rewards and the caption judge.
 
-- No redirect is followed: it would carry the bearer token to another host.
-- One deadline covers connecting, sending, headers and body. Only the name look-up is left to the system's resolver.
-- Headers, body and nesting of an answer are bounded.
-- The token comes from an environment variable and is removed from whatever the server says.
+- Redirects are not followed: they would send the bearer token to another host.
+- One deadline covers connecting, sending, headers and body. Only name resolution, done by the system, is not covered.
+- Headers, body and nesting of a response are bounded.
+- The token comes from an environment variable and is removed from everything the server returns.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ import urllib.request
 
 MAX_ANSWER_BYTES = 1 << 20
 MAX_WAIT_SECONDS = 60.0
-# Besides 5xx: timeouts, conflicts and too many requests may pass.
+# Retried in addition to 5xx: timeouts, conflicts and too many requests are often temporary.
 RETRIED_STATUSES = (408, 409, 425, 429)
 SEND_BYTES = 1 << 16
 SECRET_NAME = re.compile(r"key|token|secret|passw|pwd|auth|sig|cred|session|jwt|bearer", re.IGNORECASE)
@@ -36,10 +36,10 @@ Result = TypeVar("Result")
 
 
 class HttpFailure(Exception):
-  """No usable answer.
+  """A request without a usable response.
 
   Attributes:
-    status: HTTP status of the answer; 0 if the failure is none of the status.
+    status: HTTP status of the response; 0 if the failure is not due to the status.
   """
 
   def __init__(self, message: str, status: int = 0):
@@ -48,14 +48,14 @@ class HttpFailure(Exception):
 
 
 class RefusedError(HttpFailure):
-  """An answer that asking again will not change."""
+  """A failure that a retry cannot fix."""
 
 
 class PassingError(HttpFailure):
-  """A failure that a retry may cure.
+  """A failure that a retry may fix.
 
   Attributes:
-    wait_seconds: how long the server asks to wait, at most a minute.
+    wait_seconds: wait requested by the server, at most `MAX_WAIT_SECONDS`.
   """
 
   def __init__(self, message: str, status: int = 0, wait_seconds: float = 0.0):
@@ -64,10 +64,10 @@ class PassingError(HttpFailure):
 
 
 def check_url(name: str, url: str) -> None:
-  """Refuses an address that is not plain http(s) or that may hold a secret; addresses stand in logs and reports.
+  """Rejects an address that is not plain http(s) or may contain a secret, because logs and reports show addresses.
 
   Raises:
-    ValueError: names the option and never repeats the address.
+    ValueError: the address is rejected; the message names the option and never repeats the address.
   """
   try:
     parts = urllib.parse.urlsplit(url)
@@ -87,15 +87,15 @@ def check_url(name: str, url: str) -> None:
 
 
 def read_token(option: str, variable: str, *, is_required: bool) -> str:
-  """The bearer token of an environment variable; "" if there is none and none is required.
+  """Reads the bearer token from an environment variable; "" if there is none and none is required.
 
   Args:
-    option: named in errors.
+    option: name of the option, for error messages.
     variable: name of the environment variable.
-    is_required: an absent or empty variable is an error.
+    is_required: raise if the variable is absent or empty.
 
   Raises:
-    ValueError: the variable is missing, or its value cannot stand in a header. The value is never repeated.
+    ValueError: the variable is missing, or its value is not valid in a header. The message never repeats the value.
   """
   token = os.environ.get(variable, "")
   if not token and is_required:
@@ -110,13 +110,13 @@ def read_token(option: str, variable: str, *, is_required: bool) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class JsonClient:
-  """Posts JSON to one address.
+  """A client that posts JSON to one address.
 
   Attributes:
-    url: passed `check_url`.
-    timeout_seconds: of one request, from connecting to the last byte of the answer.
+    url: address that has passed `check_url`.
+    timeout_seconds: time limit of one request, from connecting to the last byte of the response.
     token: bearer token; "" for none.
-    max_answer_bytes: a longer answer is refused.
+    max_answer_bytes: maximum size of a response body; longer ones are refused.
   """
 
   url: str
@@ -125,11 +125,12 @@ class JsonClient:
   max_answer_bytes: int = MAX_ANSWER_BYTES
 
   def post(self, content: Mapping[str, Any]) -> Any:
-    """The decoded answer of one request, the token removed from it.
+    """Sends one request and returns the decoded JSON response, with the token removed.
 
     Raises:
-      PassingError: asking again may help: no connection, timeout, a retried status, or an answer that is not JSON.
-      RefusedError: it will not: any other status, redirects among them, and an answer that is too long or too deep.
+      PassingError: a retry may help: no connection, timeout, a retried status, or a response that is not JSON.
+      RefusedError: a retry cannot help: any other status, including redirects, or a response that is too long or too
+        deeply nested.
     """
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if self.token:
@@ -141,7 +142,7 @@ class JsonClient:
         body = self._body(response)
     except urllib.error.HTTPError as error:
       error.close()
-      # What the server says is not repeated: neither its text nor the address of a redirect.
+      # The message repeats neither the server's text nor the address of a redirect.
       if error.code >= 500 or error.code in RETRIED_STATUSES:
         raise PassingError(f"HTTP {error.code}", error.code, _retry_after(error.headers)) from None
       raise RefusedError(f"HTTP {error.code}", error.code) from None
@@ -158,7 +159,7 @@ class JsonClient:
       raise PassingError(f"the answer is not JSON ({type(error).__name__})") from None
 
   def redact(self, text: str) -> str:
-    """The text without the token."""
+    """Replaces the token in a text."""
     return text.replace(self.token, REMOVED) if self.token else text
 
   def _redacted(self, value: Any) -> Any:
@@ -181,17 +182,17 @@ class JsonClient:
 
 
 def with_retries(attempt: Callable[[], Result], retries: int, backoff_seconds: float) -> Result:
-  """The first result of `attempt` that is not a PassingError.
+  """Calls `attempt` until it does not raise `PassingError`, and returns its result.
 
   Args:
     attempt: called up to `retries` + 1 times.
-    retries: further attempts after the first.
-    backoff_seconds: pause before the first retry; it doubles each time, with up to as much again at random. A longer
-      wait that the server asks for is kept.
+    retries: number of attempts after the first.
+    backoff_seconds: pause before the first retry; doubles each time, times a random factor in [1, 2). A longer wait
+      requested by the server takes precedence.
 
   Raises:
-    PassingError: of the last attempt.
-    RefusedError: at once.
+    PassingError: the last attempt failed.
+    RefusedError: an attempt raised it; there is no retry.
   """
   for number in range(retries + 1):
     try:
@@ -204,7 +205,7 @@ def with_retries(attempt: Callable[[], Result], retries: int, backoff_seconds: f
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-  """Seconds that the server asks to wait, a minute at most."""
+  """Wait requested by the server, in seconds, at most `MAX_WAIT_SECONDS`."""
   try:
     seconds = float(headers.get("Retry-After", 0))
   except ValueError:
@@ -213,7 +214,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
 
 
 class _Remaining:
-  """Time left until a deadline, as the timeout of the next operation of a socket."""
+  """The time left until a deadline, used as the timeout of a socket's next operation."""
 
   def __init__(self, deadline: float):
     self._deadline = deadline
@@ -227,7 +228,7 @@ class _Remaining:
 
 
 class _Incoming(io.RawIOBase):
-  """What a socket receives. A timeout of the socket alone bounds one read, so a slow server could go on forever."""
+  """A socket's received bytes, within a deadline: the timeout of a socket bounds a single read, not the response."""
 
   def __init__(self, sock: socket.socket, remaining: _Remaining):
     self._stream, self._sock, self._remaining = sock.makefile("rb", buffering=0), sock, remaining
@@ -245,7 +246,7 @@ class _Incoming(io.RawIOBase):
 
 
 class _TimedSocket:
-  """The part of a socket that http.client uses once it is connected, within a deadline."""
+  """The methods of a connected socket that http.client uses, within a deadline."""
 
   def __init__(self, sock: socket.socket, remaining: _Remaining):
     self._sock, self._remaining = sock, remaining
@@ -264,7 +265,7 @@ class _TimedSocket:
 
 
 class _Timed:
-  """Mixin of connections: all they do ends by the deadline."""
+  """Mixin for connections whose operations all end by the deadline."""
 
   def __init__(self, *arguments, remaining: _Remaining, **keywords):
     super().__init__(*arguments, **keywords)
@@ -272,7 +273,7 @@ class _Timed:
     self._create_connection = self._dial
 
   def _dial(self, address: tuple[str, int], *_) -> socket.socket:
-    # As socket.create_connection, which would give the whole timeout to each address of a host.
+    # Like socket.create_connection, which would grant the full timeout to each address of a host.
     failure = OSError("the host has no address")
     for family, kind, protocol, _, target in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
       sock = socket.socket(family, kind, protocol)
@@ -298,7 +299,7 @@ class _HttpsConnection(_Timed, http.client.HTTPSConnection):
 
 
 class _Handler(urllib.request.AbstractHTTPHandler):
-  """Opens connections within the deadline."""
+  """A handler that opens connections within the deadline."""
 
   def __init__(self, remaining: _Remaining):
     super().__init__()
@@ -314,7 +315,7 @@ class _Handler(urllib.request.AbstractHTTPHandler):
 
 
 def _opener(deadline: float) -> urllib.request.OpenerDirector:
-  """An opener that knows proxies and no redirects."""
+  """An opener that supports proxies and does not follow redirects."""
   opener = urllib.request.OpenerDirector()
   for handler in (
     urllib.request.ProxyHandler(),

@@ -1,4 +1,4 @@
-"""Nested frozen dataclasses to plain JSON values, and back with every field checked."""
+"""Conversion of nested frozen dataclasses to plain JSON values, and back with every field checked."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -12,10 +12,10 @@ SCALARS = (bool, int, float, str)
 
 
 def to_plain(value: Any) -> Any:
-  """The value as JSON has it: dataclasses and mappings become dicts, tuples become lists.
+  """Converts a value to plain JSON values: dataclasses and mappings become dicts, tuples become lists.
 
   Raises:
-    TypeError: the value holds something that JSON does not have.
+    TypeError: the value contains something that JSON cannot represent.
   """
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
     return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
@@ -31,16 +31,16 @@ def to_plain(value: Any) -> Any:
 def from_plain(cls: Any, value: Any, where: str = "") -> Any:
   """Builds an object of a type from plain values; the inverse of `to_plain`.
 
-  A value that already is of the wanted dataclass is taken as it is. Fields that are absent take their default. An int
-  is accepted for a float and converted; a bool is no number, and a string is never converted.
+  An instance of the expected dataclass is returned unchanged. Absent fields get their default. An int is accepted for a
+  float and converted; a bool is not accepted as a number, and a string is never converted.
 
   Args:
-    cls: a dataclass, or any annotation made of dataclasses, scalars, tuples, dicts, `Literal`, `Any` and unions.
-    value: what JSON or a `ConfigDict` holds.
+    cls: a dataclass, or any annotation composed of dataclasses, scalars, tuples, dicts, `Literal`, `Any` and unions.
+    value: plain value, as in JSON or a `ConfigDict`.
     where: name of the value in error messages, for example "config".
 
   Raises:
-    ValueError: a field is unknown or missing, or a value has another type; the message names section and field.
+    ValueError: a field is unknown or missing, or a value has the wrong type; the message names section and field.
   """
   origin, options = typing.get_origin(cls), typing.get_args(cls)
   if dataclasses.is_dataclass(cls):
@@ -103,7 +103,7 @@ def _union(options: tuple, value: Any, where: str) -> Any:
   others = [option for option in options if option is not types.NoneType]
   if len(others) == 1:
     return from_plain(others[0], value, where)
-  # The exact type first: in `float | int`, 3 stays an int.
+  # Try the exact type first: in `float | int`, 3 stays an int.
   others.sort(key=lambda option: type(value) is not option)
   for option in others:
     try:
@@ -130,14 +130,14 @@ def _tuple(kinds: tuple, value: Any, where: str) -> tuple:
 def _scalar(kind: type, value: Any, where: str) -> Any:
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
-  # bool is a subclass of int, but no number here.
+  # bool is a subclass of int, but not accepted as a number.
   if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
     raise _mismatch(where, value, kind.__name__)
   return value
 
 
 def _untyped(value: Any) -> Any:
-  """Lists become tuples at every level, so that the result can be hashed where it can be."""
+  """Converts lists to tuples at every level, which makes the result hashable if its items are."""
   if isinstance(value, list | tuple):
     return tuple(_untyped(item) for item in value)
   if _is_mapping(value):
@@ -146,7 +146,7 @@ def _untyped(value: Any) -> Any:
 
 
 def _is_mapping(value: Any) -> bool:
-  """Whether it has named items; `ml_collections.ConfigDict` is no `Mapping`."""
+  """Whether a value has named items; `ml_collections.ConfigDict` is not a `Mapping`."""
   return hasattr(value, "keys") and hasattr(value, "items")
 
 

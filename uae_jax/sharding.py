@@ -1,9 +1,9 @@
-"""The mesh, the one table of logical axis rules, and abstract models that know where every leaf lives.
+"""The mesh, the table of logical axis rules, and abstract models with the sharding of every leaf.
 
-Weights are annotated where they are made with logical names (`("embed", "mlp")`); activations are pinned with
-`constrain`. A run chooses only the mesh shape `(data, fsdp, tensor)`; an axis of size 1 switches its rules off.
+Weights are annotated with logical axis names (`("embed", "mlp")`) where they are created; activations are constrained
+with `constrain`. A run chooses only the mesh shape `(data, fsdp, tensor)`; an axis of size 1 disables its rules.
 
-A weight rests cut over `fsdp` and is made whole by `gather` where it is used, so that one layer is whole at a time.
+Weights are stored sharded over `fsdp`; `gather` all-gathers them where they are used, one layer at a time.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 MESH_AXES = ("data", "fsdp", "tensor")
-# On v5p slices of 64 chips XLA turns all-gathers over one axis of 64 into all-reduces, at twice the traffic (seen in
-# compiled programs; 32 and less are real gathers on every slice tried). What is beyond belongs on `data`.
+# On v5p slices of 64 chips XLA turns all-gathers over an axis of 64 into all-reduces, with twice the traffic (seen in
+# compiled programs; up to 32 they stay all-gathers on every slice tried). Use `data` for further devices.
 MAX_FSDP = 32
 
 RULES = {
@@ -32,12 +32,12 @@ RULES = {
   "layers": None,
   "embed": "fsdp",
   "heads": "tensor",
-  # Qwen2.5-VL-3B has two kv heads: any larger tensor axis could not divide them.
+  # Qwen2.5-VL-3B has two key/value heads, which a tensor axis larger than 2 does not divide.
   "kv_heads": None,
   "mlp": "tensor",
   "vocab": "tensor",
   "lora": None,
-  # The long side of an adapter's factor is always cut over fsdp, also where its layer's is not.
+  # The long axis of an adapter factor is always sharded over fsdp, even if the kernel's axis is not.
   "adapter": "fsdp",
   "adapter_tensor": ("fsdp", "tensor"),
   "patch": None,
@@ -47,13 +47,13 @@ RULES = {
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
-  """A mesh with Auto axes (`jax.make_mesh` alone makes Explicit ones).
+  """Makes a mesh with Auto axes (`jax.make_mesh` alone makes Explicit ones).
 
-  Devices of several slices make a hybrid mesh: `data` goes over the network between slices, `fsdp` and `tensor` stay on
-  the links inside one.
+  Devices of several slices form a hybrid mesh: `data` spans the network between slices, `fsdp` and `tensor` stay on the
+  links within a slice.
 
   Raises:
-    ValueError: the axes do not fit the devices or their slices, or `fsdp` is too long.
+    ValueError: the axes do not fit the devices or their slices, or `fsdp` exceeds `MAX_FSDP`.
   """
   devices = jax.devices() if devices is None else devices
   shape = (data, fsdp, tensor)
@@ -79,25 +79,26 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Me
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-  """Pins an activation to the mesh by logical axis names; the identity outside `jax.set_mesh` or on one device."""
+  """Constrains the sharding of an activation by logical axis names; the identity without a mesh or on one device."""
   return _pin(x, _cut(axes)) if jax.sharding.get_abstract_mesh().size > 1 else x
 
 
 def gather(weight: jax.Array, *axes: str | None) -> jax.Array:
-  """A weight whole over `fsdp`, still cut over `tensor`; the identity where there is no `fsdp`.
+  """All-gathers a weight over `fsdp`; it stays sharded over `tensor`. The identity if `fsdp` has size 1.
 
-  Its gradient comes back cut as the weight is: a reduce-scatter, and no more than one layer of it whole.
+  Its gradient is sharded like the weight, by a reduce-scatter, so at most one layer of the gradient is unsharded at a
+  time.
 
   Args:
-    weight: any array, of one layer.
-    axes: its logical names.
+    weight: a weight, stacked or of one layer.
+    axes: logical axis name per dimension.
   """
   mesh = jax.sharding.get_abstract_mesh()
   return weight if mesh.shape.get("fsdp", 1) == 1 else _gather(weight, axes)
 
 
 def mesh_axes(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
-  """The mesh axes of a rule, or of an entry of a `PartitionSpec`."""
+  """The mesh axes of a rule or of an entry of a `PartitionSpec`."""
   return (rule,) if isinstance(rule, str) else tuple(rule or ())
 
 
@@ -121,9 +122,9 @@ _gather.defvjp(
 
 
 def gathered(module: nnx.Module) -> nnx.Module:
-  """The module with all its weights whole over `fsdp`, layers stacked or not.
+  """The module with all weights all-gathered over `fsdp`, including stacked layers.
 
-  For loops that use every weight many times: decoding would gather the whole net for every token.
+  For loops that use every weight many times: decoding would otherwise all-gather the whole model for every token.
   """
 
   def whole(variable: nnx.Variable) -> nnx.Variable:
@@ -135,7 +136,7 @@ def gathered(module: nnx.Module) -> nnx.Module:
 
 
 def abstract_model(build: Callable[[], nnx.Module], mesh: Mesh):
-  """(graphdef, nested dict of ShapeDtypeStruct with shardings) of `build()`; allocates nothing."""
+  """(graphdef, nested dict of `ShapeDtypeStruct`s with shardings) of `build()`; allocates no arrays."""
   with nnx.use_eager_sharding(False), nnx.logical_axis_rules(tuple(RULES.items())):
     graphdef, state = nnx.get_abstract_model(build, mesh)
   params = nnx.to_pure_dict(state)
@@ -144,7 +145,7 @@ def abstract_model(build: Callable[[], nnx.Module], mesh: Mesh):
 
 
 def check_divisible(tree: dict, mesh: Mesh) -> None:
-  """Raises `ValueError` where the rules cut a dimension into unequal parts, naming the array and the setting."""
+  """Raises `ValueError`, naming the array and the setting, if the rules shard a dimension unevenly."""
   for path, leaf in jax.tree.leaves_with_path(tree):
     for size, rule in zip(leaf.shape, leaf.sharding.spec, strict=False):
       axes = mesh_axes(rule)
@@ -158,7 +159,7 @@ def check_divisible(tree: dict, mesh: Mesh) -> None:
 
 
 def check_heads(name: str, num_heads: int, mesh: Mesh) -> None:
-  """Raises `ValueError` where attention heads do not divide over `tensor`."""
+  """Raises `ValueError` if the attention heads do not divide over `tensor`."""
   if num_heads % mesh.shape["tensor"]:
     raise ValueError(
       f"{name} has {num_heads} heads, which do not divide by tensor = {mesh.shape['tensor']}: change config.mesh.tensor"
@@ -170,5 +171,5 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Leading axis over `data` and `fsdp`."""
+  """Sharding of the leading axis over `data` and `fsdp`."""
   return NamedSharding(mesh, PartitionSpec(RULES["batch"]))

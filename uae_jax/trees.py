@@ -1,6 +1,4 @@
-"""Nested dicts of arrays: names, selection, casting, counting. Parameters cross every border of the program in this
-form.
-"""
+"""Nested dicts of arrays: paths, selection, casting, counting. All modules exchange parameters in this form."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -12,7 +10,7 @@ Tree = Mapping  # nested: str -> Tree | array
 
 
 def items(tree: Tree, prefix: str = "") -> Iterator[tuple[str, jax.Array]]:
-  """Yields `("layers/attention/query/kernel", leaf)` in the order of the dicts."""
+  """Yields (path, leaf) pairs, such as `("layers/attention/query/kernel", leaf)`, in dict order."""
   for name, value in tree.items():
     path = f"{prefix}{name}"
     if isinstance(value, Mapping):
@@ -34,7 +32,7 @@ def from_items(pairs) -> dict:
 
 
 def split(tree: Tree, predicate: Callable[[str], bool]) -> tuple[dict, dict]:
-  """(leaves whose path satisfies `predicate`, all others)."""
+  """Splits a tree into (leaves whose path satisfies `predicate`, all others)."""
   chosen, rest = [], []
   for path, leaf in items(tree):
     (chosen if predicate(path) else rest).append((path, leaf))
@@ -42,7 +40,7 @@ def split(tree: Tree, predicate: Callable[[str], bool]) -> tuple[dict, dict]:
 
 
 def merge(*trees: Tree) -> dict:
-  """One nested dict of all leaves; the inverse of `split`.
+  """Merges trees into one nested dict of all leaves; the inverse of `split`.
 
   Raises:
     ValueError: a path occurs in two trees.
@@ -57,13 +55,13 @@ def merge(*trees: Tree) -> dict:
 
 
 def replace(tree: Tree, leaves: Tree) -> dict:
-  """The tree with the leaves of another in their places."""
+  """The tree with leaves replaced by those that `leaves` has at the same path."""
   new = dict(items(leaves))
   return from_items((path, new.get(path, leaf)) for path, leaf in items(tree))
 
 
 def cast(tree: Tree, dtype) -> dict:
-  """Floating leaves as `dtype`; integer leaves unchanged."""
+  """Casts floating-point leaves to `dtype`; other leaves are unchanged."""
   return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
