@@ -1,1 +1,1 @@
-"""Weight tables, one a model, and the engine that reads them in both directions."""
+"""Weight tables, one per model, and the engine that uses them for import and export."""

@@ -1,4 +1,4 @@
-"""A loaded UAE: what every reader of weights returns and every user of them takes, and the dtypes of its parameters."""
+"""The loaded UAE that all readers of weights return, and the dtypes of its parameters."""
 
 from collections.abc import Collection, Mapping
 import dataclasses
@@ -16,23 +16,23 @@ from uae_jax.layers import lora
 from uae_jax.models.uae import UAEConfig
 from uae_jax.weights import legacy
 
-# Numbers of the config and a constant: float32 whatever the dtype of the weights.
+# Statistics from the config and a constant embedding: float32 for any dtype of the weights.
 EXACT = ("vae/latent_scaling", "vae/latent_shift", "pooled")
 
 
 @dataclasses.dataclass(frozen=True)
 class InferenceSettings:
-  """How a set of weights is used; the defaults are those of the official inference.
+  """Inference settings of a set of weights; the defaults are those of the official inference code.
 
   Attributes:
-    text_tower: who encodes captions for the decoder: "policy" (adapters on) or "reference" (adapters off).
-    is_small_world: whether the weights know nothing but the procedural scenes.
-    resolution_px: side of a generated image.
-    guidance: scale of classifier-free guidance; 1 turns it off.
+    text_tower: language model that embeds captions for the decoder: "policy" (adapters on) or "reference" (off).
+    is_small_world: whether the model was trained only on procedural scenes.
+    resolution_px: side of a generated image, in pixels.
+    guidance: scale of classifier-free guidance; 1 disables it.
     steps: Euler steps per image.
-    max_new_tokens: tokens per caption, at most.
-    shift: of the time steps towards noise.
-    repetition_penalty: divides the logits of tokens that question or caption already contain; 1 turns it off.
+    max_new_tokens: maximum number of tokens per caption.
+    shift: shift of the noise schedule toward noise; 1 disables it.
+    repetition_penalty: penalty on logits of tokens that the question or the caption already contains; 1 disables it.
   """
 
   text_tower: str = "policy"
@@ -47,15 +47,15 @@ class InferenceSettings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoadedUAE:
-  """A UAE as its readers return it.
+  """A UAE with weights, as returned by all readers.
 
   Attributes:
-    config: sizes of the five nets and places of the adapters.
+    config: architectures of the models, and their adapters.
     graphdef: structure of the modules; `nnx.merge(graphdef, params)` makes the UAE.
-    params: nested dict of arrays, one entry per net of `models.uae.NETS`.
+    params: nested dict of arrays, one entry per name in `models.uae.NETS`.
     processor: tokenizer and image processor.
-    processor_folder: where the files of the processor are; exports copy them.
-    inference: how the weights are used.
+    processor_folder: folder of the processor's files, which exports copy.
+    inference: inference settings of the weights.
   """
 
   config: UAEConfig
@@ -69,13 +69,14 @@ class LoadedUAE:
 def typed(
   abstract: Mapping, dtype: str, *, stored: Mapping[str, Any] | None = None, exact: Collection[str] = EXACT
 ) -> dict:
-  """The abstract tree with the dtypes that its parameters are read in.
+  """Sets the dtypes of an abstract tree to those that its parameters are loaded in.
 
   Args:
     abstract: nested dict of `ShapeDtypeStruct`s with shardings.
-    dtype: "bfloat16", "float32", or "auto" for `stored`. Adapters, `exact` leaves and integers are always as stored.
-    stored: path -> dtype in the files; leaves that are absent have the dtype of `abstract`.
-    exact: paths that keep their stored dtype.
+    dtype: "bfloat16", "float32", or "auto" for the stored dtype. Adapters, `exact` leaves and integers always have the
+      stored dtype.
+    stored: path -> dtype in the files; absent leaves have the dtype of `abstract`.
+    exact: paths of leaves that keep the stored dtype.
   """
   stored = stored or {}
 
@@ -88,19 +89,19 @@ def typed(
 
 
 class OtherModelError(ValueError):
-  """A checkpoint is whole, but of a model of other sizes."""
+  """Raised for an intact checkpoint of a model with other sizes."""
 
 
 def read_tree(folder: Path, abstract: Mapping) -> dict:
-  """Reads a tree of parameters that Orbax wrote, also one with the names of an earlier version.
+  """Reads a tree of parameters written by Orbax, including trees with the names of an earlier version.
 
   Args:
-    folder: of the tree.
-    abstract: `ShapeDtypeStruct`s with shardings; places and dtypes of the result.
+    folder: folder of the tree.
+    abstract: nested dict of `ShapeDtypeStruct`s; shapes, dtypes and shardings of the result.
 
   Raises:
-    OtherModelError: the shapes on disk are not those of `abstract`.
-    Exception: Orbax raises many kinds for a damaged checkpoint; see `damage`.
+    OtherModelError: the shapes on disk differ from those of `abstract`.
+    Exception: the checkpoint is damaged, for which Orbax raises many exception types; see `damage`.
   """
   folder = folder.absolute()
   metadata = ocp.StandardCheckpointHandler().metadata(folder).tree
@@ -110,10 +111,10 @@ def read_tree(folder: Path, abstract: Mapping) -> dict:
 
 
 def check_shapes(folder: Path, found: Mapping, abstract: Mapping) -> None:
-  """Compares the shapes on disk with those of the model.
+  """Checks that the shapes on disk are those of the model.
 
   Raises:
-    OtherModelError: they differ.
+    OtherModelError: the shapes differ.
   """
   on_disk = {name: tuple(leaf.shape) for name, leaf in trees.items(found)}
   wanted = {name: tuple(leaf.shape) for name, leaf in trees.items(abstract)}
@@ -127,5 +128,5 @@ def check_shapes(folder: Path, found: Mapping, abstract: Mapping) -> None:
 
 
 def damage(error: Exception) -> str:
-  """What Orbax says of a damaged checkpoint, on one short line."""
+  """Formats an exception that Orbax raised for a damaged checkpoint as one short line."""
   return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,4 +1,4 @@
-"""transformers' CLIPModel, and its towers alone, to and from `models.clip`.
+"""Weight tables for transformers' CLIPModel and its individual towers, to and from `models.clip`.
 
 Source: transformers 5.23 modeling_clip.py.
 """
@@ -8,7 +8,7 @@ from uae_jax.weights.table import Row, linear, norm
 from uae_jax.weights.vit import blocks, inside, patch_embed
 
 IGNORED = {r"\.position_ids$": "0, 1, 2, ...: stored by transformers before 4.31"}
-# A checkpoint of both towers read for one of them.
+# Ignored when one tower is read from a checkpoint of both.
 IGNORED_BY_VISION = IGNORED | {r"^text_model\.|^text_projection\.|^logit_scale$": "the text tower"}
 IGNORED_BY_TEXT = IGNORED | {r"^vision_model\.|^visual_projection\.|^logit_scale$": "the image tower"}
 
@@ -25,12 +25,12 @@ BLOCK = {
 
 
 def vision_table(config: CLIPVisionConfig) -> tuple[Row, ...]:
-  """Every parameter of `CLIPVision(config)`: CLIPVisionModelWithProjection."""
+  """Rows for every parameter of `CLIPVision(config)`: CLIPVisionModelWithProjection."""
   return (
     *patch_embed("vision_model.embeddings.patch_embedding", config.patch, config.width, bias=False),
     Row("vision_model.embeddings.class_embedding", "class_token"),
     Row("vision_model.embeddings.position_embedding.weight", "positions"),
-    # The library's own spelling.
+    # Spelled this way in transformers.
     *norm("vision_model.pre_layrnorm", "norm_in", bias=True),
     *blocks(config, "vision_model.encoder.layers.{layer}", BLOCK),
     *norm("vision_model.post_layernorm", "norm_out", bias=True),
@@ -39,7 +39,7 @@ def vision_table(config: CLIPVisionConfig) -> tuple[Row, ...]:
 
 
 def text_table(config: CLIPTextConfig) -> tuple[Row, ...]:
-  """Every parameter of `CLIPText(config)`: CLIPTextModelWithProjection, so also the text encoders of SD3."""
+  """Rows for every parameter of `CLIPText(config)`: CLIPTextModelWithProjection, as in the text towers of SD3."""
   return (
     Row("text_model.embeddings.token_embedding.weight", "token_embedding"),
     Row("text_model.embeddings.position_embedding.weight", "positions"),
@@ -50,7 +50,7 @@ def text_table(config: CLIPTextConfig) -> tuple[Row, ...]:
 
 
 def table(config: CLIPConfig) -> tuple[Row, ...]:
-  """Every parameter of `CLIP(config)`: CLIPModel."""
+  """Rows for every parameter of `CLIP(config)`: CLIPModel."""
   return (
     *inside("vision", vision_table(config.vision)),
     *inside("text", text_table(config.text)),

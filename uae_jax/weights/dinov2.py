@@ -1,4 +1,4 @@
-"""transformers' Dinov2Model and Dinov2WithRegistersModel to and from `models.dinov2`.
+"""Weight table for transformers' Dinov2Model and Dinov2WithRegistersModel, to and from `models.dinov2`.
 
 Source: transformers 5.23 modeling_dinov2.py, modeling_dinov2_with_registers.py, and the published files.
 """
@@ -23,7 +23,7 @@ BLOCK = {
   "down": "mlp.fc2",
   "mlp_scale": "layer_scale2.lambda1",
 }
-# What transformers 5 calls them in memory; it still writes files in the names above.
+# Names in memory of transformers 5, which still writes files with the names above.
 BLOCK_V5 = BLOCK | {
   "query": "attention.q_proj",
   "key": "attention.k_proj",
@@ -33,12 +33,12 @@ BLOCK_V5 = BLOCK | {
 
 
 def is_v5(names: Iterable[str]) -> bool:
-  """Whether tensors have the names of transformers 5 in memory."""
+  """Whether tensors have the in-memory names of transformers 5."""
   return any(name.endswith("attention.q_proj.weight") for name in names)
 
 
 def table(config: DINOv2Config, *, v5: bool = False) -> tuple[Row, ...]:
-  """Every parameter of `DINOv2(config)`; `v5` for the names of transformers 5 in memory, else those of files."""
+  """Rows for every parameter of `DINOv2(config)`, with file names or the in-memory names of transformers 5 (`v5`)."""
   width, num_positions = config.width, config.grid**2 + 1
   rows = [
     *patch_embed("embeddings.patch_embeddings.projection", config.patch, width, bias=True),

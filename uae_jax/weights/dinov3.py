@@ -1,4 +1,4 @@
-"""transformers' DINOv3ViTModel to and from `models.dinov3`.
+"""Weight table for transformers' DINOv3ViTModel, to and from `models.dinov3`.
 
 Source: transformers 5.23 modeling_dinov3_vit.py, and the published files.
 """
@@ -27,12 +27,12 @@ BLOCK = {
 
 
 def is_v5(names: Iterable[str]) -> bool:
-  """Whether tensors have the names of transformers 5 in memory."""
+  """Whether tensors have the in-memory names of transformers 5."""
   return any(name.startswith("model.layer.") for name in names)
 
 
 def table(config: DINOv3Config, *, v5: bool = False) -> tuple[Row, ...]:
-  """Every parameter of `DINOv3(config)`; `v5` for the names of transformers 5 in memory, else those of files."""
+  """Rows for every parameter of `DINOv3(config)`, with file names or the in-memory names of transformers 5 (`v5`)."""
   width, registers = config.width, (config.num_registers, config.width)
   return (
     *patch_embed("embeddings.patch_embeddings", config.patch, width, bias=True),

@@ -1,6 +1,7 @@
-"""A UAE as folders that PyTorch opens: models with the adapters merged, or PEFT adapters beside their base.
+"""Export of a UAE to PyTorch folders: models with merged adapters, or PEFT adapters next to their base model.
 
-The layout is the one `weights.official` reads, so an export is also a source. Tensors are written one at a time.
+The layout is the one that `weights.official` reads, so an export can be loaded again. Tensors are written one at a
+time.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,18 +25,18 @@ from uae_jax.weights.official import ADAPTER_CONFIG, ADAPTER_STEM, CONNECTOR, DI
 from uae_jax.weights.table import Row, expand, match_spec
 from uae_jax.weights.tensor_files import Renamed, Spec, write, write_folder
 
-# What a processor's folder holds beside weights.
+# Suffixes of the processor's files in a model folder.
 PROCESSOR_SUFFIXES = (".json", ".txt", ".jinja")
 NOT_PROCESSOR = ("config.json", ADAPTER_CONFIG)
 
 
 class Dump(Mapping):
-  """ours -> theirs, lazily: a tensor is fetched from its device, merged and moved when it is asked for.
+  """A lazy mapping of tensor names to exported arrays; a tensor is fetched, merged and converted on access.
 
   Args:
-    params: nested dict of arrays; of its adapters only those in the table are names of this mapping.
-    table: rows for some of the leaves.
-    merge_scale: alpha / r of adapters to add to the kernels; None leaves kernels as they are.
+    params: nested dict of arrays; leaves without a row, such as merged adapters, are not exported themselves.
+    table: rows for the leaves to export.
+    merge_scale: alpha / r of adapters to merge into their kernels; None does not merge.
   """
 
   def __init__(self, params: Mapping, table: tuple[Row, ...], merge_scale: float | None = None):
@@ -51,7 +52,7 @@ class Dump(Mapping):
     return match.join([self._merged(path, layer) for path in match.paths])
 
   def _merged(self, path: str, layer: int | None) -> np.ndarray:
-    """One layer of a stacked leaf, or a whole leaf, with its adapter added where adapters are merged."""
+    """One layer of a stacked leaf, or an unstacked leaf, with its adapter merged if `merge_scale` is set."""
     value = self._fetch(path, layer)
     a, b = (path.removesuffix("kernel") + leaf for leaf in lora.ADAPTER_NAMES)
     if self._merge_scale is not None and path.endswith("kernel") and a in self._leaves:
@@ -89,13 +90,13 @@ def write_uae(
 
   Args:
     target: an empty folder.
-    loaded: the UAE; embedders among its parameters are left out.
-    merged: adds the adapters to the weights; otherwise they are written as PEFT adapters.
-    adapters_only: leaves out what the adapters belong on, and the vae.
-    names: of the language model's modules in its adapter: "v5" (transformers 4.52 and later), "official" (4.50).
+    loaded: the UAE; embedders in its parameters are not exported.
+    merged: merge the adapters into the weights; otherwise write them as PEFT adapters.
+    adapters_only: write only the adapters and the connector.
+    names: module names in the language model's adapter: "v5" (transformers 4.52 and later) or "official" (4.50).
 
   Raises:
-    ValueError: there is no adapter to write.
+    ValueError: `merged` is False and there are no adapters.
   """
   folders, config, params = Folders(target), loaded.config, loaded.params
   if not merged:
@@ -126,7 +127,7 @@ def write_uae(
   rows = tuple(row for row in vae_weights.table(config.vae) if not row.ours.startswith("latent_"))
   write_folder(vae, DIFFUSERS_STEM, Dump(params["vae"], rows))
   scaling, shift = (np.asarray(params["vae"][name]) for name in ("latent_scaling", "latent_shift"))
-  # The shortest decimal of a float32: 1.5305, not 1.5305000543594360.
+  # The shortest decimal that rounds to the float32: 1.5305, not 1.5305000543594360.
   numbers = [float(str(values.mean(dtype=np.float32))) for values in (scaling, shift)]
   _write_json(vae / "config.json", huggingface_configs.autoencoder_kl(config.vae, *numbers))
   scheduler = {
@@ -137,19 +138,19 @@ def write_uae(
   _write_json(folders.diffusion / "scheduler" / "scheduler_config.json", scheduler)
   write(folders.diffusion / pooled.FILE, {pooled.NAME: np.asarray(params["pooled"])})
   extras = to_plain(loaded.inference) | {"mask_context": config.mask_context}
-  # These two are in files of the official layout.
+  # Other files of the official layout contain these two.
   del extras["shift"], extras["repetition_penalty"]
   if merged:
-    # There is no reference policy left to encode captions with.
+    # With merged adapters there is no reference policy left to embed captions.
     extras["text_tower"] = "policy"
   if np.ptp(scaling) or np.ptp(shift):
-    # diffusers knows one number for all channels; ours, where a run measured them, has one a channel.
+    # diffusers has one value for all channels; ours may have one per channel, measured by a run.
     extras |= {"scaling_factor": scaling.tolist(), "shift_factor": shift.tolist()}
   _write_json(target / EXTRAS, extras)
 
 
 def copy_processor(source: Path, target: Path) -> None:
-  """The files of a tokenizer and image processor, and `generation_config.json`."""
+  """Copies the files of a tokenizer and image processor, and `generation_config.json`."""
   target.mkdir(parents=True, exist_ok=True)
   for file in sorted(source.iterdir()):
     is_weights = file.name.endswith(".index.json") or file.name in NOT_PROCESSOR
@@ -162,7 +163,7 @@ def _scale(adapters: lora.LoRA | None, merged: bool) -> float | None:
 
 
 def _language_config(loaded: LoadedUAE, dtype: str) -> dict[str, Any]:
-  """The source's own `config.json` where there is one: it has more fields than ours."""
+  """The content of `config.json`: that of the source if it exists, because it has more fields, else our own."""
   file = loaded.processor_folder / "config.json"
   if file.exists():
     return json.loads(file.read_text())
@@ -175,7 +176,7 @@ def _language_config(loaded: LoadedUAE, dtype: str) -> dict[str, Any]:
 
 
 def _write_pixel_statistics(file: Path, config: Qwen25VLConfig) -> None:
-  """Mean and deviation that the model really uses: a small-world processor's file says something else."""
+  """Corrects mean and std in a processor's file to those that the model uses; the small world's file differs."""
   settings, vision = json.loads(file.read_text()), config.vision
   wanted = {"image_mean": list(vision.image_mean), "image_std": list(vision.image_std)}
   if any(settings.get(name) != value for name, value in wanted.items()):

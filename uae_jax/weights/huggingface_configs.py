@@ -1,4 +1,4 @@
-"""`config.json` of transformers and diffusers for our configs: the inverses of `from_huggingface`."""
+"""Contents of `config.json` for transformers and diffusers: the inverses of our `from_huggingface`."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from uae_jax.models.vae import AutoencoderKLConfig
 
 
 def qwen25_vl(config: Qwen25VLConfig, dtype: str) -> dict[str, Any]:
-  """Flat, as transformers 4.50 wrote it; newer ones read it too.
+  """Content of `config.json` for Qwen2.5-VL, flat as in transformers 4.50; newer versions read it too.
 
   Raises:
-    ValueError: the config is nothing that transformers can express.
+    ValueError: transformers cannot express the config.
   """
   language, vision = config.language, config.vision
   if language.head_width * language.num_heads != language.width:
@@ -101,11 +101,11 @@ def autoencoder_kl(config: AutoencoderKLConfig, scaling: float, shift: float) ->
 
 
 def adapter(lora: LoRA, target_modules: str) -> dict[str, Any]:
-  """`adapter_config.json` of PEFT.
+  """Content of PEFT's `adapter_config.json`.
 
   Args:
-    lora: rank and alpha.
-    target_modules: regular expression that whole module names match.
+    lora: gives rank and alpha.
+    target_modules: regular expression that matches complete module names.
   """
   alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha
   return {

@@ -1,6 +1,6 @@
-"""Files written before version 2 of the config, when nets, stages and fields had other names. Read, never written.
+"""Reads files from before version 2 of the config, when models, stages and fields had other names.
 
-This is the only place that knows the old names.
+Only this module uses the old names, and only for reading.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 CONFIG_VERSION = 2
 EXPORT_FORMAT, OLD_EXPORT_FORMAT = "uae_jax checkpoint 2", "uae_jax checkpoint 1"
 
-# Nets at the root of a tree of parameters, and stages of a run: old -> new.
+# Names at the root of a tree of parameters, and stages of a run: old -> new.
 NETS = {"autoencoder": "vae", "encoders": "embedders"}
 STAGES = {"autoencoder": "vae"}
 # Fields of configs and of model sizes, at any depth: old -> new.
@@ -21,18 +21,18 @@ FIELDS = NETS | {"held_out_encoder": "held_out_embedder", "image_size": "image_p
 
 
 def tree_from_disk(tree: Mapping) -> dict:
-  """The tree with the nets named as today; an inner `encoder` is a part of the vae and stays."""
+  """Renames the top level of a tree to current names; an inner `encoder` belongs to the VAE and stays."""
   return {NETS.get(name, name): branch for name, branch in tree.items()}
 
 
 def tree_as_on_disk(tree: Mapping, on_disk: Mapping) -> dict:
-  """The tree with the nets named as in `on_disk`; the inverse of `tree_from_disk`."""
+  """Renames the top level of a tree to the names in `on_disk`; the inverse of `tree_from_disk`."""
   old = {new: name for name, new in NETS.items() if name in on_disk}
   return {old.get(name, name): branch for name, branch in tree.items()}
 
 
 def path_from_disk(path: str) -> str:
-  """A leaf's path, `vae/encoder/...` for `autoencoder/encoder/...`."""
+  """The current path of a leaf, such as `vae/encoder/...` for `autoencoder/encoder/...`."""
   net, *rest = path.split("/")
   return "/".join((NETS.get(net, net), *rest))
 
@@ -45,14 +45,14 @@ def is_old_config(plain: Mapping) -> bool:
   return "config_version" not in plain
 
 
-# What inference and reports need of the config of an old run; the options of its stages had other fields.
+# Fields of an old run's config that inference and reports need; the options of its stages had other fields.
 KEPT = ("seed", "model", "processor", "dtype", "data", "rounds", "embedders", "evaluation")
 
 
 def current_config(plain: Mapping) -> dict:
-  """The config of a run in today's names; one that has a version is returned as it is.
+  """Converts a run's config to current names; a config that has a version is returned unchanged.
 
-  Of an old config only what is needed to use its result is kept: such a run cannot be resumed.
+  From an old config it keeps only what is needed to use the result, so such a run cannot be resumed.
   """
   if not is_old_config(plain):
     return dict(plain)
@@ -67,7 +67,7 @@ def current_config(plain: Mapping) -> dict:
 
 
 def current_fields(plain: Any) -> Any:
-  """Nested plain values with every field named as today."""
+  """Renames all fields of nested plain values to current names."""
   if isinstance(plain, Mapping):
     return {FIELDS.get(name, name): current_fields(value) for name, value in plain.items()}
   return [current_fields(value) for value in plain] if isinstance(plain, list) else plain
@@ -77,11 +77,11 @@ def refuse_old(plain: Mapping, workdir: Path) -> None:
   """Refuses to resume a run of an earlier version.
 
   Args:
-    plain: its `config.json`.
-    workdir: of the run.
+    plain: content of the run's `config.json`.
+    workdir: working directory of the run, for the message.
 
   Raises:
-    ValueError: the config has no version, or another one; the message says what still works.
+    ValueError: the config has no version or another one; the message says what still works.
   """
   version = plain.get("config_version")
   if version != CONFIG_VERSION:
@@ -97,12 +97,12 @@ def refuse_old(plain: Mapping, workdir: Path) -> None:
 
 
 def stage(name: str) -> str:
-  """Today's name of a stage."""
+  """The current name of a stage."""
   return STAGES.get(name, name)
 
 
 def stage_folder(checkpoints: Path, name: str) -> Path:
-  """The folder of a stage's checkpoints, by its name or folder name of today or of then."""
+  """The folder of a stage's checkpoints, under its current or its old name."""
   old = {new: old for old, new in STAGES.items()}.get(name, name)
   has_only_old = not (checkpoints / name).exists() and (checkpoints / old).exists()
   return checkpoints / (old if has_only_old else name)
@@ -112,7 +112,7 @@ def stage_folder(checkpoints: Path, name: str) -> Path:
 
 
 def current_export(content: Mapping, file: Path) -> dict:
-  """`uae.json` of a checkpoint of ours as today's version writes it.
+  """Converts the `uae.json` of a native checkpoint to the current format.
 
   Raises:
     ValueError: the format is unknown.

@@ -1,6 +1,6 @@
-"""Long-CLIP checkpoints, in the layout of OpenAI's CLIP, to and from `models.clip`.
+"""Weight tables for Long-CLIP checkpoints, in the layout of OpenAI's CLIP, to and from `models.clip`.
 
-The projections multiply on the right there, as ours do. Source: Long-CLIP, model/model_longclip.py.
+Projections are stored as [in, out], like our kernels. Source: Long-CLIP, model/model_longclip.py.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from uae_jax.weights.table import Row, norm
 from uae_jax.weights.vit import blocks, inside, patch_embed
 
 IGNORED: dict[str, str] = {}
-# A checkpoint of both towers read for the image tower.
+# Ignored when the image tower is read from a checkpoint of both.
 IGNORED_BY_VISION = {r"^(?!visual\.)": "the text tower"}
 
 BLOCK = {
@@ -28,10 +28,10 @@ KEPT_POSITIONS = 20
 
 
 def config_of(tensors: Mapping[str, np.ndarray]) -> CLIPConfig:
-  """The architecture, read from the shapes: the file has no config.
+  """Derives the architecture from tensor shapes, because the file has no config.
 
   Raises:
-    ValueError: not the layout of OpenAI's CLIP with two position tables.
+    ValueError: the tensors are not in the layout of OpenAI's CLIP with two position tables.
   """
   needed = ("visual.conv1.weight", "visual.positional_embedding", "positional_embedding_res", "text_projection")
   missing = [name for name in needed if name not in tensors]
@@ -69,7 +69,7 @@ def _depth(tensors: Mapping[str, np.ndarray], prefix: str) -> int:
 
 
 def vision_table(config: CLIPVisionConfig) -> tuple[Row, ...]:
-  """Every parameter of `CLIPVision(config)`."""
+  """Rows for every parameter of `CLIPVision(config)`."""
   return (
     *patch_embed("visual.conv1", config.patch, config.width, bias=False),
     Row("visual.class_embedding", "class_token"),
@@ -82,7 +82,7 @@ def vision_table(config: CLIPVisionConfig) -> tuple[Row, ...]:
 
 
 def text_table(config: CLIPTextConfig) -> tuple[Row, ...]:
-  """Every parameter of `CLIPText(config)`."""
+  """Rows for every parameter of `CLIPText(config)`."""
   return (
     Row("token_embedding.weight", "token_embedding"),
     Row("positional_embedding", "positions"),
@@ -94,7 +94,7 @@ def text_table(config: CLIPTextConfig) -> tuple[Row, ...]:
 
 
 def table(config: CLIPConfig) -> tuple[Row, ...]:
-  """Every parameter of `CLIP(config)`."""
+  """Rows for every parameter of `CLIP(config)`."""
   return (
     *inside("vision", vision_table(config.vision)),
     *inside("text", text_table(config.text)),

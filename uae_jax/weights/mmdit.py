@@ -1,4 +1,4 @@
-"""diffusers' SD3Transformer2DModel, and PEFT adapters of it, to and from `models.mmdit`.
+"""Weight tables for diffusers' SD3Transformer2DModel and its PEFT adapters, to and from `models.mmdit`.
 
 Source: diffusers 0.42 transformer_sd3.py; PEFT 0.21 `adapter_model.safetensors`.
 """
@@ -64,7 +64,7 @@ DUAL_NORMS = (
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Blocks that are one module of ours: a stack, or the last block by itself."""
+  """Consecutive blocks that form one module here: a stack, or the last block alone."""
 
   theirs: str
   ours: str
@@ -86,7 +86,7 @@ def groups(config: MMDiTConfig) -> list[Group]:
 
 
 def linears(config: MMDiTConfig) -> Iterator[tuple[str, str, int, int]]:
-  """(theirs, ours, first block, blocks) of every linear layer; the patch embedding is a convolution there."""
+  """Yields (theirs, ours, first block, number of blocks) of linear layers, without the patch convolution."""
   for theirs, ours in OUTER:
     yield theirs, ours, 0, 1
   for group in groups(config):
@@ -96,13 +96,13 @@ def linears(config: MMDiTConfig) -> Iterator[tuple[str, str, int, int]]:
 
 
 def flatten_patch(config: MMDiTConfig, out_features: int) -> Then:
-  """A convolution kernel whose stride is its size, as a linear kernel on flattened patches."""
+  """The move from a convolution kernel, whose stride is its size, to a linear kernel on flattened patches."""
   patch, channels = config.patch, config.in_channels
   return Then((CONV, Reshape((patch, patch, channels, out_features), (patch * patch * channels, out_features))))
 
 
 def table(config: MMDiTConfig) -> tuple[Row, ...]:
-  """Every parameter of `MMDiT(config)`, and the position table."""
+  """Rows for every parameter of `MMDiT(config)`, and the position table."""
   width, size = config.width, config.pos_embed_max_size
   rows = [
     Row("pos_embed.proj.weight", "patch_embed/kernel", flatten_patch(config, width)),
@@ -119,7 +119,7 @@ def table(config: MMDiTConfig) -> tuple[Row, ...]:
 
 
 def adapter_table(config: MMDiTConfig, lora: LoRA) -> tuple[Row, ...]:
-  """The adapter leaves that `lora.attach(MMDiT(config), lora)` adds, as PEFT names them."""
+  """Rows for the adapter leaves that `lora.attach(MMDiT(config), lora)` adds, in PEFT's names."""
   rows = []
   if re.search(lora.targets, "patch_embed"):
     one_by_one = Then((CONV, Reshape((1, 1, lora.rank, config.width), (lora.rank, config.width))))
@@ -135,9 +135,9 @@ def adapter_table(config: MMDiTConfig, lora: LoRA) -> tuple[Row, ...]:
 
 
 def adapter_targets(config: MMDiTConfig, names: Collection[str]) -> str:
-  """The `LoRA.targets` that names the layers of an adapter file, given the names of its tensors.
+  """The `LoRA.targets` that matches the layers of an adapter file, given the names of its tensors.
 
-  A stack is adapted as a whole when any of its blocks is: `load` then reports the blocks that the file leaves out.
+  A stack is adapted if any of its blocks is; `table.find_problems` then reports blocks that the file lacks.
   """
   found = []
   for theirs, ours, first, count in (("pos_embed.proj", "patch_embed", 0, 1), *linears(config)):

@@ -1,4 +1,4 @@
-"""Our own checkpoint of a whole UAE: `uae.json`, `processor/`, and `params/` by Orbax, which restores onto any mesh."""
+"""The native checkpoint of a UAE: `uae.json`, `processor/`, and `params/` by Orbax, which restores onto any mesh."""
 
 import json
 from pathlib import Path
@@ -25,11 +25,11 @@ def is_native(folder: Path) -> bool:
 
 
 def save(target: Path, loaded: LoadedUAE) -> None:
-  """Writes a checkpoint.
+  """Writes a native checkpoint.
 
   Args:
     target: an empty folder.
-    loaded: the UAE; embedders among its parameters are left out.
+    loaded: the UAE; embedders in its parameters are not saved.
   """
   params = {net: loaded.params[net] for net in NETS}
   content = {
@@ -45,12 +45,13 @@ def save(target: Path, loaded: LoadedUAE) -> None:
 
 
 def load(source: Path, dtype: str, mesh: Mesh) -> LoadedUAE:
-  """Reads a checkpoint.
+  """Reads a native checkpoint.
 
   Args:
-    source: what `save` wrote.
-    dtype: of the parameters: "bfloat16", "float32", or "auto" for what was saved. Adapters and constants keep theirs.
-    mesh: where the parameters live; any mesh works.
+    source: folder written by `save`.
+    dtype: dtype of the parameters: "bfloat16", "float32", or "auto" for the saved one. Adapters and constants always
+      keep the saved dtype.
+    mesh: mesh that the parameters are sharded over; any mesh works.
 
   Raises:
     ValueError: the checkpoint has another format, or is damaged.
@@ -65,7 +66,7 @@ def load(source: Path, dtype: str, mesh: Mesh) -> LoadedUAE:
     params = read_tree(source / PARAMS, abstract)
   except OtherModelError:
     raise
-  except Exception as error:  # Orbax raises many kinds for a damaged checkpoint; all mean the same here.
+  except Exception as error:  # Orbax raises many exception types for a damaged checkpoint.
     raise ValueError(f"{source / PARAMS}: the checkpoint cannot be read ({damage(error)})") from error
   folder = source / PROCESSOR
   return LoadedUAE(config, graphdef, params, Processor.from_folder(folder), folder, inference)

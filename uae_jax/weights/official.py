@@ -1,12 +1,12 @@
-"""The official folder of UAE, and plain Qwen2.5-VL and SD3.5 folders laid out the same way, to one UAE.
+"""Loads a UAE from the official UAE folder, or from plain Qwen2.5-VL and SD3.5 folders in the same layout.
 
 ```
 llm_model/   Qwen2.5-VL, its tokenizer and processor; UAE's connector as projector.*
-llm_lora/    (optional) a full state with adapters, or a PEFT adapter; what it holds replaces what llm_model holds
-dit/         SD3Transformer2DModel; SD3/transformer/ where it is absent
+llm_lora/    (optional) a full state with adapters, or a PEFT adapter; its tensors replace those of llm_model
+dit/         SD3Transformer2DModel; if absent, SD3/transformer/ is used
 dit_lora/    (optional) a PEFT adapter
-SD3/         vae/, scheduler/, and the two CLIP text encoders with their tokenizers
-uae.json     (optional) written by our exports: what the other files cannot say
+SD3/         vae/, scheduler/, and the two CLIP text towers with their tokenizers
+uae.json     (optional) written by our exports: settings that the other files cannot express
 ```
 Source: the loading code of PKU-YuanGroup/UAE; PEFT 0.17 and 0.21 for the names and the scale of adapters.
 """
@@ -40,16 +40,16 @@ from uae_jax.weights.table import Row, WeightError, find_problems, stream
 from uae_jax.weights.tensor_files import Renamed, Safetensors, open_file, open_folder, spec_of
 
 EXTRAS = "uae.json"
-# Beside exported adapters without their base; replaces the connector that llm_model holds.
+# The connector of an export without base models; replaces the connector in llm_model.
 CONNECTOR = "projector.safetensors"
 DIFFUSERS_STEM, ADAPTER_STEM, ADAPTER_CONFIG = "diffusion_pytorch_model", "adapter_model", "adapter_config.json"
-# The full state has no adapter_config.json; the published adapters have alpha = 2 * rank.
+# A full state has no adapter_config.json; the published adapters have alpha = 2 * rank.
 ALPHA_PER_RANK = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """One net of the UAE: where its leaves are in the tree, the tensors that fill them, and the rows between."""
+  """One model of the UAE: its name in the tree of parameters, its tensors, and the weight table that maps them."""
 
   name: str
   tensors: Mapping[str, np.ndarray]
@@ -59,7 +59,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Folders:
-  """Where the parts of a UAE lie."""
+  """The folders of the parts of a UAE."""
 
   root: Path
 
@@ -86,19 +86,20 @@ class Folders:
 
 
 def load_official(path: str | Path, dtype: str, mesh: Mesh) -> LoadedUAE:
-  """Reads an official or plain folder, the weights placed on `mesh`.
+  """Loads an official or plain folder, with parameters sharded over `mesh`.
 
-  Every tensor is read once, straight to its devices; problems of all parts are collected before any is read.
+  Every tensor is read once, directly to its devices. All parts are checked before any tensor is read, and all problems
+  are reported together.
 
   Args:
     path: the folder.
-    dtype: of the parameters: "bfloat16", "float32", or "auto" for that of the files. Adapters are float32, as PEFT
-      keeps them, except with "auto".
-    mesh: where the parameters live.
+    dtype: dtype of the parameters: "bfloat16", "float32", or "auto" for that of the files. Adapters are float32, as in
+      PEFT, except with "auto".
+    mesh: mesh that the parameters are sharded over.
 
   Raises:
-    FileNotFoundError: the folder is neither official nor plain.
-    WeightError: parts, tensors or settings are missing, unexpected, misshapen or of the wrong type; all in one report.
+    FileNotFoundError: the folder has neither layout.
+    WeightError: parts, tensors or settings are missing, unexpected, or have the wrong shape or type.
   """
   folders = Folders(Path(path))
   if not folders.language.is_dir():
@@ -134,7 +135,7 @@ def load_official(path: str | Path, dtype: str, mesh: Mesh) -> LoadedUAE:
 
 
 class Reader:
-  """The small files of a folder: configs, headers, processor. `problems` collects all that is wrong with them."""
+  """Reads the small files of a folder (configs, headers, processor), and collects their errors in `problems`."""
 
   def __init__(self, folders: Folders):
     self.folders = folders
@@ -188,12 +189,12 @@ class Reader:
     return not any(name.startswith("projector.") for name in self.language)
 
   def check(self) -> None:
-    """Raises `WeightError` if there is any problem so far."""
+    """Raises `WeightError` if there have been any problems so far."""
     if self.problems:
       raise WeightError(str(self.folders.root), self.problems)
 
   def parts(self) -> list[Part]:
-    """All nets but the pooled condition, and the connector where the files have one."""
+    """All models of the UAE, the connector only if the files have one; without the pooled conditioning."""
     config = self.config
     captioner_table = qwen25_vl.table(config.captioner)
     if config.captioner_lora:
@@ -222,7 +223,7 @@ class Reader:
     return [part for part in parts if part.name != "connector" or not self.has_no_connector]
 
   def inference(self) -> InferenceSettings:
-    """How the weights are used: the official inference, where neither `uae.json` nor the configs say otherwise."""
+    """Inference settings from `uae.json` and the configs; the official defaults where they set nothing."""
     folders, extras = self.folders, self.extras
     scheduler = self._json(folders.diffusion / "scheduler" / "scheduler_config.json", default={})
     generation = self._json(folders.language / "generation_config.json", default={})
@@ -234,7 +235,7 @@ class Reader:
     return from_plain(InferenceSettings, given, str(folders.root / EXTRAS))
 
   def _attempt(self, make):
-    """What `make` gives, or None and a problem."""
+    """Returns `make()`; if it fails, records the problem and returns None."""
     try:
       return make()
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -251,7 +252,7 @@ class Reader:
     return self._attempt(lambda: open_folder(folder, stem)) or Safetensors([])
 
   def _config(self, cls, folder: Path):
-    """A config from `config.json`; the file is named in what is wrong with it."""
+    """Reads a config from `config.json`; if that fails, records the problem and returns None."""
     file = folder / "config.json"
     if not file.exists():
       self.problems.append(f"{file}: no such file")
@@ -265,14 +266,14 @@ class Reader:
     return None
 
   def _connector_config(self, captioner: Qwen25VLConfig, decoder: MMDiTConfig) -> ConnectorConfig:
-    """The hidden width stands in the files alone; UAE's is twice the context's."""
+    """The connector's config; the hidden width comes from the tensors, by default twice the context width as in UAE."""
     hidden = 2 * decoder.context_width
     if "projector.0.weight" in self.language:
       hidden = self.language.spec("projector.0.weight").shape[0]
     return ConnectorConfig(captioner.language.width, hidden, decoder.context_width)
 
   def _lora(self, folder: Path, targets: str | None, tensors: Mapping, name: str) -> lora.LoRA | None:
-    """Rank from the shapes, scale from `adapter_config.json`; None where there are no adapters."""
+    """Adapter config, with the rank from shapes and alpha from `adapter_config.json`; None without adapters."""
     if targets is None:
       return None
     first = min((name for name in tensors if name.endswith(".lora_A.weight")), default=None)
@@ -296,7 +297,7 @@ class Reader:
 
 
 def _stored_dtypes(parts: list[Part]) -> dict[str, np.dtype]:
-  """Path of a leaf -> dtype of the tensors that fill it. Integers are left out: the check of the parts reports them."""
+  """Path of a leaf -> dtype of its tensors, without integer tensors, which the check of the parts reports."""
   stored = {}
   for part in parts:
     for row in part.table:
@@ -310,7 +311,7 @@ def _stored_dtypes(parts: list[Part]) -> dict[str, np.dtype]:
 
 
 def _fresh_connector(config: ConnectorConfig, abstract: dict) -> dict:
-  """Random numbers of a fixed key, so that two loads agree."""
+  """A randomly initialized connector, from a fixed key so that all loads agree."""
 
   def make():
     with nnx.use_eager_sharding(False):

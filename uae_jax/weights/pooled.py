@@ -1,6 +1,7 @@
-"""The decoder's pooled condition: embeddings of the empty prompt by the two CLIP text encoders of SD3, joined.
+"""The decoder's pooled conditioning: the empty prompt's embeddings from SD3's two CLIP text towers, concatenated.
 
-It is the same vector for every image, so it is computed once, when weights are read; the encoders are not kept.
+The vector is the same for every image, so it is computed once, when weights are loaded, and the text towers are
+discarded.
 """
 
 import json
@@ -17,18 +18,18 @@ from uae_jax.models.clip import CLIPText, CLIPTextConfig
 from uae_jax.weights import clip, table, tensor_files
 
 ENCODERS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
-# Where an export keeps the vector, so that the encoders need not be copied.
+# Where an export stores the vector, so that it need not include the text towers.
 FILE, NAME = "pooled_empty_prompt.safetensors", "pooled"
 
 
 def read(folder: Path) -> np.ndarray:
-  """float32[P] of the empty prompt.
+  """Reads or computes the pooled embedding float32[P] of the empty prompt.
 
   Args:
     folder: the `SD3` folder.
 
   Raises:
-    WeightError: an encoder is missing or is not what its config says.
+    WeightError: a text tower is missing or does not match its config.
   """
   if (folder / FILE).exists():
     return np.asarray(tensor_files.open_file(folder / FILE)[NAME], np.float32)
@@ -49,7 +50,7 @@ def embed(encoder: Path, tokenizer: Path, texts: list[str]) -> np.ndarray:
   """Projected text embeddings float32[B, E], computed in float32 on one device."""
   settings = json.loads((encoder / "config.json").read_text())
   config = CLIPTextConfig.from_huggingface(settings)
-  # One device of this process: every host computes the same.
+  # On one device of this process; every host computes the same values.
   mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
   graphdef, abstract = sharding.abstract_model(lambda: CLIPText(config, rngs=nnx.Rngs(0)), mesh)
   rows, tensors = clip.text_table(config), tensor_files.open_folder(encoder)

@@ -1,4 +1,4 @@
-"""transformers' Qwen2_5_VLForConditionalGeneration to and from `models.qwen25_vl`, in the names of 4.50 and of 5."""
+"""Weight tables for transformers' Qwen2_5_VLForConditionalGeneration (4.50 and 5), to and from `models.qwen25_vl`."""
 
 from collections.abc import Collection, Iterator
 import re
@@ -8,7 +8,7 @@ from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
 from uae_jax.models.qwen25_vl.vision import VisionConfig
 from uae_jax.weights.table import TRANSPOSE, Reshape, Row, Then, linear, norm
 
-# style -> (prefix of the vision tower, prefix of the language model)
+# Style -> (prefix of the vision tower, prefix of the language model).
 PREFIXES = {
   "official": ("visual.", "model."),
   "v5": ("model.visual.", "model.language_model."),
@@ -19,7 +19,7 @@ IGNORED = {
   r"rotary_(pos_)?emb\.inv_freq$": "computed from the config",
 }
 
-# (theirs, ours, has a bias) of the linear layers of a block.
+# (theirs, ours, has bias) of the linear layers of a block.
 VISION_LINEARS = (
   ("attn.qkv", "attention/qkv", True),
   ("attn.proj", "attention/out", True),
@@ -39,14 +39,14 @@ LANGUAGE_LINEARS = (
 
 
 def patch_embed(config: VisionConfig) -> Then:
-  """A convolution over frames, rows and columns whose stride is its size, as a linear kernel on flat patches."""
+  """The move from a convolution over frames, rows and columns, with stride = size, to a kernel on flat patches."""
   side = config.patch_size
   kernel = (config.width, config.in_channels, config.temporal_patch, side, side)
   return Then((Reshape(kernel, (config.width, config.patch_values)), TRANSPOSE))
 
 
 def table(config: Qwen25VLConfig, style: str = "official") -> tuple[Row, ...]:
-  """Every parameter of `Qwen25VL(config)`.
+  """Rows for every parameter of `Qwen25VL(config)`.
 
   Args:
     config: sizes, and whether the embeddings are tied.
@@ -77,7 +77,7 @@ def table(config: Qwen25VLConfig, style: str = "official") -> tuple[Row, ...]:
 
 
 def canonical(name: str) -> str:
-  """The official style's name of a tensor in a model file, a PEFT adapter, or the full state of a model inside PEFT.
+  """The "official" name of a tensor in a model file, a PEFT adapter, or the full state of a PEFT model.
 
   `model.base_model.model.layers.0.self_attn.q_proj.base_layer.weight` -> `model.layers.0.self_attn.q_proj.weight`,
   `base_model.model.model.language_model.norm.weight` -> `model.norm.weight`.
@@ -94,7 +94,7 @@ def canonical(name: str) -> str:
 
 
 def linears(config: Qwen25VLConfig, style: str = "official") -> Iterator[tuple[str, str, int]]:
-  """(theirs, ours, number of layers) of every linear layer that can have an adapter."""
+  """Yields (theirs, ours, number of layers) of every linear layer that can have an adapter."""
   vision, language = PREFIXES[style]
   for theirs, ours, _ in VISION_LINEARS:
     yield f"{vision}blocks.{{layer}}.{theirs}", f"vision/layers/{ours}", config.vision.depth
@@ -105,13 +105,13 @@ def linears(config: Qwen25VLConfig, style: str = "official") -> Iterator[tuple[s
 
 
 def adapter_table(config: Qwen25VLConfig, lora: LoRA, style: str = "official", prefix: str = "") -> tuple[Row, ...]:
-  """The adapter leaves that `lora.attach(Qwen25VL(config), lora)` adds.
+  """Rows for the adapter leaves that `lora.attach(Qwen25VL(config), lora)` adds.
 
   Args:
-    config: sizes.
-    lora: rank and targets.
+    config: sizes of the captioner.
+    lora: uses `targets`.
     style: as in `table`.
-    prefix: before every name; `base_model.model.` in an adapter file of PEFT.
+    prefix: prefix of every name; `base_model.model.` in a PEFT adapter file.
   """
   rows = []
   for theirs, ours, _ in linears(config, style):
@@ -122,9 +122,9 @@ def adapter_table(config: Qwen25VLConfig, lora: LoRA, style: str = "official", p
 
 
 def adapter_targets(config: Qwen25VLConfig, names: Collection[str]) -> str | None:
-  """The `LoRA.targets` of adapters in official names, None if there are none.
+  """The `LoRA.targets` that matches the adapters among tensors with "official" names; None without adapters.
 
-  A stack is adapted as a whole when any of its layers is: loading then reports the layers that are left out.
+  A stack is adapted if any of its layers is; `table.find_problems` then reports layers without an adapter.
   """
   found = [
     ours

@@ -1,4 +1,4 @@
-"""transformers' SiglipModel, and its towers alone, to and from `models.siglip2`.
+"""Weight tables for transformers' SiglipModel and its individual towers, to and from `models.siglip2`.
 
 Source: transformers 5.23 modeling_siglip.py.
 """
@@ -8,7 +8,7 @@ from uae_jax.weights.table import Reshape, Row, linear, norm
 from uae_jax.weights.vit import blocks, inside, multihead_attention, patch_embed
 
 IGNORED = {r"\.position_ids$": "0, 1, 2, ...: stored by transformers before 4.31"}
-# A checkpoint of both towers read for one of them.
+# Ignored when one tower is read from a checkpoint of both.
 IGNORED_BY_VISION = IGNORED | {r"^text_model\.|^logit_(scale|bias)$": "the text tower"}
 IGNORED_BY_TEXT = IGNORED | {r"^vision_model\.|^logit_(scale|bias)$": "the image tower"}
 
@@ -25,7 +25,7 @@ BLOCK = {
 
 
 def vision_table(config: SigLIP2VisionConfig) -> tuple[Row, ...]:
-  """Every parameter of `SigLIP2Vision(config)`."""
+  """Rows for every parameter of `SigLIP2Vision(config)`."""
   return (
     *patch_embed("vision_model.embeddings.patch_embedding", config.patch, config.width, bias=True),
     Row("vision_model.embeddings.position_embedding.weight", "positions"),
@@ -40,7 +40,7 @@ def vision_table(config: SigLIP2VisionConfig) -> tuple[Row, ...]:
 
 
 def text_table(config: SigLIP2TextConfig) -> tuple[Row, ...]:
-  """Every parameter of `SigLIP2Text(config)`."""
+  """Rows for every parameter of `SigLIP2Text(config)`."""
   return (
     Row("text_model.embeddings.token_embedding.weight", "token_embedding"),
     Row("text_model.embeddings.position_embedding.weight", "positions"),
@@ -51,7 +51,7 @@ def text_table(config: SigLIP2TextConfig) -> tuple[Row, ...]:
 
 
 def table(config: SigLIP2Config) -> tuple[Row, ...]:
-  """Every parameter of `SigLIP2(config)`: SiglipModel."""
+  """Rows for every parameter of `SigLIP2(config)`: SiglipModel."""
   return (
     *inside("vision", vision_table(config.vision)),
     *inside("text", text_table(config.text)),

@@ -1,4 +1,4 @@
-"""A UAE from a folder of weights: what `uae-jax convert --to orbax` wrote, or the official layout."""
+"""Loads a UAE from a folder of weights, in the native layout (`uae-jax convert --to orbax`) or the official one."""
 
 from pathlib import Path
 
@@ -14,5 +14,5 @@ def read(path: Path, dtype: str, mesh: Mesh) -> LoadedUAE:
 
 
 def processor_folder(path: Path) -> Path:
-  """Where the processor's files are in either layout."""
+  """The folder of the processor's files, in either layout."""
   return path / native.PROCESSOR if native.is_native(path) else official.Folders(path).language

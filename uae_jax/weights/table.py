@@ -1,9 +1,9 @@
 """The weight-table engine: one table per model serves import (`load`) and export (`dump`).
 
-A table is a tuple of rows `theirs -> ours` with a move that knows its inverse. `{layer}` (a running index) in `theirs`
-stacks to the leading axis where `ours` has no `{layer}`, else it names one leaf per layer. Where `ours` is several
-paths, the tensor is those leaves fused: query, key and value in one matrix. `stream` is `load` for a model that does
-not fit in host memory twice. All problems are collected into one report.
+A table is a tuple of rows `theirs -> ours`, each with an invertible move. If `theirs` contains `{layer}` (the layer
+index) and `ours` does not, layers are stacked on the leading axis; if both do, there is one leaf per layer. If `ours`
+has several paths, the tensor fuses those leaves, such as query, key and value in one matrix. `stream` is `load` for
+models too large for a second copy in host memory. All problems are collected into one report.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ from uae_jax.weights.tensor_files import Spec, spec_of
 
 @dataclasses.dataclass(frozen=True)
 class Same:
-  """The array as it is."""
+  """The identity move."""
 
   def apply(self, x):
     return x
@@ -33,7 +33,7 @@ class Same:
 
 @dataclasses.dataclass(frozen=True)
 class Permute:
-  """Axes reordered as in `np.transpose`: a torch weight [out, in] is `Permute((1, 0))` of our kernel [in, out]."""
+  """Permutes axes as `np.transpose` does; `Permute((1, 0))` maps a torch weight [out, in] to our kernel [in, out]."""
 
   axes: tuple[int, ...]
 
@@ -46,7 +46,7 @@ class Permute:
 
 @dataclasses.dataclass(frozen=True)
 class Reshape:
-  """`theirs` shape to `ours` shape, same elements in the same order."""
+  """Reshapes from shape `theirs` to shape `ours`, keeping the order of elements."""
 
   theirs: tuple[int, ...]
   ours: tuple[int, ...]
@@ -62,7 +62,7 @@ class Reshape:
 
 @dataclasses.dataclass(frozen=True)
 class Then:
-  """Moves one after the other."""
+  """Applies several moves in order."""
 
   moves: tuple
 
@@ -86,13 +86,13 @@ class Row:
   """One correspondence between the tensors of a checkpoint and the leaves of a model.
 
   Attributes:
-    theirs: name of a tensor; may hold `{layer}`.
-    ours: a path like `layers/attention/query/kernel`, or the paths of the leaves that are fused in the tensor: it is
-      split into one equal part per path, in that order.
-    move: from the tensor to the leaf; of a fused tensor, from each part to its leaf.
+    theirs: name of a tensor; may contain `{layer}`.
+    ours: a path such as `layers/attention/query/kernel`, or the paths of the leaves fused in the tensor, which is split
+      into one equal part per path, in that order.
+    move: maps the tensor to the leaf; for a fused tensor, maps each part to its leaf.
     first: index of the first layer that the row covers.
-    count: number of layers; by default as many as the leaf has.
-    axis: of the fused tensor, along which it is split.
+    count: number of layers; default: the number of layers of the leaf.
+    axis: axis along which a fused tensor is split.
   """
 
   theirs: str
@@ -104,23 +104,23 @@ class Row:
 
   @property
   def paths(self) -> tuple[str, ...]:
-    """`ours` as a tuple, also where it is one path."""
+    """`ours` as a tuple, even if it is a single path."""
     return (self.ours,) if isinstance(self.ours, str) else self.ours
 
   def inside(self, prefix: str) -> "Row":
-    """The same row for a model that is the part called `prefix` of a larger one."""
+    """The same row for a model that is the submodule `prefix` of a larger one."""
     paths = tuple(f"{prefix}/{path}" for path in self.paths)
     return dataclasses.replace(self, ours=paths[0] if isinstance(self.ours, str) else paths)
 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-  """A row of a table in a given model.
+  """A row of a table, matched to the leaves of a given model.
 
   Attributes:
-    row: of the table.
-    paths: leaves that it fills, one per part of the tensor.
-    names: tensors of the checkpoint, one per layer of the stacked leaves, or a single one.
+    row: the row.
+    paths: paths of the leaves that it fills, one per part of the tensor.
+    names: tensors of the checkpoint, one per layer for stacked leaves, otherwise a single one.
   """
 
   row: Row
@@ -129,14 +129,14 @@ class Match:
 
   @property
   def is_stacked(self) -> bool:
-    """Whether the leaves have a leading axis of layers that the tensors do not have."""
+    """Whether the leaves have a leading layers axis that the tensors do not have."""
     return "{layer}" in self.row.theirs and "{layer}" not in self.row.paths[0]
 
   def split(self, tensor: np.ndarray) -> list[np.ndarray]:
-    """theirs -> ours: what a tensor holds for each of `paths`, of one layer.
+    """Converts a tensor of the checkpoint to the values of one layer for each of `paths`.
 
     Raises:
-      ValueError: the tensor has a shape that the move or the split does not expect.
+      ValueError: the tensor has a shape that the move or the split does not accept.
     """
     count, axis = len(self.paths), self.row.axis
     if count == 1:
@@ -146,12 +146,12 @@ class Match:
     return [self.row.move.apply(part) for part in np.split(tensor, count, axis)]
 
   def join(self, values: Iterable[np.ndarray]) -> np.ndarray:
-    """ours -> theirs: the tensor of one layer of `paths`; the inverse of `split`."""
+    """Converts the values of one layer of `paths` to a tensor of the checkpoint; the inverse of `split`."""
     parts = [self.row.move.invert(value) for value in values]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, self.row.axis)
 
   def layer_shape(self, leaf) -> tuple[int, ...]:
-    """Shape of one layer of a leaf, or of a leaf that is not stacked."""
+    """Shape of one layer of a stacked leaf, or of an unstacked leaf."""
     return tuple(leaf.shape[1:] if self.is_stacked else leaf.shape)
 
 
@@ -168,7 +168,7 @@ def norm(theirs: str, ours: str, *, bias: bool = False, **kwargs) -> tuple[Row, 
 
 
 class WeightError(ValueError):
-  """Every problem between a checkpoint and a model, one per line."""
+  """All mismatches between a checkpoint and a model; the message has one problem per line."""
 
   def __init__(self, source: str, problems: list[str]):
     self.problems = problems
@@ -176,15 +176,15 @@ class WeightError(ValueError):
 
 
 def expand(table: Iterable[Row], abstract: Mapping, adapters: bool = False) -> list[Match]:
-  """The rows of a table in a model: every leaf of `abstract` is in one match.
+  """Matches the rows of a table to a model; every leaf of `abstract` is in exactly one match.
 
   Args:
-    table: the rows of a model.
+    table: the rows of the model.
     abstract: nested dict of arrays or `ShapeDtypeStruct`s.
-    adapters: rows may name leaves (of adapters) that this model does not have.
+    adapters: allow rows for (adapter) leaves that this model does not have.
 
   Raises:
-    WeightError: a leaf without a row, a row without a leaf, or a leaf with two rows.
+    WeightError: a leaf has no row or two rows, or a row has no leaf.
   """
   leaves = dict(trees.items(abstract))
   filled_by: dict[str, Row] = {}
@@ -207,7 +207,7 @@ def expand(table: Iterable[Row], abstract: Mapping, adapters: bool = False) -> l
 
 
 def _matches(row: Row, leaves: Mapping) -> list[Match]:
-  """One match, or one per layer where `ours` holds `{layer}`; none where a leaf is absent."""
+  """The matches of a row: one, or one per layer if `ours` contains `{layer}`; none if a leaf is absent."""
   if "{layer}" in row.paths[0]:
     pattern = re.compile(re.escape(row.paths[0]).replace(re.escape("{layer}"), r"(\d+)"))
     indices = [int(match[1]) for path in leaves if (match := pattern.fullmatch(path))]
@@ -225,19 +225,19 @@ def _at(name: str, layer: int) -> str:
 
 
 def specs(table: Iterable[Row], abstract: Mapping) -> dict[str, Spec]:
-  """Shape and dtype of every tensor that `dump` would write, without moving any numbers."""
+  """Shape and dtype of every tensor that `dump` would return, without touching any values."""
   leaves = dict(trees.items(abstract))
   return {name: match_spec(match, leaves) for match in expand(table, abstract) for name in match.names}
 
 
 def match_spec(match: Match, leaves: Mapping) -> Spec:
-  """Of each tensor of a match."""
+  """Shape and dtype of the tensors of a match."""
   views = [_view(match.layer_shape(leaves[path])) for path in match.paths]
   return Spec(match.join(views).shape, np.dtype(leaves[match.paths[0]].dtype))
 
 
 def _view(shape: tuple[int, ...]) -> np.ndarray:
-  """A view of one byte: shapes are moved, no tensor is allocated."""
+  """An array of this shape that allocates only one byte, for applying moves to shapes."""
   return np.broadcast_to(np.zeros((), np.int8), shape)
 
 
@@ -248,8 +248,9 @@ def find_problems(
   *,
   ignored: Mapping[str, str] | None = None,
 ) -> list[str]:
-  """What keeps a checkpoint from being this model: missing, unexpected, misshapen, mistyped tensors. Reads no tensor
-  of a mapping that knows its shapes (`tensor_files`).
+  """Lists missing and unexpected tensors, and tensors of wrong shape or dtype, for a checkpoint and a model.
+
+  Reads no tensor if the mapping knows its shapes (`tensor_files`).
   """
   leaves = dict(trees.items(abstract))
   problems, used = [], set()
@@ -293,17 +294,17 @@ def load(
   ignored: Mapping[str, str] | None = None,
   source: str = "checkpoint",
 ) -> dict:
-  """theirs -> ours: a nested dict of numpy arrays shaped and typed as `abstract`.
+  """Loads a checkpoint as a nested dict of NumPy arrays with the shapes and dtypes of `abstract`.
 
   Args:
-    tensors: name -> array; read lazily, one at a time, so a mapping over open safetensors files will do.
+    tensors: name -> array, read lazily, one at a time; may be a mapping over open safetensors files.
     table: the rows of the model.
     abstract: nested dict of `ShapeDtypeStruct`s.
-    ignored: regular expression -> the reason why tensors of that name are not ours to read.
-    source: what to call the checkpoint in errors.
+    ignored: regular expression over tensor names -> reason why matching tensors are not read.
+    source: name of the checkpoint in error messages.
 
   Raises:
-    WeightError: missing, unexpected or misshapen tensors, all in one report.
+    WeightError: tensors are missing, unexpected, or have the wrong shape or dtype; reports all of them.
   """
   table = tuple(table)
   if problems := find_problems(tensors, table, abstract, ignored=ignored):
@@ -321,10 +322,10 @@ def load(
 
 
 def stream(tensors: Mapping[str, np.ndarray], table: Iterable[Row], abstract: Mapping) -> dict:
-  """theirs -> ours without a copy of the model on the host: each tensor is read, moved and written into its leaf.
+  """Loads a checkpoint directly to devices, with one tensor at a time in host memory.
 
-  A leaf is allocated once, where its sharding says; the layers of a stacked leaf are written into it in place. The host
-  holds one tensor at a time. Check with `find_problems` first.
+  Each leaf is allocated once with its sharding; layers are written into a stacked leaf in place. Check the checkpoint
+  with `find_problems` first.
 
   Args:
     tensors: name -> array, read lazily.
@@ -332,7 +333,7 @@ def stream(tensors: Mapping[str, np.ndarray], table: Iterable[Row], abstract: Ma
     abstract: nested dict of `ShapeDtypeStruct`s with shardings.
 
   Returns:
-    Nested dict of jax arrays.
+    Nested dict of JAX arrays with the shapes, dtypes and shardings of `abstract`.
   """
   leaves = dict(trees.items(abstract))
   params = {}
@@ -349,7 +350,7 @@ def stream(tensors: Mapping[str, np.ndarray], table: Iterable[Row], abstract: Ma
       for j, part in enumerate(match.split(np.asarray(tensors[name]))):
         layer = NamedSharding(wants[j].sharding.mesh, PartitionSpec(*wants[j].sharding.spec[1:]))
         outs[j] = programs[j][1](outs[j], _place(part, wants[j].dtype, layer), i)
-        # Writes are queued otherwise, each with its tensor.
+        # Otherwise writes would queue up, each holding its tensor in memory.
         jax.block_until_ready(outs[j])
     params |= zip(match.paths, outs, strict=True)
   return trees.from_items((path, params[path]) for path in leaves)
@@ -357,7 +358,7 @@ def stream(tensors: Mapping[str, np.ndarray], table: Iterable[Row], abstract: Ma
 
 @functools.cache
 def _programs(shape: tuple[int, ...], dtype, sharding: NamedSharding):
-  """(() -> zeros, (leaf, layer, index) -> leaf with that layer, in place), compiled once for all leaves alike."""
+  """(() -> zeros, (leaf, layer, index) -> leaf updated in place), compiled once per shape, dtype and sharding."""
   allocate = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
 
   def write(leaf, layer, index):
@@ -367,13 +368,13 @@ def _programs(shape: tuple[int, ...], dtype, sharding: NamedSharding):
 
 
 def _place(value: np.ndarray, dtype, sharding) -> jax.Array:
-  """An array on every process's devices, from the same value on every host; each device gets its slice alone."""
-  # Copied, because an array on the CPU device may otherwise be a view of the buffer that is read into.
+  """A sharded array from a value that is the same on every host; each device receives only its slice."""
+  # Copied, because an array on a CPU device may otherwise alias the host buffer.
   return jax.make_array_from_callback(value.shape, sharding, lambda index: np.array(value[index], dtype, order="C"))
 
 
 def dump(params: Mapping, table: Iterable[Row]) -> dict[str, np.ndarray]:
-  """ours -> theirs: name -> contiguous numpy array; the exact inverse of `load`."""
+  """Converts parameters to tensors, name -> contiguous NumPy array; the exact inverse of `load`."""
   leaves = dict(trees.items(params))
   tensors = {}
   for match in expand(table, params):

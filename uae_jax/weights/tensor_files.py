@@ -1,7 +1,7 @@
-"""Tensors on disk as a mapping name -> array: safetensors (or shards), and archives of `torch.save`, without torch.
+"""Tensor files as mappings name -> array, without torch: safetensors, sharded or not, and `torch.save` archives.
 
-An archive is a zip with a pickle in it. The pickle is run by an unpickler that knows a handful of names, none of which
-does anything but describe tensors; every other name is refused before it is looked up.
+An archive is a zip file with a pickle. The unpickler accepts only a handful of names, all of which only describe
+tensors, and refuses any other name without looking it up.
 """
 
 from collections import OrderedDict
@@ -47,7 +47,7 @@ SAFETENSORS_DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """What a tensor is, known without reading it."""
+  """Shape and dtype of a tensor, known without reading it."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -55,7 +55,7 @@ class Spec:
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-  """Where a tensor lies in a file."""
+  """The location of a tensor in a file; `offset` in bytes."""
 
   file: Path
   offset: int
@@ -65,7 +65,7 @@ class _Place:
 class Safetensors(Mapping):
   """All tensors of some safetensors files, read one at a time.
 
-  Files are read, not mapped into memory: what was read of a mapped file keeps counting as memory of the process.
+  Files are not memory-mapped, because pages read from a mapped file would keep counting as memory of the process.
   """
 
   def __init__(self, files: list[Path]):
@@ -92,10 +92,10 @@ class Safetensors(Mapping):
 
 
 def _read_header(file: Path) -> dict[str, _Place]:
-  """The tensors of one file.
+  """Reads the locations of all tensors of one file.
 
   Raises:
-    ValueError: not a safetensors file, or a torn one.
+    ValueError: the file is not a safetensors file, or is truncated.
   """
   try:
     size = file.stat().st_size
@@ -119,13 +119,13 @@ def _read_header(file: Path) -> dict[str, _Place]:
 
 
 class Renamed(Mapping):
-  """Tensors of several mappings under other names; nothing is read before it is asked for."""
+  """A lazy view of the tensors of several mappings under new names."""
 
   def __init__(self):
     self._sources: dict[str, tuple[Mapping, str]] = {}
 
   def add(self, tensors: Mapping, rename: Callable[[str], str]) -> None:
-    """Takes every tensor of a mapping; one that is here already is replaced."""
+    """Adds all tensors of a mapping; they replace existing ones of the same new name."""
     self._sources |= {rename(name): (tensors, name) for name in tensors}
 
   def __getitem__(self, name: str) -> np.ndarray:
@@ -147,7 +147,7 @@ class Renamed(Mapping):
 
 
 def spec_of(tensors: Mapping, name: str) -> Spec:
-  """Shape and dtype of a tensor, without reading it where the mapping knows them."""
+  """Shape and dtype of a tensor, without reading it if the mapping has a `spec` method."""
   if hasattr(tensors, "spec"):
     return tensors.spec(name)
   value = tensors[name]
@@ -155,10 +155,10 @@ def spec_of(tensors: Mapping, name: str) -> Spec:
 
 
 def open_folder(folder: Path, stem: str = "model") -> Safetensors:
-  """The tensors of a Hugging Face model folder: `<stem>.safetensors`, an index, or shards without one.
+  """Opens the tensors of a Hugging Face model folder: `<stem>.safetensors`, or shards with or without an index.
 
   Raises:
-    ValueError: no safetensors in it, or a shard is missing or torn.
+    ValueError: the folder has no safetensors files, or a shard is missing or truncated.
   """
   single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
   if (folder / index).exists():
@@ -181,15 +181,15 @@ def open_folder(folder: Path, stem: str = "model") -> Safetensors:
 
 
 def open_file(path: Path) -> Mapping[str, np.ndarray]:
-  """The tensors of one `.safetensors` file or one archive of `torch.save`."""
+  """Opens the tensors of one `.safetensors` file or `torch.save` archive."""
   return Safetensors([path]) if path.suffix == ".safetensors" else read_torch_archive(path)
 
 
 def read_torch_archive(path: Path) -> dict[str, np.ndarray]:
-  """The state dict that `torch.save` wrote, one level of nesting at most.
+  """Reads a flat dict of tensors, such as a state dict, written by `torch.save`.
 
   Raises:
-    ValueError: not such an archive, or its pickle needs more than tensors and dicts.
+    ValueError: the file is not such an archive, or its pickle contains more than a dict of tensors.
   """
   try:
     with zipfile.ZipFile(path) as archive:
@@ -209,7 +209,7 @@ def read_torch_archive(path: Path) -> dict[str, np.ndarray]:
 
 
 class _Unpickler(pickle.Unpickler):
-  """Runs `data.pkl`; see the module's docstring."""
+  """The restricted unpickler of `data.pkl`; see the module's docstring."""
 
   def __init__(self, file, archive: zipfile.ZipFile, folder: str):
     super().__init__(file)
@@ -229,7 +229,7 @@ class _Unpickler(pickle.Unpickler):
     raise pickle.UnpicklingError(f"its pickle asks for {module}.{name}, which is refused: it is no tensor")
 
   def persistent_load(self, identifier: Any) -> np.ndarray:
-    """("storage", dtype, file, device, length): the flat array of one file of the archive."""
+    """The flat array of one file of the archive, for ("storage", dtype, file, device, length)."""
     if not (isinstance(identifier, tuple) and len(identifier) == 5 and isinstance(identifier[1], np.dtype)):
       raise pickle.UnpicklingError(f"unknown storage {identifier!r}")
     _, dtype, key, _, length = identifier
@@ -244,7 +244,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _rebuild_tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple, *_: Any) -> np.ndarray:
-  """A view into a storage; the bounds are checked, because numpy does not."""
+  """A view into a storage, with the bounds checks that `as_strided` does not do."""
   numbers = (offset, *shape, *strides)
   if len(shape) != len(strides) or any(not isinstance(number, int) or number < 0 for number in numbers):
     raise pickle.UnpicklingError(f"tensor of shape {shape} and strides {strides} at {offset}")
@@ -260,12 +260,12 @@ def _rebuild_parameter(tensor: np.ndarray, *_: Any) -> np.ndarray:
 
 
 def write(file: Path, tensors: Mapping[str, np.ndarray], names: list[str] | None = None) -> None:
-  """Writes one safetensors file, a tensor at a time.
+  """Writes one safetensors file, one tensor at a time.
 
   Args:
-    file: to write.
+    file: the output file.
     tensors: name -> array, read lazily.
-    names: which of them; all by default.
+    names: names of the tensors to write; default: all.
   """
   names = list(tensors) if names is None else names
   codes = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
@@ -277,7 +277,7 @@ def write(file: Path, tensors: Mapping[str, np.ndarray], names: list[str] | None
     header[name] = {"dtype": codes[spec.dtype], "shape": list(spec.shape), "data_offsets": [offset, end]}
     offset = end
   text = json.dumps(header, separators=(",", ":")).encode()
-  # The format wants tensors to start at a multiple of 8.
+  # The format requires tensors to start at a multiple of 8 bytes.
   text += b" " * (-len(text) % 8)
   with open(file, "wb") as stream:
     stream.write(len(text).to_bytes(8, "little") + text)
@@ -286,7 +286,7 @@ def write(file: Path, tensors: Mapping[str, np.ndarray], names: list[str] | None
 
 
 def write_folder(folder: Path, stem: str, tensors: Mapping[str, np.ndarray], shard_bytes: int = 5 * 10**9) -> None:
-  """Writes `<stem>.safetensors`, or shards and their index, as Hugging Face libraries name them."""
+  """Writes `<stem>.safetensors`, or shards of up to `shard_bytes` and their index, named as by Hugging Face."""
   folder.mkdir(parents=True, exist_ok=True)
   shards: list[list[str]] = [[]]
   room, total = shard_bytes, 0

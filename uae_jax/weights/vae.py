@@ -1,8 +1,10 @@
-"""diffusers' AutoencoderKL, to and from `models.autoencoder_kl`. Source: diffusers 0.42 autoencoder_kl.py, vae.py.
+"""Weight table for diffusers' AutoencoderKL, to and from `models.vae`.
 
-The latent scaling and shift are numbers in `config.json` there and arrays in the tree here. `latent_statistics` gives
-them names, so read with `load(tensors | latent_statistics(config), table(config), abstract)`; what `dump` gives holds
-the same two names, which go into the config.
+Source: diffusers 0.42 autoencoder_kl.py, vae.py.
+
+In diffusers, latent scaling and shift are numbers in `config.json`; here they are arrays in the tree. To load, add them
+as tensors: `load(tensors | latent_statistics(config), table(config), abstract)`. The result of `dump` contains the same
+two names, whose values belong in the config.
 """
 
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ IGNORED: dict[str, str] = {}
 
 
 def latent_statistics(config: AutoencoderKLConfig) -> dict[str, np.ndarray]:
-  """The two numbers of the config as arrays, a value a channel."""
+  """Scaling and shift of the config as arrays with one value per channel."""
   shape = (config.latent_channels,)
   return {
     "scaling_factor": np.full(shape, config.scaling_factor, np.float32),
@@ -25,7 +27,7 @@ def latent_statistics(config: AutoencoderKLConfig) -> dict[str, np.ndarray]:
 
 
 def table(config: AutoencoderKLConfig) -> tuple[Row, ...]:
-  """Every parameter of `AutoencoderKL(config)`, and its two buffers."""
+  """Rows for every parameter of `AutoencoderKL(config)`, and its two buffers."""
   rows = [Row("scaling_factor", "latent_scaling"), Row("shift_factor", "latent_shift")]
   channels = config.block_channels
   for side, levels, names, sampler in (

@@ -1,4 +1,4 @@
-"""Rows that the tables of the image and text towers share."""
+"""Rows shared by the weight tables of image and text towers."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -7,7 +7,7 @@ from uae_jax.weights.table import CONV, TRANSPOSE, Reshape, Row, Then, linear, n
 
 
 def patch_embed(theirs: str, patch: int, width: int, *, bias: bool) -> Iterator[Row]:
-  """A strided convolution there, a linear layer on flattened patches here."""
+  """Rows of a patch embedding: a strided convolution in torch, a linear layer on flattened patches here."""
   reshape = Reshape((patch, patch, 3, width), (patch * patch * 3, width))
   yield Row(f"{theirs}.weight", "patch_embed/kernel", Then((CONV, reshape)))
   if bias:
@@ -15,13 +15,13 @@ def patch_embed(theirs: str, patch: int, width: int, *, bias: bool) -> Iterator[
 
 
 def blocks(config: ViTConfig, theirs: str, names: Mapping[str, str]) -> Iterator[Row]:
-  """Every parameter of `Encoder(config)`.
+  """Rows for every parameter of `models.vit.Encoder(config)`.
 
   Args:
-    config: of the encoder.
-    theirs: prefix with `{layer}`.
-    names: our name of a module in a block -> theirs; "attention" is a torch `MultiheadAttention` in place of "query",
-      "key", "value" and "out".
+    config: config of the tower.
+    theirs: prefix of a block's tensor names, with `{layer}`.
+    names: our name of a module in a block -> theirs; "attention" stands for a torch `MultiheadAttention` and replaces
+      "query", "key", "value" and "out".
   """
   ours = "encoder/layers"
   for name in ("attention_norm", "mlp_norm"):
@@ -40,7 +40,7 @@ def blocks(config: ViTConfig, theirs: str, names: Mapping[str, str]) -> Iterator
 
 
 def multihead_attention(theirs: str, ours: str) -> Iterator[Row]:
-  """Every parameter of an `Attention` with biases: torch's `MultiheadAttention` fuses query, key and value."""
+  """Rows of an `Attention` with biases from torch's `MultiheadAttention`, which fuses query, key and value."""
   parts = tuple(f"{ours}/{name}" for name in ("query", "key", "value"))
   yield Row(f"{theirs}.in_proj_weight", tuple(f"{part}/kernel" for part in parts), TRANSPOSE)
   yield Row(f"{theirs}.in_proj_bias", tuple(f"{part}/bias" for part in parts))
@@ -48,5 +48,5 @@ def multihead_attention(theirs: str, ours: str) -> Iterator[Row]:
 
 
 def inside(prefix: str, rows: Iterable[Row]) -> Iterator[Row]:
-  """The rows of a model that is a part called `prefix` of a larger one."""
+  """Rows of a model that is the submodule `prefix` of a larger one."""
   return (row.inside(prefix) for row in rows)
