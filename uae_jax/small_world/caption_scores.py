@@ -1,12 +1,12 @@
-"""How much of a scene a caption says, and how much of what it says is right.
+"""Recall and precision of captions against the ground truth of their scenes.
 
-A caption is read as phrases between separators. Each phrase is matched, in order, to the object of the scene that
-shares most of its words and was not matched before; a phrase that names a place is matched to the object at that
-place if there is one. Words that the object has are right, each once; every other word is wrong. The background
-phrase is right if its first background is the scene's and no earlier phrase said so.
+A caption is split into phrases at separators. Each phrase is matched, in order, to the unmatched object of the scene
+that shares the most words with it; a phrase that names a place is matched to the object at that place if there is one.
+A word is right if it is an attribute of that object, once per attribute; every other word is wrong. The background
+phrase is right if its first background is the scene's and no earlier phrase named it.
 
   recall     right words / attributes of the scene: the background; place, size, color, shape and shift of each object
-  precision  right words / words that claim something: all but separators and the word "background" beside its color
+  precision  right words / claims: all words but separators and the word "background" next to a background color
 """
 
 from collections.abc import Sequence
@@ -22,15 +22,16 @@ RIGHT, WRONG, NEUTRAL = "right", "wrong", "neutral"
 
 @dataclasses.dataclass(frozen=True)
 class CaptionScore:
-  """Attributes:
+  """The score of one caption.
 
-  num_right: words that are true of the scene.
-  num_claimed: words that claim something.
-  num_true: attributes of the scene.
-  length: words of the caption, separators too.
-  true_length: words of the full caption.
-  words: (word, "right" | "wrong" | "neutral") in order.
-  missing: attributes nobody mentioned, as "large (top-left green cross)" or "black background".
+  Attributes:
+    num_right: number of right words.
+    num_claimed: number of right and wrong words.
+    num_true: number of attributes of the scene.
+    length: number of words of the caption, including separators.
+    true_length: number of words of the full caption, including separators.
+    words: (word, "right" | "wrong" | "neutral") of the caption, in order.
+    missing: attributes that the caption omits, such as "large (top-left green cross)" or "black background".
   """
 
   num_right: int
@@ -47,12 +48,12 @@ class CaptionScore:
 
   @property
   def precision(self) -> float:
-    """1 for a caption that claims nothing."""
+    """Fraction of the claims that are right; 1 for a caption without claims."""
     return self.num_right / self.num_claimed if self.num_claimed else 1.0
 
 
 def object_words(scene: Scene) -> list[list[str]]:
-  """The attribute words of each object of one scene, in the order of a caption."""
+  """The attribute words of each object of one scene, in caption order."""
   return [
     [item["place"], *item.get("shift", ()), item["size"], item["color"], item["shape"]]
     for item in phrases.attributes(scene)["objects"]
@@ -60,7 +61,7 @@ def object_words(scene: Scene) -> list[list[str]]:
 
 
 def score(caption: str, scene: Scene) -> CaptionScore:
-  """Scores a caption of one scene; any text is allowed."""
+  """Scores a caption, which may be any text, against one scene."""
   objects, background = object_words(scene), phrases.attributes(scene)["background"]
   unsaid = [set(words) for words in objects]
   is_matched = [False] * len(objects)
@@ -99,7 +100,7 @@ def score(caption: str, scene: Scene) -> CaptionScore:
 
 
 def _phrases(words: Sequence[str]) -> list[tuple[list[str], list[str]]]:
-  """(words of a phrase, its separator or nothing) in order."""
+  """Splits words into (words of a phrase, its separator as a list of one or zero words), in order."""
   found, current = [], []
   for word in words:
     if word == phrases.SEPARATOR:
@@ -111,7 +112,7 @@ def _phrases(words: Sequence[str]) -> list[tuple[list[str], list[str]]]:
 
 
 def _label_background(phrase: list[str], background: str, is_said: bool) -> list[tuple[str, str]]:
-  """Only the first background named can be right; the word "background" alone is an empty claim, hence wrong."""
+  """Labels a background phrase: only its first background can be right; "background" without a color is wrong."""
   labels, is_first = [], True
   names_one = any(word in scenes.BACKGROUNDS for word in phrase)
   for word in phrase:
@@ -124,7 +125,7 @@ def _label_background(phrase: list[str], background: str, is_said: bool) -> list
 
 
 def _match(phrase: list[str], objects: list[list[str]], is_matched: list[bool]) -> int | None:
-  """The object a phrase speaks of; None if it shares no word with a free one."""
+  """The index of the object that a phrase describes; None if it shares no word with an unmatched object."""
   free = [i for i in range(len(objects)) if not is_matched[i]]
   place = next((word for word in phrase if word in scenes.PLACES[2] + scenes.PLACES[3]), None)
   at_place = [i for i in free if place in objects[i]]
@@ -135,7 +136,7 @@ def _match(phrase: list[str], objects: list[list[str]], is_matched: list[bool]) 
 
 
 def aggregate(scores: Sequence[CaptionScore]) -> dict[str, float]:
-  """Figures of a set of captions: recall and precision over all words together, mean lengths in words."""
+  """Metrics of a set of captions: recall and precision over all words together, mean lengths in words."""
   right, claimed, true, length, true_length = np.sum(
     [(s.num_right, s.num_claimed, s.num_true, s.length, s.true_length) for s in scores], axis=0
   )
@@ -148,12 +149,12 @@ def aggregate(scores: Sequence[CaptionScore]) -> dict[str, float]:
 
 
 def hallucination_warnings(before: dict[str, float], after: dict[str, float], *, tolerance: float = 0.02) -> list[str]:
-  """What says that captions grew by invention: the signs of a decoder too weak to tell true words from false ones.
+  """Warnings about captions that grew by hallucination, as happens if the decoder is too weak to punish wrong words.
 
   Args:
-    before: `aggregate` before reinforcement learning.
-    after: `aggregate` after it.
-    tolerance: absolute for precision, relative for length.
+    before: result of `aggregate` before reinforcement learning.
+    after: result of `aggregate` after reinforcement learning.
+    tolerance: absolute tolerance for precision, relative tolerance for length.
   """
   warnings = []
   if after["caption_precision"] < before["caption_precision"] - tolerance:

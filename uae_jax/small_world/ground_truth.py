@@ -1,4 +1,4 @@
-"""What is true of images of the small world: scores of captions, and of reconstructions, against their scenes."""
+"""Ground truth of small-world images: scores captions and reconstructions against their scenes."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -17,7 +17,7 @@ class GroundTruth:
   """The ground truth of N images.
 
   Attributes:
-    scene: N scenes.
+    scene: batch of the N scenes.
   """
 
   scene: Scene
@@ -26,7 +26,7 @@ class GroundTruth:
     return GroundTruth(self.scene[:count])
 
   def scores(self, texts: Sequence[str]) -> list[caption_scores.CaptionScore]:
-    """The score of each caption against the scene of its row; there may be fewer captions than scenes."""
+    """Scores each caption against the scene of its row; there may be fewer captions than scenes."""
     return [caption_scores.score(text, self.scene[row]) for row, text in enumerate(texts)]
 
   def figures(self, texts: Sequence[str]) -> dict[str, float]:
@@ -38,6 +38,6 @@ class GroundTruth:
     return render.detection_accuracy(images, self.scene)
 
   def edited_images(self) -> np.ndarray:
-    """uint8[N, 32, 32, 3]: each scene after one edit, the same edits on every call."""
+    """Images uint8[N, 32, 32, 3] of the scenes after one edit each; the edits are the same on every call."""
     rows = np.arange(len(self.scene.background))
     return render.render_batch(scenes.edit(self.scene, Draws(rows, _EDIT_STREAM)))

@@ -1,6 +1,6 @@
-"""Captions and attributes of scenes in words.
+"""Captions and attributes of scenes as words.
 
-Captions name the place first, so that a causal language model knows it when it reads the rest:
+Captions name the place of an object first, so a causal language model knows it when it reads the rest:
 
   black background ; top-left large green cross ; bottom-right small white triangle ;
 """
@@ -15,7 +15,7 @@ SHIFTS_Y = ("shifted-up", "", "shifted-down")
 SEPARATOR = ";"
 BACKGROUND_WORD = "background"
 
-# Every word of every variant: one vocabulary serves them all.
+# All words of all variants, which share one vocabulary.
 WORDS = (
   SEPARATOR,
   BACKGROUND_WORD,
@@ -30,7 +30,7 @@ WORDS = (
 _WORD_ID = {word: i for i, word in enumerate(WORDS)}
 
 CAPTIONS = ("full", "partial", "mixed")
-FULL_FRACTION = 0.6  # of mixed captions
+FULL_FRACTION = 0.6  # Probability of a full caption under "mixed".
 
 
 def _ids(words) -> np.ndarray:
@@ -38,18 +38,19 @@ def _ids(words) -> np.ndarray:
 
 
 def caption_words(scene: Scene, captions: str, draws: Draws | None = None) -> tuple[np.ndarray, np.ndarray]:
-  """The slots of a batch of captions, and which of them are said.
+  """The word slots of a batch of captions, and which of them are used.
 
-  A partial caption keeps each object at a rate of U(0.25, 0.9) per caption (at least one object), its place, size and
-  color each at a rate of U(0.2, 0.95) per caption, and the background at 0.4. A shift is said with its place.
+  A partial caption keeps each object with a probability drawn per caption from U(0.25, 0.9), but at least one object;
+  place, size and color each with a probability from U(0.2, 0.95); and the background with probability 0.4. A shift is
+  kept with its place.
 
   Args:
     scene: a batch [B].
     captions: "full", "partial" or "mixed" (full with probability 0.6).
-    draws: B rows; needed unless `captions` is "full".
+    draws: B rows; required unless `captions` is "full".
 
   Returns:
-    (positions in `WORDS` int64[B, S], is said bool[B, S]).
+    (indices into `WORDS` int64[B, S], whether the slot is used bool[B, S]).
   """
   config, present = scene.config, scene.present
   batch, places = present.shape
@@ -93,18 +94,18 @@ def caption_words(scene: Scene, captions: str, draws: Draws | None = None) -> tu
 
 
 def captions_text(scene: Scene, captions: str, draws: Draws | None = None) -> list[str]:
-  """The captions of a batch as text."""
+  """The captions of a batch of scenes as text; arguments as for `caption_words`."""
   words, said = caption_words(scene, captions, draws)
   return [" ".join(WORDS[i] for i in row[keep]) for row, keep in zip(words, said, strict=True)]
 
 
 def full_caption(scene: Scene) -> str:
-  """Everything about one scene."""
+  """The full caption of one scene."""
   return captions_text(scene[None], "full")[0]
 
 
 def attributes(scene: Scene) -> dict:
-  """Ground truth of one scene for JSON: background, and of each object place, size, color, shape (and shift)."""
+  """Attributes of one scene for JSON: background, and place, size, color, shape (and shift) of each object."""
   config = scene.config
   objects = []
   for place in np.flatnonzero(scene.present):

@@ -1,7 +1,7 @@
-"""A Hugging Face processor for the small world, made from its grammar and read through the same path as Qwen2.5-VL's.
+"""A Hugging Face processor for the small world, built from its grammar and read by the same code as Qwen2.5-VL's.
 
-Every word is one token. Special tokens and file names are Qwen's, the chat template keeps its roles and is as short
-as it can be:
+Every word is one token. Special tokens and file names are those of Qwen; the chat template has the same roles and is
+minimal:
 
   <|im_start|> user describe <|vision_start|> <|image_pad|> <|vision_end|> <|im_end|> assistant CAPTION <|im_end|>
   <|im_start|> generate CAPTION <|im_end|>
@@ -18,13 +18,13 @@ from uae_jax.small_world import phrases, scenes
 PAD = "<|endoftext|>"
 END = "<|im_end|>"
 UNKNOWN = "<|unknown|>"
-# Unknown comes second so that the closing token is not number 2, which CLIP configs use to say "pool at the largest
+# UNKNOWN comes second so that the closing token does not get id 2, which in CLIP configs means "pool at the largest
 # id".
 SPECIAL = (PAD, UNKNOWN, "<|im_start|>", END, "<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 ROLES = ("user", "assistant", "generate")
 QUESTION = "describe"
 
-# The small world knows one question: whatever text comes with an image becomes it.
+# The small world has a single question, which replaces any text next to an image.
 CHAT_TEMPLATE = (
   "{%- for message in messages -%}"
   "{{ '<|im_start|> ' + message['role'] + ' ' }}"
@@ -45,12 +45,12 @@ CHAT_TEMPLATE = (
 
 @dataclasses.dataclass(frozen=True)
 class ProcessorConfig:
-  """Sizes in pixels, as the vision tower has them.
+  """Image sizes, which must match the vision tower.
 
   Attributes:
-    image_px: side of an image.
-    patch_px: side of a patch.
-    merge_size: patches per side that become one token.
+    image_px: side of an image, in pixels.
+    patch_px: side of a patch, in pixels.
+    merge_size: side, in patches, of the cell that becomes one token.
   """
 
   image_px: int = scenes.IMAGE_PX
@@ -59,13 +59,13 @@ class ProcessorConfig:
 
 
 def make_tokenizer():
-  """A `PreTrainedTokenizerFast` of special tokens, roles and the words of the grammar."""
+  """Makes a `PreTrainedTokenizerFast` for special tokens, roles and the words of the grammar."""
   from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
   from transformers import PreTrainedTokenizerFast
 
   words = (*SPECIAL, *ROLES, QUESTION, *phrases.WORDS)
   tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
-  # Splits at white space alone: places such as top-left are one word.
+  # Split only at white space: places such as top-left are one word.
   tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in SPECIAL])
   return PreTrainedTokenizerFast(
@@ -80,13 +80,13 @@ def make_tokenizer():
 
 
 def write_processor(folder: str | Path, config: ProcessorConfig | None = None) -> None:
-  """Writes the files of a processor (tokenizer with chat template, image processor, generation) to a folder."""
+  """Writes a processor's files (tokenizer with chat template, image processor, generation config) to a folder."""
   config = config or ProcessorConfig()
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   tokenizer = make_tokenizer()
   tokenizer.save_pretrained(folder)
-  # In one file, as Qwen2.5-VL has it; newer transformers write the template beside it.
+  # In one file, as in Qwen2.5-VL; newer versions of transformers write the template to a separate file.
   (folder / "chat_template.jinja").unlink(missing_ok=True)
   path = folder / "tokenizer_config.json"
   path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": CHAT_TEMPLATE}, indent=2))
@@ -122,9 +122,9 @@ def write_processor(folder: str | Path, config: ProcessorConfig | None = None) -
 
 
 def word_ids(tokenizer) -> np.ndarray | None:
-  """int32[words]: the token of each of `phrases.WORDS`; None if the tokenizer does not have every word as one token.
+  """Token ids int32[words] of `phrases.WORDS`; None unless every word is a single, distinct token.
 
-  A look-up in this table is a hundred times faster than the tokenizer.
+  Looking up this table is a hundred times faster than the tokenizer.
   """
   ids = tokenizer.encode(" ".join(phrases.WORDS), add_special_tokens=False)
   if len(ids) != len(phrases.WORDS) or len(set(ids)) != len(ids):

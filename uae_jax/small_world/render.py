@@ -1,4 +1,4 @@
-"""Images of scenes, and which scene an image shows."""
+"""Rendering of scenes to images, and detection of the scene in an image."""
 
 import functools
 
@@ -14,7 +14,7 @@ _SUPERSAMPLING = 8
 
 
 def _alpha(config: SceneConfig) -> np.ndarray:
-  """Coverage float32[shapes, sizes, shifts, cell_px, cell_px] of anti-aliased objects."""
+  """Pixel coverage float32[shapes, sizes, shifts, cell_px, cell_px] of anti-aliased objects, in [0, 1]."""
   cell = config.cell_px
   grid = (np.arange(cell * _SUPERSAMPLING) + 0.5) / _SUPERSAMPLING - cell / 2
   alpha = np.zeros((len(SHAPES), len(SIZES), config.num_shifts, cell, cell), np.float32)
@@ -36,7 +36,7 @@ def _alpha(config: SceneConfig) -> np.ndarray:
 
 @functools.cache
 def _cells(config: SceneConfig) -> np.ndarray:
-  """Every cell there can be: uint8[backgrounds, 1 + objects, cell_px, cell_px, 3], in the order of `Scene.objects`."""
+  """All possible cells, uint8[backgrounds, 1 + objects, cell_px, cell_px, 3], in the order of `Scene.objects`."""
   alpha = _alpha(config)[:, None, ..., None]  # shape, color, size, shift, y, x, channel
   colors = COLOR_RGB[:, None, None, None, None]
   cells = []
@@ -48,13 +48,13 @@ def _cells(config: SceneConfig) -> np.ndarray:
 
 
 def _corners(config: SceneConfig) -> list[tuple[int, int]]:
-  """Top-left pixel of every cell; a grid of 3 leaves one pixel between cells."""
+  """The top-left pixel (y, x) of every cell; a grid of 3 leaves one pixel between cells."""
   starts = [round(i * IMAGE_PX / config.grid) for i in range(config.grid)]
   return [(y, x) for y in starts for x in starts]
 
 
 def render_batch(scene: Scene) -> np.ndarray:
-  """uint8[B, 32, 32, 3] of a batch: cells are copied from the table of all cells."""
+  """Renders a batch of scenes as uint8[B, 32, 32, 3], by copying from the table of all cells."""
   config, objects = scene.config, scene.objects()
   cells, cell = _cells(config), config.cell_px
   images = np.empty((len(objects), IMAGE_PX, IMAGE_PX, 3), np.uint8)
@@ -66,16 +66,16 @@ def render_batch(scene: Scene) -> np.ndarray:
 
 
 def render(scene: Scene) -> np.ndarray:
-  """uint8[32, 32, 3] of one scene."""
+  """Renders one scene as uint8[32, 32, 3]."""
   return render_batch(scene[None])[0]
 
 
 def detect(images: np.ndarray, config: SceneConfig = VARIANTS["plain"]) -> tuple[np.ndarray, np.ndarray]:
-  """What is on images, by the nearest possible cell in squared distance; exact on rendered scenes.
+  """Detects objects and background by the nearest possible cell in squared distance; exact on rendered scenes.
 
   Args:
-    images: uint8 or float [B, 32, 32, 3] in 0..255.
-    config: of the world.
+    images: uint8 or float [B, 32, 32, 3] in [0, 255].
+    config: size of the world.
 
   Returns:
     (objects int64[B, P] as `Scene.objects`, background int64[B]).
@@ -84,7 +84,7 @@ def detect(images: np.ndarray, config: SceneConfig = VARIANTS["plain"]) -> tuple
   bank = _cells(config).reshape(len(BACKGROUNDS), -1, cell * cell * 3).astype(np.float32)
   images = np.asarray(images, np.float32)
   seen = np.stack([images[:, y : y + cell, x : x + cell].reshape(len(images), -1) for y, x in _corners(config)], 1)
-  # |cell - template|^2 without the term that is the same for all templates.
+  # |cell - template|^2 without |cell|^2, which is the same for all templates.
   distance = np.sum(bank**2, axis=-1) - 2.0 * np.einsum("bpc,gnc->bpgn", seen, bank, optimize=True)
   background = np.argmin(np.sum(np.min(distance, axis=-1), axis=1), axis=-1)
   chosen = np.take_along_axis(distance, background[:, None, None, None], axis=2)[:, :, 0]
@@ -92,7 +92,7 @@ def detect(images: np.ndarray, config: SceneConfig = VARIANTS["plain"]) -> tuple
 
 
 def detection_accuracy(images: np.ndarray, scene: Scene) -> dict[str, float]:
-  """Shares of objects that are wholly right, and of scenes (background and empty cells too)."""
+  """Fractions of fully right objects, and of fully right scenes (including empty cells and the background)."""
   objects, background = detect(images, scene.config)
   is_right = objects == scene.objects()
   return {

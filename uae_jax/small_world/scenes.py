@@ -1,12 +1,12 @@
-"""Scenes of the small world by index: their attributes, splits and edits. Pure numpy, deterministic, vectorized.
+"""Scenes of the small world by index: attributes, splits and edits, in deterministic, vectorized NumPy.
 
 A scene is a background and objects on a grid of cells. An object has a shape, a color and a size and, in the variant
 "shifted", a shift within its cell. `render.py` makes images of scenes, `phrases.py` captions.
 
 Splits are disjoint by construction:
-  train            no scene of the two below
-  held_out         scenes whose linear hash is 0 modulo 8
-  held_out_pairs   scenes with a shape-color pair that training never shows: a red cross, a blue triangle
+  train            all scenes that are in neither of the splits below
+  held_out         scenes whose linear hash is 0 modulo 8, without the pairs below
+  held_out_pairs   scenes with a shape-color pair that never occurs in training: a red cross, a blue triangle
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import numpy as np
 from uae_jax.draws import Draws
 
 IMAGE_PX = 32
-NUM_SCENES = 2**30  # per split; grain shuffles with 32-bit indices
+NUM_SCENES = 2**30  # Per split; grain shuffles with 32-bit indices.
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLORS = ("red", "green", "blue", "yellow", "purple", "white")
@@ -39,9 +39,9 @@ class SceneConfig:
 
   Attributes:
     grid: cells per side, 2 or 3.
-    max_objects: a scene has 1 to `max_objects` objects.
-    shift_px: objects are moved by -shift_px, 0 or shift_px in both directions; captions name the move. 0 switches it
-      off.
+    max_objects: maximum number of objects of a scene; the minimum is 1.
+    shift_px: objects are shifted by -shift_px, 0 or shift_px pixels along each axis, and captions name the shift; 0
+      disables shifts.
   """
 
   grid: int = 2
@@ -62,7 +62,7 @@ class SceneConfig:
 
   @property
   def max_caption_words(self) -> int:
-    """Of a full caption: 3 for the background, 5 per object, 2 more where it is shifted."""
+    """Maximum number of words of a full caption: 3 for the background, 5 per object, 2 more per shifted object."""
     return 3 + self.max_objects * (7 if self.shift_px else 5)
 
 
@@ -74,10 +74,10 @@ VARIANTS = {
 
 
 def variant(name: str) -> SceneConfig:
-  """The `SceneConfig` of `config.data.variant`.
+  """The `SceneConfig` for `config.data.variant`.
 
   Raises:
-    ValueError: unknown name.
+    ValueError: `name` is not in `VARIANTS`.
   """
   if name not in VARIANTS:
     raise ValueError(f"data.variant = {name!r}: expected one of {', '.join(VARIANTS)}")
@@ -86,14 +86,14 @@ def variant(name: str) -> SceneConfig:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scene:
-  """One scene, or a batch of them along a leading axis. P places, row by row.
+  """One scene, or a batch of scenes along a leading axis, with P places in raster order.
 
   Attributes:
-    config: of the world.
-    present: bool[..., P].
-    shape, color, size: int64[..., P], meaningful where present.
-    shift: int64[..., P], 3 * y + x in 0..8 where 4 is the middle; 0 everywhere if the config has no shifts.
-    background: int64[...].
+    config: size of the world.
+    present: bool[..., P], whether there is an object at the place.
+    shape, color, size: int64[..., P], indices into `SHAPES`, `COLORS`, `SIZES`; meaningful where `present`.
+    shift: int64[..., P], 3 * y + x in [0, 8], where 4 is the middle; 0 everywhere if the config has no shifts.
+    background: int64[...], index into `BACKGROUNDS`.
   """
 
   config: SceneConfig
@@ -112,12 +112,12 @@ class Scene:
     return dataclasses.replace(self, **{name: function(getattr(self, name)) for name in fields})
 
   def objects(self) -> np.ndarray:
-    """int64[..., P]: 0 for an empty cell, else 1 + the number of shape, color, size and shift."""
+    """Objects as numbers int64[..., P]: 0 for an empty cell, else 1 + the index of shape, color, size and shift."""
     number = self.shape * _SHAPE_STRIDE + self.color * len(SIZES) + self.size
     return np.where(self.present, 1 + number * self.config.num_shifts + self.shift, 0)
 
   def identity(self) -> np.ndarray:
-    """int64[...] below 2^31, so that it survives a cast to int32; equal for equal scenes."""
+    """A hash of the scene, int64[...] below 2^31 so that it fits in int32; equal for equal scenes."""
     base = 1 + len(SHAPES) * _SHAPE_STRIDE * self.config.num_shifts
     code = self.background
     for place in range(len(self.config.places)):
@@ -125,12 +125,12 @@ class Scene:
     return code
 
   def to_array(self) -> np.ndarray:
-    """int32[..., 1 + P]: background, then `objects()`; the inverse of `from_array`."""
+    """The scene as int32[..., 1 + P]: the background, then `objects()`; the inverse of `from_array`."""
     return np.concatenate([self.background[..., None], self.objects()], axis=-1).astype(np.int32)
 
   @classmethod
   def from_array(cls, array: np.ndarray, config: SceneConfig) -> "Scene":
-    """The scenes of int[..., 1 + P]."""
+    """Scenes from int[..., 1 + P]; the inverse of `to_array`."""
     array = np.asarray(array, np.int64)
     if array.shape[-1] != 1 + len(config.places):
       raise ValueError(f"data.variant: scenes of {array.shape[-1] - 1} places, expected {len(config.places)}")
@@ -150,14 +150,14 @@ def _stack(scenes: list[Scene], axis: int) -> Scene:
 
 
 def linear_hash(scene: Scene) -> np.ndarray:
-  """int64[...] in 0..7. All weights are odd, so every attribute moves it."""
+  """A linear hash int64[...] in [0, 7]; all weights are odd, so it depends on every attribute."""
   weights = 2 * np.arange(len(scene.config.places)) + 1
   digits = 1 + scene.shape + 3 * scene.color + 5 * scene.size + 7 * scene.shift
   return (np.sum(np.where(scene.present, digits * weights, 0), axis=-1) + scene.background) % 8
 
 
 def _is_held_out_pair(scene: Scene) -> np.ndarray:
-  """bool[..., P]."""
+  """Whether the object at each place is a held-out shape-color pair, bool[..., P]."""
   hit = np.zeros_like(scene.present)
   for shape, color in HELD_OUT_PAIRS:
     hit |= (scene.shape == SHAPES.index(shape)) & (scene.color == COLORS.index(color))
@@ -165,13 +165,13 @@ def _is_held_out_pair(scene: Scene) -> np.ndarray:
 
 
 def split_of(scene: Scene) -> np.ndarray:
-  """str[...], the split a scene belongs to."""
+  """The split that a scene belongs to, str[...]."""
   has_pair = np.any(_is_held_out_pair(scene), axis=-1)
   return np.where(has_pair, "held_out_pairs", np.where(linear_hash(scene) == 0, "held_out", "train"))
 
 
 def _into_train(scene: Scene) -> Scene:
-  """The nearest training scene: held-out pairs get the next color, then a scene of hash 0 gets the next background."""
+  """Moves a scene into the training split: held-out pairs get the next color, then hash 0 the next background."""
   scene = dataclasses.replace(
     scene, color=np.where(_is_held_out_pair(scene), (scene.color + 1) % len(COLORS), scene.color)
   )
@@ -181,7 +181,7 @@ def _into_train(scene: Scene) -> Scene:
 
 
 def _draw(draws: Draws, config: SceneConfig) -> Scene:
-  """A scene of any split."""
+  """Draws scenes of any split."""
   places = len(config.places)
   count = 1 + draws.integers(config.max_objects)
   rank = np.argsort(np.argsort(draws.uniform(places), axis=-1), axis=-1)
@@ -197,10 +197,10 @@ def _draw(draws: Draws, config: SceneConfig) -> Scene:
 
 
 def scenes(indices, split: str = "train", config: SceneConfig = VARIANTS["plain"]) -> Scene:
-  """The scenes of int[B] indices: a batch that does not depend on the company an index keeps.
+  """The scenes at indices int[B]; a scene does not depend on the other indices of the batch.
 
   Raises:
-    ValueError: unknown split.
+    ValueError: `split` is not in `SPLITS`.
   """
   if split not in SPLITS:
     raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
@@ -208,7 +208,7 @@ def scenes(indices, split: str = "train", config: SceneConfig = VARIANTS["plain"
   scene = _draw(Draws(indices, 0), config)
   if split == "train":
     return _into_train(scene)
-  # Rejection: a row keeps its first draw that falls into the split.
+  # Rejection sampling: each row keeps its first draw that falls into the split.
   arrays, attempt = scene.to_array(), 0
   while True:
     missing = np.flatnonzero(split_of(Scene.from_array(arrays, config)) != split)
@@ -219,16 +219,15 @@ def scenes(indices, split: str = "train", config: SceneConfig = VARIANTS["plain"
 
 
 def scene(index: int, split: str = "train", config: SceneConfig = VARIANTS["plain"]) -> Scene:
-  """One scene."""
+  """The scene at one index; arguments as for `scenes`."""
   return scenes([index], split, config)[0]
 
 
 def edit(scene: Scene, draws: Draws) -> Scene:
-  """Changes one attribute of one object, adds or removes an object, or changes the background; the result is a
-  training scene.
+  """Edits one attribute of an object, the presence of an object, or the background; returns a training scene.
 
   Args:
-    scene: one or a batch.
+    scene: one scene or a batch.
     draws: one row per scene.
   """
   stream = draws.fork()
@@ -248,7 +247,7 @@ def edit(scene: Scene, draws: Draws) -> Scene:
 def _edit_once(scene: Scene, draws: Draws) -> Scene:
   config = scene.config
   places = np.arange(len(config.places))
-  # Of one of the objects: shape, color, size, shift. Of the scene: presence at any place, background.
+  # 0, 1, 2, 5: shape, color, size, shift of one object; 3: presence at any place; 4: background.
   kind = draws.integers(6 if config.shift_px else 5)[..., None]
   chosen = np.argmax(np.where(scene.present, draws.uniform(len(places)), -1.0), axis=-1)[..., None] == places
   fresh = _draw(draws, config)
@@ -276,6 +275,6 @@ def _edit_once(scene: Scene, draws: Draws) -> Scene:
 
 
 def edit_groups(scene: Scene, draws: Draws) -> Scene:
-  """Hard negatives for contrastive training: [B] -> [B, 4], the scene, two edits of it, an edit of the first edit."""
+  """Hard negatives for contrastive training, [B] -> [B, 4]: a scene, two edits of it, an edit of the first edit."""
   first = edit(scene, draws)
   return _stack([scene, first, edit(scene, draws), edit(first, draws)], axis=1)

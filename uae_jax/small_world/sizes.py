@@ -1,4 +1,4 @@
-"""Sizes of the small world: the real architectures, small enough to train from scratch on two CPU cores."""
+"""Model sizes of the small world: the real architectures, small enough to train from scratch on two CPU cores."""
 
 from uae_jax.layers.lora import LoRA
 from uae_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
@@ -19,7 +19,7 @@ EMBEDDING_WIDTH = 64
 
 
 def uae(vocab_size: int, image_token_id: int, *, rank: int = 16, alpha: float = 16.0) -> UAEConfig:
-  """About a million parameters: 32 px images, 16 merged image tokens, 4 x 4 x 16 latents, 16 latent patches."""
+  """A UAE with about a million parameters: 32 px images, 16 image tokens, 4 x 4 x 16 latents, 16 latent patches."""
   vision = VisionConfig(
     depth=2,
     width=WIDTH,
@@ -69,7 +69,7 @@ def uae(vocab_size: int, image_token_id: int, *, rank: int = 16, alpha: float = 
 
 
 def clip_vision() -> CLIPVisionConfig:
-  """The reward embedder."""
+  """The image tower of CLIP, the reward embedder."""
   return CLIPVisionConfig(
     image_px=IMAGE_PX,
     patch=8,
@@ -83,7 +83,7 @@ def clip_vision() -> CLIPVisionConfig:
 
 
 def clip_text(vocab_size: int, max_tokens: int, end_token_id: int) -> CLIPTextConfig:
-  """The text tower that teaches both embedders; not needed afterwards."""
+  """The text tower that both embedders are trained against; not needed afterwards."""
   return CLIPTextConfig(
     vocab_size=vocab_size,
     max_tokens=max_tokens,
@@ -98,12 +98,12 @@ def clip_text(vocab_size: int, max_tokens: int, end_token_id: int) -> CLIPTextCo
 
 
 def dinov2() -> DINOv2Config:
-  """The held-out embedder: another architecture and another seed; the width of its class token is the embedding's."""
+  """The held-out embedder: another architecture and another seed; the class token has the embedding width."""
   return DINOv2Config(
     image_px=IMAGE_PX, patch=8, width=EMBEDDING_WIDTH, depth=2, num_heads=2, mlp_width=4 * WIDTH, unroll=True
   )
 
 
 def embedders() -> dict:
-  """Kind -> config of its network, for the kinds that the small world trains from scratch."""
+  """Kind -> model config, for the embedders that the small world trains from scratch."""
   return {"clip": clip_vision(), "dinov2": dinov2()}

@@ -1,7 +1,7 @@
-"""The small world as a source: procedural scenes by index, and scenes stored on disk by `tfds.py`.
+"""The small world as a data source: procedural scenes by index, and scenes stored on disk by `tfds.py`.
 
-Both make every kind of caption and groups of edited scenes for contrastive training. `data/sources.py` says what a
-source is.
+Both support every kind of caption, and groups of edited scenes for contrastive training. `data/sources.py` defines the
+interface of a source.
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from uae_jax.small_world.ground_truth import GroundTruth
 from uae_jax.small_world.processor import word_ids
 from uae_jax.small_world.scenes import Scene, SceneConfig
 
-# Streams of random draws, apart so that captions and edits of a record are independent.
+# Separate streams of random draws, so that captions and edits of a record are independent.
 _CAPTION_STREAM, _EDIT_STREAM = 1, 2
 MORE_HELD_OUT = ("held_out_pairs",)
 
 
 class ProceduralScenes:
-  """Scenes made from their indices; nothing is stored, and batches are made whole at about 10 us per scene.
+  """Scenes generated from their indices, without storage; batches are generated at about 10 us per scene.
 
   Args:
     split: one of `scenes.SPLITS`.
-    config: of the world.
+    config: size of the world.
   """
 
   image_px = scenes.IMAGE_PX
@@ -45,7 +45,7 @@ class ProceduralScenes:
     return f"{self._split} scene {index}"
 
   def records(self, indices: Sequence[int]) -> list[dict]:
-    """The records of several indices, faster than one by one."""
+    """The records at several indices, faster than one at a time."""
     batch = scenes.scenes(indices, self._split, self._config)
     columns = zip(render.render_batch(batch), phrases.captions_text(batch, "full"), batch.to_array(), strict=True)
     return [{"image": image, "caption": caption, "scene": scene} for image, caption, scene in columns]
@@ -58,12 +58,12 @@ class ProceduralScenes:
 
 
 class StoredScenes:
-  """Scenes on disk: records with their image, full caption and `scene`.
+  """Scenes on disk, as records with image, full caption and `scene`.
 
   Args:
     stored: source of the records.
-    config: of the world they come from.
-    more_held_out: those of `MORE_HELD_OUT` that are stored.
+    config: size of the world that the scenes come from.
+    more_held_out: the splits of `MORE_HELD_OUT` that are stored.
   """
 
   def __init__(self, stored, config: SceneConfig, more_held_out: Sequence[str] = MORE_HELD_OUT):
@@ -86,14 +86,14 @@ class StoredScenes:
 
 
 def stored_config(name: str, variant: str) -> SceneConfig:
-  """The world of a stored dataset.
+  """The `SceneConfig` of a stored dataset.
 
   Args:
-    name: of the TFDS dataset, e.g. uae_scenes/plain.
-    variant: `data.variant`, which must be the stored one.
+    name: name of the TFDS dataset, such as uae_scenes/plain.
+    variant: `data.variant`, which must equal the stored variant.
 
   Raises:
-    ValueError: they differ.
+    ValueError: the variants differ.
   """
   stored = name.partition("/")[2].partition(":")[0] or next(iter(scenes.VARIANTS))
   if stored != variant:
@@ -110,14 +110,14 @@ def _ground_truth(records: Sequence[dict], config: SceneConfig) -> GroundTruth:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SceneCaptions:
-  """Captions of scenes as tokens, and contrastive groups.
+  """Makes batches of tokenized captions of scenes, or of contrastive groups.
 
   Attributes:
-    config: of the world.
+    config: size of the world.
     tokens: `data.pipeline.CaptionTokens`.
-    word_ids: int32[words], the token of each of `phrases.WORDS`; None if words are not single tokens.
+    word_ids: int32[words], token ids of `phrases.WORDS`; None if words are not single tokens.
     captions: "full", "partial", "mixed" or "contrastive".
-    seed: of what captions leave out and of edits.
+    seed: seed of what captions omit and of edits.
   """
 
   config: SceneConfig
@@ -131,13 +131,13 @@ class SceneCaptions:
     return cls(config, tokens, word_ids(tokens.tokenizer), captions, seed)
 
   def batch(self, scene: Scene, position: np.ndarray, index: np.ndarray, image: np.ndarray | None = None) -> dict:
-    """A batch of b scenes; see `data.pipeline.make_dataset`.
+    """Makes a batch of b scenes; see `data.pipeline.make_dataset`.
 
     Args:
       scene: b scenes.
-      position: int64[b] in the endless order; it seeds what differs from epoch to epoch.
-      index: int64[b] of the records.
-      image: uint8[b, side, side, 3] where images are stored; rendered by default.
+      position: int64[b], positions in the endless order, which seed what differs between epochs.
+      index: int64[b], indices of the records.
+      image: uint8[b, side, side, 3], stored images; None renders the scenes.
     """
     if self.captions == "contrastive":
       return self._contrastive(scene, position, index, image)
@@ -166,10 +166,10 @@ class SceneCaptions:
     }
 
   def to_tokens(self, scene: Scene, captions: str, draws: Draws | None) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens int32[B, L], length int32[B]) of the captions of B scenes.
+    """(tokens int32[B, L], length int32[B]) of captions of B scenes.
 
     Raises:
-      ValueError: the longest caption does not fit.
+      ValueError: the longest possible caption does not fit into a row.
     """
     if self.word_ids is None:
       return self.tokens.of_texts(phrases.captions_text(scene, captions, draws))
@@ -190,7 +190,7 @@ class SceneCaptions:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MakeScenes:
-  """int64[b, 2] of (position, index) -> a batch of procedural scenes."""
+  """Maps int64[b, 2], rows of (position, index), to a batch of procedural scenes."""
 
   split: str
   captions: SceneCaptions
@@ -202,7 +202,7 @@ class MakeScenes:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CaptionStoredScenes:
-  """Columns of stored records -> a batch."""
+  """Makes a batch from columns of stored records."""
 
   captions: SceneCaptions
 

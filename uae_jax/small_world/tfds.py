@@ -14,12 +14,12 @@ import numpy as np
 from uae_jax.small_world import phrases, render, scenes
 
 NAME = "uae_scenes"
-BLOCK = 1024  # scenes made at once
+BLOCK = 1024  # Scenes generated at a time.
 
 
 @functools.cache
 def builder_class():
-  """The builder; TensorFlow and TFDS are imported here and not before."""
+  """The TFDS builder class; imports TensorFlow and TFDS only when called."""
   import tensorflow_datasets as tfds
 
   class UaeScenes(tfds.core.GeneratorBasedBuilder):
@@ -64,21 +64,21 @@ def builder_class():
         for index, image, caption, scene in rows:
           yield int(index), {"image": image, "caption": caption, "scene": scene, "index": index}
 
-  # TFDS looks for documentation files beside a dotted module, in 4.9.10 by a package that it does not require.
+  # TFDS looks for documentation files next to a dotted module, in 4.9.10 with a package that it does not require.
   UaeScenes.__module__ = NAME
   return UaeScenes
 
 
 def build(data_dir: str, num_records: dict[str, int], variant: str = "plain") -> None:
-  """Writes the dataset under `data_dir`; leaves one that is there as it is.
+  """Writes the dataset under `data_dir`, unless it exists.
 
   Args:
     data_dir: folder of TFDS datasets.
-    num_records: of each split.
-    variant: of the small world.
+    num_records: number of records per split.
+    variant: variant of the small world, a key of `scenes.VARIANTS`.
 
   Raises:
-    ValueError: unknown variant; a dataset with other sizes is there.
+    ValueError: the variant is unknown, or there is a dataset with other numbers of records.
   """
   scenes.variant(variant)
   builder = builder_class()(data_dir=data_dir, config=variant, num_records=num_records)
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--data_dir", required=True, help="folder of TFDS datasets")
   parser.add_argument("--num_train", type=int, required=True, help="training scenes")
   parser.add_argument("--num_held_out", type=int, default=1024, help="scenes of each held-out split")
-  parser.add_argument("--variant", default="plain", choices=tuple(scenes.VARIANTS), help="of the small world")
+  parser.add_argument("--variant", default="plain", choices=tuple(scenes.VARIANTS), help="variant of the small world")
   arguments = parser.parse_args(argv)
   num_held_out = arguments.num_held_out
   num_records = {"train": arguments.num_train, "held_out": num_held_out, "held_out_pairs": num_held_out}
