@@ -56,7 +56,7 @@ class UAEConfig:
 
   @classmethod
   def uae_3b_sd35_medium(cls, rank: int = 32, alpha: float = 64.0) -> "UAEConfig":
-    """The same with SD3.5-medium, the decoder of Flow-GRPO's published settings."""
+    """The paper's system with SD3.5-medium, the decoder of Flow-GRPO's published settings, instead of SD3.5-large."""
     return dataclasses.replace(cls.uae_3b_sd35_large(rank, alpha), decoder=MMDiTConfig.sd35_medium())
 
 
