@@ -1,1 +1,1 @@
-"""One experiment per file; each lists what differs from the defaults in `uae_jax.options`."""
+"""Experiment configs, one per file; each lists only its differences from the defaults in `uae_jax.options`."""

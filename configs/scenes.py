@@ -1,9 +1,9 @@
-"""The whole method on a laptop: every model from scratch on the small world, then all four stages of UAE.
+"""The whole method on a laptop: trains every model from scratch on the small world, then runs all four stages of UAE.
 
 uae-jax train --config=configs/scenes.py --workdir=runs/demo
-uae-jax train --config=configs/scenes.py:smoke --workdir=runs/smoke      every stage in two minutes; learns nothing
+uae-jax train --config=configs/scenes.py:smoke --workdir=runs/smoke      every stage, in two minutes, without learning
 
-Everything that is not set here has the default of `uae_jax.options`.
+Everything that is not set here has its default from `uae_jax.options`.
 """
 
 from uae_jax.options import new_config
@@ -26,21 +26,22 @@ def get_config(arg=None):
     "understanding_for_generation",
   )
 
-  # Base models: what CLIP, DINOv2, the SD3 VAE and Qwen2.5-VL are to a real run.
+  # Base models: they replace the published CLIP, DINOv2, SD3 VAE and Qwen2.5-VL of a full-size run.
   config.clip.update(total_steps=600, optimizer=dict(learning_rate=3e-3))
   config.dinov2.update(total_steps=500, optimizer=dict(learning_rate=3e-3))
   config.vae.update(total_steps=1000, optimizer=dict(learning_rate=5e-3))
   config.captioner.update(total_steps=2000, captions="partial", optimizer=dict(learning_rate=3e-3))
-  # Stage 0. The decoder learns shapes all at once, after 700 to 2000 steps; the target ends the stage there, with a
-  # decoder that is good but not finished, so that stage 3 has something to gain.
+  # Stage 0. The decoder learns shapes suddenly, after 700 to 2000 steps. The target loss ends the stage shortly after,
+  # with a good but not fully trained decoder, so that stage 3 can still improve it.
   config.pretrain.update(
     total_steps=4000,
     target_loss=0.1,
     optimizer=dict(learning_rate=5e-3, schedule="constant", muon="^decoder/(layers|last)/.*kernel$"),
-    # More noise than the sampler's shift of 3: what binds words to places is learned where little else is visible.
+    # More noise than the sampler's shift of 3: the binding of words to positions is learned at high noise levels.
     options=dict(shift=6.0),
   )
-  # Stage 1. The captioner stays as it is: its adapters would move the captions, while the text tower has none.
+  # Stage 1. The captioner is frozen: training its adapters would change captions but not the text tower, which runs
+  # without adapters.
   config.cold_start.update(
     total_steps=60,
     trainable="^decoder/.*lora_|^connector/",
@@ -87,7 +88,7 @@ def get_config(arg=None):
 
 
 def shrink(config):
-  """The smoke variant: two steps of every stage. Nearly all it does is to compile, so the compiler hurries."""
+  """Applies the smoke variant: two steps per stage, with low compiler effort because compiling dominates."""
   config.xla_flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
   for name in config.stages:
     config[name].update(total_steps=2, batch_size=4, log_every_steps=1)
@@ -97,6 +98,6 @@ def shrink(config):
 
 
 def sweep(add):
-  """Three seeds of the default run: the README's table."""
+  """Runs the default config with three seeds, as in the README's table."""
   for seed in range(3):
     add(seed=seed)

@@ -1,10 +1,10 @@
-"""Ablations of the small world: the RL stages alone, from a run of `configs/scenes.py` that is already trained.
+"""Ablations on the small world: the RL stages, starting from a finished run of `configs/scenes.py`.
 
 python -m benchmarks.ablations --rows gspo --seeds 0 1 2 --base runs            a row of docs/ablations.md; runs/seed<k>
 uae-jax train --config=configs/scenes_ablations.py:gspo --workdir=DIR --config.init.checkpoint=runs/seed0:cold_start
 
-The argument is the name of a row: what it changes stands below, everything else is the default. A row starts from what
-its `start` stage left, and runs the stages after it.
+The argument is the name of a row in `ROWS`, which lists its changes to the default. A row starts from the checkpoint
+of its `start` stage and runs its own `stages`.
 """
 
 from configs import scenes
@@ -17,7 +17,7 @@ def captioner(objective=None, **options):
   changes = {f"{CAPTIONER}.options.{name}": value for name, value in options.items()}
   if objective is not None:
     changes |= {f"{CAPTIONER}.objective.{name}": value for name, value in objective.items()}
-    # With one update a rollout every ratio is 1, and the objectives differ in their normalizer alone.
+    # With one update per rollout every ratio is 1, and the objectives differ only in their normalizer.
     changes[f"{CAPTIONER}.updates.num_minibatches"] = 2
   return dict(start="cold_start", stages=(CAPTIONER,), changes=changes)
 
@@ -33,7 +33,7 @@ def decoder(objective=None, **options):
 FORWARD = dict(sampler="ode", is_noise_shared=False)
 
 ROWS = {
-  # Stage 2: objective, all with two updates a rollout.
+  # Stage 2: objective, all with two updates per rollout.
   "bnpo": captioner(dict(loss="bnpo")),
   "grpo": captioner(dict(loss="grpo")),
   "dr_grpo": captioner(dict(loss="dr_grpo")),
@@ -53,7 +53,8 @@ ROWS = {
       "evaluation.conditioning": "answer",
     },
   ),
-  # The decoder has been pre-trained on texts: all of it learns to read answers, for longer than 60 steps of adapters.
+  # The decoder was pre-trained on text conditioning: here all of its weights adapt to answers, for 600 steps instead
+  # of 60 steps of adapters.
   "answer_long": dict(
     start="pretrain",
     stages=("cold_start", CAPTIONER),
@@ -68,7 +69,7 @@ ROWS = {
   "own_noise": captioner(is_noise_shared=False),
   "two_rewards": captioner(reward_weights=(("clip", 0.5), ("dinov2", 0.5)), held_out_embedder=""),
   "length_price": captioner(reward_weights=(("clip", 1.0), ("length", 0.2))),
-  # Does the growth of captions depend on a decoder that has read long ones, as that of "default" has?
+  # Does caption growth depend on a decoder that was trained on long captions, as in "default"?
   "short_captions": dict(
     start="captioner",
     stages=("pretrain", "cold_start", CAPTIONER),
@@ -83,7 +84,7 @@ ROWS = {
   "images_16": decoder(num_rollouts=16),
   "nft": decoder(dict(loss="nft"), **FORWARD, samples_from="old", old_decay=0.5),
   "awm": decoder(dict(loss="awm", average_beta=1.0), **FORWARD, old_decay=0.3),
-  # Co-evolution: one pass against two rounds of half the length.
+  # Co-evolution: one pass vs. two rounds of half the length.
   "one_pass": dict(start="cold_start", stages=(CAPTIONER, DECODER), changes={}),
   "two_rounds": dict(
     start="cold_start",
@@ -99,13 +100,13 @@ def get_config(arg=None):
     raise ValueError(f"configs/scenes_ablations.py:{row}: expected one of {', '.join(ROWS)}")
   config = scenes.get_config()
   config.stages = ROWS[row]["stages"]
-  # A quarter of the scenes and one noise of the full evaluation: rows are compared with each other.
+  # A quarter of the scenes of the full evaluation and a single noise, since rows are only compared with each other.
   config.evaluation.update(num_images=192, num_noises=1, caption_every_steps=20)
   config.update_from_flattened_dict(ROWS[row]["changes"])
   return config
 
 
 def sweep(add):
-  """Every row once."""
+  """Runs every row once."""
   for row in ROWS.values():
     add(stages=row["stages"], **row["changes"])
