@@ -1,1 +1,1 @@
-"""Starting runs on machines that are rented; no logic of training."""
+"""Launchers for cloud machines; they contain no training logic."""

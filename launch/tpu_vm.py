@@ -1,12 +1,12 @@
-"""Cloud TPU VMs from one terminal: create a slice, install, train on all its workers, watch, resume, delete.
+"""Manages Cloud TPU VMs from a terminal: create a slice, install, train on all workers, watch, resume, delete.
 
 python -m launch.tpu_vm create mine --zone=us-west4-a --accelerator-type=v5litepod-16 --spot
 python -m launch.tpu_vm setup  mine --zone=us-west4-a --bucket=my-bucket
 python -m launch.tpu_vm start  mine --zone=us-west4-a -- --config=configs/scenes.py --workdir=/mnt/bucket/runs/one
 python -m launch.tpu_vm delete mine --zone=us-west4-a
 
-A thin front to `gcloud compute tpus`: options are called as gcloud calls them, and --dry-run prints what would run and
-runs nothing. The tour from project to deletion is docs/cloud_tpu.md.
+A thin wrapper of `gcloud compute tpus`: options have gcloud's names, and --dry-run prints the commands without running
+them. docs/cloud_tpu.md walks through all steps from project to deletion.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import time
 ROOT = Path(__file__).resolve().parents[1]
 BUCKET_FOLDER = "/mnt/bucket"
 
-# Prefix of an accelerator type -> (runtime version, sizes). The number counts chips for v5e and v6e, cores for v4, v5p.
+# Prefix of an accelerator type -> (runtime version, sizes). Sizes count chips for v5e and v6e, cores for v4 and v5p.
 # Source: cloud.google.com/tpu/docs/supported-tpu-configurations and .../docs/runtimes.
 POWERS = (8, 16, 32, 64)
 ACCELERATORS = {
@@ -35,7 +35,7 @@ ACCELERATORS = {
   "v6e": ("v2-alpha-tpuv6e", (1, 4, *POWERS, 128, 256)),
 }
 
-# States of a node or of a queued resource. In any other one a person must look.
+# States of a node or of a queued resource. Any other state needs manual inspection.
 READY = "READY"
 ABSENT = "ABSENT"
 LOST = ("PREEMPTED", "TERMINATED", "SUSPENDED", "FAILED")
@@ -50,7 +50,7 @@ SSH_RETRIES = 2
 
 @dataclasses.dataclass(frozen=True)
 class Cause:
-  """Why gcloud failed: what it says, what helps, and whether trying again later may help."""
+  """A cause of a gcloud failure: pattern of its message, advice, and whether retrying later may help."""
 
   pattern: str
   advice: str
@@ -59,7 +59,7 @@ class Cause:
 
 NOT_FOUND = Cause(r"NOT_FOUND|was not found", "check name, zone and project, and --queued if it was created with it")
 TAKEN_AWAY = Cause(r"PREEMPTED|TERMINATED", "the slice was taken away", is_passing=True)
-# The first that matches counts: a quota error carries the code of a stock-out too.
+# The first match counts: a quota error also contains the code of a stock-out.
 CAUSES = (
   Cause(
     r"quota.*(exceeded|limit)|exceeded.*quota",
@@ -86,7 +86,7 @@ CAUSES = (
 
 
 class LaunchError(Exception):
-  """A step failed; `is_passing` tells that trying again later may help."""
+  """A step failed; `is_passing` if retrying later may help."""
 
   def __init__(self, message: str, cause: Cause | None = None):
     super().__init__(message)
@@ -98,16 +98,16 @@ class LaunchError(Exception):
 
 
 def run(step: str, command: Sequence[str], *, is_dry: bool, captures: bool = False) -> str:
-  """Runs one command, or prints it as a shell would take it.
+  """Runs one command, or prints it in shell syntax.
 
   Args:
-    step: named in the error.
+    step: name of the step for error messages.
     command: program and arguments.
-    is_dry: print, run nothing.
-    captures: return what it writes to stdout, and keep it off the terminal.
+    is_dry: print the command instead of running it.
+    captures: return the command's stdout instead of showing it on the terminal.
 
   Raises:
-    LaunchError: with the program's own message.
+    LaunchError: the command failed; contains the program's own message.
   """
   if is_dry:
     print(shlex.join(command), flush=True)
@@ -129,7 +129,7 @@ def run(step: str, command: Sequence[str], *, is_dry: bool, captures: bool = Fal
     output.seek(0)
     text = output.read()
   if process.returncode:
-    # A failure on one of many workers has no line of its own, only a code.
+    # A failure on one of many workers has no message of its own, only an exit code.
     said = f"{own_message(''.join(errors))} (exit code {process.returncode})"
     cause = next((cause for cause in CAUSES if re.search(cause.pattern, said, re.IGNORECASE)), None)
     advice = f": {cause.advice}" if cause else ""
@@ -138,17 +138,17 @@ def run(step: str, command: Sequence[str], *, is_dry: bool, captures: bool = Fal
 
 
 def own_message(said: str) -> str:
-  """The error among what a program wrote to stderr, as one line; else its last line."""
+  """Extracts the error from a program's stderr as one line; without an error, the last line."""
   start = said.rfind("ERROR:")
   lines = said[start:].splitlines() if start >= 0 else said.strip().splitlines()[-1:]
   return " ".join(" ".join(lines).split())
 
 
 def with_retries(function: Callable[[], object], *, retries: int, backoff_seconds: float):
-  """`function()`, tried again after errors that pass, ever more slowly.
+  """Calls `function()`, with retries and exponential backoff after passing errors.
 
   Raises:
-    LaunchError: one that does not pass, or the last one.
+    LaunchError: an error is not passing, or all retries failed.
   """
   for attempt in range(retries + 1):
     try:
@@ -163,7 +163,7 @@ def with_retries(function: Callable[[], object], *, retries: int, backoff_second
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-  """A TPU slice by name; each method is one gcloud command."""
+  """A named TPU slice; each method runs gcloud commands on it."""
 
   name: str
   zone: str | None
@@ -177,7 +177,7 @@ class Slice:
   def gcloud(self, step: str, kind: str, verb: str, *flags: str, captures: bool = False) -> str:
     place = [f"--{key}={value}" for key, value in (("zone", self.zone), ("project", self.project)) if value]
     names = flags if verb == "scp" else (self.name, *flags)
-    # Batches of workers are known to the alpha commands only (Google Cloud SDK 528).
+    # Only the alpha commands support batches of workers (Google Cloud SDK 528).
     track = ["alpha"] if any(flag.startswith("--batch-size") for flag in flags) else []
     command = ["gcloud", *track, "compute", "tpus", kind, verb, *names, *place, "--quiet"]
     return run(step, command, is_dry=self.is_dry, captures=captures)
@@ -196,12 +196,12 @@ class Slice:
       self.gcloud("create", "tpu-vm", "create", *flags)
 
   def delete(self, *, is_async: bool = False) -> None:
-    # A queued resource takes its node along only by force.
+    # Without --force, gcloud does not delete a queued resource that has a node.
     flags = (["--force"] if self.is_queued else []) + (["--async"] if is_async else [])
     self.gcloud("delete", "queued-resources" if self.is_queued else "tpu-vm", "delete", *flags)
 
   def state(self) -> str:
-    """Of the node, or of the queued resource while it is not active; ABSENT if there is none."""
+    """State of the node, or of the queued resource while it is not active; ABSENT if there is none."""
     try:
       if self.is_queued:
         queued = self.gcloud("state", "queued-resources", "describe", "--format=value(state.state)", captures=True)
@@ -218,9 +218,9 @@ class Slice:
     return [f"--worker={worker}", *batch, *(["--internal-ip"] if self.is_internal else [])]
 
   def ssh(self, step: str, script: str, *, worker: str = "all", captures: bool = False) -> str:
-    """Runs a script, which must bear repetition, on one or all workers."""
+    """Runs a script on one or all workers; the script must be idempotent because it may be retried."""
     flags = [*self.connection_flags(worker), f"--command={script}"]
-    # A fresh slice takes a while until it knows the keys.
+    # A new slice takes a while to receive the SSH keys.
     return with_retries(
       lambda: self.gcloud(step, "tpu-vm", "ssh", *flags, captures=captures),
       retries=SSH_RETRIES,
@@ -235,8 +235,8 @@ class Slice:
     )
 
 
-# What runs on the workers. The code lives in ~/uae_jax, its packages in ~/uae_venv, a run's pid, log and exit code in
-# ~/uae_run.
+# Scripts that run on the workers. The code is in ~/uae_jax, its packages in ~/uae_venv, and a run's pid, log and exit
+# code in ~/uae_run.
 IS_RUNNING = """r=$HOME/uae_run
 is_running() { [ -f $r/pid ] && [ ! -f $r/exit_code ] && kill -0 "$(cat $r/pid)" 2>/dev/null; }
 """
@@ -251,7 +251,7 @@ git -C ~/uae_jax fetch --quiet --depth=1 {repository} {ref}
 git -C ~/uae_jax checkout --quiet --force --detach FETCH_HEAD
 """
 
-# The image's Python is older than the package needs; uv brings its own.
+# The image's Python is too old for the package; uv installs its own.
 INSTALL = """export PATH="$HOME/.local/bin:$PATH"
 command -v uv > /dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
 [ -x ~/uae_venv/bin/python ] || uv venv --quiet --python=3.12 ~/uae_venv
@@ -273,8 +273,8 @@ MOUNT = """if ! mountpoint -q {folder}; then
 fi
 """
 
-# In a session of its own, so that it outlives ssh and a signal reaches its data workers too. The shell around it waits
-# out a SIGTERM, to write down the exit code.
+# Runs in its own session, so that it outlives ssh and signals also reach its data workers. The surrounding shell
+# ignores SIGTERM, in order to write the exit code.
 START = """if is_running; then echo "$(hostname): already running"; exit 0; fi
 mkdir -p $r
 rm -f $r/exit_code
@@ -296,7 +296,7 @@ kill -KILL -- "-$(cat $r/pid)"
 echo "$(hostname): killed, it did not end within {seconds} s"
 """
 
-# `uae-jax train` ends with 0 both when all is done and when it was told to go; then its last words start "preempted,".
+# `uae-jax train` exits with 0 both when finished and when preempted; its last line then starts with "preempted,".
 STATUS = """if is_running; then s=running
 elif [ ! -f $r/pid ]; then s=none
 elif [ ! -f $r/exit_code ]; then s=lost
@@ -308,7 +308,7 @@ echo "uae-run $(hostname) $s"
 
 
 def setup(target: Slice, args: argparse.Namespace) -> None:
-  """Puts the code and its packages on every worker and mounts the bucket. May be repeated."""
+  """Installs code and packages on every worker and mounts the bucket. May be repeated."""
   if args.repository:
     code = CLONE.format(repository=shlex.quote(args.repository), ref=shlex.quote(args.ref))
   else:
@@ -327,24 +327,24 @@ def setup(target: Slice, args: argparse.Namespace) -> None:
 
 
 def start(target: Slice, args: argparse.Namespace) -> None:
-  """Starts `uae-jax train` on every worker, detached; where it runs already it is left alone."""
+  """Starts `uae-jax train` detached on every worker on which it is not running."""
   script = START.format(env=shlex.join(["env", *args.env]), flags=shlex.join(args.train))
   target.ssh("start", "set -e\n" + IS_RUNNING + script)
 
 
 def stop(target: Slice, seconds: int) -> None:
-  """SIGTERM, which saves; SIGKILL after so many seconds."""
+  """Sends SIGTERM, on which the run saves and exits; sends SIGKILL after `seconds`."""
   target.ssh("stop", IS_RUNNING + STOP.format(seconds=seconds))
 
 
 def worker_states(target: Slice) -> dict[str, str]:
-  """Host -> running, none, lost, preempted, finished or `failed <exit code>`."""
+  """Host -> state of its run: running, none, lost, preempted, finished or `failed <exit code>`."""
   lines = target.ssh("status", IS_RUNNING + STATUS, captures=True).splitlines()
   return {line.split()[1]: " ".join(line.split()[2:]) for line in lines if line.startswith("uae-run ")}
 
 
 def status(target: Slice) -> None:
-  """Prints the state of the slice and, if it is up, of the run on every worker."""
+  """Prints the state of the slice and, if it is ready, of the run on every worker."""
   state = target.state()
   if target.is_dry:
     worker_states(target)
@@ -356,10 +356,10 @@ def status(target: Slice) -> None:
 
 
 def resume(target: Slice, args: argparse.Namespace) -> None:
-  """Brings the slice up, made anew if it was taken away, and starts the run on all workers.
+  """Brings the slice up, recreating it if it was preempted, and starts the run on all workers.
 
   Raises:
-    LaunchError: also if what was created is lost at once.
+    LaunchError: a step failed, or the new slice was preempted immediately.
   """
   if target.is_dry:
     print(f"# as if {target.name} had been preempted")
@@ -379,17 +379,17 @@ def resume(target: Slice, args: argparse.Namespace) -> None:
       time.sleep(args.poll_seconds)
     else:
       raise LaunchError(f"resume: {target.name} is {state}: bring it to {READY}, or delete it")
-  # A slice loses one worker at times: the others must not wait for it.
+  # A slice can lose a single worker: the run on the others is stopped, because it would wait for that worker.
   stop(target, args.grace_seconds)
   setup(target, args)
   start(target, args)
 
 
 def watch(target: Slice, args: argparse.Namespace) -> None:
-  """Starts the run if it does not go on yet, and again whenever the slice is taken away, until it has finished.
+  """Starts the run if it is not running, and restarts it after every preemption, until it has finished.
 
   Raises:
-    LaunchError: training itself failed, or too many restarts, or an error that does not pass.
+    LaunchError: training itself failed, there were too many restarts, or an error is not passing.
   """
   if target.is_dry:
     resume(target, args)
@@ -403,7 +403,7 @@ def watch(target: Slice, args: argparse.Namespace) -> None:
       try:
         return function()
       except LaunchError as error:
-        # Whatever went wrong on a slice that is going away passes with it.
+        # Any error on a slice that is being preempted counts as passing.
         if not error.is_passing and target.state() in (*LOST, *CHANGING):
           raise LaunchError(str(error), TAKEN_AWAY) from error
         raise
@@ -411,20 +411,24 @@ def watch(target: Slice, args: argparse.Namespace) -> None:
     return with_retries(attempt, retries=args.max_retries, backoff_seconds=args.backoff_seconds)
 
   def look() -> set[str]:
-    """Of the workers' states; nothing if the slice is not up."""
+    """The set of the workers' states; empty if the slice is not ready."""
     return set(worker_states(target).values()) if target.state() == READY else set()
 
   starts = 0
   while (states := persistently(look)) != {"finished"}:
     failed = sorted(state for state in states if state.startswith("failed"))
     if failed and "lost" not in states:
-      # Workers of a slice that is being taken away fail before it says so.
+      # While a slice is being preempted, its workers fail before its state changes.
       time.sleep(args.poll_seconds)
       if persistently(target.state) == READY:
-        raise LaunchError(f"watch: training {failed[0]}; see: tail {target.name}. The slice is still up and costs")
+        raise LaunchError(
+          f"watch: training {failed[0]}; see: tail {target.name}. The slice is still running and costs money"
+        )
     elif states != {"running"}:
       if starts > args.max_restarts:
-        raise LaunchError(f"watch: gave up after {args.max_restarts} restarts, the slice may still be up and cost")
+        raise LaunchError(
+          f"watch: gave up after {args.max_restarts} restarts, the slice may still be running and cost money"
+        )
       starts += 1
       print(f"{target.name}: start {starts}", file=sys.stderr, flush=True)
       persistently(lambda: resume(target, args))
@@ -433,11 +437,11 @@ def watch(target: Slice, args: argparse.Namespace) -> None:
   if args.delete:
     persistently(target.delete)
   else:
-    print("the slice is still up and costs: delete it", file=sys.stderr)
+    print("the slice is still running and is being billed: delete it", file=sys.stderr)
 
 
 def accelerator_type(text: str) -> str:
-  """Checks `v5litepod-16` and its like."""
+  """Validates an accelerator type such as `v5litepod-16`."""
   prefix, _, size = text.rpartition("-")
   if prefix in ACCELERATORS and size.isdigit() and int(size) in ACCELERATORS[prefix][1]:
     return text
@@ -451,7 +455,7 @@ def accelerator_type(text: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-  """Errors are one line."""
+  """An argument parser with one-line errors."""
 
   def error(self, message: str):
     self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -459,30 +463,36 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
   common, creation, code, training, patience = (Parser(add_help=False, allow_abbrev=False) for _ in range(5))
-  common.add_argument("name", help="of the slice")
+  common.add_argument("name", help="name of the slice")
   common.add_argument("--zone", help="default: gcloud's own setting")
   common.add_argument("--project", help="default: gcloud's own setting")
-  common.add_argument("--queued", action="store_true", help="it is a queued resource of this name with one node")
-  common.add_argument("--batch-size", help="workers that ssh talks to at a time (default: all); needs gcloud alpha")
-  common.add_argument("--internal-ip", action="store_true", help="the workers have no external addresses")
-  common.add_argument("--backoff-seconds", type=float, default=30.0, help="before the first retry; doubles")
-  common.add_argument("--dry-run", action="store_true", help="print what would run, run nothing")
+  common.add_argument("--queued", action="store_true", help="the slice is a queued resource of this name with one node")
+  common.add_argument("--batch-size", help="workers per ssh batch (default: all); needs gcloud alpha")
+  common.add_argument("--internal-ip", action="store_true", help="the workers have internal addresses only")
+  common.add_argument("--backoff-seconds", type=float, default=30.0, help="wait before the first retry; doubles")
+  common.add_argument("--dry-run", action="store_true", help="print the commands without running them")
 
   creation.add_argument("--accelerator-type", type=accelerator_type, required=True, metavar="TYPE")
-  creation.add_argument("--runtime-version", help="default: by accelerator type")
-  creation.add_argument("--spot", action="store_true", help="cheaper, may be taken away at any time")
-  creation.add_argument("--valid-until-duration", metavar="DURATION", help="give up queueing after, such as 6h")
-  creation.add_argument("--create-flag", action="append", default=[], metavar="FLAG", help="more for gcloud's create")
+  creation.add_argument("--runtime-version", help="default: depends on the accelerator type")
+  creation.add_argument("--spot", action="store_true", help="cheaper, may be preempted at any time")
+  creation.add_argument(
+    "--valid-until-duration", metavar="DURATION", help="give up queueing after this time, such as 6h"
+  )
+  creation.add_argument(
+    "--create-flag", action="append", default=[], metavar="FLAG", help="extra flag for gcloud's create"
+  )
 
-  code.add_argument("--ref", default="HEAD", help="commit that the workers get (default: HEAD)")
-  code.add_argument("--repository", help="URL to clone on the workers; without it the local repository is copied")
+  code.add_argument("--ref", default="HEAD", help="commit to install (default: HEAD)")
+  code.add_argument("--repository", help="URL to clone on the workers; default: copy the local repository")
   code.add_argument("--bucket", help=f"Cloud Storage bucket to mount at {BUCKET_FOLDER}; workdirs belong there")
 
-  training.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the run")
+  training.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="environment of the run")
 
   patience.add_argument("--poll-seconds", type=float, default=60.0)
-  patience.add_argument("--max-retries", type=int, default=10, help="in a row, of what may pass: stock-outs, ssh")
-  patience.add_argument("--grace-seconds", type=int, default=60, help="from SIGTERM to SIGKILL")
+  patience.add_argument(
+    "--max-retries", type=int, default=10, help="consecutive retries of passing errors: stock-outs, ssh"
+  )
+  patience.add_argument("--grace-seconds", type=int, default=60, help="time from SIGTERM to SIGKILL")
 
   top = Parser(prog="tpu_vm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   commands = top.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
@@ -491,24 +501,24 @@ def parser() -> argparse.ArgumentParser:
     return commands.add_parser(name, help=summary, description=summary, parents=[common, *parents], allow_abbrev=False)
 
   add("create", "create a slice, or queue for one", creation).add_argument("--max-retries", type=int, default=0)
-  add("setup", "put code and packages on every worker", code)
+  add("setup", "install code and packages on every worker", code)
   add("start", "start `uae-jax train` on every worker; its flags follow --", training)
   tail = add("tail", "show the log of a worker")
   tail.add_argument("--worker", default="0")
   tail.add_argument("--lines", type=int, default=50)
   tail.add_argument("--follow", action="store_true")
   add("status", "state of the slice and of the run on every worker")
-  add("resume", "bring the slice up, anew if it was preempted, and start", creation, code, training, patience)
+  add("resume", "bring the slice up, recreating it if it was preempted, and start", creation, code, training, patience)
   watcher = add("watch", "resume whenever it is preempted, until finished", creation, code, training, patience)
   watcher.add_argument("--max-restarts", type=int, default=20)
-  watcher.add_argument("--delete", action="store_true", help="the slice once training has finished")
-  add("stop", "save and end the run; the slice stays").add_argument("--grace-seconds", type=int, default=60)
+  watcher.add_argument("--delete", action="store_true", help="delete the slice once training has finished")
+  add("stop", "save and end the run; the slice keeps running").add_argument("--grace-seconds", type=int, default=60)
   add("delete", "delete the slice").add_argument("--async", action="store_true", dest="is_async")
   return top
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-  """Our options, and after `--` those of `uae-jax train`."""
+  """Parses our options; those after `--` are for `uae-jax train`."""
   argv = list(argv)
   cut = argv.index("--") if "--" in argv else len(argv)
   top = parser()
@@ -570,7 +580,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"tpu_vm: error: {error}", file=sys.stderr)
     return 1
   except KeyboardInterrupt:
-    print("tpu_vm: interrupted; what is on the slice goes on, and costs", file=sys.stderr)
+    print("tpu_vm: interrupted; the slice keeps running and is being billed", file=sys.stderr)
     return 130
   return 0
 
