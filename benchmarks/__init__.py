@@ -1,1 +1,1 @@
-"""Measured speed, memory and learning; run by hand, never by the tests."""
+"""Benchmarks of speed, memory and learning; run by hand, never by the tests."""

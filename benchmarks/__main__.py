@@ -1,8 +1,8 @@
-"""How fast, how far from the hardware's limit, and against what one would use instead.
+"""Measures speed, distance from the hardware's limit, and PyTorch baselines.
 
 python -m benchmarks --out bench                                                     every suite, CPU sizes
-python -m benchmarks --suites rollout,sampling --size small --out bench              seconds: looks at the harness
-python -m benchmarks --preset h200 --out bench                                       full-size nets on one GPU
+python -m benchmarks --suites rollout,sampling --size small --out bench              takes seconds; checks the harness
+python -m benchmarks --preset h200 --out bench                                       full-size networks on one GPU
 """
 
 import argparse
@@ -22,7 +22,7 @@ from benchmarks.sizes import SIZES
 from benchmarks.suites import OWN
 from benchmarks.table import table
 
-# The roof first: every fraction refers to it.
+# The roof suite runs first: all fractions refer to it.
 SUITES = (
   "roof",
   "rollout",
@@ -44,10 +44,10 @@ BACKENDS = ("uae_jax", "torch", "torch_compiled")
 
 
 def names(text: str, known: tuple[str, ...], flag: str) -> list[str]:
-  """A comma-separated choice, in the order of `known`.
+  """Parses a comma-separated choice; returns it in the order of `known`.
 
   Raises:
-    ValueError: a name is not known.
+    ValueError: a name is unknown.
   """
   chosen = text.split(",")
   for name in chosen:
@@ -78,7 +78,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def machine(threads: int) -> dict:
-  """What ran where, and how busy it was."""
+  """Describes the machine: processor, threads, load, date and Python version."""
   lines = Path("/proc/cpuinfo").read_text().splitlines()
   model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
   return {
@@ -91,14 +91,14 @@ def machine(threads: int) -> dict:
 
 
 def export(size: str, folder: Path) -> None:
-  """The shared weights, written by a process of its own."""
+  """Writes the shared weights in a separate process."""
   subprocess.run([sys.executable, "-m", "benchmarks.world", size, str(folder)], check=True)
 
 
 def main(argv: list[str]) -> int:
   arguments = parse(argv)
   arguments.out.mkdir(parents=True, exist_ok=True)
-  # On a GPU the processes of a suite share it.
+  # The processes of a suite share the GPU.
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   about, rows = machine(arguments.threads), []
   with tempfile.TemporaryDirectory() as folder, open(arguments.out / "log.txt", "w") as log:
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> int:
       for row in found:
         row["load"] = load
       rows += found
-      # After each suite: an interrupted run keeps what it has.
+      # Written after each suite, so that an interrupted run keeps its results.
       text = table(rows)
       (arguments.out / "results.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1))
       (arguments.out / "results.md").write_text(text)

@@ -3,8 +3,8 @@
 for seed in 0 1 2; do uae-jax train --config=configs/scenes.py --workdir=runs/seed$seed --config.seed=$seed; done
 python -m benchmarks.ablations --rows default gspo --seeds 0 1 2 --base runs --out runs/ablations
 
-A row of a seed is one process and one workdir, OUT/<row>/seed<k>; what is finished is not run again. Further flags
-(--config.FIELD=VALUE) go to every run. Writes OUT/ablations.json and OUT/ablations.md over everything found there.
+Each row and seed is one process with its own workdir, OUT/<row>/seed<k>; finished ones are not run again. Further flags
+(--config.FIELD=VALUE) apply to every run. Writes OUT/ablations.json and OUT/ablations.md about all runs found in OUT.
 """
 
 import argparse
@@ -41,10 +41,10 @@ GAINS = {"reward_similarity": "reward gain", "held_out_similarity": "held-out ga
 
 
 def run(row: str, start: str, seed: int, base: Path, workdir: Path, flags: list[str]) -> None:
-  """Trains one row of one seed, unless that is done.
+  """Trains one row with one seed, unless it is finished.
 
   Raises:
-    SystemExit: it failed.
+    SystemExit: training failed.
   """
   if (workdir / COST).exists():
     return
@@ -59,13 +59,13 @@ def run(row: str, start: str, seed: int, base: Path, workdir: Path, flags: list[
 
 
 def figures(workdir: Path, stages: tuple[str, ...]) -> dict:
-  """Held-out figures after the last stage, of the last round, and what the run cost."""
+  """Held-out metrics after the last stage of the last round, and the cost of the run."""
   files = sorted((workdir / "evaluation").glob(f"{stages[-1]}*.json"))
   return json.loads(files[-1].read_text()) | json.loads((workdir / COST).read_text())
 
 
 def cell(values: list[float], sign: str = "") -> str:
-  """Mean, and the range over seeds; with `sign` "+" signs are always shown."""
+  """Formats mean and range over seeds; `sign` "+" always shows signs."""
   values = [value for value in values if math.isfinite(value)]
   if not values:
     return ""
@@ -75,7 +75,7 @@ def cell(values: list[float], sign: str = "") -> str:
 
 
 def differences(results: dict[str, dict[int, dict]], rows: dict) -> list[str]:
-  """Each row less the row that changes nothing: seed by seed, because seeds differ by more than rows do."""
+  """Differences of each row from the default row, paired by seed because seeds differ by more than rows do."""
   names = [COLUMNS[name] for name in DIFFERENCES]
   lines = ["| row | less | seeds | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
   for row, of_seeds in results.items():
@@ -90,7 +90,7 @@ def differences(results: dict[str, dict[int, dict]], rows: dict) -> list[str]:
 
 
 def table(results: dict[str, dict[int, dict]], rows: dict) -> str:
-  """Markdown of all rows: captions, differences, and what stage 3 gained from the same captions."""
+  """Markdown of all rows: metrics, differences, and the gain of stage 3 on the same captions."""
   lines = ["| row | seeds | " + " | ".join(COLUMNS.values()) + " |", "|---" * (2 + len(COLUMNS)) + "|"]
   gains = ["| row | seeds | " + " | ".join(GAINS.values()) + " |", "|---" * (2 + len(GAINS)) + "|"]
   for row in rows:
@@ -122,7 +122,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--rows", nargs="*", default=[], choices=list(rows), metavar="ROW", help=", ".join(rows))
   parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-  parser.add_argument("--base", type=Path, required=True, help="folder of the base runs, seed<k> in it")
+  parser.add_argument("--base", type=Path, required=True, help="folder of the base runs seed<k>")
   parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
   arguments, flags = parser.parse_known_args()
   unknown = [flag for flag in flags if not flag.startswith("--config.")]

@@ -1,10 +1,10 @@
-"""What a save costs: how long the step waits for it, how long until it is on disk, how long a resume reads.
+"""Cost of a checkpoint: how long a save blocks the step, until it is on disk, and how long a restore takes.
 
 python -m benchmarks.checkpoints --megabytes 16 256 --folder DIR
 
-The state is that of a stage with Adam and a moving average (four float32 numbers a parameter). The step waits while the
-arrays are copied; writing goes on beside the next steps. Medians over the repeats; the first save of a process, which
-also opens the folder, is not counted.
+The state is that of a stage with Adam and a moving average (four float32 values per parameter). The step blocks while
+the arrays are copied; writing overlaps with the next steps. Results are medians over the repeats. The first save of a
+process, which also opens the folder, is excluded.
 """
 
 import argparse
@@ -19,7 +19,7 @@ COPIES = 4  # parameter, two moments, average
 
 
 def measure(folder: Path, megabytes: float, repeats: int) -> dict[str, float]:
-  """Seconds of a save's stall, of the whole save, and of a restore."""
+  """Measures the seconds that a save blocks, that the whole save takes, and that a restore takes."""
   import jax
   import jax.numpy as jnp
 
@@ -55,10 +55,10 @@ def measure(folder: Path, megabytes: float, repeats: int) -> dict[str, float]:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--megabytes", type=float, nargs="+", default=[16, 256], help="of the state")
+  parser.add_argument("--megabytes", type=float, nargs="+", default=[16, 256], help="sizes of the state")
   parser.add_argument("--repeats", type=int, default=5)
-  parser.add_argument("--folder", type=Path, help="on the disk to measure; a temporary one by default")
-  parser.add_argument("--json", type=Path, help="also write the rows there")
+  parser.add_argument("--folder", type=Path, help="folder on the disk to measure; default: a temporary folder")
+  parser.add_argument("--json", type=Path, help="also write the rows to this file")
   options = parser.parse_args()
   rows = []
   for megabytes in options.megabytes:

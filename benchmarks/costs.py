@@ -1,4 +1,4 @@
-"""Work of a program, counted from its trace."""
+"""FLOPs of a program, counted from its trace."""
 
 from collections.abc import Callable
 
@@ -8,5 +8,5 @@ from uae_jax.training import flops
 
 
 def matrix_flops(function: Callable, *args, while_trips: int = 1) -> float:
-  """Multiplications and additions of all matrix products and convolutions of `function(*args)`, which is not run."""
+  """FLOPs of all matrix products and convolutions in `function(*args)`, which is traced but not run."""
   return flops.matrix_flops(jax.make_jaxpr(function)(*args).jaxpr, while_trips)

@@ -1,4 +1,4 @@
-"""Curves of the results: what a case costs over the size of one thing, and the exponents of power laws through it."""
+"""Scaling curves from benchmark results: cost over the size along one axis, and exponents of fitted power laws."""
 
 from collections.abc import Iterator, Sequence
 import math
@@ -13,7 +13,7 @@ KINDS = {
 
 
 def curves(rows: Sequence[dict]) -> dict[str, dict[str, list[dict]]]:
-  """axis -> series -> measured rows in the order of x."""
+  """axis -> series -> measured rows, sorted by x."""
   found: dict[str, dict[str, list[dict]]] = {}
   for row in rows:
     facts = row.get("facts", {})
@@ -26,7 +26,7 @@ def curves(rows: Sequence[dict]) -> dict[str, dict[str, list[dict]]]:
 
 
 def exponent(points: Sequence[dict], kind: str) -> float | None:
-  """e of y ~ x ** e, least squares in logarithms; None for fewer than two points, or none of this kind."""
+  """Exponent e of y ~ x ** e, by least squares in log space; None with fewer than two measured points."""
   pairs = [(row["facts"]["x"], KINDS[kind](row)) for row in points]
   pairs = [(math.log(x), math.log(max(y, 1e-6))) for x, y in pairs if y is not None]
   if len({x for x, _ in pairs}) < 2:
@@ -35,7 +35,7 @@ def exponent(points: Sequence[dict], kind: str) -> float | None:
 
 
 def lines(rows: Sequence[dict]) -> Iterator[str]:
-  """A table an axis, in Markdown: a row a size, a group of columns a series, exponents last."""
+  """Markdown lines: one table per axis, with a row per size, a column group per series, and exponents last."""
   for axis, of_series in curves(rows).items():
     kinds = [kind for kind, value in KINDS.items() if any(value(p[0]) is not None for p in of_series.values())]
     names = [f"{kind}, {'s' if 'time' in kind else 'MB'}" for kind in kinds]

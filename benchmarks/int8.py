@@ -1,4 +1,4 @@
-"""What eight bits cost: a run of `configs/scenes.py` with its weights as they are and as int8, on held-out scenes.
+"""Accuracy of int8: evaluates a run of `configs/scenes.py` with stored and with int8 weights on held-out scenes.
 
 python -m benchmarks.int8 runs/demo
 """
@@ -16,7 +16,7 @@ from uae_jax.options import DataOptions
 
 
 def figures(uae: uae_jax.UAE, split: held_out.HeldOut) -> tuple[dict[str, float], list[str]]:
-  """(figures, captions) of greedy captions and of what is painted from them."""
+  """(metrics, captions) of greedy captions and of the images generated from them."""
   originals = [Image.fromarray(image) for image in split.images]
   captions, painted = uae.reconstruct(originals, temperature=0.0, output="array")
   errors = np.mean((painted - split.images / 255.0) ** 2, axis=(1, 2, 3))

@@ -1,14 +1,14 @@
-"""Kills a small run at random moments, again and again, and checks that it ends as if nothing had happened.
+"""Kills a small run repeatedly at random times and checks that its results are those of an uninterrupted run.
 
 python -m benchmarks.kill_resume --kills 50
 python -m benchmarks.kill_resume --kills 10 --signal SIGTERM
 
-Each life of the run is a process of its own that is killed with SIGKILL after a random part of the time that the whole
-run takes, and started again on the same workdir. Where it gets to its end, parameters, moving average and losses are
-compared bit for bit with those of a run that nobody disturbed, and the next run begins. Exit code 1 where they differ.
+The run is a separate process. It is killed with SIGKILL after a random fraction of the duration of a whole run, and
+started again on the same workdir. Once it finishes, its parameters, moving average and losses are compared bit for bit
+with those of an uninterrupted run, and the next run starts. The exit code is 1 if any differ.
 
-With SIGTERM each life is told to end instead, which it does as when a machine is taken away: it saves and exits 0. How
-long that takes is told too. A notice before it listens, while nothing is in memory that was not on disk, just ends it.
+With SIGTERM the process is asked to exit instead, as on a preemption: it saves and exits with 0, and the time that this
+takes is reported. A SIGTERM before the handler is installed, when there is nothing unsaved, terminates the process.
 """
 
 import argparse
@@ -29,12 +29,12 @@ import numpy as np
 
 STAGE = "pretrain"
 CONFIG = Path(__file__).parents[1] / "configs" / "scenes.py"
-# Imported once by the server that all lives are forked from.
+# Imported once by the server from which all processes are forked.
 PRELOAD = ("uae_jax.training.initial", "uae_jax.training.loop", "uae_jax.report.page")
 
 
 def make_config(total_steps: int):
-  """One stage of the smoke run, saved every other step, without evaluation."""
+  """Config of one stage of the smoke run, saved every other step, without evaluation."""
   spec = importlib.util.spec_from_file_location("scenes_config", CONFIG)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -48,18 +48,18 @@ def make_config(total_steps: int):
   return config.lock()
 
 
-def live(workdir: Path, total_steps: int) -> None:
-  """One life of the run."""
+def run_once(workdir: Path, total_steps: int) -> None:
+  """Runs the stage until it finishes or is killed."""
   from uae_jax.commands.train import train
 
   train(make_config(total_steps), workdir)
 
 
 def outcome(params: Path, metrics: Path) -> dict[str, np.ndarray]:
-  """Everything that must be equal: name -> array.
+  """Everything that must be equal between runs: name -> array.
 
   Args:
-    params: folder of a finished stage's parameters.
+    params: folder of the parameters of a finished stage.
     metrics: the run's `metrics.jsonl`.
   """
   import orbax.checkpoint as ocp
@@ -80,9 +80,9 @@ def differences(found: dict, wanted: dict) -> list[str]:
   )
 
 
-def torment(
+def kill_repeatedly(
   folder: Path,
-  live: Callable[[Path], None],
+  run_once: Callable[[Path], None],
   outcome: Callable[[Path], dict],
   *,
   preload: Sequence[str],
@@ -90,34 +90,34 @@ def torment(
   seed: int,
   end_with: signal.Signals = signal.SIGKILL,
 ) -> dict:
-  """Runs until so many lives have been killed and the last run is at its end.
+  """Kills and restarts runs until `kills` processes have been killed and the last run has finished.
 
   Args:
-    folder: for the workdirs.
-    live: runs in a workdir, from where it stopped, to the end; importable.
-    outcome: of a finished workdir.
-    preload: modules that all lives share.
-    kills: how many.
-    seed: of the moments.
-    end_with: what a life is sent.
+    folder: receives the workdirs.
+    run_once: starts or resumes the run in a workdir and finishes it; importable.
+    outcome: arrays to compare, from a finished workdir.
+    preload: modules imported before processes are forked.
+    kills: number of kills over all runs.
+    seed: seed of the kill times.
+    end_with: signal to send.
 
   Returns:
-    {"kills", "runs", "seconds_whole", "differences", "seconds_to_exit"}: of a run that nobody disturbed; the names that
-    were not bit-identical; and of the lives that ended themselves, with exit code 0, how long each took for it.
+    "kills" and "runs"; "seconds_whole", the duration of an uninterrupted run; "differences", the names of arrays that
+    were not bit-identical; "seconds_to_exit", the time to exit of each process that exited with 0 after the signal.
 
   Raises:
-    RuntimeError: a life ended with an error.
+    RuntimeError: a process exited with an error.
   """
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(list(preload))
 
   def start(workdir: Path):
-    process = context.Process(target=live, args=(workdir,))
+    process = context.Process(target=run_once, args=(workdir,))
     process.start()
     return process
 
   rng = np.random.default_rng(seed)
-  for name in ("first", "whole"):  # The first one fills the compilation cache.
+  for name in ("first", "whole"):  # The first run fills the compilation cache.
     begin = time.monotonic()
     process = start(folder / name)
     process.join()
@@ -160,16 +160,18 @@ def torment(
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--kills", type=int, default=50)
-  parser.add_argument("--signal", choices=("SIGKILL", "SIGTERM"), default="SIGKILL", help="that a life is ended with")
-  parser.add_argument("--steps", type=int, default=20, help="of an undisturbed run")
-  parser.add_argument("--seed", type=int, default=0, help="of the moments")
+  parser.add_argument(
+    "--signal", choices=("SIGKILL", "SIGTERM"), default="SIGKILL", help="signal that ends each process"
+  )
+  parser.add_argument("--steps", type=int, default=20, help="steps of an uninterrupted run")
+  parser.add_argument("--seed", type=int, default=0, help="seed of the kill times")
   options = parser.parse_args()
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compilation_cache"))
-    result = torment(
+    result = kill_repeatedly(
       folder,
-      functools.partial(live, total_steps=options.steps),
+      functools.partial(run_once, total_steps=options.steps),
       lambda run: outcome(run / "checkpoints" / STAGE / str(options.steps) / "params", run / "metrics.jsonl"),
       preload=PRELOAD,
       kills=options.kills,

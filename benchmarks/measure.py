@@ -1,4 +1,4 @@
-"""A suite measured: backends take turns, so that what else the machine does hits all of them alike."""
+"""Measures a suite: backends alternate, so that other load on the machine affects all of them equally."""
 
 import contextlib
 from pathlib import Path
@@ -8,21 +8,21 @@ from benchmarks.timing import summary
 
 
 def measure(suite: str, backends: list[str], size: str, folder: Path, repeats: int, threads: int, log) -> list[dict]:
-  """Rows of results, one a case and backend.
+  """Measures a suite; returns one row of results per case and backend.
 
   Args:
-    suite: of `SUITES`.
-    backends: of `BACKENDS`.
-    size: of `SIZES`.
-    folder: with the shared weights.
-    repeats: timed runs of each case, after two that are not.
-    threads: cores of each process.
-    log: open file for what the processes print.
+    suite: one of `SUITES`.
+    backends: some of `BACKENDS`.
+    size: a key of `SIZES`.
+    folder: contains the shared weights.
+    repeats: timed runs per case, after two untimed runs.
+    threads: CPU cores per process.
+    log: open file that receives the output of the processes.
   """
   rows = []
   with contextlib.ExitStack() as stack:
     started = {}
-    # All start at once, and import while others do.
+    # All processes start at once, so that their imports overlap.
     for backend in [stack.enter_context(Backend(suite, name, size, folder, threads, log)) for name in backends]:
       try:
         started[backend] = backend.cases()

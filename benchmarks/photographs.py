@@ -1,4 +1,4 @@
-"""A folder of JPEG files with captions beside them, for the input suite."""
+"""Creates a folder of captioned JPEG files for the input suite."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from benchmarks import inputs
 from benchmarks.sizes import Size
 
 SIDE_PX = 512
-BATCHES = 4  # a run
+BATCHES = 4  # per run
 CAPTION_TOKENS = 26
 
 
 def write(folder: Path, size: Size) -> Path:
-  """As many files as a run reads, of smooth noise, so that they compress as photographs do."""
+  """Writes the files that one run reads: smooth noise, which compresses like photographs."""
   folder.mkdir(exist_ok=True)
   for i in range(BATCHES * size.encoder_batch):
     file = folder / f"{i:05d}.jpg"

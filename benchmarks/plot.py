@@ -1,4 +1,4 @@
-"""Results as one SVG: bars of time relative to ours, a group a case."""
+"""Plots results as one SVG: bars of time relative to ours, one group per case."""
 
 from collections.abc import Sequence
 from html import escape
@@ -10,7 +10,7 @@ COLOURS = {"uae_jax": "#2f6fde", "torch": "#e0852b", "torch_compiled": "#9b9b9b"
 
 
 def chart(rows: Sequence[dict]) -> str:
-  """Cases that have a peer; shorter is better, ours is 1."""
+  """Draws all cases that have a peer; ours is 1, and shorter is better."""
   groups: dict[tuple[str, str], list[dict]] = {}
   for row in rows:
     if "seconds" in row and row["suite"] != "roof":

@@ -1,4 +1,4 @@
-"""The worker processes of a suite as the parent sees them."""
+"""Parent side of the worker processes of a suite."""
 
 import contextlib
 import json
@@ -7,20 +7,20 @@ from pathlib import Path
 import subprocess
 import sys
 
-# One arena that keeps its memory, for all backends alike: else every run asks the kernel anew for pages of its
-# temporaries, 0.2 to 0.5 s a run.
+# A single malloc arena that retains its memory, for all backends: otherwise every run requests pages for its
+# temporaries from the kernel again, which takes 0.2 to 0.5 s per run.
 ALLOCATOR = {
   "MALLOC_ARENA_MAX": "1",
   "MALLOC_MMAP_MAX_": "0",
   "MALLOC_TRIM_THRESHOLD_": "8589934592",
   "MALLOC_TOP_PAD_": "268435456",
 }
-VIRTUAL_DEVICES = 8  # of the suite of that name, on a CPU
+VIRTUAL_DEVICES = 8  # in the suite `devices` on a CPU
 
 
 def environment(suite: str, folder: Path) -> dict[str, str]:
-  """Of a suite's processes, which write into `folder` alone."""
-  # Compile times are measured: nothing may come from a cache. PyTorch keeps its own in TMPDIR.
+  """Environment of a suite's processes, which write only into `folder`."""
+  # Compile times are measured, so no cache may be used. PyTorch has its own cache in TMPDIR.
   variables = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
   variables |= ALLOCATOR | {"TMPDIR": str(folder)}
   if suite == "devices":
@@ -30,11 +30,11 @@ def environment(suite: str, folder: Path) -> dict[str, str]:
 
 
 class BackendError(RuntimeError):
-  """A backend could not do a case; the text is its own error."""
+  """A backend could not run a case; the message is its own error."""
 
 
 class Backend:
-  """One worker process; `with` ends it."""
+  """One worker process, as a context manager that ends it."""
 
   def __init__(self, suite: str, name: str, size: str, folder: Path, threads: int, log):
     self.name = name
@@ -56,11 +56,11 @@ class Backend:
       self._process.kill()
 
   def cases(self) -> list[str]:
-    """Names of the cases; waits until the process has started."""
+    """Names of the cases; blocks until the process has started."""
     return self._answer()
 
   def ask(self, command: str, name: str) -> dict:
-    with contextlib.suppress(BrokenPipeError):  # It has ended; the answer tells how.
+    with contextlib.suppress(BrokenPipeError):  # The process has ended; reading the answer reports how.
       self._process.stdin.write(json.dumps([command, name]) + "\n")
       self._process.stdin.flush()
     return self._answer()

@@ -1,35 +1,35 @@
-"""What is computed: sizes of nets and work as plain numbers, which a process without jax can read."""
+"""Sizes of networks and workloads as plain numbers, readable by a process without JAX."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """One choice of nets and work.
+  """Sizes of the networks and of the workload.
 
   Attributes:
-    name: of `--size`.
-    dtype: of weights and activations; adapters stay float32.
-    shares_weights: all backends read the same files; otherwise each draws its own random weights.
-    prompts: images, or captions, a batch.
-    rollouts: captions an image, or images a caption.
-    caption_px: side of the captioner's images.
-    question_tokens: of the caption prompt, apart from the image's.
-    caption_tokens: length of every caption; nothing ends early, so that all backends do the same work.
-    image_px: side of painted images.
-    sampling_px: side of the images of the sampling suite.
-    context_tokens: of the sampling suite.
-    sampling_batch: images of the sampling suite.
-    sampling_steps: of the sampling suite.
-    guidance: of the sampling suite.
+    name: value of `--size`.
+    dtype: dtype of weights and activations; adapters are always float32.
+    shares_weights: whether all backends read the same files; otherwise each draws its own random weights.
+    prompts: images, or captions, per batch.
+    rollouts: captions per image, or images per caption.
+    caption_px: side of the captioner's input images, in pixels.
+    question_tokens: tokens of the caption prompt without the image.
+    caption_tokens: length of every caption; none ends early, so that all backends do the same work.
+    image_px: side of generated images, in pixels.
+    sampling_px: side of the images of the sampling suite, in pixels.
+    context_tokens: context length of the sampling suite.
+    sampling_batch: images per batch of the sampling suite.
+    sampling_steps: sampler steps of the sampling suite.
+    guidance: guidance scale of the sampling suite.
     reward_steps: sampler steps of a reconstruction in stage 2.
-    sde_steps: of the schedule in stage 3.
+    sde_steps: sampler steps of stage 3.
     window: stochastic steps of stage 3.
-    encoder_batch: images of the embedders and vae suites.
-    autoencoder_px: side of the vae suite's images.
-    update_chunks: pieces of the captions whose logits are held at a time in an update.
-    decode_chunks: pieces in which reconstructions are painted and decoded.
-    rank: of the adapters.
+    encoder_batch: images per batch of the embedders and autoencoder suites.
+    autoencoder_px: image side of the autoencoder suite, in pixels.
+    update_chunks: chunks of a caption for which logits are computed one after the other in an update.
+    decode_chunks: chunks of a batch in which reconstructions are generated and decoded.
+    rank: LoRA rank of the adapters.
   """
 
   name: str
@@ -61,7 +61,7 @@ class Size:
 
 
 SIZES = {
-  # Seconds: for looking at the harness itself.
+  # Takes seconds: checks the harness itself.
   "small": Size(
     "small",
     prompts=1,
@@ -79,7 +79,7 @@ SIZES = {
     autoencoder_px=32,
     rank=4,
   ),
-  # Nets of 20 to 90 million parameters: minutes on a few cores.
+  # Networks of 20 to 90 million parameters: takes minutes on a few cores.
   "medium": Size("medium"),
   # Qwen2.5-VL-3B and SD3.5-large on one GPU with 140 GB.
   "h200": Size(
@@ -106,18 +106,18 @@ SIZES = {
 
 
 def vocabulary(size: Size) -> int:
-  """Rows of the embedding table."""
+  """Vocabulary size: rows of the embedding table."""
   return {"small": 256, "medium": 16384, "h200": 151936}[size.name]
 
 
 def image_token(size: Size) -> int:
-  """The id that an image token replaces; ids below it are words."""
+  """Id of the image token; ids below it are words."""
   return {"small": 250, "medium": 16000, "h200": 151655}[size.name]
 
 
-ROOF_ROWS = 16  # of the products that do little more than read a matrix: a decoding step of so many captions
+ROOF_ROWS = 16  # rows of the memory-bound products, which resemble a decoding step of 16 captions
 
 
 def roof_widths(size: Size) -> tuple[int, int]:
-  """(side of the square product, side of the matrix that is read) of the roof suite."""
+  """Matrix sides in the roof suite: (compute-bound product, memory-bound product)."""
   return {"small": (512, 1024), "medium": (2048, 8192), "h200": (8192, 32768)}[size.name]

@@ -1,4 +1,4 @@
-"""Results as a table in Markdown."""
+"""Formats results as a Markdown table."""
 
 from collections.abc import Iterator, Sequence
 
@@ -21,7 +21,7 @@ HEADER = (
 
 
 def roofs(rows: Sequence[dict]) -> dict[str, float]:
-  """The best that any backend reached in the roof suite: "flops" and "bytes" a second, 0 where it did not run."""
+  """The best rates of any backend in the roof suite: "flops" and "bytes" per second, 0 if it did not run."""
   best = {"flops": 0.0, "bytes": 0.0}
   for row in rows:
     if row["suite"] == "roof" and "seconds" in row:
@@ -31,13 +31,13 @@ def roofs(rows: Sequence[dict]) -> dict[str, float]:
 
 
 def seconds_at_roof(row: dict, best: dict[str, float]) -> float | None:
-  """What the work would take at the roof that bounds it; None where nobody counted."""
+  """Seconds of a case at the roof that bounds it; None if its work was not counted."""
   parts = [row[kind] / best[kind] for kind in best if row.get(kind) and best[kind]]
   return max(parts, default=None)
 
 
 def ratio(row: dict, rows: Sequence[dict], field: str = "seconds") -> float | None:
-  """How many times our time the fastest peer of the case takes; None for peers and where there is none."""
+  """Time of the fastest peer divided by ours; None for rows of peers and without a peer."""
   if row["backend"] != OURS or "seconds" not in row:
     return None
   peers = [
@@ -49,7 +49,7 @@ def ratio(row: dict, rows: Sequence[dict], field: str = "seconds") -> float | No
 
 
 def disagreement(row: dict, rows: Sequence[dict]) -> float | None:
-  """Largest difference of a peer's numbers from ours, over the largest of ours; None without both."""
+  """Largest difference of a peer's check values from ours, relative to our largest; None if either is missing."""
   ours = next(
     (
       other
@@ -65,12 +65,12 @@ def disagreement(row: dict, rows: Sequence[dict]) -> float | None:
 
 
 def number(value: float | None, suffix: str = "") -> str:
-  """Three digits."""
+  """Formats three significant digits."""
   return "" if value is None else f"{value:.3g}{suffix}"
 
 
 def table(rows: Sequence[dict]) -> str:
-  """One line a case and backend, then what could not run and whether the numbers agree."""
+  """Markdown with one row per case and backend, then failed cases and the agreement of check values."""
   best = roofs(rows)
   return "\n".join(_lines(rows, best)) + "\n"
 

@@ -1,4 +1,4 @@
-"""How a case is measured: seconds of repeated runs, and the memory that they need at most."""
+"""Measurement of a case: seconds of repeated runs and peak memory."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -10,19 +10,20 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One piece of work of one backend, ready to run.
+  """One workload of one backend, ready to run.
 
   Attributes:
-    run: does the work once and waits for its end.
-    unit: what it makes, "captions" for instance.
-    amount: how many of them a run makes.
-    flops: multiplications and additions of matrix products and convolutions a run; None where nobody counted.
-    bytes: that a run must at least move from memory, for work that the bandwidth bounds; else None.
-    check: numbers that all backends must agree on, from the same weights and inputs; None where nothing compares.
-    facts: anything else worth writing down. Where cases make a curve: "axis", what grows; "x", how large it is;
-      "series", which of several curves of the axis, if so; "temporaries_mb" and "resident_mb", what the compiled
-      program plans to hold on a device, beside its arguments and in them.
-    seconds_compile: of a program that was compiled before its first run; else the first run tells.
+    run: does the work once and blocks until it is finished.
+    unit: unit of the output, such as "captions".
+    amount: units per run.
+    flops: FLOPs of matrix products and convolutions per run; None if not counted.
+    bytes: minimum bytes read from memory per run, for bandwidth-bound work; else None.
+    check: returns values on which all backends must agree, given the same weights and inputs; None if there are none.
+    facts: further results. For cases of a scaling curve: "axis", the quantity that varies; "x", its value; "series",
+      the curve's name if an axis has several; "temporaries_mb" and "resident_mb", the compiled program's memory per
+      device for temporaries and for arguments.
+    seconds_compile: compile time of a program that was compiled ahead of its first run; None derives it from the first
+      run.
   """
 
   run: Callable[[], Any]
@@ -36,10 +37,10 @@ class Case:
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, float]:
-  """(seconds on the wall, seconds of processor time over all threads) of one call.
+  """Times one call: (wall seconds, processor seconds over all threads).
 
-  The second hardly knows what else a machine does, so it compares backends on a busy one; waiting threads that spin
-  count in it.
+  Processor time depends little on other load, so it can compare backends on a busy machine. It includes threads that
+  spin while waiting.
   """
   wall, processor = time.perf_counter(), time.process_time()
   function()
@@ -47,7 +48,7 @@ def timed(function: Callable[[], Any]) -> tuple[float, float]:
 
 
 def summary(samples: Sequence[tuple[float, float]]) -> dict[str, float]:
-  """Median, extremes and number of repeated runs, in seconds; medians of wall and of processor."""
+  """Median, extremes and number of repeated runs: wall seconds, and the median of processor seconds."""
   walls, processors = zip(*samples, strict=True)
   return {
     "seconds": statistics.median(walls),
@@ -59,9 +60,9 @@ def summary(samples: Sequence[tuple[float, float]]) -> dict[str, float]:
 
 
 class Memory:
-  """Peak memory in MB of what runs between `start` and `peak`: of the device where it keeps count, else of the process.
+  """Peak memory in MB between `start` and `peak`: of the device if it counts its memory, else of the process.
 
-  On the host the peak is Linux's high-water mark, which a process may reset.
+  On the host the peak is Linux's high-water mark of the process, which it can reset.
   """
 
   def __init__(self, backend: str):
@@ -71,7 +72,7 @@ class Memory:
 
       device = jax.local_devices()[0]
       if device.memory_stats():
-        # Never reset by XLA: right for the largest case so far.
+        # XLA never resets it, so it is correct only for the largest case so far.
         self._device = lambda: device.memory_stats()["peak_bytes_in_use"]
         self._reset = lambda: None
     else:
@@ -81,7 +82,7 @@ class Memory:
         self._device, self._reset = torch.cuda.max_memory_allocated, torch.cuda.reset_peak_memory_stats
 
   def start(self) -> float:
-    """Resets the mark where that is possible; returns what is in use, MB."""
+    """Resets the high-water mark if possible; returns the memory in use, in MB."""
     if self._device is not None:
       self._reset()
       return self._device() / 1e6
@@ -93,6 +94,6 @@ class Memory:
 
 
 def _status(name: str) -> float:
-  """MB of a line of /proc/self/status."""
+  """Value of a line of /proc/self/status, in MB."""
   lines = Path("/proc/self/status").read_text().splitlines()
   return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(name))

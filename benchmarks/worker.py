@@ -1,4 +1,4 @@
-"""One suite in one backend, in a process of its own: reads commands from stdin, answers a line of JSON to each.
+"""Runs one suite of one backend in its own process: reads commands from stdin and answers each with a JSON line.
 
 python -m benchmarks.worker --suite rollout --backend torch --size small --folder DIR --threads 2
 """
@@ -18,13 +18,13 @@ from benchmarks.suites import OWN
 
 
 def restrict(threads: int) -> None:
-  """The first `threads` cores of this process, before any library has made its pool."""
+  """Restricts this process to its first `threads` cores; call before any library creates a thread pool."""
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
   os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
 
 
 def open_suite(suite: str, backend: str, size_name: str, folder: Path, threads: int) -> dict:
-  """name -> function that makes the case."""
+  """Opens a suite: name -> function that makes the case."""
   size = SIZES[size_name]
   if backend == "uae_jax":
     from benchmarks import world
@@ -43,7 +43,7 @@ def open_suite(suite: str, backend: str, size_name: str, folder: Path, threads: 
 
 
 class Worker:
-  """Answers `prepare`, `run` and `drop`."""
+  """Executes the commands `prepare`, `run` and `drop`."""
 
   def __init__(self, arguments):
     self._cases = open_suite(arguments.suite, arguments.backend, arguments.size, arguments.folder, arguments.threads)
@@ -55,7 +55,7 @@ class Worker:
     return list(self._cases)
 
   def prepare(self, name: str) -> dict:
-    """Makes the case, runs it twice, and tells what the first run took longer than the second."""
+    """Makes the case and runs it twice; the first run's extra time counts as compile time."""
     from benchmarks.timing import Memory, timed
 
     case = self._cases[name]()
@@ -74,7 +74,7 @@ class Worker:
       "seconds_compile": max(first - second, 0.0) if case.seconds_compile is None else case.seconds_compile,
       "memory_before_mb": before,
       "memory_peak_mb": peak,
-      # Other weights give other numbers.
+      # Check values are comparable only with equal weights.
       "check": list(map(float, case.check())) if case.check and self._is_comparable else None,
     }
 
@@ -85,7 +85,7 @@ class Worker:
     return {"seconds": wall, "processor_seconds": processor}
 
   def drop(self, name: str) -> dict:
-    """Forgets the case, and gives its memory back, so that the next one's peak is its own."""
+    """Deletes the case and frees its memory, so that the peak of the next case does not include it."""
     del self._ready[name]
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
@@ -100,14 +100,14 @@ def main() -> None:
   parser.add_argument("--folder", type=Path, required=True)
   parser.add_argument("--threads", type=int, required=True)
   arguments = parser.parse_args()
-  # Libraries print to stdout: answers have a channel of their own.
+  # Libraries print to stdout, so answers use a duplicate of it, and stdout is redirected to stderr.
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)
 
   def answer(function, *values):
     try:
       result = function(*values)
-    except Exception as error:  # Whatever a backend cannot do is a result of the benchmark.
+    except Exception as error:  # Any failure of a backend is a result of the benchmark.
       traceback.print_exc()
       result = {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]}
     print(json.dumps(result), file=answers, flush=True)

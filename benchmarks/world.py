@@ -1,4 +1,4 @@
-"""Our side of a size: nets, weights and states, and the files that PyTorch reads the same weights from.
+"""Our networks, weights and states of a size, and the files from which PyTorch reads the same weights.
 
 python -m benchmarks.world small DIR
 """
@@ -46,7 +46,7 @@ LEARNING_RATE = 1e-4
 
 
 def uae_config(size: Size, *, is_unrolled: bool = False, decoder_depth: int | None = None) -> UAEConfig:
-  """Sizes of the five nets; `is_unrolled` writes layers out, as the small world does. Those of full size never are."""
+  """Sizes of the five networks; `is_unrolled` unrolls layers, as in the small world (ignored at full size)."""
   adapters = dict(
     captioner_lora=LoRA(size.rank, size.alpha, targets="^language/layers/"),
     decoder_lora=LoRA(size.rank, size.alpha),
@@ -92,7 +92,7 @@ def uae_config(size: Size, *, is_unrolled: bool = False, decoder_depth: int | No
     pooled_width=128,
     pos_embed_max_size=64,
     sample_size=64,
-    # What a scan keeps goes to memory and back, where computing it again is no slower.
+    # Activations saved by a scan go through memory; recomputing them is no slower.
     remat="none" if is_unrolled else "dots",
     unroll=is_unrolled,
   )
@@ -112,7 +112,7 @@ def uae_config(size: Size, *, is_unrolled: bool = False, decoder_depth: int | No
 
 
 def encoder_configs(size: Size, *, is_unrolled: bool = False) -> dict:
-  """CLIP ViT-L/14 and DINOv2-large, or their base and small sizes; `is_unrolled` as in `uae_config`."""
+  """Sizes of CLIP ViT-L/14 and DINOv2-large, or of smaller ones; `is_unrolled` as in `uae_config`."""
   if size.name == "h200":
     return {"clip": CLIPVisionConfig.clip_vit_l14(), "dinov2": DINOv2Config.dinov2_large()}
   if size.name == "small":
@@ -140,7 +140,7 @@ def encoder_configs(size: Size, *, is_unrolled: bool = False) -> dict:
 
 
 def prompts(size: Size) -> Prompts:
-  """Templates whose closing token does not exist: every caption has its full length."""
+  """Prompt templates with an end token that does not exist, so that every caption has its full length."""
   before, after, negative = inputs.generation_template(size)
   side = size.caption_px // inputs.PATCH_PX // inputs.MERGE
   return Prompts(
@@ -156,13 +156,13 @@ def prompts(size: Size) -> Prompts:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class World:
-  """The nets of a size.
+  """The networks of a size.
 
   Attributes:
-    size: of nets and work.
-    config: of the UAE.
+    size: sizes of networks and workload.
+    config: sizes of the UAE.
     networks: graph definitions and prompts.
-    abstract: every parameter's shape.
+    abstract: shapes of all parameters.
   """
 
   size: Size
@@ -172,11 +172,11 @@ class World:
 
   @functools.cached_property
   def params(self) -> dict:
-    """The same random weights in every process; adapters are not zero."""
+    """Random weights, the same in every process; adapters are nonzero."""
     return self.draw(lambda path: True)
 
   def draw(self, is_wanted: Callable[[str], bool]) -> dict:
-    """The weights whose path is wanted."""
+    """Draws the weights whose path is wanted."""
     leaves = {}
     for i, (path, leaf) in enumerate(trees.items(self.abstract)):
       if is_wanted(path):
@@ -189,9 +189,9 @@ class World:
     return make_optimizer(OptimizerOptions(learning_rate=LEARNING_RATE, schedule="constant", warmup_percent=0.0), 1000)
 
   def state(self, net: str, params: dict | None = None) -> State:
-    """The first state of a stage that trains the adapters of `net`; its own copy, because updates consume it.
+    """Initial state of a stage that trains the adapters of `net`, as a copy because updates donate it.
 
-    `params` are others than this world's own.
+    `params` replaces the parameters of this world.
     """
     state = create(
       self.params if params is None else params,
@@ -204,13 +204,13 @@ class World:
 
 
 def _draw(number: int, path: str, shape: tuple, dtype, world: World) -> jax.Array:
-  """One leaf: weights of order 1 / sqrt(fan in), scales near 1, everything else small."""
+  """Draws one leaf: weights of order 1 / sqrt(fan_in), scales near 1, everything else small."""
   if path.endswith(("latent_scaling", "latent_shift")):
     config = world.config.vae
     value = config.scaling_factor if path.endswith("scaling") else config.shift_factor
     return jnp.full(shape, value, jnp.float32)
   if world.size.shares_weights:
-    # numpy draws a leaf faster than XLA compiles its shape.
+    # numpy draws a leaf faster than XLA compiles a program for its shape.
     noise = jnp.asarray(np.random.default_rng(number).standard_normal(shape, np.float32))
   else:
     noise = jax.random.normal(jax.random.key(number), shape, dtype)
@@ -225,7 +225,7 @@ def _draw(number: int, path: str, shape: tuple, dtype, world: World) -> jax.Arra
 
 
 def make(size: Size, *, mesh: Mesh | None = None, is_unrolled: bool = False, decoder_depth: int | None = None) -> World:
-  """Allocates nothing; one device unless a mesh says more, the other arguments as in `uae_config`."""
+  """Makes a world without allocating arrays, on one device by default; other arguments as in `uae_config`."""
   from flax import nnx
 
   config = uae_config(size, is_unrolled=is_unrolled, decoder_depth=decoder_depth)
@@ -244,7 +244,7 @@ def make(size: Size, *, mesh: Mesh | None = None, is_unrolled: bool = False, dec
 
 
 def write(size: Size, folder: Path) -> None:
-  """What the PyTorch side needs: `config.json` files, and the weights if they are shared."""
+  """Writes the files for PyTorch: `config.json`, and the weights if they are shared."""
   world = make(size)
   if not size.shares_weights:
     _write_configs(world, folder)
@@ -271,7 +271,7 @@ def write(size: Size, folder: Path) -> None:
 
 
 def _write_configs(world: World, folder: Path) -> None:
-  """`config.json` of every net, in the library's words."""
+  """Writes `config.json` of every network, in the format of its library."""
   config, embedders = world.config, encoder_configs(world.size)
   clip_config, dino = embedders["clip"], embedders["dinov2"]
   common = {

@@ -1,4 +1,4 @@
-"""Our side, one suite a file: `cases(world)` gives name -> a function that makes the `Case`."""
+"""Our side of the suites, one per file: `cases(world)` returns name -> function that makes the `Case`."""
 
-# What no peer has: curves of many cases, each of few runs; their layers are scanned, so that they compile soon.
+# Suites without peers: curves of many cases with few runs each. Their layers are scanned to compile faster.
 OWN = ("prefix", "scaling", "devices")

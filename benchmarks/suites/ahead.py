@@ -1,4 +1,4 @@
-"""Programs compiled before their first run, which tell what they plan to hold."""
+"""Ahead-of-time compilation, which reports compile time and planned memory."""
 
 from collections.abc import Callable
 import time
@@ -8,9 +8,9 @@ import jax
 
 
 def compile_ahead(function: Callable, arguments: tuple, **options) -> tuple[Callable, dict[str, Any]]:
-  """(compiled program, fields of its `Case`) of `jax.jit(function, **options)` for these arguments.
+  """Compiles `jax.jit(function, **options)` for these arguments; returns (program, fields of its `Case`).
 
-  The fields are the seconds of tracing and compiling, and as facts the program's memory on each of its devices.
+  The fields are the seconds of tracing and compiling, and, as facts, the program's memory per device.
   """
   start = time.perf_counter()
   compiled = jax.jit(function, **options).lower(*arguments).compile()

@@ -1,4 +1,4 @@
-"""Images to latents and back."""
+"""VAE: images to latents and back."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The state of stage 2 to disk and back by Orbax, and all parameters at the end of a stage."""
+"""Saving and restoring with Orbax: the state of stage 2, and all parameters at the end of a stage."""
 
 from pathlib import Path
 import shutil

@@ -1,6 +1,6 @@
-"""One update of the captioner on 1, 2, 4 and so on devices: the same batch, cut over `fsdp` with weights and state.
+"""One update of the captioner on 1, 2, 4, ... devices: the same batch, weights and state sharded over `fsdp`.
 
-Virtual devices of a CPU share its cores: there the time tells what cutting costs, and the memory what it saves.
+Virtual devices share the cores of a CPU, so times show the overhead of sharding, and memory shows what it saves.
 """
 
 import jax
@@ -26,7 +26,7 @@ def cases(world: World) -> dict:
   def update(count):
     mesh = sharding.make_mesh(fsdp=count, devices=jax.devices()[:count])
     cut = make(size, mesh=mesh)
-    # Copies: the update consumes them, and the next case starts from the same.
+    # Copies, because the update donates its arguments and the next case starts from the same values.
     places = jax.tree.map(lambda leaf: leaf.sharding, cut.abstract)
     params = jax.device_put(jax.tree.map(jnp.copy, world.params), places)
     phases = stages.captioner_phases(cut, num_rollouts=ROLLOUTS, max_new_tokens=length)

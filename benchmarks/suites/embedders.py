@@ -1,4 +1,4 @@
-"""The reward and metric embedders on images that have their size."""
+"""The reward and metric embedders, on images of their input size."""
 
 import jax
 import jax.numpy as jnp

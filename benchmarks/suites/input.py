@@ -1,4 +1,4 @@
-"""Batches of photographs from a folder, by grain: decoded, cropped, resized, tokenised."""
+"""Batches of photographs from a folder with grain: decoded, cropped, resized, tokenized."""
 
 from pathlib import Path
 import tempfile

@@ -1,6 +1,6 @@
-"""One prefix a group against one a caption, in rollout and update, over the group's size; and the early end of a group.
+"""One prefix per group vs. one per caption, in rollout and update, over the group size; and early end of a group.
 
-"repeated" runs the same functions on every image repeated for each of its captions.
+"repeated" runs the same functions with every image repeated for each of its captions.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def cases(world: World) -> dict:
   image = jnp.asarray(inputs.images(size, size.caption_px, 1))
 
   def place(group, is_shared):
-    """(images, rollouts an image)."""
+    """(images, rollouts per image) of a case."""
     return (image, group) if is_shared else (jnp.repeat(image, group, axis=0), 1)
 
   def case(name, function, arguments, group, is_shared, while_trips=1):
@@ -64,7 +64,7 @@ def cases(world: World) -> dict:
     return case("update", gradient, (trainable, frozen, images, tokens), group, is_shared)
 
   def early(closes_early):
-    """Greedy captions of a whole group: all alike, so that a token they contain can close them."""
+    """Greedy captions of a group: all are equal, so that one of their tokens can serve as the end token."""
     sample = jax.jit(sampler(world, size.rollouts, size.caption_tokens))
     arguments = (world.params, image, jax.random.key(0), jnp.float32(0.0))
     tokens = np.asarray(sample(*arguments).tokens)[0, 0]

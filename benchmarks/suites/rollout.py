@@ -1,4 +1,4 @@
-"""A group of captions of every image: image and question once, then one token at a time."""
+"""A group of captions per image: one prefill of image and question, then token-by-token decoding."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from uae_jax.rollouts import captions
 
 
 def sampler(world: World, rollouts: int, length: int):
-  """(params, images, key, temperature) -> Captions."""
+  """Makes the function (params, images, key, temperature) -> Captions."""
 
   def sample(params, images, key, temperature):
     model = world.networks.uae(params)
@@ -32,7 +32,7 @@ def sampler(world: World, rollouts: int, length: int):
 
 
 def decode_bytes(world: World, length: int) -> float:
-  """What decoding must read at least: the language model once a token."""
+  """Minimum bytes that decoding reads: the language model once per token."""
   language = {"language": world.abstract["captioner"]["language"]}
   return length * trees.count(language) * jnp.dtype(world.size.dtype).itemsize
 

@@ -1,4 +1,4 @@
-"""Images from contexts: Euler steps under classifier-free guidance, both branches in one batch, one compiled scan."""
+"""Images from contexts: Euler steps with classifier-free guidance, both branches in one batch, in one scan."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ SHIFT = 3.0
 
 
 def contexts(world: World, rows: int) -> tuple[Context, Context]:
-  """(positive rows, one negative row)."""
+  """(positive rows, one negative row) of contexts."""
   width = world.config.connector.out_width
   states = jnp.asarray(inputs.context(world.size, rows + 1, width), world.size.dtype)
   mask = jnp.ones(states.shape[:2], bool)
@@ -23,7 +23,7 @@ def contexts(world: World, rows: int) -> tuple[Context, Context]:
 
 
 def painter(world: World, steps: int, guidance: float):
-  """(params, context, negative, noise) -> latents, without adapters."""
+  """Makes the function (params, context, negative, noise) -> latents, without adapters."""
 
   def paint(params, context, negative, noise):
     model = world.networks.uae(params, adapters=False)

@@ -1,4 +1,4 @@
-"""How time and memory grow with caption length, resolution and depth; and compile time with depth.
+"""Scaling of time and memory with caption length, resolution and depth, and of compile time with depth.
 
 `growth.exponent` fits a power law to the cases of an axis. Group size is an axis of the suite `prefix`.
 """

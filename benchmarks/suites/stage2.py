@@ -1,4 +1,4 @@
-"""The whole step of stage 2: captions, reconstructions, reward, update; the four phases jitted apart."""
+"""The whole step of stage 2: captions, reconstructions, reward, update; the phases are jitted separately."""
 
 from benchmarks.suites import stages
 from benchmarks.timing import Case

@@ -1,4 +1,4 @@
-"""The whole step of stage 3: a caption, a group of stochastic samples, reward, update; the four phases jitted apart."""
+"""The whole step of stage 3: caption, group of stochastic samples, reward, update; the phases are jitted separately."""
 
 from benchmarks.suites import stages
 from benchmarks.timing import Case

@@ -1,4 +1,4 @@
-"""The phases of stages 2 and 3 at a size, for the suites of whole steps and of updates alone."""
+"""The phases of stages 2 and 3 at a size, for the suites of whole steps and of single updates."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from uae_jax.training.stages import generation_for_understanding, understanding_
 
 
 def captioner_phases(world: World, **options) -> Phases:
-  """Stage 2: DAPO's token mean, no reference."""
+  """Phases of stage 2 with DAPO's token mean and no reference policy."""
   size = world.size
   settings = dict(
     num_rollouts=size.rollouts,
@@ -38,7 +38,7 @@ def captioner_phases(world: World, **options) -> Phases:
 
 
 def decoder_phases(world: World) -> Phases:
-  """Stage 3: the window at the start of the schedule, one initial noise a group."""
+  """Phases of stage 3 with the window at the start of the schedule and one initial noise per group."""
   size = world.size
   return understanding_for_generation.make_phases(
     world.networks,
@@ -69,7 +69,7 @@ def batch(world: World) -> dict:
 
 
 class Stepper:
-  """Runs `step(state, ...) -> (state, metrics)` on a state that every call consumes."""
+  """Calls `step(state, ...) -> (state, metrics)` and keeps the new state, because each call donates the old one."""
 
   def __init__(self, step, state):
     self._step, self._state = step, state

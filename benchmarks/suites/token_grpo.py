@@ -35,7 +35,7 @@ def cases(world: World) -> dict:
       unit="captions",
       amount=size.prompts * size.rollouts,
       flops=flops,
-      # Of the first update: later ones start from other adapters.
+      # Checks the first update only: later ones start from other adapters.
       check=lambda: [float(first["loss"]), float(first["grad_norm"])],
     )
 

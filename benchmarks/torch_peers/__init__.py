@@ -1,1 +1,1 @@
-"""What one would use instead: transformers, diffusers and PEFT, the same work on the same weights, one suite a file."""
+"""PyTorch baselines (transformers, diffusers, PEFT): the same work on the same weights, one suite per file."""

@@ -1,4 +1,4 @@
-"""Images to latents and back with diffusers' AutoencoderKL."""
+"""VAE: images to latents and back with diffusers' AutoencoderKL."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Captions with transformers: groups by `generate`, log-probabilities, and the decoder's context."""
+"""Captions with transformers: groups from `generate`, log-probabilities, and the decoder's context."""
 
 import torch
 from transformers import CompileConfig
@@ -13,7 +13,7 @@ FRAMES = 2
 
 
 def patches(nets: Nets, images) -> tuple[torch.Tensor, torch.Tensor]:
-  """(pixel_values, image_grid_thw) of uint8[B, H, W, 3], as the image processor makes them."""
+  """(pixel_values, image_grid_thw) of images uint8[B, H, W, 3], as the image processor makes them."""
   pixels = nets.tensor(images).float() / 255
   pixels = (pixels - torch.tensor(MEAN, device=nets.device)) / torch.tensor(STD, device=nets.device)
   batch, height, width, channels = pixels.shape
@@ -26,7 +26,7 @@ def patches(nets: Nets, images) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def prompt(nets: Nets, images) -> dict[str, torch.Tensor]:
-  """Keyword arguments of the model for one prompt an image."""
+  """Keyword arguments of the model for one prompt per image."""
   ids = nets.tensor(inputs.caption_prompt(nets.size)).long()[None].expand(len(images), -1)
   values, grid = patches(nets, images)
   return {
@@ -40,7 +40,7 @@ def prompt(nets: Nets, images) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def generate(nets: Nets, model, images, rollouts: int, length: int, *, temperature: float = 1.0) -> torch.Tensor:
-  """int64[B * rollouts, length] sampled tokens; temperature 0 is greedy, one caption an image."""
+  """Samples tokens int64[B * rollouts, length]; temperature 0 is greedy, with one caption per image."""
   greedy, image = temperature == 0, image_token(nets.size)
   # Compilation needs the static cache, which is slower without it (measured on CPU).
   compile_config = CompileConfig(fullgraph=False, dynamic=False, mode="default") if nets.is_compiled else None
@@ -53,7 +53,7 @@ def generate(nets: Nets, model, images, rollouts: int, length: int, *, temperatu
     max_new_tokens=length,
     eos_token_id=None,
     pad_token_id=0,
-    # A sampled image token would ask for an image when the caption is read again.
+    # A sampled image token would require an image when the caption is re-encoded.
     **({} if greedy else {"temperature": temperature, "top_k": 0, "top_p": 1.0, "suppress_tokens": [image]}),
     **({"cache_implementation": "static", "compile_config": compile_config} if nets.is_compiled else {}),
   )
@@ -61,7 +61,7 @@ def generate(nets: Nets, model, images, rollouts: int, length: int, *, temperatu
 
 
 def log_probs(nets: Nets, model, images, tokens: torch.Tensor) -> torch.Tensor:
-  """float32[B * R, L] of captions int64[B, R, L]: whole sequences with a prompt for every caption, as TRL does."""
+  """Log-probabilities float32[B * R, L] of captions int64[B, R, L]; repeats the prompt per caption, as TRL does."""
   batch, rollouts, length = tokens.shape
   one = prompt(nets, images)
   repeated = {name: one[name].repeat_interleave(rollouts, dim=0) for name in ("input_ids", "image_grid_thw")}
@@ -81,7 +81,7 @@ def log_probs(nets: Nets, model, images, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def encode_captions(nets: Nets, tokens: torch.Tensor) -> torch.Tensor:
-  """float[B, T, C]: captions int64[B, L] re-encoded as generation prompts with the adapters off."""
+  """Re-encodes captions int64[B, L] as generation prompts with the adapters off; returns float[B, T, C]."""
   before, after, _ = (
     nets.tensor(part).long().expand(len(tokens), -1) for part in inputs.generation_template(nets.size)
   )
@@ -94,7 +94,7 @@ def encode_captions(nets: Nets, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def token_loss(policy_log_probs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-  """DAPO's token mean of the clipped surrogate, on policy; advantages [B, R]."""
+  """DAPO's token mean of the clipped surrogate, on policy; advantages float[B, R]."""
   ratio = torch.exp(policy_log_probs - policy_log_probs.detach())
   values = advantages.reshape(-1, 1)
   return -torch.minimum(ratio * values, ratio.clamp(0.8, 1.2) * values).mean()

@@ -1,4 +1,4 @@
-"""All parameters to disk and back by `torch.save`."""
+"""Saves and restores all parameters with `torch.save`."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ def cases(nets: Nets) -> dict:
   def tensors():
     models = (nets.captioner_policy, nets.connector, nets.decoder_policy, nets.vae, nets.clip, nets.dinov2)
     found = {f"{i}.{name}": value for i, model in enumerate(models) for name, value in model.state_dict().items()}
-    # Tied tensors are one on disk too.
+    # Tied tensors are stored once.
     return found, sum(value.nbytes for value in {value.data_ptr(): value for value in found.values()}.values()) / 1e6
 
   def path(name):
@@ -25,7 +25,7 @@ def cases(nets: Nets) -> dict:
 
     def run():
       torch.save(values, path("save"))
-      # Orbax returns when the file is complete on disk; so does this.
+      # Syncs to disk, because Orbax also returns only when the file is complete on disk.
       with open(path("save"), "rb") as file:
         os.fsync(file.fileno())
 

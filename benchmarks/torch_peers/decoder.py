@@ -18,7 +18,7 @@ def schedule(nets: Nets, steps: int) -> FlowMatchEulerDiscreteScheduler:
 
 
 def make_velocity(nets: Nets, model) -> Callable:
-  """velocity(latents [B, C, h, w], timestep, context) -> float32[B, C, h, w]."""
+  """Makes the function (latents [B, C, h, w], timestep, context) -> velocity float32[B, C, h, w]."""
   pooled = nets.pooled.to(nets.dtype)
 
   def velocity(latents, timestep, context):
@@ -36,7 +36,7 @@ def make_velocity(nets: Nets, model) -> Callable:
 
 @torch.no_grad()
 def sample(nets: Nets, velocity, context, latents, steps: int, *, negative=None, guidance: float = 1.0):
-  """The loop of StableDiffusion3Pipeline: both branches of the guidance in one batch."""
+  """Sampling loop of StableDiffusion3Pipeline, with both guidance branches in one batch."""
   scheduler = schedule(nets, steps)
   for timestep in scheduler.timesteps:
     if guidance == 1.0:
@@ -50,7 +50,7 @@ def sample(nets: Nets, velocity, context, latents, steps: int, *, negative=None,
 
 
 def sde_moments(v, latents, sigma, sigma_next, sigma_first):
-  """(mean, std) of a step of Flow-GRPO's sampler. Source: its authors' sde_step_with_logprob."""
+  """(mean, std) of a step of Flow-GRPO's sampler. Source: sde_step_with_logprob in its authors' code."""
   change = sigma_next - sigma
   g = NOISE_LEVEL * torch.sqrt(sigma / (1 - (sigma_first if sigma == 1 else sigma)))
   mean = latents * (1 + g**2 / (2 * sigma) * change) + v * (1 + g**2 * (1 - sigma) / (2 * sigma)) * change
@@ -58,14 +58,14 @@ def sde_moments(v, latents, sigma, sigma_next, sigma_first):
 
 
 def log_prob(after, mean, std):
-  """float32[B], a mean over elements."""
+  """Gaussian log-density float32[B], averaged over elements."""
   values = -((after - mean) ** 2) / (2 * std**2) - torch.log(std) - 0.5 * math.log(2 * math.pi)
   return values.mean(dim=(1, 2, 3))
 
 
 @torch.no_grad()
 def sample_group(nets: Nets, velocity, context, noise, steps: int, window: int):
-  """(kept latents, a list of window + 1, final latents): stochastic steps first, then Euler."""
+  """Stochastic steps, then Euler steps; returns (the window + 1 latents of the stochastic steps, final latents)."""
   scheduler = schedule(nets, steps)
   sigmas, latents, kept = scheduler.sigmas, noise, [noise]
   for i, timestep in enumerate(scheduler.timesteps):
@@ -80,7 +80,7 @@ def sample_group(nets: Nets, velocity, context, noise, steps: int, window: int):
 
 
 def flow_update(nets: Nets, velocity, kept, context, advantages, steps: int, optimizer) -> tuple[float, float]:
-  """One update of Flow-GRPO: a backward pass for every step of the window, as its authors do; (loss, gradient norm)."""
+  """One update of Flow-GRPO with a backward pass per window step, as in its code; returns (loss, gradient norm)."""
   scheduler = schedule(nets, steps)
   sigmas, window, total = scheduler.sigmas, len(kept) - 1, 0.0
   for i in range(window):

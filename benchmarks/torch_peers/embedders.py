@@ -1,4 +1,4 @@
-"""The reward and metric embedders of transformers on images that have their size."""
+"""The reward and metric embedders of transformers, on images of their input size."""
 
 import torch
 

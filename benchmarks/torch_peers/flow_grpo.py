@@ -1,4 +1,4 @@
-"""One update of the decoder's adapters by a plain PyTorch and PEFT loop."""
+"""One update of the decoder's adapters with a plain PyTorch and PEFT loop."""
 
 from benchmarks import inputs
 from benchmarks.timing import Case

@@ -1,4 +1,4 @@
-"""Batches of photographs from a folder by PyTorch's DataLoader, with two workers."""
+"""Batches of photographs from a folder with PyTorch's DataLoader and two workers."""
 
 from pathlib import Path
 import tempfile
@@ -14,7 +14,7 @@ from uae_jax.small_world.processor import make_tokenizer
 
 
 class Photographs(torch.utils.data.Dataset):
-  """Index -> image and tokens."""
+  """Dataset: index -> (image, tokens)."""
 
   def __init__(self, folder: Path, side: int):
     self._files, self._side = sorted(folder.glob("*.jpg")), side

@@ -1,4 +1,4 @@
-"""The reference models: from the files of the shared weights, or random at full size."""
+"""The reference models, with the shared weights or, at full size, random weights."""
 
 import contextlib
 import functools
@@ -24,12 +24,12 @@ LANGUAGE_TARGETS = r".*language_model.layers.\d+.(self_attn|mlp).(q|k|v|o|gate|u
 
 
 class Nets:
-  """The models of a size, made when they are first asked for.
+  """The models of a size, created on first access.
 
   Args:
-    size: of nets and work.
-    folder: of `world.write`.
-    is_compiled: whether `torch.compile` is used, where the peer can.
+    size: sizes of networks and workload.
+    folder: output of `world.write`.
+    is_compiled: use `torch.compile` wherever the peer supports it.
   """
 
   def __init__(self, size: Size, folder: Path, *, is_compiled: bool):
@@ -45,7 +45,7 @@ class Nets:
     return torch.from_numpy(array).to(self.device)
 
   def noise(self, array) -> torch.Tensor:
-    """Latents [..., h, w, C] as [..., C, h, w]."""
+    """Converts latents [..., h, w, C] to [..., C, h, w]."""
     return self.tensor(array).movedim(-1, -3).contiguous()
 
   def compiled(self, function):
@@ -53,7 +53,7 @@ class Nets:
     return torch.compile(function, dynamic=False) if self.is_compiled else function
 
   def _build(self, make, name: str):
-    """A frozen model in evaluation mode; weights of `folder / name`, or random ones."""
+    """Builds a frozen model in evaluation mode, with weights of `folder / name` or random weights."""
     with self.device if not self.size.shares_weights else contextlib.nullcontext():
       model = make(json.loads((self.folder / name / "config.json").read_text())).to(self.dtype)
     if self.size.shares_weights:
@@ -65,7 +65,7 @@ class Nets:
 
   @staticmethod
   def _fill(model, tensors: dict) -> None:
-    """Strictly, but for the connector that is stored beside the language model and a tied head."""
+    """Loads weights strictly, except for a tied head and the connector that is stored with the language model."""
     tensors = {name: value for name, value in tensors.items() if not name.startswith("projector.")}
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     missing = [name for name in missing if name != "lm_head.weight"]
@@ -75,7 +75,7 @@ class Nets:
   @functools.cached_property
   def captioner(self) -> Qwen2_5_VLForConditionalGeneration:
     if self.size.shares_weights:
-      # Reads the published names, which are not those in memory.
+      # Maps the published names to those in memory.
       model = Qwen2_5_VLForConditionalGeneration.from_pretrained(self.folder / "llm_model", dtype=self.dtype)
       return model.to(self.device).eval().requires_grad_(False)
     return self._build(lambda settings: Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**settings)), "llm_model")

@@ -1,4 +1,4 @@
-"""Reconstructions to rewards to advantages: VAE, bicubic resize, CLIP, cosine, group normalisation."""
+"""Reconstructions to rewards to advantages: VAE, bicubic resize, CLIP, cosine, group normalization."""
 
 import torch
 
@@ -9,7 +9,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def decode(nets: Nets, latents: torch.Tensor) -> torch.Tensor:
-  """Images float[B, 3, H, W] in [-1, 1]."""
+  """Decodes latents to images float[B, 3, H, W] in [-1, 1]."""
   config, chunks = nets.vae.config, nets.size.decode_chunks
   scaled = latents.to(nets.dtype) / config.scaling_factor + config.shift_factor
   pieces = [nets.vae.decode(piece, return_dict=False)[0] for piece in scaled.chunk(chunks)]
@@ -17,7 +17,7 @@ def decode(nets: Nets, latents: torch.Tensor) -> torch.Tensor:
 
 
 def embed(nets: Nets, images: torch.Tensor) -> torch.Tensor:
-  """Unit-norm float32[B, E] of images [B, 3, H, W] in [-1, 1]."""
+  """Unit-norm embeddings float32[B, E] of images [B, 3, H, W] in [-1, 1]."""
   side = nets.clip.config.image_size
   pixels = torch.nn.functional.interpolate(0.5 * images.float() + 0.5, (side, side), mode="bicubic")
   mean, std = (torch.tensor(values, device=nets.device)[:, None, None] for values in (MEAN, STD))
@@ -27,12 +27,12 @@ def embed(nets: Nets, images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def advantages(nets: Nets, latents: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
-  """float32[B, R] of latents [B * R, C, h, w] and originals [B, 3, H, W]."""
+  """Advantages float32[B, R] of latents [B * R, C, h, w], given originals [B, 3, H, W]."""
   painted = embed(nets, decode(nets, latents)).unflatten(0, (len(originals), -1))
   rewards = torch.einsum("bre,be->br", painted, embed(nets, originals))
   return (rewards - rewards.mean(dim=1, keepdim=True)) / (rewards.std(dim=1, keepdim=True) + 1e-4)
 
 
 def originals(nets: Nets, images) -> torch.Tensor:
-  """uint8[B, H, W, 3] -> float32[B, 3, H, W] in [-1, 1]."""
+  """Converts images uint8[B, H, W, 3] to float32[B, 3, H, W] in [-1, 1]."""
   return nets.tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""A group of captions of every image by transformers' `generate`, which repeats image and prompt for every caption."""
+"""A group of captions per image with transformers' `generate`, which repeats image and prompt for each caption."""
 
 from benchmarks import inputs
 from benchmarks.timing import Case

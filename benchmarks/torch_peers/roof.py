@@ -1,4 +1,4 @@
-"""What the hardware gives to a plain matrix product and to plain reading, through PyTorch."""
+"""Rates that the hardware reaches with PyTorch in a plain matrix product and in plain memory reads."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Images from contexts with diffusers' SD3 transformer and scheduler, under classifier-free guidance."""
+"""Images from contexts with diffusers' SD3 transformer and scheduler, with classifier-free guidance."""
 
 from benchmarks import inputs
 from benchmarks.timing import Case

@@ -1,4 +1,4 @@
-"""The whole step of stage 2 in PyTorch: generate, re-encode, paint, reward, update."""
+"""The whole step of stage 2 in PyTorch: captions, re-encoding, reconstructions, reward, update."""
 
 import torch
 
@@ -17,7 +17,7 @@ def cases(nets: Nets) -> dict:
     originals = reward.originals(nets, inputs.images(size, size.image_px, size.prompts))
     policy = nets.captioner_policy
     optimizer = Optimizer(policy)
-    # The decoder is frozen: its adapters are merged once.
+    # The decoder is frozen, so its adapters are merged once.
     nets.decoder_policy.merge_adapter()
     velocity = decoder.make_velocity(nets, nets.decoder)
     log_probs = nets.compiled(lambda tokens: captioner.log_probs(nets, policy, captioner_images, tokens))

@@ -1,4 +1,4 @@
-"""The whole step of stage 3 in PyTorch: a caption an image, stochastic samples, reward, update."""
+"""The whole step of stage 3 in PyTorch: one caption per image, stochastic samples, reward, update."""
 
 from benchmarks import inputs
 from benchmarks.timing import Case

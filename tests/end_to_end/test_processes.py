@@ -13,10 +13,10 @@ import time
 import numpy as np
 import pytest
 
-from tests.damage import tear
 from tests.end_to_end import small_run
 from tests.end_to_end.test_resume import STEPS, final_params, losses, short_config
 from tests.end_to_end.test_smoke_run import CONFIG
+from tests.truncate_files import truncate_files
 from uae_jax.commands.train import train
 
 TIMEOUT_SECONDS = 900
@@ -76,7 +76,7 @@ def together(tmp_path_factory) -> Path:
     assert "preempted, small: saved at step 4" in output
   checkpoints = workdir / "checkpoints"
   assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "4"]
-  tear(checkpoints / "4" / "state" / "ocdbt.process_1")
+  truncate_files(checkpoints / "4" / "state" / "ocdbt.process_1")
   for output in finish(start(*command)):
     assert output.count("set aside as") == 1 and str(checkpoints / "4.damaged") in output
   assert sorted(path.name for path in checkpoints.iterdir()) == ["4", "4.damaged", "6"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.damage import tear
+from tests.truncate_files import truncate_files
 from uae_jax import sharding
 from uae_jax.algorithms import ema
 from uae_jax.commands import command_line
@@ -67,7 +67,7 @@ def test_the_newest_state_comes_back_whole(two_steps):
 @pytest.mark.parametrize("item", ["state", "data"])
 def test_a_torn_step_is_set_aside_for_the_one_before(two_steps, item):
   folder, second, fourth = two_steps
-  tear(folder / "4" / item)
+  truncate_files(folder / "4" / item)
   checkpoints = Checkpoints(folder)
   state, data = checkpoints.restore(fresh_state())
   assert data == {"position": 2}
@@ -91,7 +91,7 @@ def test_a_torn_result_is_set_aside_for_the_state_before(two_steps):
   folder, second, fourth = two_steps
   checkpoints = Checkpoints(folder)
   checkpoints.save_final(4, fourth.params, CONFIG)
-  tear(folder / "4" / "params")
+  truncate_files(folder / "4" / "params")
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fourth.params)
   assert checkpoints.restore_final(abstract) is None
   assert_same(checkpoints.restore(fresh_state())[0], second)
