@@ -1,6 +1,6 @@
-"""Every test sees 8 virtual CPU devices and full float32 matmuls; set before anything touches a jax backend.
+"""Gives every test 8 virtual CPU devices and full float32 matmuls, set before anything initializes a JAX backend.
 
-All processes of a test session share what they compile.
+All processes of a test session share a compilation cache.
 """
 
 import atexit
@@ -13,7 +13,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Eight virtual devices on two busy cores may wait for each other longer than the 40 s after which XLA aborts.
+# Eight virtual devices on two busy cores may wait for each other for more than XLA's default limit of 40 s.
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 ).strip()
@@ -29,7 +29,7 @@ flax.config.update("flax_always_shard_variable", False)
 
 
 def pytest_ignore_collect(collection_path, config):
-  """Leaves files out of the fast tier before they are imported: importing the references of the others takes 20 s."""
+  """Skips files outside the fast tier before they are imported: importing their reference libraries takes 20 s."""
   if config.option.markexpr == "fast" and collection_path.name.startswith("test_"):
     return "pytest.mark.fast" not in collection_path.read_text() or None
   return None

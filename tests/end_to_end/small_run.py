@@ -1,4 +1,4 @@
-"""A run of one small stage, without nets: what several processes share, at the price of their imports.
+"""A run of one small stage without networks, for tests of several processes; they only pay for its imports.
 
 python -m tests.end_to_end.small_run WORKDIR COORDINATOR NUM_PROCESSES PROCESS_ID [NOTICE_AT]
 """
@@ -42,7 +42,7 @@ class SmallStage(SupervisedStage):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """What batches and the loop read of an `Experiment`."""
+  """The fields of an `Experiment` that batches and the loop read."""
 
   data: DataOptions
   small: SupervisedStage
@@ -60,18 +60,18 @@ def make_config(total_steps: int) -> Config:
 
 
 def loss(params: dict, batch: dict, key: jax.Array):
-  """Tokens from noisy pixels by one matrix."""
+  """Loss of a linear model that predicts tokens from noisy pixels."""
   pixels = batch["image"].reshape(-1, PIXELS) / 255.0 + 0.1 * jax.random.normal(key, (len(batch["image"]), PIXELS))
   return jnp.mean(jnp.square(pixels @ params["kernel"] - batch["tokens"][:, :WIDTH] / 10.0)), {}
 
 
 def run(workdir: Path, total_steps: int = STEPS, notice_at: int = 0) -> None:
-  """Trains to the end, or to a notice; or resumes. Every process holds, and writes, a part of the parameters.
+  """Trains to the end or to a preemption notice, or resumes. Every process holds and writes a part of the parameters.
 
   Args:
-    workdir: of the run.
-    total_steps: of its stage.
-    notice_at: process 0 gets SIGTERM in this step of the stage; 0 for never.
+    workdir: created if absent.
+    total_steps: length of the stage.
+    notice_at: step of the stage in which process 0 receives SIGTERM; 0 for never.
 
   Raises:
     Preempted: after saving.

@@ -1,4 +1,4 @@
-"""Fast help, one-line errors; caption, generate, reconstruct on ordinary files, with a stand-in model."""
+"""Commands: fast help, one-line errors; caption, generate and reconstruct on ordinary files with a fake model."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ EVIL = "<script>alert(1)</script>"
 
 
 class StandIn:
-  """The public API of `uae_jax.UAE` without a model: captions tell the size, paintings are grey."""
+  """A fake `uae_jax.UAE`: captions state the image size, generated images are gray."""
 
   is_small_world = True
   calls: list = []
@@ -56,7 +56,7 @@ def model(tmp_path, monkeypatch):
 
 @pytest.fixture
 def photographs(tmp_path):
-  """Ordinary files of every mode and odd sizes."""
+  """Ordinary image files of every mode and of odd sizes."""
   folder = tmp_path / "photographs"
   folder.mkdir()
   for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16", "F"):
@@ -70,7 +70,7 @@ def photographs(tmp_path):
 
 
 def run(*argv) -> int:
-  """As a process would: argparse's exits included."""
+  """Runs a command like a process would, including the exits of argparse."""
   try:
     return cli.main([str(argument) for argument in argv])
   except SystemExit as error:

@@ -1,4 +1,4 @@
-"""A run that is killed at random moments ends bit for bit where an undisturbed one ends."""
+"""A run that is killed at random times ends bit for bit like an uninterrupted run."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Two processes of four devices are one run: they train, save, end and resume as one process of eight does."""
+"""Two processes of four devices form one run: they train, save, stop and resume like one process of eight devices."""
 
 import json
 import os
@@ -23,7 +23,7 @@ TIMEOUT_SECONDS = 900
 
 
 def start(*command: str) -> list[subprocess.Popen]:
-  """Two processes of one run, four virtual devices each. COORDINATOR and PROCESS_ID in the command are replaced."""
+  """Starts two processes of a run with four virtual devices each; replaces COORDINATOR and PROCESS_ID in `command`."""
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     coordinator = f"localhost:{probe.getsockname()[1]}"
@@ -39,7 +39,7 @@ def start(*command: str) -> list[subprocess.Popen]:
 
 
 def finish(processes: list[subprocess.Popen]) -> list[str]:
-  """What each wrote, once all have ended well; none outlives the test."""
+  """Waits until all processes have succeeded and returns their output; none outlives the test."""
   deadline = time.monotonic() + TIMEOUT_SECONDS
   try:
     outputs = [process.communicate(timeout=max(1.0, deadline - time.monotonic())) for process in processes]
@@ -52,7 +52,7 @@ def finish(processes: list[subprocess.Popen]) -> list[str]:
 
 
 def end_early(processes: list[subprocess.Popen], file: Path) -> list[str]:
-  """Tells process 0 to end as soon as it has made `file`, which it does while it listens and before its first step."""
+  """Sends SIGTERM to process 0 once it has created `file`, which is after it listens and before its first step."""
   deadline = time.monotonic() + TIMEOUT_SECONDS
   while not file.exists() and time.monotonic() < deadline and all(process.poll() is None for process in processes):
     time.sleep(0.1)
@@ -69,7 +69,7 @@ def alone(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> Path:
-  """Two processes end on a notice to the first; what the second has written is torn; both go back to the same step."""
+  """A notice to process 0 ends both processes; a file of process 1 is truncated; both resume from the same step."""
   workdir = tmp_path_factory.mktemp("run") / "together"
   command = ("tests.end_to_end.small_run", str(workdir), "COORDINATOR", "2", "PROCESS_ID")
   for output in finish(start(*command, "3")):
@@ -88,7 +88,7 @@ def small_params(workdir: Path) -> np.ndarray:
 
 
 def test_two_processes_end_where_one_does(together, alone):
-  """With a notice, a torn part and a way back in between."""
+  """Covers a preemption notice, a truncated file and a restore from the step before."""
   np.testing.assert_allclose(small_params(together), small_params(alone), atol=1e-6)
   ours, theirs = losses(together), losses(alone)
   assert ours.keys() == theirs.keys() == set(range(1, small_run.STEPS + 1))
@@ -97,7 +97,7 @@ def test_two_processes_end_where_one_does(together, alone):
 
 
 def test_one_process_resumes_what_two_have_left(together, alone, tmp_path):
-  """The last step of two processes is thrown away; one process of eight devices goes on from the state before."""
+  """Discards the last step of two processes; one process of eight devices resumes from the step before."""
   workdir = shutil.copytree(together, tmp_path / "run")
   shutil.rmtree(workdir / "checkpoints" / str(small_run.STEPS))
   small_run.run(workdir)
@@ -106,7 +106,7 @@ def test_one_process_resumes_what_two_have_left(together, alone, tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_program_in_two_processes(tmp_path):
-  """`uae-jax train` itself: nets, a stage, an end on notice, a resumed rest, figures and report."""
+  """Runs `uae-jax train` itself: networks, one stage, preemption, resume, evaluation and report."""
   train(short_config(), tmp_path / "alone")
   flags = [
     "--config.mesh.data=4",
@@ -126,8 +126,8 @@ def test_the_whole_program_in_two_processes(tmp_path):
   runs = (workdir, tmp_path / "alone")
   ours, theirs = (final_params(run / "checkpoints" / "clip" / str(STEPS) / "params") for run in runs)
   for path in theirs:
-    # Softmax cancels what all keys have in common: the gradient of their bias is rounding, which AdamW scales up. It
-    # may do so with single elements elsewhere, hence the norm.
+    # Softmax is invariant to a shift of all keys, so the gradient of the key bias is rounding noise, which AdamW scales
+    # up. The same may happen to single elements elsewhere, hence the norm.
     if not path.endswith("attention/key/bias"):
       assert np.linalg.norm(ours[path] - theirs[path]) <= 1e-4 * np.linalg.norm(theirs[path]), path
   ours, theirs = (losses(run) for run in runs)

@@ -1,4 +1,4 @@
-"""An interrupted run that is started again ends bit for bit where an uninterrupted one ends."""
+"""An interrupted run that is started again ends bit for bit like an uninterrupted run."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ STEPS = 6
 def short_config() -> Experiment:
   config = smoke_config()
   config.stages = ("clip",)
-  # The tests' process has 8 virtual devices.
+  # The test process has 8 virtual devices.
   config.mesh.data, config.mesh.fsdp = 4, 2
   config.clip.batch_size = 8
   config.clip.total_steps = STEPS
@@ -34,7 +34,7 @@ def short_config() -> Experiment:
 
 
 def final_params(folder: Path) -> dict[str, np.ndarray]:
-  """Name -> array of the `params` of a checkpoint, wherever they were when they were saved."""
+  """Name -> array of the `params` of a checkpoint, independent of the sharding with which they were saved."""
   folder = folder.absolute()
   stored = ocp.StandardCheckpointHandler().metadata(folder).tree
   target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), stored)
@@ -58,7 +58,7 @@ def assert_same_end(workdir: Path, uninterrupted: Path):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
-  """Its third step is traced, which changes nothing."""
+  """An uninterrupted run; its third step is profiled, which must not change results."""
   workdir = tmp_path_factory.mktemp("run") / "whole"
   train(dataclasses.replace(short_config(), profile=ProfileOptions(first_step=3, num_steps=1)), workdir)
   return workdir
@@ -66,7 +66,7 @@ def uninterrupted(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory) -> Path:
-  """A run that got SIGTERM in its fourth step; it holds the states after steps 2 and 4."""
+  """A run that received SIGTERM in its fourth step; it has the states after steps 2 and 4."""
   workdir = tmp_path_factory.mktemp("run") / "torn"
   original, steps = PreemptionNotice.__call__, []
 
@@ -92,7 +92,7 @@ def test_sigterm_saves_and_the_same_command_resumes(interrupted, uninterrupted, 
 
 
 def test_a_kill_leaves_what_was_saved(uninterrupted, tmp_path):
-  """After kill -9 there is an unfinished step folder at most; it is not taken for a checkpoint."""
+  """After kill -9 there is at most one unfinished step folder, which does not count as a checkpoint."""
   workdir = shutil.copytree(uninterrupted, tmp_path / "run")
   step = workdir / "checkpoints" / "clip" / str(STEPS)
   step.rename(step.with_name(f"{STEPS}.orbax-checkpoint-tmp"))
@@ -104,9 +104,9 @@ def test_the_chosen_step_is_traced_and_all_are_measured(uninterrupted):
   assert len(list((uninterrupted / "profile" / "clip").rglob("*.xplane.pb"))) == 1
   lines = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
   first, *others = [line for line in lines if "loss" in line]
-  assert "seconds_step" not in first  # It compiles.
+  assert "seconds_step" not in first  # The first step compiles.
   assert len(others) == STEPS - 1
   for line in others:
     assert 0 < line["seconds_data"] < line["seconds_step"]
     assert line["images_per_second_per_chip"] > 0 and line["tflops_per_second_per_chip"] > 0
-    assert "mfu" not in line  # Of an unknown peak.
+    assert "mfu" not in line  # The peak of this device is unknown.

@@ -1,4 +1,4 @@
-"""The smoke config runs every stage, and what it writes serves the report, the Python API and the commands."""
+"""The smoke config runs every stage, and its output works with the report, the Python API and the commands."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def smoke_config() -> ConfigDict:
 
 
 def run_smoke(workdir: Path, *flags: str) -> subprocess.CompletedProcess:
-  """`uae-jax train` on the smoke config in a process of its own: one device, as on a laptop."""
+  """Runs `uae-jax train` on the smoke config in a separate process with one device, as on a laptop."""
   command = [sys.executable, "-m", "uae_jax.cli", "train", f"--config={CONFIG}:smoke", f"--workdir={workdir}", *flags]
   return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -71,7 +71,7 @@ def test_rl_stages_start_with_ratio_one_and_no_divergence(workdir):
     assert first["step"] == 1
     assert first["ratio_mean"] == 1.0
     assert first["clip_fraction"] == 0.0
-    # Rollout and replay run different programs; what they measure agrees to rounding.
+    # Rollout and replay are different programs; their log-probabilities agree up to rounding.
     assert first["log_prob_difference"] < 1e-5
 
 
@@ -115,7 +115,7 @@ def test_impossible_settings_name_their_field(tmp_path):
 
 @pytest.fixture
 def trained(monkeypatch) -> list:
-  """What `uae-jax train` would train; flags come from its arguments, whatever the process was started with."""
+  """The config that `uae-jax train` would use; flags come from its arguments, not from those of this process."""
   calls = []
   monkeypatch.setattr(sys, "argv", ["pytest"])
   monkeypatch.setattr(train_command, "train", lambda config, workdir: calls.append((config, workdir)))
@@ -147,7 +147,7 @@ def uae(workdir):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory) -> Path:
-  """Ordinary pictures of several sizes and modes, and one that is none."""
+  """Ordinary images of several sizes and modes, and one file that is not an image."""
   folder = tmp_path_factory.mktemp("photographs")
   Image.fromarray(skimage.data.astronaut()).save(folder / "astronaut.jpg")
   Image.fromarray(skimage.data.camera()).save(folder / "camera.png")
@@ -204,10 +204,10 @@ def test_reconstruct_command_on_photographs(workdir, photographs, tmp_path, caps
 
 
 def check_notebook(workdir: Path, tmp_path: Path, monkeypatch) -> None:
-  """Runs the notebook from top to bottom; nbclient raises where a cell fails."""
+  """Runs the notebook from top to bottom; nbclient raises if a cell fails."""
   monkeypatch.setenv("UAE_JAX_SMOKE", "1")
   monkeypatch.setenv("UAE_JAX_WORKDIR", str(workdir))
-  monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # not the settings of whoever runs the tests
+  monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # ignores the user's IPython settings
   notebook = nbformat.read(NOTEBOOK, as_version=4)
   nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
   outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
@@ -223,7 +223,7 @@ def test_the_notebook_is_stored_without_outputs():
 
 
 def test_the_notebook_runs_on_a_finished_run(workdir, tmp_path, monkeypatch):
-  """Its training cell is the command of `run_smoke`, which finds nothing left to do."""
+  """The training cell of the notebook is the command of `run_smoke`, so it finds nothing left to do."""
   check_notebook(workdir, tmp_path, monkeypatch)
 
 

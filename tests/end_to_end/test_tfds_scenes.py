@@ -1,4 +1,4 @@
-"""The small world built to disk by its command and read back by grain gives what the procedural source gives."""
+"""The small world, built to disk by its command and read with grain, equals the procedural source."""
 
 import dataclasses
 import subprocess
@@ -50,7 +50,7 @@ def test_an_epoch_is_the_first_scenes_of_the_split(data, split, count):
   expected = scenes.scenes(np.arange(count), split)
   images = render.render_batch(expected)
   captions = phrases.captions_text(expected, "full")
-  # TFDS shuffles what it writes: records are compared as sets.
+  # TFDS shuffles the records that it writes, so they are compared as sets.
   pairs = {(image.tobytes(), caption) for image, caption in zip(images, captions, strict=True)}
   texts = [TOKENIZER.decode(row, skip_special_tokens=True) for row in found["tokens"]]
   assert {(image.tobytes(), text) for image, text in zip(found["image"], texts, strict=True)} == pairs
@@ -145,7 +145,7 @@ def test_stored_records_have_their_ground_truth(data, tmp_path):
     assert found.figures(found.captions)["caption_recall"] == found.figures(found.captions)["caption_precision"] == 1
     assert found.truth.image_figures(found.images) == {"object_accuracy": 1.0, "scene_accuracy": 1.0}
     assert found.truth.image_figures(found.truth.edited_images())["scene_accuracy"] == 0
-    # The same images as the procedural source has, in the order of the files.
+    # The same images as in the procedural source, in the order of the files.
     made = {image.tobytes() for image in held_out_of(SCENES, NUM_HELD_OUT, tmp_path)[split].images}
     assert {image.tobytes() for image in found.images} == made
 

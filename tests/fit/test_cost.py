@@ -1,4 +1,4 @@
-"""Work counted from a trace equals what a formula gives, loops and sharing included."""
+"""Work counted from a trace equals a formula, including loops and sharding."""
 
 from flax import nnx
 import jax
@@ -23,7 +23,7 @@ def array(*shape, dtype=jnp.bfloat16):
 
 
 def test_a_scan_counts_every_turn_and_a_weight_is_whole_on_every_row():
-  """x [B, D] through L layers of [D, D]: 2 B D^2 L over all chips, and each chip reads whole weights."""
+  """x [B, D] through L layers of [D, D] takes 2 B D^2 L FLOPs over all chips, and each chip reads complete weights."""
   rows, width, depth = 64, 32, 6
 
   def run(x, weights):
@@ -42,7 +42,7 @@ def test_tensor_cuts_weights_too():
 
 
 def test_loops_with_and_without_a_known_end():
-  """Decoding stops at a budget that the trace knows; the loop after it at one that only the caller does."""
+  """The first loop has a bound in the trace; the trip count of the second is known only to the caller."""
 
   def run(x, w, start):
     def body(carry):
@@ -58,7 +58,7 @@ def test_loops_with_and_without_a_known_end():
 
 
 def test_what_enters_a_carry_later_is_of_the_batch():
-  """The carry starts as a constant and takes up the batch in its first turn."""
+  """The carry starts as a constant and depends on the batch after the first iteration."""
 
   def run(x, w):
     return jax.lax.scan(lambda c, _: (c @ w + x, None), jnp.zeros_like(x), None, length=3)[0]
@@ -67,7 +67,7 @@ def test_what_enters_a_carry_later_is_of_the_batch():
 
 
 def test_the_decoder_costs_what_its_formula_says():
-  """Per block: modulations, projections, attention, output and MLP of both streams."""
+  """The formula has, per block, modulations, projections, attention, output and MLP of both streams."""
   config = MMDiTConfig(
     depth=3, num_heads=2, head_width=8, patch=2, context_width=24, pooled_width=12, pos_embed_max_size=8, sample_size=8
   )

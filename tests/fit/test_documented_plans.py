@@ -1,4 +1,4 @@
-"""The documented plans are of the configs as they are, and the page about pods says what their figures imply."""
+"""Documented plans match the current configs, and the page about pods follows from their numbers."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def program(phase: str, *, flops: float, bytes_: float, links: float) -> dict:
 
 @pytest.fixture
 def plan() -> dict:
-  """Two seconds of decoding, one of painting, four of links: seven in all, for 280 images and 140 captions."""
+  """A plan with 2 s of decoding, 1 s of image generation and 4 s of links: 7 s for 280 images and 140 captions."""
   chip = CHIPS["v5e"]
   phases = (
     program("rollout", flops=0.1 * chip.flops, bytes_=2 * chip.hbm_bandwidth, links=1.0),

@@ -1,4 +1,4 @@
-"""The configs of full size are whole: every field is known, and every stage's options are."""
+"""Full-size configs are complete: every field is known, and so are the options of every stage."""
 
 from pathlib import Path
 
@@ -13,17 +13,17 @@ from uae_jax.training.validate import validate
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = ("uae_3b_sd35l", "uae_3b_sd35m")
-# Trained in the small world alone.
+# Stages that exist only in the small world.
 BASE_NETS = ("clip", "dinov2", "vae", "captioner")
 
 
 def load(spec: str) -> ConfigDict:
-  """As `--config=` does it."""
+  """Loads a config like `--config=`."""
   return load_config(str(CONFIGS / spec))
 
 
 def fields(config: ConfigDict, prefix: str = "") -> set[str]:
-  """Dotted names of all fields; the embedders of a config are a mapping of its own."""
+  """Dotted names of all fields, except those of `embedders`, which is a free-form mapping."""
   found = set()
   for name, value in config.items():
     is_section = isinstance(value, ConfigDict) and name != "embedders"
@@ -37,7 +37,7 @@ def test_a_config_of_full_size_is_valid(name, pixels):
   config = load(f"{name}.py:{pixels}")
   validate(read_config(config))
   assert config.data.image_px == pixels and not MODELS[config.model].trains_from_scratch
-  # Every config has every field of the options, and no other.
+  # Every config has exactly the fields of the options.
   assert fields(config) == fields(new_config()) == fields(load("scenes.py"))
 
 
@@ -57,11 +57,11 @@ def test_a_target_of_no_learnable_loss_is_refused(name, target, message):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_of_every_stage_is_known(name):
-  """A loss or phases can be made from every section."""
+  """Losses and phases can be made from every section."""
   config = read_config(load(f"{name}.py"))
 
   class Built:
-    """As much as the makers of losses and phases look at before they are called."""
+    """The attributes that the makers of losses and phases access before they are called."""
 
     class networks:
       prompts, embedders = None, dict.fromkeys(config.embedders)

@@ -1,4 +1,4 @@
-"""In compiled programs one layer at a time is whole: no gather is larger than a weight, none of a stack is outside."""
+"""Compiled programs gather one layer at a time: no gather exceeds one weight, and stacks are gathered in loops."""
 
 import types
 
@@ -28,7 +28,7 @@ LAYERS = CONFIG.depth - 1
 
 
 class Adapted(nnx.Module):
-  """A decoder with adapters everywhere."""
+  """A decoder with adapters in every layer."""
 
   def __init__(self, rngs: nnx.Rngs):
     self.net = MMDiT(CONFIG, rngs=rngs)
@@ -45,7 +45,7 @@ def world():
 
 
 def compiled(world, *, gathers_first: bool):
-  """Gradient of the adapters, as RL trains them; of the negative control the value alone."""
+  """Compiles the gradient of the adapters, as in RL; for the negative control only the value."""
   mesh, graphdef, params, inputs = world
   trainable, frozen = trees.split(params, lora.is_adapter)
 
@@ -62,7 +62,7 @@ def compiled(world, *, gathers_first: bool):
 
 
 def bytes_of(params, is_stacked: bool) -> list[int]:
-  """Of every whole weight, one layer of it where they are stacked."""
+  """Bytes of every unsharded weight; of stacked weights, one layer."""
   leaves = [leaf for path, leaf in trees.items(params) if path.startswith("net/layers/") == is_stacked]
   return [leaf.size * 4 // (leaf.shape[0] if is_stacked else 1) for leaf in leaves]
 
@@ -74,19 +74,19 @@ def test_one_layer_at_a_time_is_whole(world):
   assert in_loops and max(item.bytes for item in in_loops) <= largest
   assert {item.times for item in in_loops} == {LAYERS}
   outside = [item for item in found if not item.is_in_loop]
-  # Those of the last block and of the ends; a stack of four layers would be larger than any of them.
+  # Gathers of the last block and the outer layers; a stack of four layers would exceed each of them.
   assert max(item.bytes for item in outside) <= max(bytes_of(world[2], is_stacked=False))
 
 
 def test_a_stack_gathered_whole_is_found(world):
-  """The check above can fail."""
+  """Negative control: the check above can fail."""
   found = collectives(compiled(world, gathers_first=True))
   stack = LAYERS * max(bytes_of(world[2], is_stacked=True))
   assert max(item.bytes for item in found if item.kind == "all-gather" and not item.is_in_loop) >= stack // 2
 
 
 def loops(jaxpr):
-  """Every scan in a jaxpr, nested ones too."""
+  """Every scan in a jaxpr, including nested ones."""
   for equation in jaxpr.eqns:
     if equation.primitive.name == "scan":
       yield equation
@@ -99,7 +99,7 @@ def loops(jaxpr):
   (forward_policy.make_policy, ImageObjective(loss="nft")),
 ])  # fmt: skip
 def test_an_update_of_adapters_keeps_no_frozen_weights(world, make_policy, objective):
-  """Not even gathered: JAX moves them out of a differentiated loop around the layers, past their rematerialisation."""
+  """Not even gathered ones: JAX hoists them out of a differentiated loop over layers despite rematerialization."""
   mesh, graphdef, params, (_, _, context, pooled) = world
   options = UnderstandingForGenerationOptions(num_rollouts=8, sampler_steps=5, window_range=(0, 2), noising_points=2)
   policy = make_policy(options, objective)
@@ -149,7 +149,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 
 def test_decoding_gathers_its_weights_once():
-  """Before the loop over tokens; in it, nothing as large as a weight moves."""
+  """Weights are gathered before the loop over tokens; inside it, nothing as large as a weight is transferred."""
   config = LanguageConfig(
     vocab_size=64,
     width=64,

@@ -1,4 +1,4 @@
-"""At full size nothing large rests on every chip: parameters, adapters, master copies and both moments."""
+"""At full size no large array is replicated: parameters, adapters, master copies and both moments are sharded."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def cut_over(leaf) -> set[str]:
 
 
 def test_every_large_parameter_is_cut(full):
-  """By rule vectors rest whole, and convolutions: the codec has 84 million weights in all."""
+  """By rule, vectors and convolutions are replicated: the VAE has only 84 million weights."""
   whole = {
     path
     for path, leaf in trees.items(full[1])

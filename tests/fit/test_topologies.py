@@ -1,4 +1,4 @@
-"""Slices by name, and plans for them where libtpu is installed."""
+"""TPU slices by name, and plans for them if libtpu is installed."""
 
 import json
 import sys
@@ -40,7 +40,7 @@ def plan(capsys, monkeypatch):
   def run(*flags: str) -> tuple[int, str, str]:
     config = ["--config=configs/scenes.py:smoke", "--config.evaluation.num_images=0", "--config.pretrain.batch_size=8"]
     arguments = ["plan", *config, "--stages=pretrain", *flags]
-    # Config flags are looked up there.
+    # Config flags are read from sys.argv.
     monkeypatch.setattr(sys, "argv", ["uae-jax", *arguments])
     return cli.main(arguments), *capsys.readouterr()
 
@@ -60,7 +60,7 @@ def test_a_mesh_of_another_size(plan):
 
 
 def test_a_plan_of_two_slices(plan, tmp_path):
-  """The smallest stage on a hybrid mesh, compiled for real."""
+  """Compiles the smallest stage for a hybrid mesh."""
   pytest.importorskip("libtpu")
   mesh = ["--slices=2", "--config.mesh.data=2", "--config.mesh.fsdp=4"]
   code, text, _ = plan("--topology=v5e:2x2", f"--json={tmp_path / 'plan.json'}", *mesh)
@@ -77,7 +77,7 @@ def test_a_plan_of_two_slices(plan, tmp_path):
   ids=["decoder", "language", "codec"],
 )
 def test_splash_compiles_for_every_generation(slice_name, tokens, heads, kv_heads, width, is_causal):
-  """Forward and backward, at the shapes of the models' attentions, without ever holding the logits."""
+  """Compiles forward and backward at the models' attention shapes; the logits are never materialized."""
   pytest.importorskip("libtpu")
   _, devices = topology.slice_devices(slice_name)
   mesh = sharding.make_mesh(fsdp=4, devices=devices)
@@ -88,7 +88,7 @@ def test_splash_compiles_for_every_generation(slice_name, tokens, heads, kv_head
   def loss(q, k, v, mask):
     return jnp.sum(attend(q, k, v, mask=mask, is_causal=is_causal).astype(jnp.float32))
 
-  # The tests' own float32 products are not for a kernel of bfloat16.
+  # The float32 matmul precision of the tests does not apply to a bfloat16 kernel.
   with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
     lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, k, mask)
     compiled = lowered.compile(compiler_options=EFFORTS["low"])

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""A stand-in for gcloud: a slice of two workers that are folders, each the home of the scripts that run on it.
+"""A fake gcloud: a slice of two workers, which are folders that serve as homes of the scripts that run on them.
 
-$FAKE holds `calls.jsonl` (the arguments of every call), `plan.json` (verb -> answers, one a call; null for the ordinary
-one) and `state` (of the node). An answer is {"exit", "stdout", "stderr", "state"}, each optional: `state` is set before
-the ordinary answer, `exit` replaces it.
+$FAKE contains `calls.jsonl` (the arguments of every call), `plan.json` (verb -> answers, one per call; null for the
+default answer) and `state` (state of the node). An answer is {"exit", "stdout", "stderr", "state"}, each optional:
+`state` is set before the default answer, `exit` replaces it.
 """
 
 import json
@@ -28,7 +28,7 @@ def flag(name: str) -> str | None:
 
 
 def take_away():
-  """The workers, with all that runs on them."""
+  """Deletes the workers and kills everything that runs on them."""
   for worker in WORKERS:
     pid = FAKE / worker / "uae_run" / "pid"
     if pid.exists():

@@ -1,6 +1,6 @@
-"""The launcher says what it would run, survives stock-outs, dropped connections and preemption, and explains the rest.
+"""The launcher prints its commands, survives stock-outs, lost connections and preemption, and explains other errors.
 
-gcloud is a stand-in; what the launcher runs on the workers is run for real, on folders that play their homes.
+gcloud is a fake; the launcher's scripts really run, on folders that serve as the workers' homes.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +31,7 @@ STOCK_OUT = """ERROR: (gcloud.compute.tpus.tpu-vm.create) {
   "message": "There is no more capacity in the zone \\"us-west4-a\\"; you can try in another zone"
 }"""
 
-# What the workers have, or seem to.
+# Programs of the workers, real or fake.
 PROGRAMS = {
   "hostname": 'basename "$HOME"',
   "mountpoint": "exit 1",
@@ -56,7 +56,7 @@ sleep 60 & wait""",
 
 
 class Cloud:
-  """The folder behind the stand-in."""
+  """The folder of the fake gcloud."""
 
   def __init__(self, folder: Path):
     self.folder = folder
@@ -141,7 +141,7 @@ def test_a_dry_run_prints_every_command_and_runs_none(cloud, script):
   command = [sys.executable, *script, "watch", "mine", *PLACE, *NEW, "--bucket=b", "--delete", "--dry-run", *TRAIN]
   done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
   assert cloud.calls() == []
-  # What is printed is what a shell would run.
+  # The printed commands are valid shell commands.
   words = shlex.split(done.stdout, comments=True)
   runs = " ".join(words).split("gcloud compute tpus ")[1:]
   assert [" ".join(run.split()[:2]) for run in runs] == [
@@ -221,13 +221,13 @@ def test_watch_outlives_a_stock_out_a_dropped_connection_and_a_preemption(cloud,
   cloud.plan(
     create=[{"exit": 1, "stderr": STOCK_OUT}],
     ssh=[dropped],
-    # Absent when looked for and before both attempts to create it, ready after the second, once seen in training.
+    # ABSENT at first and before both attempts to create it, READY after the second, then once seen in training.
     describe=[None, None, None, None, None, {"state": "PREEMPTED"}],
   )
   with ThreadPoolExecutor() as pool:
     watching = pool.submit(launch, "watch", *NEW, *PATIENT, "--delete", *TRAIN)
     assert is_soon(lambda: is_training(cloud, "worker-0"))
-    (cloud.folder / "finish").touch()  # So does the run on the next slice, at once.
+    (cloud.folder / "finish").touch()  # The run on the next slice finishes at once.
     assert watching.result(timeout=60) == 0
   errors = capsys.readouterr().err
   assert "no more capacity" in errors and "return code [255]" in errors
@@ -253,7 +253,7 @@ def test_watch_gives_up_after_its_retries(cloud, capsys):
 
 
 def test_watch_gives_up_after_its_restarts(cloud, capsys):
-  """A slice that is taken away again and again."""
+  """The slice is preempted again and again."""
   cloud.plan(describe=[None, None, None] + [{"state": "PREEMPTED"}, None, None] * 9)
   assert launch("watch", *NEW, *FAST, "--poll-seconds=0", "--max-restarts=1", *TRAIN) == 1
   assert cloud.verbs().count("create") == 2

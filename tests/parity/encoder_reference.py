@@ -1,4 +1,4 @@
-"""What the parity tests of the image and text encoders share: random torch references, and the comparisons."""
+"""Shared by the parity tests of image and text embedders: random torch references, and comparisons."""
 
 from collections.abc import Callable, Mapping
 import math
@@ -17,7 +17,7 @@ TOLERANCE = 2e-5
 
 
 def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-  """Every parameter random and of a size that matters, norms' scales and biases too."""
+  """Randomizes every parameter at a significant scale, including scales and biases of norms."""
   torch.set_num_threads(1)
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
@@ -42,7 +42,7 @@ def abstract(build: Callable[[], nnx.Module]):
 
 
 def gradients(graphdef, params: dict, inputs: np.ndarray, *, of_inputs: bool = True):
-  """(outputs, gradient for the inputs, gradient for the parameters) of sum(sin(outputs))."""
+  """(outputs, gradient of the inputs, gradient of the parameters) of sum(sin(outputs))."""
 
   def scalar(inputs, params):
     outputs = nnx.merge(graphdef, params)(inputs)
@@ -54,7 +54,7 @@ def gradients(graphdef, params: dict, inputs: np.ndarray, *, of_inputs: bool = T
 
 
 def assert_gradients_match(model: torch.nn.Module, grads: dict, rows, names: tuple[str, ...]) -> None:
-  """Compares our gradients, under torch's names, with `.grad` of some parameters."""
+  """Compares our gradients, under torch names, with `.grad` of some parameters."""
   theirs = dict(model.named_parameters())
   ours = dump(grads, rows)
   for name in names:
@@ -63,7 +63,7 @@ def assert_gradients_match(model: torch.nn.Module, grads: dict, rows, names: tup
 
 
 def assert_round_trip(tensors: dict, rows, shapes: dict) -> None:
-  """dump(load(x)) is x bit for bit; one tensor less or more is an error that names it."""
+  """Asserts that dump(load(x)) is x bit for bit, and that a missing or extra tensor is an error that names it."""
   back = dump(load(tensors, rows, shapes), rows)
   assert back.keys() == tensors.keys()
   for name, value in tensors.items():
@@ -76,7 +76,7 @@ def assert_round_trip(tensors: dict, rows, shapes: dict) -> None:
 
 
 def assert_same_layout(reference: Mapping, rows, shapes: dict) -> None:
-  """Our full-size model has the tensors of the reference's state dict, no more and no less, of the same shapes."""
+  """Asserts that our full-size model has exactly the tensors of the reference's state dict, with equal shapes."""
   theirs = {name: tuple(value.shape) for name, value in reference.items()}
   ours = {name: spec.shape for name, spec in specs(rows, shapes).items()}
   assert ours == theirs

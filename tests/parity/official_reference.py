@@ -25,7 +25,7 @@ QWEN_FOLDER, DIT_FOLDER, VAE_FOLDER = "llm_model", "dit", "SD3/vae"
 
 @dataclasses.dataclass
 class Reference:
-  """The folder and what PyTorch computes with. The language model and the decoder have their adapters on."""
+  """The folder and its PyTorch models. The language model and the decoder have their adapters enabled."""
 
   folder: Path
   processor: Processor
@@ -36,7 +36,7 @@ class Reference:
   text_encoders: list[CLIPTextModelWithProjection]
 
   def context(self, prompts: list[str]) -> torch.Tensor:
-    """The connector's states at every slot of prompts padded together; padding stands at position 1."""
+    """The connector's outputs at every slot of prompts padded together; padding has position 1."""
     ids, mask = self.processor.pad_rows([self.processor.generation_prompt(prompt) for prompt in prompts])
     ids, mask = torch.as_tensor(ids).long(), torch.as_tensor(mask).long()
     positions = torch.where(mask.bool(), torch.arange(ids.shape[1]), 1).expand(3, *ids.shape)
@@ -50,7 +50,7 @@ class Reference:
 
 
 def randomise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
-  """Weights of order 1 / sqrt(fan in), and norms and biases that are not ones and zeros."""
+  """Draws weights of order 1 / sqrt(fan_in), and norms and biases that are not ones and zeros."""
   generator = torch.Generator().manual_seed(seed)
   for parameter in module.parameters():
     fan_in = parameter[0].numel() if parameter.ndim > 1 else 25
@@ -67,7 +67,7 @@ def randomise_adapters(module: torch.nn.Module, seed: int) -> None:
 
 
 def save(tensors: dict[str, torch.Tensor], folder: Path, stem: str, shards: int = 1) -> None:
-  """One file, or shards with an index."""
+  """Saves tensors as one file, or as shards with an index."""
   folder.mkdir(parents=True, exist_ok=True)
   tensors = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
   if shards == 1:
@@ -83,7 +83,7 @@ def save(tensors: dict[str, torch.Tensor], folder: Path, stem: str, shards: int 
 
 
 def old_name(name: str) -> str:
-  """transformers 4.50's name of a tensor."""
+  """A tensor's name in transformers 4.50."""
   return name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
 
 
@@ -122,7 +122,7 @@ def qwen_config(vocab_size: int, image_token: int, end: int, pad: int) -> dict:
 
 
 def write_clip_encoder(root: Path, number: int, width: int, activation: str) -> CLIPTextModelWithProjection:
-  """A text encoder of SD3 with a tokenizer of letters."""
+  """Writes a text encoder of SD3 with a tokenizer of letters."""
   suffix = "" if number == 1 else f"_{number}"
   letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
   vocabulary = ["!", *letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -147,7 +147,7 @@ def write_clip_encoder(root: Path, number: int, width: int, activation: str) -> 
     num_attention_heads=2,
     projection_dim=width,
     hidden_act=activation,
-    # The published files still say 2 here, which means: pool at the largest id.
+    # The published files have 2 here, which means pooling at the largest id.
     eos_token_id=2 if number == 1 else len(vocabulary) - 1,
   )
   model = randomise(CLIPTextModelWithProjection(config), number)
@@ -158,11 +158,11 @@ def write_clip_encoder(root: Path, number: int, width: int, activation: str) -> 
 
 
 def write_official_folder(folder: Path) -> Reference:
-  """Writes everything that the official folder holds; the adapters' files are PEFT's own."""
+  """Writes everything that the official folder contains; PEFT writes the adapters' files."""
   torch.set_num_threads(1)
   write_processor(folder / QWEN_FOLDER)
   processor = Processor.from_folder(folder / QWEN_FOLDER)
-  # Padded beyond the tokenizer, as the published vocabulary is.
+  # Larger than the tokenizer, like the published vocabulary.
   vocab_size = 8 * (processor.vocab_size // 8 + 1)
   plain = qwen_config(vocab_size, processor.image_token_id, processor.end_ids[0], processor.pad_id)
   (folder / QWEN_FOLDER / "config.json").write_text(json.dumps(plain))
@@ -173,7 +173,7 @@ def write_official_folder(folder: Path) -> Reference:
   base = {old_name(name): value for name, value in language.state_dict().items() if name != "lm_head.weight"}
   save(base | connector, folder / QWEN_FOLDER, "model", shards=2)
 
-  # The full state that training left: other base weights, a trained connector, adapters.
+  # The full state after training: different base weights, a trained connector, adapters.
   for parameter in (projector[2].weight, language.model.visual.merger.mlp[2].bias):
     parameter.data.mul_(1.1)
   adapters = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")

@@ -52,7 +52,7 @@ PUBLISHED = {
 
 @dataclasses.dataclass
 class Pair:
-  """A random torch model and the same weights on our side."""
+  """A random torch model and our model with the same weights."""
 
   reference: TorchAutoencoderKL
   tensors: dict
@@ -173,7 +173,7 @@ def test_gradients(pair):
 
 
 def test_statistics_a_channel_need_no_new_trace(attention):
-  """Measured scaling and shift take the place of the config's in the tree; latents and decoding follow."""
+  """Measured scaling and shift replace the config's values in the tree; latents and decoding follow."""
   traces = []
 
   @jax.jit
@@ -217,7 +217,7 @@ def test_bfloat16_rounds_no_more_than_torch(attention):
   exact = [np.asarray(attention.encode(attention.params, images)[0])]
   exact.append(np.asarray(attention.decode(attention.params, latents)))
   half = trees.cast(attention.params, jnp.bfloat16)
-  # The two buffers stay in float32, as the numbers of the config do.
+  # The two buffers stay in float32, like the values of the config.
   half |= {name: attention.params[name] for name in ("latent_scaling", "latent_shift")}
   found = [attention.encode(half, jnp.asarray(images, jnp.bfloat16))[0]]
   found.append(attention.decode(half, jnp.asarray(latents, jnp.bfloat16)))
@@ -233,7 +233,7 @@ def test_bfloat16_rounds_no_more_than_torch(attention):
 
 
 def test_group_norm_far_from_zero():
-  """A mean a thousand times the deviation costs no more precision than it does in torch."""
+  """A mean of 1000 standard deviations costs no more precision than in torch."""
   rng = np.random.default_rng(5)
   x = (1000 + rng.normal(size=(2, 6, 5, 12))).astype(np.float32)
   with nnx.use_eager_sharding(False):
@@ -261,7 +261,7 @@ def test_a_missing_and_an_unknown_tensor_raise(attention):
 
 
 def test_full_size():
-  """Exactly the tensors of the published class, counted and shaped."""
+  """The tensors equal those of the published class in names, counts and shapes."""
   config = AutoencoderKLConfig.sd3()
   assert config == AutoencoderKLConfig.from_huggingface(SMALL | PUBLISHED)
   _, shapes = build(config, sharding.make_mesh(2, 2, 2))

@@ -16,7 +16,7 @@ CONFIG = ConnectorConfig(in_width=12, hidden_width=40, out_width=20)
 
 
 class Reference(torch.nn.Module):
-  """The shape of the module in the official code, for names."""
+  """The module of the official code, for its parameter names."""
 
   def __init__(self, config: ConnectorConfig):
     super().__init__()

@@ -1,4 +1,4 @@
-"""What `uae-jax convert` writes opens in PyTorch with the same numbers, and comes back bit for bit."""
+"""The output of `uae-jax convert` opens in PyTorch with the same values, and loads again bit for bit."""
 
 import shutil
 
@@ -28,7 +28,7 @@ def reference(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exports(reference):
-  """target format -> folder."""
+  """Target format -> exported folder."""
   folders = {to: reference.folder.parent / f"export_{to}" for to in ("orbax", "peft", "huggingface")}
   for to, folder in folders.items():
     convert(reference.folder, folder, to)
@@ -53,7 +53,7 @@ def read_projector(folder):
 
 
 def assert_same_numbers(reference, language, decoder, vae, projector, atol):
-  """The exported models against the ones that the official folder was written from."""
+  """Compares the exported models with those from which the official folder was written."""
 
   class Exported(type(reference)):
     pass
@@ -113,7 +113,7 @@ def test_round_trips_are_bit_exact(reference, exports, to):
 
 
 def test_adapters_alone_belong_beside_any_base(reference, exports, tmp_path):
-  """With the names of transformers 4.50; the connector comes along."""
+  """Uses the names of transformers 4.50; the connector is included."""
   folder = tmp_path / "adapters"
   convert(reference.folder, folder, "peft", adapters_only=True, names="official")
   assert sorted(path.name for path in folder.iterdir()) == ["dit_lora", "llm_lora", "projector.safetensors"]
@@ -121,7 +121,7 @@ def test_adapters_alone_belong_beside_any_base(reference, exports, tmp_path):
     shutil.copytree(reference.folder / name, folder / name)
   before, after = (uae_jax.UAE.load(source, dtype="auto").params for source in (reference.folder, folder))
   for (path, old), (_, new) in zip(sorted(trees.items(before)), sorted(trees.items(after)), strict=True):
-    # The one base weight that the full state changed is not part of an adapter.
+    # The only base weight that the full state changed is not part of an adapter.
     if path != "captioner/vision/merger/down/bias":
       np.testing.assert_array_equal(np.asarray(old), np.asarray(new), err_msg=path)
 

@@ -47,7 +47,7 @@ def make_reference(kind: str, settings: dict):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(42, 42), (35, 63), (46, 31)], ids=str)
 def test_class_token_and_gradients(kind, size):
-  """Also where the position table must be resized, and where the image is no multiple of the patch."""
+  """Includes resized position tables and images whose side is not a multiple of the patch."""
   reference, config = make_reference(kind, SMALL)
   randomize(reference)
   graphdef, shapes = abstract(lambda: DINOv2(config, rngs=nnx.Rngs(0)))

@@ -1,4 +1,4 @@
-"""Embedders equal the library's image processors and models, from files of any size and mode to unit-norm vectors."""
+"""Embedders equal the libraries' image processors and models, from files of any size and mode to unit-norm vectors."""
 
 import json
 
@@ -73,7 +73,7 @@ def test_sixteen_bit_grey_keeps_its_range(tmp_path):
 def test_exif_turns_the_picture(tmp_path):
   image = picture(30, 20)
   exif = Image.Exif()
-  exif[0x0112] = 6  # stored turned by a quarter to the left
+  exif[0x0112] = 6  # stored rotated by a quarter turn to the left
   image.save(tmp_path / "turned.png", exif=exif)
   np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "turned.png")), np.rot90(np.asarray(image), 3))
 
@@ -92,7 +92,7 @@ def test_unreadable_pictures_are_named(tmp_path):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_dinov3_preprocessing_equals_antialiased_floats(size):
-  """torchvision, which the library's class needs, resizes floats by torch's antialiased interpolation."""
+  """torchvision, which the library's class uses, resizes floats by torch's antialiased interpolation."""
   image = picture(*size)
   pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
   pixels = F.interpolate(pixels, size=(24, 20), mode="bilinear", align_corners=False, antialias=True)[0]
@@ -104,7 +104,7 @@ def test_dinov3_preprocessing_equals_antialiased_floats(size):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_longclip_preprocessing_equals_torchvision(size):
   image = picture(*size)
-  # The integers of torchvision: int(size * long / short), and a crop at round((long - size) / 2).
+  # torchvision's rounding: int(size * long / short), and a crop at round((long - size) / 2).
   width, height = (25, int(25 * size[1] / size[0])) if size[0] <= size[1] else (int(25 * size[0] / size[1]), 25)
   left, top = round((width - 25) / 2), round((height - 25) / 2)
   resized = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + 25, top + 25))
@@ -126,7 +126,7 @@ def test_unknown_settings_are_refused(settings):
 
 @pytest.mark.parametrize("suffix", ["", "Fast", "Pil"])
 def test_the_class_named_in_the_file_decides(suffix):
-  """Both defaults and the order of the steps belong to the class; absent, the first of a kind is meant."""
+  """Defaults and the order of steps depend on the class; if absent, the first class of a kind is used."""
   square = {"size": {"height": 24, "width": 24}}
   floats = Preprocessing.from_huggingface(square | {"image_processor_type": f"DINOv3ViTImageProcessor{suffix}"}, DINOV3)
   assert floats == Preprocessing.from_huggingface(square, DINOV3 | CLIP) and floats.is_float
@@ -176,7 +176,7 @@ def test_embeddings_equal_the_library(loaded, tmp_path):
   assert ours.dtype == np.float32
   np.testing.assert_allclose(ours, reference(images), atol=1e-5)
   np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)
-  # Paths and arrays are the same pictures; neither the batch nor its padding matters.
+  # Paths and arrays are the same images; neither the batch nor its padding affects the result.
   images[0].save(tmp_path / "a.png")
   mixed = embedder.embed([tmp_path / "a.png", np.asarray(images[1]), str(tmp_path / "a.png")])
   np.testing.assert_allclose(mixed, ours[[0, 1, 0]], atol=1e-6)
@@ -185,7 +185,7 @@ def test_embeddings_equal_the_library(loaded, tmp_path):
 
 
 def test_the_network_inside_a_step_equals_torch_with_its_gradient(loaded):
-  """Stretched by a bicubic without antialiasing, as in the cold-start loss."""
+  """Images are resized by bicubic interpolation without antialiasing, as in the cold-start loss."""
   embedder, _, features, _ = loaded
   network = embedder.network
   images = np.random.default_rng(0).uniform(-1, 1, size=(2, 40, 52, 3)).astype(np.float32)
@@ -208,7 +208,7 @@ def test_images_of_the_right_size_are_not_resized(loaded):
   embedder, reference, _, _ = loaded
   image = np.asarray(picture(24, 24))
   ours = embedder.network(embedder.params, jnp.asarray(image[None] / 127.5 - 1))
-  if embedder.network.kind == "clip":  # The other processor resizes to 32 before it crops.
+  if embedder.network.kind == "clip":  # The other processor resizes to 32 before cropping.
     np.testing.assert_allclose(ours, reference([Image.fromarray(image)]), atol=1e-5)
   jaxpr = str(jax.make_jaxpr(embedder.network)(embedder.params, jnp.zeros((1, 24, 24, 3))))
   larger = str(jax.make_jaxpr(embedder.network)(embedder.params, jnp.zeros((1, 25, 24, 3))))

@@ -1,4 +1,4 @@
-"""Long-CLIP in the layout of OpenAI's CLIP equals a torch model of the same mathematics; `.pt` files are safe."""
+"""Long-CLIP in the layout of OpenAI's CLIP equals a torch model of the same equations; `.pt` files are read safely."""
 
 import io
 import os
@@ -73,7 +73,7 @@ class Visual(nn.Module):
 
 
 class LongCLIP(nn.Module):
-  """The published names; by default 128 and 64 channels, so two heads and one."""
+  """Model with the published names; its default widths of 128 and 64 give two heads and one."""
 
   def __init__(self, vision=(128, 2, 8, 4), width=64, depth=3, vocab=50, length=30, out=24):
     super().__init__()
@@ -138,13 +138,13 @@ def test_round_trip(reference):
 
 
 def test_published_longclip_l():
-  """CLIP-L with 248 positions, twice."""
+  """CLIP-L with 248 positions."""
   config = CLIPConfig.longclip_l()
   _, shapes = abstract(lambda: CLIP(config, rngs=nnx.Rngs(0)))
   assert trees.count(shapes) == 427_616_513 + (2 * 248 - 77) * 768
   with torch.device("meta"):
     reference = LongCLIP(vision=(1024, 24, 14, 16), width=768, depth=12, vocab=49408, length=248, out=768)
-  # Views of one number: nothing of the full size is allocated.
+  # Views of one element: nothing is allocated at full size.
   tensors = {name: np.broadcast_to(np.float32(0), value.shape) for name, value in reference.state_dict().items()}
   assert weights.config_of(tensors) == config
   assert_same_layout(tensors, weights.table(config), shapes)
@@ -191,7 +191,7 @@ def test_a_state_dict_is_an_ordered_dict(tmp_path, reference):
 
 
 class Malicious:
-  """Unpickled by an ordinary unpickler, this runs a shell command."""
+  """Runs a shell command when an ordinary unpickler loads it."""
 
   def __init__(self, path):
     self.path = path
@@ -224,7 +224,7 @@ def test_every_other_name_is_refused(tmp_path, name):
 
 
 def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
-  """numpy would read foreign memory."""
+  """numpy would read memory outside the storage."""
   torch.save({"a": torch.zeros(4)}, tmp_path / "good.pt")
   with zipfile.ZipFile(tmp_path / "good.pt") as archive:
     content = archive.read("good/data.pkl")

@@ -65,7 +65,7 @@ PUBLISHED = {
 
 @dataclasses.dataclass
 class Pair:
-  """A random torch model and the same weights on our side."""
+  """A random torch model and our model with the same weights."""
 
   reference: SD3Transformer2DModel
   tensors: dict
@@ -108,12 +108,12 @@ def pair(request):
 
 @pytest.fixture
 def medium():
-  """The kind that has every part: both stacks and the last block."""
+  """The variant with every component: both stacks and the last block."""
   return make_pair("medium")
 
 
 def example(config: MMDiTConfig, height: int, width: int, tokens: int = 7, batch: int = 2):
-  """Latents of `height` x `width` patches; the timesteps are those where the float32 sinusoid is accurate."""
+  """Latents of `height` x `width` patches; timesteps are those at which the float32 sinusoid is accurate."""
   rng = np.random.default_rng(1)
   latents = rng.normal(size=(batch, height * config.patch, width * config.patch, config.in_channels))
   context = rng.normal(size=(batch, tokens, config.context_width))
@@ -145,7 +145,7 @@ def test_output_at_large_timesteps(medium):
   timesteps = np.array([1000.0, 637.25], np.float32)
   with torch.no_grad():
     want = theirs(medium.reference, nchw(latents), *map(torch.tensor, (timesteps, context, pooled)))
-  # An angle of 1000 radians has a rounding error of 6e-5 in float32, on both sides.
+  # An angle of 1000 radians has a rounding error of 6e-5 in float32, in both implementations.
   np.testing.assert_allclose(medium.ours(medium.params, latents, timesteps, context, pooled), want, atol=2e-4)
 
 
@@ -179,7 +179,7 @@ def test_a_mask_equals_leaving_the_padding_out(medium):
   with torch.no_grad():
     want = theirs(medium.reference, nchw(latents), *map(torch.tensor, (timesteps, context[:, :5], pooled)))
   np.testing.assert_allclose(medium.ours(medium.params, latents, timesteps, context, pooled, mask), want, atol=2e-5)
-  # Rows of unequal length: each equals its own truncation, whatever stands at the padding.
+  # Rows of unequal length: each equals its own truncation, whatever the padding contains.
   mask[1, 3:] = False
   out = medium.ours(medium.params, latents, timesteps, context, pooled, mask)
   noisy = np.where(mask[..., None], context, 100.0).astype(np.float32)
@@ -246,7 +246,7 @@ def test_a_missing_and_an_unknown_tensor_raise(medium):
 
 
 def test_adapters_take_the_names_of_peft(medium):
-  """Every adapted layer, the convolution among them, gives the output of a PEFT model with the dumped tensors."""
+  """Every adapted layer, including the convolution, equals a PEFT model with the dumped tensors."""
   peft = pytest.importorskip("peft")
   settings = lora.LoRA(rank=3, alpha=6.0)
   with nnx.use_eager_sharding(False):
@@ -288,7 +288,7 @@ def test_adapter_targets_are_exactly_the_layers_of_the_file():
 
 @pytest.mark.parametrize("name, parameters", [("sd35_large", 8_056_627_520), ("sd35_medium", 2_243_171_520)])
 def test_full_size(name, parameters):
-  """Exactly the tensors of the published class, counted and shaped, on a mesh with every axis in use."""
+  """The tensors equal those of the published class in names, counts and shapes, on a mesh that uses every axis."""
   config = getattr(MMDiTConfig, name)()
   assert config == MMDiTConfig.from_huggingface(SMALL | {"dual_attention_layers": ()} | PUBLISHED[name])
   _, shapes = build(config, sharding.make_mesh(2, 2, 2))

@@ -1,4 +1,4 @@
-"""The official folder of UAE gives, through the public API, the numbers of PyTorch; what is wrong is told at once."""
+"""Through the public API, the official folder of UAE gives PyTorch's results; invalid folders raise clear errors."""
 
 import copy
 import dataclasses
@@ -83,7 +83,7 @@ def test_autoencoder(uae, reference):
 
 
 def their_inputs(reference, uae, picture):
-  """Question and image for the torch model, by our processor."""
+  """Question and image for the torch model, from our processor."""
   pixels = np.asarray(reference.processor.resize(picture))
   vision = reference.language.config.vision_config
   rows, columns = (side // vision.patch_size for side in pixels.shape[:2])
@@ -116,7 +116,7 @@ def test_log_probs_and_greedy_captions(uae, reference, picture):
       scores = their_log_probs(reference, row, patches, grid)[-1].clone()
       seen = torch.tensor(sorted(set(row)))
       if penalty != 1.0:
-        # The penalty is defined on logits; these are fixed up to a constant that the model's own head gives.
+        # The penalty is defined on logits, so it needs the model's logits in place of log-probabilities.
         out = reference.language(
           input_ids=torch.tensor([row]),
           pixel_values=patches,
@@ -146,7 +146,7 @@ def test_bfloat16_keeps_adapters_in_float32(half):
 
 
 def in_bfloat16(module):
-  """As PEFT loads it: the base in bfloat16, adapters in float32."""
+  """The model as PEFT loads it: base weights in bfloat16, adapters in float32."""
   module = copy.deepcopy(module).bfloat16()
   for name, parameter in module.named_parameters():
     if "lora_" in name:
@@ -165,7 +165,7 @@ def their_half(reference):
   return dataclasses.replace(reference, **{net: in_bfloat16(getattr(reference, net)) for net in nets})
 
 
-# One sample's deviations of nets this narrow differ by a factor of three either way; over many the ratio is near 1.
+# In networks this narrow, deviations of one sample differ by up to a factor of three; over many the ratio is near 1.
 MANY = 24
 
 
@@ -265,7 +265,7 @@ def test_all_problems_are_in_one_report(reference, tmp_path):
   with pytest.raises(WeightError) as error:
     uae_jax.UAE.load(folder)
   text = str(error.value)
-  # A shard without its index entry is found by its header, so the index need not be right.
+  # A shard without an index entry is found by its header, so the index may be incomplete.
   assert "missing model.layers." in text and "unexpected model.stray.weight" in text and "proj_out.bias" in text
 
   (folder / "SD3" / "vae" / "config.json").unlink()
@@ -276,7 +276,7 @@ def test_all_problems_are_in_one_report(reference, tmp_path):
 
 
 def test_plain_folders(reference, tmp_path):
-  """Qwen2.5-VL and SD3.5 as they are published: no adapters, no connector, the decoder inside the SD3 folder."""
+  """Published Qwen2.5-VL and SD3.5 folders: no adapters, no connector, the decoder inside the SD3 folder."""
   folder = tmp_path / "plain"
   shutil.copytree(reference.folder, folder, ignore=shutil.ignore_patterns("*_lora"))
   (folder / DIT_FOLDER).rename(folder / "SD3" / "transformer")

@@ -1,4 +1,4 @@
-"""The processor equals transformers': sizes, pixels and patches of any picture, templated prompts, padding."""
+"""The processor equals transformers': sizes, pixels and patches of any image, templated prompts, padding."""
 
 import json
 
@@ -12,7 +12,7 @@ from uae_jax.data.processing import NEGATIVE_PROMPT, QUESTION, Processor
 from uae_jax.models.qwen25_vl.vision import VisionConfig, normalize, patchify
 from uae_jax.small_world.processor import write_processor
 
-# Lays out a chat of text and images as Qwen2.5-VL's template does.
+# Formats a chat of text and images like Qwen2.5-VL's template.
 QWEN_TEMPLATE = (
   "{%- if messages[0].role != 'system' -%}"
   "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{%- endif -%}"
@@ -26,7 +26,7 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<
 
 
 def write_qwen(folder, **image_settings):
-  """A folder laid out as Qwen2.5-VL's, with a byte-level tokenizer of a handful of merges."""
+  """Writes a folder in the layout of Qwen2.5-VL, with a byte-level tokenizer of a few merges."""
   from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
   from transformers import PreTrainedTokenizerFast
 
@@ -56,7 +56,7 @@ def processor(folder):
 
 
 def picture(height, width, seed=0):
-  """Smooth colors with noise on top: errors of a filter show in both."""
+  """Smooth colors plus noise: filter errors are visible in both."""
   rows, columns = np.mgrid[:height, :width]
   noise = np.random.default_rng(seed).normal(0, 20, (height, width, 3))
   smooth = np.stack([rows * 255 / height, columns * 255 / width, 128 + 100 * np.sin(columns / 9)], axis=-1)
@@ -97,7 +97,7 @@ def test_other_patches(tmp_path, patch, merge):
 
 
 def test_the_demo_resizes_twice(processor, folder):
-  """Above the limit the first rounding changes the pixels, and here the grid."""
+  """Above the limit, the first rounding changes the pixels and, here, the grid."""
   image = picture(389, 517)
   once, twice = processor.resize(image, demo_resize=False), processor.resize(image)
   assert (once.height // 14, once.width // 14) == (14, 20) and (twice.height // 14, twice.width // 14) == (16, 20)

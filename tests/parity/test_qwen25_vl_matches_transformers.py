@@ -64,7 +64,7 @@ PUBLISHED = {
 
 @dataclasses.dataclass
 class Pair:
-  """A random torch model and the same weights on our side."""
+  """A random torch model and our model with the same weights."""
 
   reference: Qwen2_5_VLForConditionalGeneration
   settings: dict
@@ -121,20 +121,20 @@ def pair(request):
 
 
 def make_reference(settings) -> Qwen2_5_VLForConditionalGeneration:
-  # The library changes the dicts it is given.
+  # The library modifies its argument dicts.
   config = Qwen2_5_VLConfig(**settings | {key: dict(settings[key]) for key in ("vision_config", "rope_scaling")})
   return Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
 
 
 def state(reference) -> dict:
-  """Tensors as a file has them: the head is written only where it is not the embedding."""
+  """Tensors as in a checkpoint file: the head is stored only if it is not tied to the embedding."""
   tied = reference.config.tie_word_embeddings
   items = reference.state_dict().items()
   return {name: value.detach().numpy() for name, value in items if not (tied and name == "lm_head.weight")}
 
 
 def example(pair, cells=(5, 3), lengths=((4, 6), (2, 3)), seed=1) -> Prompts:
-  """An image of `cells` between (before, after) random words, the rows padded together."""
+  """An image of `cells` between (before, after) random words; the rows are padded together."""
   config, rng = pair.config, np.random.default_rng(seed)
 
   def word(n):
@@ -152,7 +152,7 @@ def example(pair, cells=(5, 3), lengths=((4, 6), (2, 3)), seed=1) -> Prompts:
 
 
 def theirs(reference, prompts: Prompts, patches=None, **options):
-  """The torch model on the same prompts, with the same positions."""
+  """Runs the torch model on the same prompts with the same positions."""
   flat = torch.tensor(prompts.patches) if patches is None else patches
   return reference(
     input_ids=torch.tensor(prompts.tokens).long(),
@@ -172,7 +172,7 @@ def logits(model: Qwen25VL, prompts: Prompts, patches=None, dtype=jnp.float32):
 
 @pytest.mark.parametrize("cells", [(4, 6), (5, 3), (1, 7), (2, 1), (1, 1)])
 def test_image_tokens(pair, cells):
-  """Grids of whole windows, with ragged edges, smaller than a window; a faint image makes a wrong epsilon visible."""
+  """Grids of complete and partial windows, and smaller than a window; a faint image exposes a wrong epsilon."""
   prompts = example(pair, cells)
   tower = jax.jit(lambda params, patches: pair.model(params).vision(patches, prompts.grid))
   for scale in (np.float32(1), np.float32(0.01)):
@@ -187,7 +187,7 @@ def test_image_tokens(pair, cells):
 
 @pytest.mark.parametrize("cells", [(4, 2), (3, 5)])
 def test_logits(pair, cells):
-  """Every slot: queries at padding see the tokens of their row, as in transformers."""
+  """Compares every slot: queries at padding attend to the tokens of their row, as in transformers."""
   prompts = example(pair, cells)
   with torch.no_grad():
     want = theirs(pair.reference, prompts).logits
@@ -221,12 +221,12 @@ def test_positions_are_those_of_transformers(pair):
     image_grid_thw=torch.tensor([[1, *prompts.grid]] * 2),
     attention_mask=torch.tensor(prompts.mask).long(),
   )
-  # transformers 5 leaves 0 at padding, the official 4.50 leaves 1.
+  # Positions of padding are 0 in transformers 5 and 1 in the official 4.50.
   want = np.where(prompts.mask, want.numpy(), 1)
   np.testing.assert_array_equal(prompts.positions, want)
   traced = jax.jit(lambda tokens, mask: mrope_positions(tokens, mask, IMAGE, (3, 5)))(prompts.tokens, prompts.mask)
   np.testing.assert_array_equal(traced, want)
-  # 4 words, the start, an image of 3 x 5 cells that counts 5, the end, 6 words.
+  # 4 words, the start token, an image of 3 x 5 cells that advances positions by 5, the end token, 6 words.
   assert next_position(prompts.positions, prompts.mask).tolist() == [4 + 1 + 5 + 1 + 6, 2 + 1 + 5 + 1 + 3]
 
 
@@ -259,7 +259,7 @@ def test_gradients(pair):
 
 
 def test_greedy_captions(pair):
-  """Decoding on the prefix cache, rows of unequal length together, gives the tokens of `generate`."""
+  """Decoding on the prefix cache, with rows of unequal length in one batch, gives the tokens of `generate`."""
   prompts, count = example(pair, (2, 3)), 12
   language = pair.model().language
   embeddings = pair.model().embed_prompt(prompts.tokens, prompts.patches, prompts.grid)
@@ -314,7 +314,7 @@ def test_scan_unroll_and_remat_are_equal(pair):
 
 
 def test_unrolled_layers_are_straight_code(pair):
-  """The choice between windows and the whole image is gone after compilation, not made at every layer."""
+  """The choice between window and full attention is made at compile time, not in every layer."""
   prompts = example(pair)
   config = dataclasses.replace(pair.config.vision, unroll=True)
   graphdef, _ = build(dataclasses.replace(pair.config, vision=config))
@@ -372,7 +372,7 @@ def test_a_missing_and_an_unknown_tensor_raise(pair):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_full_size(name):
-  """Exactly the tensors of the published sizes, counted and shaped, on a mesh with every axis in use."""
+  """The tensors equal those of the published sizes in names, counts and shapes, on a mesh that uses every axis."""
   width, mlp, depth, heads, kv_heads, vocabulary, tied, parameters = PUBLISHED[name]
   vision = {
     "depth": 32,
@@ -402,7 +402,7 @@ def test_full_size(name):
   assert config == Qwen25VLConfig.from_huggingface(settings)
   with torch.device("meta"):
     reference = make_reference(settings)
-  # The nested form that transformers 5 writes describes the same model.
+  # The nested format of transformers 5 describes the same model.
   assert config == Qwen25VLConfig.from_huggingface(reference.config.to_dict())
   _, shapes = build(config, sharding.make_mesh(2, 2, 2))
   assert trees.count(shapes) == parameters == sum(x.numel() for x in reference.parameters())

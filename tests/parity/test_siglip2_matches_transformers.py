@@ -41,7 +41,7 @@ from uae_jax.models.siglip2 import (
 from uae_jax.weights import siglip2 as weights
 from uae_jax.weights.table import load
 
-# 30 px are three patches of 8 and a remainder, as 384 px are 27 patches of 14 and a remainder.
+# 30 px are three patches of 8 and a remainder, like 384 px, which are 27 patches of 14 and a remainder.
 VISION = {
   "image_size": 30,
   "patch_size": 8,
@@ -78,7 +78,7 @@ CONFIG = SigLIP2Config.from_huggingface(SETTINGS)
 
 @pytest.mark.parametrize(("size", "unroll"), [((30, 30), False), ((30, 30), True), ((24, 41), False)], ids=str)
 def test_image_features_and_gradients(reference, size, unroll):
-  """Also of another size, for which both resize the position table."""
+  """Also at another image size, for which both implementations resize the position table."""
   config = dataclasses.replace(CONFIG.vision, unroll=unroll, remat="full" if unroll else "none")
   rows = weights.vision_table(config)
   graphdef, shapes = abstract(lambda: SigLIP2Vision(config, rngs=nnx.Rngs(0)))
@@ -108,7 +108,7 @@ def test_image_features_and_gradients(reference, size, unroll):
 
 @pytest.mark.parametrize("tokens", [1, 9, 20])
 def test_pooling_head(reference, tokens):
-  """Alone, at the tolerance of a layer."""
+  """Compares the pooling head alone, at the tolerance of a single layer."""
   graphdef, shapes = abstract(lambda: PoolingHead(CONFIG.vision, rngs=nnx.Rngs(0)))
   rows = [
     dataclasses.replace(row, ours=tuple(path.removeprefix("pool/") for path in row.paths))
@@ -124,7 +124,7 @@ def test_pooling_head(reference, tokens):
 
 @pytest.mark.parametrize("length", [6, 12])
 def test_text_features_and_gradients(reference, length):
-  """The last token is pooled, whatever it is, and padding is seen."""
+  """The last token is pooled, whatever it is, and padding is attended to."""
   tokens = np.pad(TOKENS, ((0, 0), (0, length - TOKENS.shape[1])))
   rows = weights.text_table(CONFIG.text)
   graphdef, shapes = abstract(lambda: SigLIP2Text(CONFIG.text, rngs=nnx.Rngs(0)))
@@ -179,7 +179,7 @@ def test_published_sizes(settings, config):
   assert SigLIP2Config.from_huggingface(settings) == config
   with torch.device("meta"):
     reference = make_model(settings)
-  # The nested form that transformers writes, with every field, describes the same model.
+  # The nested format that transformers writes, with every field, describes the same model.
   assert SigLIP2Config.from_huggingface(reference.config.to_dict()) == config
   _, shapes = abstract(lambda: SigLIP2(config, rngs=nnx.Rngs(0)))
   assert_same_layout(reference.state_dict(), weights.table(config), shapes)
@@ -236,7 +236,7 @@ def test_embedder_of_a_folder(reference, tmp_path):
 
 
 def test_the_network_inside_a_step_equals_torch_with_its_gradient(reference, tmp_path):
-  """Stretched by a bicubic without antialiasing, as in the cold-start loss."""
+  """Images are resized by bicubic interpolation without antialiasing, as in the cold-start loss."""
   reference.save_pretrained(tmp_path)
   SiglipImageProcessorPil(size={"height": 30, "width": 30}).save_pretrained(tmp_path)
   embedder = embedders.load("siglip2", tmp_path)
@@ -266,7 +266,7 @@ def test_a_naflex_folder_is_refused_in_one_line(tmp_path):
 
 
 def test_the_kind_is_known_to_no_other_file():
-  """A new kind is its own files and one row of the registry."""
+  """A new kind consists of its own files and one row of the registry."""
   package = Path(uae_jax.__file__).parent
   mentions = {str(file.relative_to(package)) for file in package.rglob("*.py") if "siglip" in file.read_text().lower()}
   own = {"models/siglip2.py", "weights/siglip2.py", "embedders/siglip2.py"}

@@ -1,4 +1,4 @@
-"""A run that starts from the official folder: its weights, its embedders, the user's pictures, and back to PyTorch."""
+"""A run that starts from the official folder, with its weights and embedders and user images, exported to PyTorch."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ from uae_jax.training.build import build
 
 CONFIG = Path(__file__).parents[2] / "configs" / "scenes.py"
 STAGE = "generation_for_understanding"
-SIDE = 20  # no multiple of the captioner's cell of 8, as 512 is none of 28
+SIDE = 20  # not a multiple of the captioner's cell of 8, just as 512 is not a multiple of 28
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def official(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def embedders(tmp_path_factory):
-  """Folders of a CLIP and a DINOv2 as published."""
+  """Folders of a CLIP and a DINOv2 in the published layout."""
   small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
   models = {
     "clip": CLIPModel(
@@ -59,7 +59,7 @@ def embedders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-  """JSON lines of photographs of any size, for training and held out."""
+  """JSON lines files of photographs of various sizes, for training and held out."""
   folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
   for split in ("train", "held_out"):
     lines = []

@@ -1,4 +1,4 @@
-"""The workdir of a run whose last two stages are finished, without training anything."""
+"""The workdir of a run whose last two stages are finished, made without training."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def smoke_config():
 
 
 def write(workdir: Path, config) -> tuple[dict, dict]:
-  """Returns the parameters after each of `STAGES`."""
+  """Writes the workdir; returns the parameters after each of `STAGES`."""
   plain = open_workdir(workdir, config)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   start = initial.read(config, mesh, workdir)
@@ -45,5 +45,5 @@ def save_stage(folder: Path, params: dict, plain: dict) -> None:
 
 
 def edit_json(file: Path, change) -> None:
-  """Replaces the content of a JSON file by `change(content)`."""
+  """Replaces the content of a JSON file with `change(content)`."""
   file.write_text(json.dumps(change(json.loads(file.read_text()))))

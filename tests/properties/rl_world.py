@@ -1,4 +1,4 @@
-"""A UAE of the smallest real sizes, with which whole RL steps compile in seconds. Made once a test session."""
+"""A UAE at the smallest valid sizes, with which whole RL steps compile in seconds. Made once per test session."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ def mesh():
 
 @functools.cache
 def built() -> Built:
-  """The small world's nets with one layer each."""
+  """The small world's networks with one layer each."""
   with tempfile.TemporaryDirectory() as folder:
     write_processor(folder)
     processor = Processor.from_folder(folder)
@@ -55,8 +55,9 @@ def built() -> Built:
 
 @functools.cache
 def params() -> dict:
-  """Random parameters without a zero leaf (adapters, modulations and outputs start at zero), so that everything has an
-  effect. Drawn by numpy: a program that draws every leaf takes longer to compile than the steps.
+  """Random parameters without zeros (adapters, modulations and outputs start at zero), so that all have an effect.
+
+  numpy draws them, because a program that draws every leaf would take longer to compile than the steps.
   """
   random = np.random.default_rng(0)
 
@@ -88,7 +89,7 @@ def batch() -> dict:
 
 
 def state_of(net: str, tree: dict | None = None, *, has_old: bool = False) -> State:
-  """A stage's first state in which the adapters of one net train."""
+  """Initial state of a stage that trains the adapters of one network."""
   tree = params() if tree is None else tree
   key = jax.random.key(3)
   return create(

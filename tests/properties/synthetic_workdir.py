@@ -1,4 +1,4 @@
-"""A small finished run, made up: what `uae-jax train` leaves in its workdir, in the figures of a good run."""
+"""A small made-up finished run: the files that `uae-jax train` writes, with the metrics of a good run."""
 
 import json
 import math
@@ -47,7 +47,7 @@ def paint(scene) -> Image.Image:
 
 
 def say(scene, share: float, rng: random.Random) -> dict:
-  """A caption that names a share of the truth and errs now and then, judged word by word."""
+  """A caption that contains a fraction of the truth with occasional errors, judged word by word."""
   said, words, missing = [], [["black", "right"], ["background", "right"], [";", "neutral"]], []
   for place, size, color, shape in scene:
     if rng.random() > share + 0.2:
@@ -214,7 +214,7 @@ CONFIG = {
 
 
 def write_workdir(workdir: Path, *, items: int = 3) -> Path:
-  """A finished run with every file the report reads."""
+  """Writes a finished run with every file that the report reads."""
   workdir.mkdir(parents=True, exist_ok=True)
   write_json(workdir / "config.json", CONFIG)
   (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metric_lines()))

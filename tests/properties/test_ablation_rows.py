@@ -1,4 +1,4 @@
-"""Every row of the ablations is a config that can run, and the runner's table says what the runs found."""
+"""Every row of the ablations is a valid config, and the table of the runner states the results of the runs."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_a_row_is_valid_and_starts_before_its_stages(row):
   assert order.index(ROWS[row]["start"]) < order.index(config.stages[0])
 
   class Built:
-    """As much as the makers of phases look at before they are called."""
+    """The attributes that the makers of phases access before they are called."""
 
     class networks:
       prompts, embedders = None, dict.fromkeys(config.embedders)

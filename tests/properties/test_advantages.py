@@ -1,4 +1,4 @@
-"""Advantages equal numpy's formulas; failed rewards and constant groups contribute exactly nothing."""
+"""Advantages equal formulas in numpy; failed rewards and constant groups contribute exactly zero."""
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +96,7 @@ def test_several_rewards_normalised_then_summed():
   expected = (total - total.mean()) / (total.std(ddof=1) + 1e-4)
   actual = multi_reward_advantages({"a": first, "b": second}, {"a": 1.0, "b": 0.5}, options)
   np.testing.assert_allclose(actual, expected, atol=1e-10)
-  # A small reward keeps its say: the scale of a reward does not matter.
+  # A small reward keeps its weight: the scale of a reward has no effect.
   larger = multi_reward_advantages({"a": first, "b": 100 * second}, {"a": 1.0, "b": 0.5}, options)
   np.testing.assert_allclose(actual, larger, atol=0.2)
 

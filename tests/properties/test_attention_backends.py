@@ -1,4 +1,4 @@
-"""All attention backends that run here agree, in values and gradients."""
+"""All attention backends that run here agree in values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def test_splash_equals_xla(tokens, num_kv, is_causal, is_ragged):
 
 
 def test_splash_on_a_mesh_that_cuts_rows_and_heads():
-  """Two key heads over four devices: each query head keeps its own."""
+  """With two key heads on four devices, each query head keeps its own key head."""
   arrays = inputs(256, 2, batch=2, heads=4)
   wanted = attention.attend(*arrays, backend="xla")
   with jax.set_mesh(sharding.make_mesh(data=2, fsdp=1, tensor=4)):
@@ -58,7 +58,7 @@ def test_the_platform_of_the_mesh_chooses(monkeypatch):
 
   long = attention.SPLASH_MIN_TOKENS
   assert chosen("tpu", long, batch=8) == "splash"
-  assert chosen("tpu", long, batch=4) == "xla"  # rows that do not divide over the mesh
+  assert chosen("tpu", long, batch=4) == "xla"  # the rows are not divisible by the mesh
   assert chosen("tpu", 64, batch=8) == "xla"
   assert chosen("tpu", long, batch=8, mask=jnp.ones((8, 1, long, long), bool)) == "xla"
   assert chosen("gpu", 64) == "cudnn"

@@ -1,4 +1,4 @@
-"""With `ema_decay` the moving average is what is observed, evaluated and handed on; the live policy only trains."""
+"""With `ema_decay` the moving average is observed, evaluated and handed on; the live policy is only trained."""
 
 from pathlib import Path
 import types
@@ -18,7 +18,7 @@ CEILING, STEPS = 0.3, 4
 
 
 class Nothing:
-  """Checkpoints, batches and a writer that keep and lose nothing."""
+  """Fake checkpoints, batches and writer without any effect."""
 
   directory = ""
 

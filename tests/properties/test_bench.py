@@ -1,4 +1,4 @@
-"""Unified-Bench, protocol 1: pairs, figures, result file, table and page."""
+"""Unified-Bench, protocol 1: pairs, scores, result file, table and page."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ def save(folder, name, level):
 
 
 class ByColour:
-  """An embedder whose similarities are known: the angle of a picture is its level of red."""
+  """An embedder with known similarities: the angle of an embedding is the red level of the image."""
 
   def embed(self, files):
     levels = np.asarray([np.asarray(Image.open(file).convert("RGB"), np.float32)[0, 0, 0] / 255 for file in files])

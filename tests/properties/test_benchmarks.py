@@ -1,4 +1,4 @@
-"""The harness of the benchmarks: backends take turns in processes of their own, and results become tables and bars."""
+"""The benchmark harness: backends alternate in separate processes, and results become tables and bar charts."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Unified-Bench, protocol 2, against a server on this machine that speaks the protocol."""
+"""Unified-Bench, protocol 2, with a local server that implements the API."""
 
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
@@ -17,7 +17,7 @@ KEY = "sk-very-secret-0123456789"
 
 
 class Server:
-  """Answers chat completions by a function of (caption A, caption B); keeps what it was asked."""
+  """Answers chat completions with a function of (caption A, caption B); records the requests."""
 
   def __init__(self, answer):
     self.requests, self.headers, self.failures, self.body = [], [], [], b""

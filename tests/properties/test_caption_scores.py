@@ -1,4 +1,4 @@
-"""Full captions score 1, partial ones keep precision 1, and invented words cost precision, never recall."""
+"""Full captions score 1, partial ones have precision 1, and invented words lower precision but never recall."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.fast
 
 
 def make(background, *objects):
-  """A plain scene of (place, size, color, shape)."""
+  """A plain scene of objects (place, size, color, shape)."""
   config = scenes.variant("plain")
   array = np.zeros(5, int)
   array[0] = scenes.BACKGROUNDS.index(background)
@@ -44,7 +44,7 @@ def test_the_full_caption_says_everything(name, split):
 
 @pytest.mark.parametrize("name", scenes.VARIANTS)
 def test_partial_captions_say_only_true_things(name):
-  # Without places, phrases may be matched to another object that fits as well: precision stays near 1, not at 1.
+  # Without places, a phrase may match another object equally well, so precision is close to 1 but not exactly 1.
   batch = scenes.scenes(np.arange(600), "train", scenes.variant(name))
   texts = phrases.captions_text(batch, "partial", Draws(np.arange(600)))
   figures = aggregate([score(text, batch[i]) for i, text in enumerate(texts)])
@@ -66,10 +66,10 @@ def test_partial_captions_say_only_true_things(name):
     ("cross ; triangle ;", 2, 2),
     ("cross ; cross ;", 1, 2),
     ("green green cross ;", 2, 3),
-    ("large white cross ;", 2, 3),  # one object, not the best word of each
-    ("bottom-right large green cross ;", 1, 4),  # the place decides
-    ("top-right large green cross ;", 3, 4),  # nothing there: the best match
-    ("top-left small red circle ; top-left large green cross ;", 1, 8),  # each object answers once
+    ("large white cross ;", 2, 3),  # matched to one object, not to the best word of each
+    ("bottom-right large green cross ;", 1, 4),  # the place determines the match
+    ("top-right large green cross ;", 3, 4),  # no object there: the best match counts
+    ("top-left small red circle ; top-left large green cross ;", 1, 8),  # each object is matched once
     ("hello world ;", 0, 2),
     ("; ; ;", 0, 0),
   ],

@@ -1,4 +1,4 @@
-"""States come back to the bit, on any mesh; a torn step is set aside; a full disk is one error; the best are kept."""
+"""States restore bit for bit on any mesh; truncated steps are set aside; a full disk is one error; the best remain."""
 
 import re
 import resource
@@ -25,7 +25,7 @@ def optimizer():
 
 
 def fresh_state():
-  """With everything that a state can hold: two kinds of moments, both averages."""
+  """A state with everything that it can contain: both kinds of moments and both averages."""
   params = {"net": {"kernel": jnp.arange(2000.0), "matrix": jnp.eye(4, 8), "bias": jnp.zeros(3)}}
   is_trainable = re.compile("kernel|matrix").search
   return create(params, is_trainable, optimizer(), jax.random.key(0), has_ema=True, has_old=True)
@@ -73,7 +73,7 @@ def test_a_torn_step_is_set_aside_for_the_one_before(two_steps, item):
   assert data == {"position": 2}
   assert_same(state, second)
   assert (folder / "4.damaged").exists()
-  # The run comes to step 4 again.
+  # The run reaches step 4 again.
   checkpoints.save(4, fourth, {"position": 4}, CONFIG)
   checkpoints.close()
   assert_same(Checkpoints(folder).restore(fresh_state())[0], fourth)
@@ -140,7 +140,7 @@ def test_impossible_settings_name_their_field(wrong, message):
 
 @pytest.mark.parametrize("kind", ["state", "final"])
 def test_a_disk_that_takes_no_more_is_one_error_and_loses_nothing(tmp_path, kind):
-  """A limit on the size of files stands for the full disk: the writing layers, native ones too, get the same errors."""
+  """A file size limit simulates a full disk: all writing code, native included, gets the corresponding errors."""
   checkpoints = Checkpoints(tmp_path)
   second = advance(fresh_state(), 2)
   fourth = advance(second, 2)
@@ -157,9 +157,9 @@ def test_a_disk_that_takes_no_more_is_one_error_and_loses_nothing(tmp_path, kind
         checkpoints.close()
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-  # What the command prints.
+  # The message that the command prints.
   assert command_line.one_line(caught.value) == str(caught.value)
-  # The same command, once there is room.
+  # The same command succeeds once there is space.
   again = Checkpoints(tmp_path)
   state, data = again.restore(fresh_state())
   assert data == {"position": 2}

@@ -26,14 +26,14 @@ class Block:
 
 
 def recipes() -> dict[str, list[Block]]:
-  """Heading -> blocks, in their order."""
+  """Heading -> blocks, in document order."""
   text = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Recipes\n")[2]
   sections = re.split(r"^### ", text, flags=re.M)[1:]
   return {section.partition("\n")[0]: [Block(*found) for found in BLOCK.findall(section)] for section in sections}
 
 
 def changed(text: str, diff: str, target: str) -> str:
-  """A file after a diff whose pieces, between lines `@@`, are found by their context instead of by line numbers."""
+  """Applies a diff to a file; its hunks, separated by `@@` lines, are located by context, not by line numbers."""
   for piece in re.split(r"^@@.*\n", diff, flags=re.M):
     lines = piece.splitlines()
     before = "".join(f"{line[1:]}\n" for line in lines if line[:1] != "+")

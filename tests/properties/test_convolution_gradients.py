@@ -1,4 +1,4 @@
-"""The convolution's own gradients equal those of autodiff: every stride and padding, in a loop, lowered for TPU."""
+"""The custom gradients of convolutions equal autodiff: every stride and padding, in a loop, lowered for TPU."""
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ SAME = ((1, 1), (1, 1))
 CASES = [
   # height, width, kernel, stride, padding
   (8, 6, (3, 3), 1, SAME),
-  (8, 6, (3, 3), 2, ((0, 1), (0, 1))),  # the vae's downsampling: no row is left over
-  (8, 7, (3, 3), 2, SAME),  # one row is left over, no column
+  (8, 6, (3, 3), 2, ((0, 1), (0, 1))),  # the VAE's downsampling: no remainder
+  (8, 7, (3, 3), 2, SAME),  # a remainder of one row, of no column
   (7, 9, (3, 2), 3, ((2, 0), (0, 1))),
   (6, 5, (1, 1), 1, ((0, 0), (0, 0))),
-  (9, 9, (2, 2), 4, ((0, 0), (0, 0))),  # more left over than there is padding
+  (9, 9, (2, 2), 4, ((0, 0), (0, 0))),  # a remainder larger than the padding
 ]
 
 
@@ -55,7 +55,7 @@ def test_in_a_scan_and_under_remat():
 
 
 def test_lowered_for_tpu_it_is_autodiffs():
-  """Ahead-of-time programs for a TPU do not take the CPU's form, although they are traced on a CPU host."""
+  """Ahead-of-time programs for a TPU do not use the CPU variant, although they are traced on a CPU host."""
   x, kernel = draw(8, 6, (3, 3))
 
   def gradients(body):

@@ -1,4 +1,4 @@
-"""Prefill and extend, token by token or all at once, equal the language model run on each whole sequence."""
+"""Prefill and extend, token by token or all at once, equal the language model on each complete sequence."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ CONFIG = LanguageConfig(
   mrope_sections=(1, 2, 1),
   rope_theta=1e3,
 )
-LENGTHS = (7, 3)  # of the two prompts
+LENGTHS = (7, 3)  # lengths of the two prompts
 ROLLOUTS, TOKENS = 3, 5
 
 
@@ -42,7 +42,7 @@ class Case:
 
 
 def make_case(padding: str, config: LanguageConfig = CONFIG) -> Case:
-  """Ragged prompts, padded on one side, whose positions are unequal on the three axes."""
+  """Ragged prompts, padded on one side, with positions that differ between the three axes."""
   with nnx.use_eager_sharding(False):
     model = LanguageModel(config, rngs=nnx.Rngs(0))
   graphdef, state = nnx.split(model)
@@ -78,7 +78,7 @@ def expected(case) -> jax.Array:
 
 
 def whole(case: Case, params=None, embeddings=None, more=None) -> jax.Array:
-  """Each rollout run alone after its own copy of the prompt, no padding anywhere: [B, R, T, D]."""
+  """Runs each rollout alone after its own copy of the prompt, without padding: [B, R, T, D]."""
   language = case.language(params)
   embeddings = case.embeddings if embeddings is None else embeddings
   more = case.more if more is None else more
@@ -104,7 +104,7 @@ def replay(case: Case, params=None, embeddings=None, more=None) -> jax.Array:
 
 
 def decode(case: Case, step: int, slots: int, dtype=jnp.float32) -> jax.Array:
-  """`step` tokens at a time into a cache of `slots`, `start` traced: [B, R, T, D]."""
+  """Decodes `step` tokens at a time into a cache of `slots`, with a traced `start`: [B, R, T, D]."""
   language = case.language()
   _, prefix = language.prefill(case.embeddings, case.positions, case.mask)
   extend = jax.jit(lambda *arguments: language.extend(*arguments))
@@ -145,7 +145,7 @@ def test_prefill_equals_the_plain_call(case):
 
 
 def test_padding_changes_nothing(case):
-  """Neither its content nor its amount."""
+  """Neither the content nor the amount of padding has an effect."""
   language = case.language()
   hidden = language(case.embeddings, case.positions, case.mask)
   noisy = jnp.where(case.mask[..., None], case.embeddings, 100.0)

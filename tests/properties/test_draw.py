@@ -1,4 +1,4 @@
-"""Tokens are drawn as often as their probability says, and never where it is zero."""
+"""Tokens are drawn with the frequency of their probability, and never if it is zero."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from uae_jax.rollouts.captions import draw
 
 
-@pytest.mark.parametrize("vocabulary", [7, 256])  # one group, and 128 of two
+@pytest.mark.parametrize("vocabulary", [7, 256])  # one group; 128 groups of two
 def test_frequencies_are_the_probabilities(vocabulary):
   count = 20_000
   weights = jax.random.uniform(jax.random.key(0), (vocabulary,)).at[jnp.array([0, 3, vocabulary - 1])].set(0.0)
@@ -16,7 +16,7 @@ def test_frequencies_are_the_probabilities(vocabulary):
   expected = np.asarray(weights / weights.sum())
   found = np.bincount(drawn, minlength=vocabulary) / count
   assert np.all(found[expected == 0] == 0)
-  # Five standard deviations of a frequency.
+  # Five standard deviations of an empirical frequency.
   assert np.all(np.abs(found - expected) <= 5 * np.sqrt(expected / count))
 
 

@@ -1,4 +1,4 @@
-"""Every registered kind of embedder can be built, planned and stored; naming the kinds imports no JAX."""
+"""Every registered kind of embedder can be built, planned and stored; listing the kinds does not import JAX."""
 
 import dataclasses
 import subprocess
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.fast
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_published_sizes_build_and_embed(kind):
-  """Abstractly: nothing of the full size is allocated."""
+  """Uses abstract arrays: nothing is allocated at full size."""
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   for size in registry.find(kind).published.values():
     assert size.kind == kind
@@ -35,7 +35,7 @@ def test_published_sizes_build_and_embed(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plan_has_sizes_of_every_kind(kind):
-  """The name of the folder chooses among the published sizes; nothing is read."""
+  """The folder name selects one of the published sizes; no file is read."""
   for name, size in registry.find(kind).published.items():
     assert embedder_sizes(kind, f"/absent/{name}", "uae_3b_sd35_large") == size
   first = next(iter(registry.find(kind).published.values()))

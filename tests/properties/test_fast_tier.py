@@ -1,4 +1,4 @@
-"""The fast tier stays fast: its files import no other framework, nor a helper of the tests that does."""
+"""The fast tier stays fast: its files import no other framework, and no test helper that does."""
 
 import ast
 from pathlib import Path
@@ -17,7 +17,7 @@ def is_fast(file: Path) -> bool:
 
 
 def imported(file: Path) -> set[str]:
-  """Dotted names a file imports, in functions too, with those of the helpers of the tests that it imports."""
+  """Dotted names that a file imports, including those in functions and in imported test helpers."""
   names = set()
   for node in ast.walk(ast.parse(file.read_text())):
     if isinstance(node, ast.Import):
@@ -44,7 +44,7 @@ def test_fast_files_import_no_other_framework():
 
 
 def test_the_mark_is_on_whole_files():
-  """`conftest.py` finds the tier by text, before a file is imported; a mark on one test would be missed or lie."""
+  """`conftest.py` finds the tier by text before a file is imported; it would misread a mark on a single test."""
   marked = {file.name for file in TESTS.rglob("test_*.py") if "pytest.mark.fast" in file.read_text()}
   assert marked == {file.name for file in TESTS.rglob("test_*.py") if is_fast(file)}
 

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, lines end where they end, and image suffixes have one place."""
+"""Files are written atomically, lines end only at newlines, and image suffixes are defined in one place."""
 
 import base64
 import io
@@ -109,5 +109,5 @@ def test_every_command_and_source_finds_the_same_images(tmp_path, suffix):
   data = types.SimpleNamespace(source=f"folder:{tmp_path}", data_dir="", variant="plain")
   record = open_source(data, "train")[0]
   assert record["image"].shape == (8, 8, 3)
-  if suffix != ".ppm":  # Unified-Bench has a set of its own, without it.
+  if suffix != ".ppm":  # Unified-Bench has its own set of suffixes, without it.
     assert unified_bench.image_files(tmp_path) == [file]

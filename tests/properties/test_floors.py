@@ -1,4 +1,4 @@
-"""The floors of the house: imports point downwards, and heavy libraries stay where they belong."""
+"""Layering: imports point downwards, and heavy libraries are imported only where allowed."""
 
 import ast
 from pathlib import Path
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.fast
 
 PACKAGE = Path(__file__).parents[2] / "uae_jax"
 
-# From the ground up. A file imports from lower lines and from its own folder; what is not listed is the top.
+# From the bottom up. A file imports from lower lines and from its own folder; everything not listed is at the top.
 FLOORS = (
   ("files", "http_client"),
   ("sharding", "trees", "draws", "plain"),
@@ -28,7 +28,7 @@ FLOORS = (
 )
 TOP = len(FLOORS)
 
-# library -> where it may be imported; nowhere else. Whole models of other libraries are for the tests.
+# library -> the only places that may import it. Complete models of other libraries are for tests only.
 CONFINED = {
   "torch": (),
   "diffusers": (),
@@ -41,7 +41,7 @@ CONFINED = {
 
 
 def floor(module: str) -> int:
-  """Of `uae_jax.<name>...`."""
+  """Level of `uae_jax.<name>...`."""
   name = module.split(".")[1] if "." in module else ""
   return next((level for level, names in enumerate(FLOORS) if name in names), TOP)
 
@@ -51,7 +51,7 @@ def module_of(file: Path) -> str:
 
 
 def imports(file: Path, module: str):
-  """Yields (line, dotted name) of every import, also of those inside functions."""
+  """Yields (line, dotted name) of every import, including those inside functions."""
   is_package = file.name == "__init__.py"
   for node in ast.walk(ast.parse(file.read_text(), str(file))):
     if isinstance(node, ast.Import):
@@ -66,7 +66,7 @@ def imports(file: Path, module: str):
 
 
 def violations(file: Path, module: str) -> list[str]:
-  """Imports that point up or sideways, or that bring a confined library."""
+  """Imports that point up or sideways, or that import a restricted library."""
   found = []
   place = "/".join(module.split(".")[1:]) + ("/" if file.name == "__init__.py" else ".py")
   for line, name in imports(file, module):

@@ -1,4 +1,4 @@
-"""Every flow objective equals its formula in PyTorch, gradient included; micro-batches add exactly."""
+"""Every flow objective equals its formula in PyTorch, gradient included; microbatches add up exactly."""
 
 import dataclasses
 
@@ -49,7 +49,7 @@ def draw(*shape, seed=0, scale=1.0):
 
 
 def make_rollout():
-  """Window steps of an old policy, with velocities of the new one and of the reference nearby."""
+  """Window steps of an old policy, with nearby velocities of the new and the reference policy."""
   shape = (len(STEPS), PROMPTS, ROLLOUTS, *LATENT)
   x, old = draw(*shape), draw(*shape, seed=1)
   mean, std = moments(jnp.asarray(x), jnp.asarray(old))
@@ -69,7 +69,7 @@ def moments(x, velocity):
 
 
 def log_prob(after, mean, std):
-  """`samplers.log_prob` of steps that share a std, with [W, prompts, rollouts] flattened."""
+  """`samplers.log_prob` of steps with a common std, with [W, prompts, rollouts] flattened."""
   stds = jnp.repeat(std, after.shape[1] * after.shape[2])
   flat = samplers.log_prob("flow", after.reshape(-1, *LATENT), mean.reshape(-1, *LATENT), stds)
   return flat.reshape(after.shape[:3])
@@ -95,7 +95,7 @@ def call(objective, rollout, velocity=None, **changes):
 
 
 def torch_loss(o, rollout):
-  """(loss, d loss / d velocity), step by step as the published implementations write it."""
+  """(loss, d loss / d velocity), step by step as in the published implementations."""
   t = {name: torch.tensor(value) for name, value in rollout.items()}
   velocity = t["velocity"].requires_grad_()
   losses = []
@@ -150,7 +150,7 @@ def test_value_and_gradient_equal_torch(name):
 
 
 def test_the_cases_clip_and_mask_something():
-  """Otherwise the test above would hold for an objective without trust region."""
+  """Otherwise the test above would also pass for an objective without a trust region."""
   for name in ("plain clip", "guard clip", "plain divergence", "guard divergence"):
     total, count = call(CONFIGURATIONS[name], make_rollout())[1]["clip_fraction"]
     assert 0 < total < count, name
@@ -205,7 +205,7 @@ def test_the_order_inside_a_group_does_not_matter(name):
 
 
 def test_ratio_norm_is_the_centred_log_ratio():
-  """(D + b) s = mean((mu - mu_old) z), z being the noise that was drawn."""
+  """(D + b) s = mean((mu - mu_old) z), where z is the drawn noise."""
   rollout = make_rollout()
   (mean, std), (old_mean, _) = (moments(rollout["x"], rollout[name]) for name in ("velocity", "old"))
   z = (rollout["after"] - old_mean) / std.reshape(-1, 1, 1, 1, 1)
@@ -323,7 +323,7 @@ def test_forward_objectives_equal_torch_and_add_over_pieces(name):
 
 @pytest.mark.parametrize("name", FORWARD)
 def test_forward_objectives_are_still_where_advantages_and_distances_are_zero(name):
-  """At v = v_old = v_ref without advantage nothing pulls: nft's two halves cancel, awm has none."""
+  """At v = v_old = v_ref with zero advantage the gradient vanishes: NFT's two halves cancel, AWM has none."""
   samples = make_samples()
   samples["old_velocity"] = samples["reference_velocity"] = samples["average_velocity"] = samples["velocity"]
   samples["advantages"] = np.zeros(6)

@@ -1,4 +1,4 @@
-"""Updates that are not finite are skipped, counted, and end the run after n in a row; so are spikes, which do not."""
+"""Non-finite updates are skipped and counted, and end the run after n in a row; spikes are skipped but never end it."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def test_spikes_are_skipped_and_counted():
   spiked, metrics = step(state, 4.0, optimizer)
   np.testing.assert_array_equal(kernel(spiked), kernel(state))
   assert metrics["spikes_skipped"] == 1 and metrics["skipped_in_a_row"] == 0
-  # Adam's moments have not seen it either.
+  # Adam's moments are unchanged, too.
   for before, after in zip(*(jax.tree.leaves(s.opt_state.inner) for s in (state, spiked)), strict=True):
     np.testing.assert_array_equal(before, after)
   after, metrics = step(spiked, 2.0, optimizer)

@@ -1,4 +1,4 @@
-"""The HTTP client keeps its token, its deadline and its bounds, against servers on this machine that keep none."""
+"""The HTTP client enforces its deadline and size limits and protects its token, against misbehaving local servers."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ TOKEN = "sk-very-secret-0123456789"
 
 
 class Server:
-  """A server of raw bytes: `answer(connection)` writes what it likes after the request has been read."""
+  """A server of raw bytes: `answer(connection)` writes arbitrary bytes after the request has been read."""
 
   def __init__(self, answer):
     self.requests: list[bytes] = []
@@ -48,7 +48,7 @@ class Server:
 
   @staticmethod
   def _received(connection):
-    """What came; a closed connection ends the thread, which would otherwise turn for the rest of the session."""
+    """The received bytes; raises on a closed connection, so that the thread does not spin until the session ends."""
     if not (part := connection.recv(65536)):
       raise ConnectionError("closed before the request was whole")
     return part
@@ -240,7 +240,7 @@ def test_answers_and_errors_are_redacted(serve):
   [TOKEN + "\n", TOKEN + "\r", "\r\nX: y" + TOKEN, TOKEN + "\x00", "ключ" + TOKEN, "a b" + TOKEN, "\ufeff" + TOKEN],
 )
 def test_a_token_that_no_header_holds_is_refused_unseen(monkeypatch, token):
-  # A NUL cannot stand in the environment itself.
+  # Environment variables cannot contain a NUL.
   monkeypatch.setattr(http_client.os, "environ", {"SOME_KEY": token})
   with pytest.raises(ValueError, match="SOME_KEY") as error:
     read_token("option", "SOME_KEY", is_required=False)
@@ -288,7 +288,7 @@ def test_plain_addresses_are_fine(url):
 
 
 def test_encrypted_connections_keep_the_deadline(serve):
-  """A server that answers a TLS greeting byte by byte with nothing."""
+  """The server answers a TLS handshake byte by byte with zeros."""
   with socket.create_server(("127.0.0.1", 0)) as listener:
     client = JsonClient(f"https://127.0.0.1:{listener.getsockname()[1]}/", 0.4)
     took, _ = seconds(lambda: client.post({}), PassingError)

@@ -1,4 +1,4 @@
-"""Files of the version before: an export, a workdir and its report are read; resuming is refused."""
+"""Files of the previous version: an export, a workdir and its report can be read; resuming is refused."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def old_fields(plain):
 
 
 def old_sizes(plain):
-  """`model.json`: networks of embedders named the side of their images otherwise than the embedders did."""
+  """`model.json` with the old name of the image side in embedder networks."""
   sizes = old_fields(plain)
   for embedder in sizes["encoders"].values():
     embedder["network"]["image_size"] = embedder["network"].pop("image_px")
@@ -57,7 +57,7 @@ def assert_equal(ours, theirs):
 
 @pytest.fixture(scope="module")
 def old_run(tmp_path_factory):
-  """(workdir with the old names, parameters after the vae stage, after the last one), of which the run has two."""
+  """(workdir with the old names, parameters after the VAE stage, parameters after the last of its two stages)."""
   workdir = tmp_path_factory.mktemp("runs") / "old"
   config = finished_run.smoke_config()
   before, after = finished_run.write(workdir, config)
@@ -103,7 +103,7 @@ def test_an_old_run_converts_to_a_new_export(old_run, tmp_path):
 
 
 def test_an_old_export(old_run, tmp_path):
-  """Bit for bit, with the dtypes that were saved."""
+  """The export loads bit for bit, with the stored dtypes."""
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   convert.convert(old_run[0], tmp_path / "new", "orbax")
   params = uae_jax.UAE.load(tmp_path / "new", dtype="bfloat16", mesh=mesh).params

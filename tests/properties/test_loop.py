@@ -1,4 +1,4 @@
-"""The loop of a stage on a model of three numbers: resumed to the bit, stopped by NaNs, preempted, bad records told."""
+"""The loop of a stage on a model of three numbers: exact resume, stop on NaNs, preemption, counts of bad records."""
 
 import json
 import os
@@ -31,7 +31,7 @@ class Section:
 
 
 class Counting:
-  """Batches 0, 1, 2, ...; three of them are said to have been bad."""
+  """Batches 0, 1, 2, ...; three of them are reported as bad."""
 
   def __init__(self):
     self.next = 0
@@ -54,7 +54,7 @@ OPTIMIZER = make_optimizer(OptimizerOptions(learning_rate=0.1, schedule="constan
 
 
 def make_stage(nan_from: int = 1000) -> ReadyStage:
-  """Gradients are noise around the batch; the loss is NaN from a step on."""
+  """Gradients are noise around the batch; the loss is NaN from a given step on."""
 
   def step(state, batch):
     noise = jax.random.normal(jax.random.fold_in(state.rng, state.step), (3,))
@@ -105,7 +105,7 @@ def test_a_preempted_run_ends_as_if_it_had_not_been(tmp_path):
   np.testing.assert_array_equal(resumed["kernel"], whole["kernel"])
   assert lines(tmp_path / "torn") == lines(tmp_path / "whole")
   assert {line["bad_records"] for line in lines(tmp_path / "whole")} == {3.0}
-  # The first state does not stay beside the one that was read.
+  # The initial state is released once the checkpoint has been read.
   assert [path for path, leaf in jax.tree.leaves_with_path(stage.state) if not leaf.is_deleted()] == []
 
 

@@ -1,4 +1,4 @@
-"""The mesh: what it refuses, and that weights are whole exactly where they are used."""
+"""The mesh: which shapes it refuses, and that weights are gathered exactly where they are used."""
 
 from flax import nnx
 import jax
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.fast
 
 
 class Device:
-  """As much of a device as a refused mesh looks at."""
+  """The attributes of a device that are accessed before a mesh is refused."""
 
   def __init__(self, slice_index: int):
     self.slice_index = slice_index
@@ -47,7 +47,7 @@ def test_a_weight_that_does_not_divide_is_refused():
 
 
 def test_gather_drops_fsdp_and_keeps_tensor():
-  """The value is untouched; its gradient comes back cut as the weight is."""
+  """The value is unchanged; its gradient is sharded like the weight."""
   mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
   weight = jnp.arange(64.0).reshape(8, 8)
   cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp", "tensor"))

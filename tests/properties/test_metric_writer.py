@@ -1,4 +1,4 @@
-"""metrics.jsonl survives interruptions: later lines are dropped on resume, the clock goes on, torn lines vanish."""
+"""metrics.jsonl survives interruptions: a resume drops later lines, time continues, incomplete lines are removed."""
 
 import json
 import math

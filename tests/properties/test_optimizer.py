@@ -1,4 +1,4 @@
-"""Muon orthogonalises the matrices it is given, layer by layer, and leaves the rest to AdamW."""
+"""Muon orthogonalizes the matrices that it is given, layer by layer, and leaves the rest to AdamW."""
 
 import jax
 from jax.sharding import PartitionSpec
@@ -35,8 +35,8 @@ def test_updates_of_matrices_are_orthogonal_of_adamw_size_and_each_by_itself():
   grads = draw(**{"layers/kernel": (3, 8, 16), "layers/bias": (3, 16), "out/kernel": (8, 16)})
   after = updates(make(), grads)
   singular = np.linalg.svd(after["layers"]["kernel"], compute_uv=False)
-  # 0.2 sqrt(16) is their size for an RMS of 0.2. Five Newton-Schulz steps with Muon's coefficients end between 0.68 and
-  # 1.13 and no nearer to one: their polynomial trades that for steepness at zero.
+  # 0.2 sqrt(16) is the singular value for an RMS of 0.2. Five Newton-Schulz steps with Muon's coefficients end between
+  # 0.68 and 1.13 of it, not closer: their polynomial trades accuracy for steepness at zero.
   singular /= RATE * 0.2 * 4.0
   assert 0.68 < np.min(singular) and np.max(singular) < 1.14
   alone = updates(make(), {"layers": {"kernel": grads["layers"]["kernel"][1]}})

@@ -1,4 +1,4 @@
-"""Every option can be set from the command line and is documented; what cannot work or does nothing is an error."""
+"""Every option can be set from the command line and is documented; options that cannot work or have no effect raise."""
 
 from collections.abc import Iterator, Mapping
 import dataclasses
@@ -26,7 +26,7 @@ STAGE2, STAGE3 = "generation_for_understanding", "understanding_for_generation"
 
 
 def all_fields(kind: type = Experiment, path: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
-  """(dotted path, field, type) of every field that is no section; of `embedders`, the entry of CLIP."""
+  """(dotted path, field, type) of every field that is not a section; of `embedders`, the entry of CLIP."""
   hints = typing.get_type_hints(kind)
   for field in dataclasses.fields(kind):
     name, hint = f"{path}{field.name}", hints[field.name]
@@ -40,7 +40,7 @@ def all_fields(kind: type = Experiment, path: str = "") -> Iterator[tuple[str, d
 
 FIELDS = {path: (field, hint) for path, field, hint in all_fields()}
 
-# Values where the type alone does not tell a legal one.
+# Valid values of fields whose type alone does not suggest one.
 VALUES = {
   "objective.delta": 3.0,
   "options.reward_weights": (("dinov2", 0.5), ("clip", 0.0)),
@@ -68,7 +68,7 @@ VALUES = {
   f"{STAGE3}.options.sampler": "cps",
 }
 REWARDS = '(("clip",1.0),("length",0.1),("repetition",0.1),("format",0.1))'
-# field -> other flags without which it does nothing, which is refused.
+# field -> other flags that it requires; without them it would have no effect and is refused.
 COMPANIONS = {
   "profile.first_step": (("profile.num_steps", "1"),),
   "checkpoints.metric": (("checkpoints.best", "1"),),
@@ -114,7 +114,7 @@ COMPANIONS = {
 
 
 def other_value(path: str, field: dataclasses.Field, hint: Any) -> Any:
-  """A legal value of the field that is not its default."""
+  """A valid value of the field other than its default."""
   for end, value in VALUES.items():
     if path == end or path.endswith("." + end):
       return value
@@ -205,7 +205,7 @@ def test_every_field_is_documented(kind):
 
 @pytest.fixture
 def parse(monkeypatch):
-  """`config_file.parse` of flags; a process that was started with other arguments takes its flags from the call."""
+  """Runs `config_file.parse` on flags; they come from the call, not from the arguments of this process."""
   monkeypatch.setattr(sys, "argv", ["pytest"])
 
   def parsed(*flags: str) -> Experiment:
@@ -366,7 +366,7 @@ def test_unknown_fields_name_the_nearest(path, message):
     ([("stages", "pretrian")], "config.stages: unknown stage 'pretrian'"),
     ([("stages", "clip,clip")], "config.stages = ('clip', 'clip'): a stage is named twice"),
     ([("mesh.data", 3)], "config.pretrain.batch_size = 32 is not divisible by mesh.data * mesh.fsdp"),
-    # Options that would do nothing.
+    # Options that would have no effect.
     (
       [("pretrain.optimizer.schedule", "constant"), ("pretrain.optimizer.end_factor", 0.5)],
       "config.pretrain.optimizer.end_factor = 0.5 does nothing with schedule = 'constant'",

@@ -1,4 +1,4 @@
-"""Every record once an epoch whatever the process count, order by seed, exact resume, bad records, fixed shapes."""
+"""Every record once per epoch for any process count, order by seed, exact resume, bad records, fixed shapes."""
 
 import base64
 import dataclasses
@@ -21,7 +21,7 @@ from uae_jax.small_world.source import SceneCaptions
 
 TOKENIZER = processor.make_tokenizer()
 PLAIN = DataOptions(image_px=32, caption_tokens=26)
-GRAYS = 23  # records of the small files, told apart by their grey level
+GRAYS = 23  # records of the small files, identified by their gray level
 
 
 def dataset(data=PLAIN, tokenizer=TOKENIZER, split="train", **options):
@@ -42,7 +42,7 @@ def png(gray: int) -> bytes:
 
 @pytest.fixture(params=("jsonl", "jsonl_base64", "arrayrecord", "folder"))
 def small_source(request, tmp_path):
-  """(DataOptions, where record 7 is stored as bytes to break: a function); 23 grey images."""
+  """(DataOptions of 23 gray images, function that makes the records of given indices unreadable)."""
   kind = request.param
   captions = [f"gray background ; large {scenes.COLORS[i % 6]} circle ;" for i in range(GRAYS)]
   if kind in ("jsonl", "folder"):
@@ -118,7 +118,7 @@ def test_rows_are_caption_end_padding():
 
 
 def test_a_tokenizer_of_pieces_works_too():
-  """Real tokenizers have no token a word: captions go through the tokenizer itself."""
+  """Real tokenizers have no token per word: captions are tokenized by the tokenizer itself."""
   from tokenizers import Tokenizer, models, pre_tokenizers
   from transformers import PreTrainedTokenizerFast
 
@@ -174,7 +174,7 @@ def test_threads_do_not_change_the_batches():
 
 @pytest.mark.parametrize("process_count", (1, 2, 3, 4))
 def test_every_record_once_an_epoch(small_source, process_count):
-  """12 rows a step and 23 records: the first 23 global rows are one epoch, the next 23 another, in another order."""
+  """With 12 rows per step and 23 records, each 23 consecutive rows are one epoch in its own order."""
   data, _ = small_source
   parts = [
     take(dataset(data, batch_size=12, process_index=p, process_count=process_count), 4) for p in range(process_count)
@@ -235,7 +235,7 @@ def test_resume_of_files_with_bad_records(small_source):
 
 @pytest.mark.parametrize("process_count", (2, 4))
 def test_resume_of_one_process_among_several(small_source, process_count):
-  """Every process goes on at its own place, which bad records have moved."""
+  """Every process continues at its own position, which bad records have shifted."""
   data, break_records = small_source
   break_records(3, 7)
   data = dataclasses.replace(data, max_bad_fraction=0.5)
@@ -252,7 +252,7 @@ def test_resume_of_one_process_among_several(small_source, process_count):
 @pytest.mark.parametrize("source", ("scenes", "folder"))
 @pytest.mark.parametrize("before, after", ((4, 2), (2, 4), (4, 1), (1, 3)))
 def test_resume_with_another_number_of_processes(source, before, after, tmp_path):
-  """The global batches go on as if the number had not changed."""
+  """The global batches continue as if the number had not changed."""
   for i in range(GRAYS if source == "folder" else 0):
     (tmp_path / f"{i:03d}.png").write_bytes(png(i * 5))
   data = PLAIN if source == "scenes" else dataclasses.replace(PLAIN, source=f"folder:{tmp_path}", image_px=16)
@@ -308,7 +308,7 @@ def test_bad_records_are_logged_and_skipped(small_source, caplog):
   data = dataclasses.replace(data, max_bad_fraction=0.05)
   bad = set()
   seen = np.concatenate([batch["index"] for batch in take(dataset(data, batch_size=11, bad_indices=bad), 4)])
-  # Once, though two epochs met it.
+  # Reported once, although it occurs in two epochs.
   assert bad == {7}
   assert sorted(seen[:22]) == sorted(seen[22:]) == [i for i in range(GRAYS) if i != 7]
   assert "skipped record" in caplog.text

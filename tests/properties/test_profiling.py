@@ -1,4 +1,4 @@
-"""A profile holds the chosen steps and no others, with their marks."""
+"""A profile contains exactly the chosen steps, with their annotations."""
 
 import jax
 import jax.numpy as jnp
@@ -65,8 +65,8 @@ def test_the_chosen_steps_are_traced(tmp_path):
   ("num_steps", "steps", "count"),
   [
     (0, range(1, 4), 0),
-    (2, range(6, 9), 0),  # Resumed behind them.
-    (9, range(1, 4), 1),  # Ends in their midst.
+    (2, range(6, 9), 0),  # Resumed after them.
+    (9, range(1, 4), 1),  # Ends among them.
   ],
 )
 def test_a_trace_is_whole_or_absent(tmp_path, num_steps, steps, count):

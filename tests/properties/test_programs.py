@@ -1,4 +1,4 @@
-"""FLOPs of a program are those of its formula, whatever loops, gradients and devices it is made of."""
+"""FLOPs of a program equal its formula, for any loops, gradients and devices."""
 
 import jax
 from jax.experimental import pallas as pl
@@ -60,7 +60,7 @@ def convolution(x):
     (lambda x, w: jnp.einsum("nab,nbc->nac", jnp.stack([x] * 3), jnp.stack([w] * 3)), (X, W), 3 * PRODUCT),
     (lambda x: chain(x, 7), (X,), 7 * STEP),
     (lambda x: jax.lax.map(lambda row: chain(row[None], 2), x), (X,), 2 * STEP),
-    # Backwards a product is two products, or one where only one side learns.
+    # The backward pass of a product has two products, or one if only one operand is trained.
     (jax.value_and_grad(lambda x: jnp.sum(chain(x, 7))), (X,), 2 * 7 * STEP),
     (jax.grad(lambda w: jnp.sum(jnp.sin(jnp.tanh(X @ w) @ W))), (SQUARE,), 2 * STEP + 2 * PRODUCT),
     (jax.grad(recomputed), (X,), (2 + 2 + 2) * STEP),

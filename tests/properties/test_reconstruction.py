@@ -1,4 +1,4 @@
-"""Evaluation paints a caption from what the training stage would condition on."""
+"""Evaluation generates images with the conditioning of the training stage."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from uae_jax.rollouts.conditioning import answer_context
 
 
 def test_answer_conditioning_reads_the_captioners_own_pixels(monkeypatch):
-  """Where the captioner's cells do not divide the decoder's image, the two see it at different sizes."""
+  """If the captioner's cells do not divide the image, captioner and decoder use different image sizes."""
   seen = []
 
   def recorded(prompts, model, images, tokens):

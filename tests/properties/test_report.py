@@ -1,4 +1,4 @@
-"""The report of a run: complete, escaped, self-contained, honest about what goes wrong and about what is missing."""
+"""The report of a run: complete, escaped, self-contained, and explicit about failures and missing files."""
 
 from html.parser import HTMLParser
 import json
@@ -21,7 +21,7 @@ EVIL = "<script>alert('x')</script>"
 
 
 class Balanced(HTMLParser):
-  """Fails on a tag that is not closed in order."""
+  """An HTML parser that fails on tags that are not closed in order."""
 
   VOID = {"meta", "img", "input", "link", "br", "hr"}
 

@@ -1,4 +1,4 @@
-"""UAE.load on the workdir of a run: the newest finished stage, and one clear error for what is no finished run."""
+"""UAE.load on the workdir of a run: the newest finished stage, or one clear error if there is none."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ def smoke_config():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, smoke_config):
-  """(workdir, parameters before, parameters after) of a run whose last two stages are finished; nothing was trained."""
+  """(workdir, parameters before, parameters after) of a run with two finished last stages, made without training."""
   workdir = tmp_path_factory.mktemp("runs") / "smoke"
   return workdir, *finished_run.write(workdir, smoke_config)
 

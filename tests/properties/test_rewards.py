@@ -1,4 +1,4 @@
-"""Text rewards equal their definitions on lists; an ensemble adds, measures and refuses; a judge may fail."""
+"""Text rewards equal their definitions on lists; an ensemble adds, measures and refuses; external rewards may fail."""
 
 import base64
 import contextlib
@@ -35,7 +35,7 @@ CAPTIONS = [[], [1], [1, 2, 1, 2, 1, 2], [1, 1, 1, 1, 1, 1, 1, 1], [3, 4, 5], [3
 
 
 def rows(captions=CAPTIONS):
-  """(tokens, mask, is_closed) as a rollout has them; a caption of the whole budget is not closed."""
+  """(tokens, mask, is_closed) as in a rollout; a caption that uses the whole budget is not closed."""
   tokens = np.full((1, len(captions), BUDGET), 8, np.int32)
   mask = np.zeros(tokens.shape, bool)
   for row, kept, caption in zip(tokens[0], mask[0], captions, strict=True):
@@ -74,7 +74,7 @@ def test_padding_does_not_matter_to_text_rewards():
 
 
 def embed(name, images):
-  """Channel sums, scaled by what the encoder is called."""
+  """Channel sums, scaled by a factor of the embedder's name."""
   values = jnp.sum(images, axis=(1, 2)) * (jnp.arange(3) + len(name))
   return values / jnp.linalg.norm(values, axis=-1, keepdims=True)
 
@@ -135,7 +135,7 @@ def test_wrong_options_are_refused(refused, message):
 
 
 class Judge(http.server.BaseHTTPRequestHandler):
-  """Rewards a caption by its length; `server.script` holds what goes wrong first."""
+  """A server that rewards a caption by its length; `server.script` lists the failures that come first."""
 
   def do_POST(self):
     request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -209,7 +209,7 @@ def test_captions_alone_are_sent_if_asked(judge):
 )
 def test_what_may_pass_is_tried_again(judge, fault):
   judge.script = [fault, fault]
-  # Only the fault of a slow answer needs a short timeout; a busy machine may take its time for the others.
+  # Only the slow answer needs a short timeout; for the others a busy machine may be slow.
   np.testing.assert_array_equal(ask(judge, timeout_seconds=1.0 if callable(fault) else 30.0), [[1, 3]])
   assert len(judge.requests) == 3
 
@@ -265,7 +265,7 @@ def test_neither_the_log_nor_an_error_has_the_token(judge, monkeypatch, caplog):
 
 
 def test_an_address_with_a_key_is_refused_before_anything_is_written():
-  """Even where the external reward is not asked: the config of a run stands in its workdir and its report."""
+  """Even if the external reward is unused: the config is stored in the workdir and shown in the report."""
   config = scenes.get_config("smoke")
   validate(read_config(config))
   config.understanding_for_generation.http_reward.url = "http://name:sk-very-secret@host/"
@@ -275,7 +275,7 @@ def test_an_address_with_a_key_is_refused_before_anything_is_written():
 
 
 def test_any_failure_of_the_first_process_is_an_error_of_all(judge, monkeypatch):
-  """Other processes wait for what the first one says; an error that it did not foresee must not leave them waiting."""
+  """The other processes wait for the result of the first, so an unexpected error there must not leave them waiting."""
   reward = ExternalReward(ExternalRewardOptions(url=judge.url))
   told = []
   monkeypatch.setattr(external.processes, "of_first", lambda value: told.append(value) or value)
@@ -307,7 +307,7 @@ def test_a_number_that_is_none_loses_one_rollout(judge, value):
 
 
 def test_a_step_shows_the_judge_what_was_painted_and_learns_from_its_answer(judge):
-  """Between the phases, on the host: the advantages see the encoder's and the judge's rewards."""
+  """Between the phases, on the host: advantages include the rewards of the embedder and of the external server."""
 
   class Words:
     def decode(self, ids):

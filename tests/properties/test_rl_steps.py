@@ -1,4 +1,4 @@
-"""The RL stages as pure steps: phases compose, micro-batches add, only adapters move, rollout and replay agree."""
+"""The RL stages as pure steps: phases compose, microbatches add up, only adapters change, rollout and replay agree."""
 
 import functools
 
@@ -53,7 +53,7 @@ def decoder_phases(optimizer=OPTIMIZER, objective=WITH_KL["decoder"], **changes)
     held_out_embedder="dinov2",
   )
   options = UnderstandingForGenerationOptions(**(fields | changes))
-  # The section checks options and objective against each other.
+  # The section validates options and objective against each other.
   UnderstandingForGenerationStage(batch_size=24, options=options, objective=objective, updates=update)
   return stage3.make_phases(built().networks, options, objective, AdvantageOptions(), update, optimizer)
 
@@ -71,7 +71,7 @@ def rolled_out(net):
 
 
 def updated(net, phases, trajectory=None, state=None, values=ADVANTAGES):
-  """(state, metrics) after the update phase; the rollout too is these phases' own unless one is given."""
+  """(state, metrics) after the update phase; the rollout is from these phases unless one is given."""
   state = state_of(net) if state is None else state
   if trajectory is None:
     key, _ = phase_keys(state)
@@ -108,10 +108,10 @@ def test_whole_step_equals_phases_and_moves_only_adapters(net):
 
 @pytest.mark.parametrize("net", STAGES)
 def test_the_first_of_several_updates_has_ratio_one_on_a_mesh(net, monkeypatch):
-  """Exactly, though off policy the old log-probabilities come from a program of their own.
+  """The ratio is exactly 1, although off policy the old log-probabilities come from a separate program.
 
-  With adapters that do nothing yet the policy is the reference: the KL to it is 0, of images to rounding, since the
-  step is compiled once with and once without its gradient.
+  With adapters that are still zero, the policy is the reference, so the KL to it is 0; for images only up to rounding,
+  because the step is compiled once with and once without its gradient.
   """
   monkeypatch.setattr(update_module, "_over_updates", lambda name, values: values[0])
   plain = trees.from_items(
@@ -131,7 +131,7 @@ def test_the_first_of_several_updates_has_ratio_one_on_a_mesh(net, monkeypatch):
 
 
 def test_microbatches_add_to_the_batch_of_captions():
-  """With the entropy threshold of the whole batch, which no piece can know."""
+  """With the entropy threshold of the whole batch, which no microbatch can compute alone."""
   objective = TokenObjective(loss="bnpo", top_entropy=0.4, entropy_bonus=0.01, truncation="mask")
   results = [
     updated("captioner", captioner_phases(objective=objective, num_microbatches=pieces), rolled_out("captioner"))
@@ -153,7 +153,7 @@ def assert_equal_updates(one, other):
 
 
 def test_answer_conditioning_guidance_and_own_noise_in_stage_2():
-  """And every text reward beside the encoder, measured on the device."""
+  """Also with every text reward beside the embedder, measured on the device."""
   weights = (("clip", 1.0), *((name, 0.1) for name in TEXT_REWARDS))
   phases = captioner_phases(conditioning="answer", guidance=2.0, is_noise_shared=False, reward_weights=weights)
   state = state_of("captioner")
@@ -166,7 +166,7 @@ def test_answer_conditioning_guidance_and_own_noise_in_stage_2():
 
 
 def test_exact_kl_and_sampler_correction_in_stage_2():
-  """The exact KL at the captions is what its definition gives from all logits."""
+  """The exact KL at the captions equals its definition from all logits."""
   objective = TokenObjective(beta=0.1, kl="exact", sampling_cap=2.0, off_policy_threshold=1.0)
   state, metrics = updated("captioner", captioner_phases(objective=objective), rolled_out("captioner"))
   assert moved(state, state_of("captioner"))
@@ -196,7 +196,7 @@ def test_guidance_off_in_training_alone_and_answer_conditioning_in_stage_3():
   state, metrics = updated("decoder", phases)
   assert moved(state, before)
   assert metrics["ratio_mean"] == 1.0
-  # The sampler's own log-probabilities are of another velocity.
+  # The sampler's own log-probabilities belong to a different velocity.
   assert metrics["log_prob_difference"] > 1e-4
 
 
@@ -209,7 +209,7 @@ def test_nft_on_policy_from_ode_samples():
 
 @pytest.mark.parametrize("loss", ["nft", "awm"])
 def test_the_slow_average_samples_and_follows(loss):
-  """A first update finds the old policy equal to its own; afterwards the average is where its decay says."""
+  """In the first update the old policy equals the new one; later the average follows its decay."""
   objective = ImageObjective(loss=loss, average_beta=0.1)
   phases = decoder_phases(
     objective=objective,
@@ -221,10 +221,10 @@ def test_the_slow_average_samples_and_follows(loss):
   )
   first = state_of("decoder", has_old=True)
   state, metrics = updated("decoder", phases, state=first)
-  # The rollout is a program of its own: equal to rounding.
+  # The rollout is a separate program: equal up to rounding.
   assert metrics["old_distance"] < 1e-10 and metrics["average_distance"] < 1e-10
   np.testing.assert_allclose(metrics.get("ratio_mean", 1.0), 1.0, atol=1e-6)
-  # The decay grows from 0: the average is a copy after the first rollout, and lags after the second.
+  # The decay grows from 0: the average is a copy after the first rollout and lags after the second.
   assert moved(state, first)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.old, state.trainable)
   if loss == "nft":
@@ -287,7 +287,7 @@ def test_templating_on_the_device_equals_the_processor():
 
 
 def test_shared_noise_prefix_equals_the_prefix_of_each():
-  """The ODE prefix run once a group gives the trajectories that running it for every rollout gives."""
+  """Running the ODE prefix once per group gives the same trajectories as running it for every rollout."""
   networks = built().networks
   noise = jax.random.normal(jax.random.key(5), (PROMPTS, 4, 4, 16))
 

@@ -36,7 +36,7 @@ def test_sigmas_equal_diffusers_bit_for_bit(shift):
 
 
 def torch_moments(kind, x, v, sigma, sigma_next, level):
-  """Mean and std as the published implementations write them."""
+  """Mean and std as in the published implementations."""
   change = sigma_next - sigma
   if kind == "cps":
     std = sigma_next * math.sin(level * math.pi / 2)
@@ -113,7 +113,7 @@ def test_velocity_scale_is_the_derivative_of_the_mean(kind):
 
 @pytest.mark.parametrize("kind", ["flow", "dance"])
 def test_many_small_steps_arrive_at_the_data_distribution(kind, float64):
-  """For Gaussian data of variance d the exact velocity is linear: the variance of a sampler can be followed exactly."""
+  """For Gaussian data of variance d the exact velocity is linear, so the variance of a sampler is known exactly."""
   d = 0.25
   schedule = samplers.sigmas(2000).astype(float)
   sigma, sigma_next = schedule[:-1], schedule[1:]
@@ -128,7 +128,7 @@ def test_many_small_steps_arrive_at_the_data_distribution(kind, float64):
 
 
 def test_cps_preserves_the_coefficients_of_data_and_noise(float64):
-  """With the true velocity, x' = (1 - sigma') x + noise of variance sigma'^2, at any number of steps."""
+  """With the true velocity, x' = (1 - sigma') x + noise of variance sigma'^2, for any number of steps."""
   x, noise = draw(4, 3), draw(4, 3, seed=1)
   for sigma, sigma_next in ((1.0, 0.9), (0.6, 0.3), (0.3, 0.0)):
     mean, std = samplers.sde_step("cps", (1 - sigma) * x + sigma * noise, noise - x, sigma, sigma_next, 0.9, 0.8)
@@ -137,7 +137,7 @@ def test_cps_preserves_the_coefficients_of_data_and_noise(float64):
 
 
 def test_stds_have_the_published_mean():
-  """TempFlow-GRPO's constant 2.25 for 10 steps at a = 0.7 is one over this mean."""
+  """TempFlow-GRPO's constant 2.25 for 10 steps at a = 0.7 is the inverse of this mean."""
   assert 1 / float(samplers.mean_std("flow", SIGMAS, 0.7)) == pytest.approx(2.25, abs=0.01)
 
 

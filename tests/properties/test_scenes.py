@@ -1,4 +1,4 @@
-"""Scenes depend on their index alone, splits are disjoint, images and captions say exactly what the scene is."""
+"""Scenes depend only on their index, splits are disjoint, and images and captions match the scene exactly."""
 
 import json
 import subprocess
@@ -113,7 +113,7 @@ def test_images_show_the_scene(name):
   np.testing.assert_array_equal(objects, batch.objects())
   np.testing.assert_array_equal(background, batch.background)
   assert render.detection_accuracy(images, batch) == {"object_accuracy": 1.0, "scene_accuracy": 1.0}
-  # Noise of 4 grey levels leaves the detector in place; another scene does not fool it.
+  # The detector tolerates noise of 4 gray levels; it is not fooled by another scene.
   noisy = np.clip(images + np.random.default_rng(0).normal(0, 4, images.shape), 0, 255)
   assert render.detection_accuracy(noisy, batch)["object_accuracy"] > 0.98
   assert render.detection_accuracy(np.roll(images, 1, axis=0), batch)["object_accuracy"] < 0.2
@@ -150,10 +150,10 @@ def test_edits_are_near_and_in_training(name):
   np.testing.assert_array_equal(array[:, 0], batch.to_array())
   assert np.all(scenes.split_of(groups) == "train")
   changed = np.sum(array[:, 1:3] != array[:, :1], axis=-1)
-  assert np.all(changed >= 1)  # an edit is never the scene itself
-  assert np.all(changed <= 2)  # the edit, and the background if it had to stay in training
+  assert np.all(changed >= 1)  # an edit always differs from the scene
+  assert np.all(changed <= 2)  # the edit, and the background if it had to change to stay in the training split
   assert np.all((groups.present.sum(-1) >= 1) & (groups.present.sum(-1) <= config.max_objects))
-  # All kinds of edit occur: background, object added, removed, changed.
+  # All kinds of edits occur: background; object added, removed, changed.
   before, after = array[:, 0, 1:], array[:, 1, 1:]
   assert np.any(array[:, 0, 0] != array[:, 1, 0])
   for kind in (

@@ -1,4 +1,4 @@
-"""Step times add up, exclude what is no step, and give rates of what was done; no peak is made up."""
+"""Step times add up, exclude everything that is not a step, and give rates; an unknown peak gives no MFU."""
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ from uae_jax.training.throughput import StepClock
 pytestmark = pytest.mark.fast
 
 FLOPS = 6e9
-CHIPS = 8  # Of the tests.
+CHIPS = 8  # Number of devices in the tests.
 
 
 class Time:
-  """A clock that only moves when told to."""
+  """A clock that only advances when told to."""
 
   def __init__(self):
     self.now = 100.0
@@ -53,7 +53,7 @@ def test_the_first_step_is_left_out_and_the_others_are_averaged(clock):
   assert read["seconds_data"] == 2.0
   assert read["images_per_second_per_chip"] == pytest.approx(8 / 10 / CHIPS)
   assert read["tflops_per_second_per_chip"] == pytest.approx(2 * FLOPS / 1e12 / 10 / CHIPS)
-  # Every interval stands for itself.
+  # Intervals are independent.
   run_step(clock, measured)
   assert measured.read(jnp.zeros(()))["seconds_step"] == 4.0
 
@@ -102,7 +102,7 @@ def test_mfu_needs_a_known_peak(clock, monkeypatch):
 
 
 def test_work_that_is_still_going_on_counts(clock, monkeypatch):
-  """Steps return before the devices are done; whoever reads or pauses waits, and that is time of the steps."""
+  """Steps return before the devices finish; a read or a pause waits for them, and that time belongs to the steps."""
 
   def wait(state):
     clock.now += 10.0

@@ -1,4 +1,4 @@
-"""Every token objective equals its formula in PyTorch loops, gradient included; micro-batches add exactly."""
+"""Every token objective equals its formula in PyTorch loops, gradient included; microbatches add up exactly."""
 
 import dataclasses
 import math
@@ -46,7 +46,7 @@ def float64():
 
 
 def make_batch(seed=0):
-  """Ragged captions whose padding holds infinities."""
+  """Ragged captions with infinities in the padding."""
   random = np.random.default_rng(seed)
   shape = (PROMPTS, ROLLOUTS, TOKENS)
   lengths = random.integers(1, TOKENS + 1, size=shape[:2])
@@ -162,7 +162,7 @@ def test_micro_batches_add_to_the_batch(name):
   loss, metrics = call(objective, batch, **changes)
   pieces = [call(objective, rows(batch, i, i + 1), **changes) for i in range(PROMPTS)]
   assert float(sum(piece.sum for piece, _ in pieces)) == pytest.approx(float(loss.sum), rel=1e-10)
-  # The denominator is known before the update, from masks alone.
+  # The denominator is known before the update, from the masks alone.
   masks = jnp.asarray(batch["mask"]), jnp.asarray(batch["is_closed"])
   assert float(sum(piece.count for piece, _ in pieces)) == float(loss.count) == grpo.denominator(objective, *masks)
   for metric, (total, count) in metrics.items():
@@ -235,7 +235,7 @@ def test_entropy_threshold_is_torchs_quantile():
 
 
 def test_the_off_policy_mask_drops_some_rollouts_and_not_all():
-  """Otherwise the comparison with PyTorch would hold without it."""
+  """Otherwise the comparison with PyTorch would also pass without the mask."""
   batch = make_batch()
   gradients = [
     jax.grad(lambda x, o=o: call(o, batch, x)[0].sum)(jnp.asarray(batch["log_probs"]))
@@ -247,7 +247,7 @@ def test_the_off_policy_mask_drops_some_rollouts_and_not_all():
 
 
 def test_entropy_bonus_and_exact_kl_follow_the_logits():
-  """Through log-probability, entropy and KL of the same logits, as the captioner has them."""
+  """Differentiates log-probability, entropy and KL of the same logits, as in the captioner."""
   random = np.random.default_rng(7)
   batch = make_batch()
   logits, other = random.normal(size=(2, *batch["mask"].shape, 5))

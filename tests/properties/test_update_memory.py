@@ -1,5 +1,6 @@
-"""What an update needs: no gradient of a frozen weight, no second state, and one prefix a group. Read from compiled
-programs; nothing runs.
+"""Memory of an update: no gradient of a frozen weight, no second state, and one prefix per group.
+
+Read from compiled programs; nothing runs.
 """
 
 from flax import nnx
@@ -50,7 +51,7 @@ def tokens(batch, rollouts, length):
 
 
 def caption_loss(model, tokens, prefix_length=4):
-  """Mean log-probability of captions behind a prefix of so many slots."""
+  """Mean log-probability of captions after a prefix of a given number of slots."""
   batch = tokens.shape[0]
   positions = jnp.broadcast_to(jnp.arange(prefix_length), (3, batch, prefix_length))
   embeddings = model.embed(jnp.zeros((batch, prefix_length), jnp.int32))
@@ -75,7 +76,7 @@ NETS = {
 
 
 def compiled_update(net, is_trainable):
-  """(state, the compiled update of what `is_trainable` says), without a number computed."""
+  """(state, compiled update of the leaves that `is_trainable` selects), without any computation."""
   make, loss, batch = NETS[net]
   graphdef, params = with_adapters(make)
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -94,9 +95,9 @@ def compiled_update(net, is_trainable):
 def test_an_update_of_adapters_has_no_gradient_of_a_frozen_weight(net):
   state, memory = compiled_update(net, lora.is_adapter)
   frozen, moving = trees.size_bytes(state.frozen), trees.size_bytes(state.trainable)
-  # The layers are scanned: one layer's weights may be sliced or transposed, a sixth of them.
+  # The layers are scanned: the weights of one layer, a sixth of them, may be sliced or transposed.
   assert memory.temp_size_in_bytes < frozen / 2
-  # Adapters and both moments are updated in place; the frozen weights come back as they are.
+  # Adapters and both moments are updated in place; the frozen weights are returned unchanged.
   assert memory.alias_size_in_bytes > 3 * moving + frozen
 
 
@@ -118,13 +119,13 @@ def test_the_memory_of_a_group_grows_by_its_captions_not_by_its_prefix():
     return program.compile().memory_analysis().temp_size_in_bytes
 
   alone, group, repeated = temporaries(1, 1), temporaries(1, 8), temporaries(8, 1)
-  # Naively 8 (128 + 8) places, shared 128 + 8 * 8.
+  # 8 (128 + 8) positions if repeated, 128 + 8 * 8 if shared.
   assert repeated > 4 * alone
   assert group < repeated / 3
 
 
 def test_parts_of_an_objective_are_held_one_at_a_time_and_have_its_gradient():
-  """Steps of a window: their gradients add up to that of the whole, which holds the activations of all."""
+  """Gradients of single window steps add up to the gradient of the whole, which stores the activations of all steps."""
   window, rows = 4, 256
   key = jax.random.key(0)
   latents = jax.random.normal(key, (1, window, rows, 16))

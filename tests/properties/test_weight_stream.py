@@ -1,5 +1,6 @@
-"""Streaming weights: the numbers of `load`, onto any mesh, one tensor at a time on the host; damaged files are
-named.
+"""Streaming weights: equal to `load`, onto any mesh, one tensor at a time on the host.
+
+Damaged files are named in the error.
 """
 
 import json
@@ -27,7 +28,7 @@ def abstract(mesh):
 
 
 def random_tensors():
-  """A checkpoint of the model under the names of diffusers."""
+  """A checkpoint of the model with the names of diffusers."""
   rng = np.random.default_rng(0)
   leaves = abstract(sharding.make_mesh(devices=jax.devices()[:1]))
   params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), leaves)
@@ -36,7 +37,7 @@ def random_tensors():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """About one block a shard."""
+  """A folder with about one block per shard."""
   folder = tmp_path_factory.mktemp("weights")
   tensors = random_tensors()
   names = sorted(tensors, key=lambda name: (name.split(".")[1] if "blocks" in name else "", name))
@@ -58,12 +59,12 @@ def test_stream_equals_load(folder, shape):
 
 
 def test_the_host_holds_less_than_a_shard(folder):
-  """Beside the destination: numpy's buffers are traced, those of the device are not."""
+  """Apart from the destination: numpy's buffers are traced, those of the device are not."""
   shards = sorted(folder.glob("*.safetensors"))
   largest = max(file.stat().st_size for file in shards)
   leaves = abstract(sharding.make_mesh(devices=jax.devices()[:1]))
   tensors, rows = tensor_files.open_folder(folder), mmdit.table(CONFIG)
-  # A leaf that is no stack may be the very buffer that was read: then it is the destination.
+  # A leaf that is not stacked may be the buffer that was read; it is then the destination.
   single = sum(
     np.prod(leaves_of[path].shape) * 4
     for leaves_of in [dict(trees.items(leaves))]
@@ -71,7 +72,7 @@ def test_the_host_holds_less_than_a_shard(folder):
     if not match.is_stacked
     for path in match.paths
   )
-  table.stream(tensors, rows, leaves)  # Compiles.
+  table.stream(tensors, rows, leaves)  # Compiles first.
   tracemalloc.start()
   try:
     params = table.stream(tensors, rows, leaves)
@@ -165,7 +166,7 @@ def test_one_row_splits_a_fused_tensor_in_both_directions():
     tensors["one.1.ab"], np.concatenate([params["nets"]["1"]["a"], params["nets"]["1"]["b"]], 1)
   )
   np.testing.assert_array_equal(tensors["single"], np.concatenate([params[name].reshape(2, 2) for name in "xyz"]))
-  # `Dump` takes the leaves that rows name, so it knows no `{layer}` in `ours`.
+  # `Dump` takes the leaves that rows name, so it does not support `{layer}` in `ours`.
   rows = (FUSED[0], FUSED[2])
   lazy = export.Dump(params, rows)
   assert {name: lazy.spec(name).shape for name in lazy} == {name: tensors[name].shape for name in lazy}

@@ -1,6 +1,6 @@
-"""Every stage takes the same steps on every mesh: losses, parameters and rollouts are those of one device, to rounding.
+"""Every stage takes the same steps on every mesh: losses, parameters and rollouts equal one device up to rounding.
 
-The default run covers pre-training on all three axes at once; `pytest -m slow` every stage on every mesh.
+The default run covers pre-training on all three axes at once; `pytest -m slow` covers every stage on every mesh.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from uae_jax.training.stage import make_phases, make_stage, stage_optimizer
 
 CONFIG = Path(__file__).parents[2] / "configs" / "scenes.py"
 ROWS, TOKENS, STEPS = 8, 26, 3
-# The small world has 2 heads; this one has as many as the longest tensor axis.
+# The small world has 2 heads; this one has as many as the largest `tensor` axis.
 HEADS = 8
 ONE = (1, 1, 1)
 STAGES = ("pretrain", "cold_start", *REINFORCEMENT)
@@ -42,7 +42,7 @@ CASES = [
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_quickly():
-  """Each program runs three times: most of its time would go into making it fast."""
+  """Lowers compiler effort: each program runs only three times."""
   jax.config.update("jax_disable_most_optimizations", True)
   yield
   jax.config.update("jax_disable_most_optimizations", False)
@@ -50,12 +50,12 @@ def compile_quickly():
 
 @functools.cache
 def config():
-  """The smoke run with steps that are large enough to see, on few and short captions."""
+  """The smoke run with large steps, and with few and short captions."""
   config = load_config(f"{CONFIG}:smoke")
   for name in STAGES:
     config[name].batch_size = ROWS
     config[name].total_steps = STEPS
-    # Adam divides by the size of a gradient: with the usual eps a gradient of nothing but rounding moves a weight too.
+    # Adam divides by the magnitude of a gradient: with the default eps, rounding noise alone would change a weight.
     config[name].optimizer.eps = 1e-3
   config.cold_start.options.sampler_steps = config.cold_start.options.gradient_steps = 1
   for name in REINFORCEMENT:
@@ -74,7 +74,7 @@ def processor(tmp_path_factory) -> Processor:
 
 
 def small_sizes(processor: Processor) -> Sizes:
-  """The small world with eight heads and as few layers as its kinds of layers allow."""
+  """The small world with eight heads and the fewest layers that include every kind of layer."""
   vocabulary = -(-processor.vocab_size // HEADS) * HEADS
   uae = sizes.uae(vocabulary, processor.image_token_id, rank=4, alpha=4.0)
   width = sizes.WIDTH // HEADS
@@ -95,7 +95,7 @@ def small_sizes(processor: Processor) -> Sizes:
 
 
 def random_params(built) -> dict:
-  """Every leaf has an effect: no adapter, modulation or output is zero."""
+  """Parameters that all have an effect: no adapter, modulation or output is zero."""
   rng = np.random.default_rng(0)
   leaves = []
   for path, leaf in trees.items(built.abstract_params):
@@ -121,7 +121,7 @@ def batches(built, mesh) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def world(processor):
-  """Mesh shape -> (mesh, nets, parameters, batches), each made once."""
+  """Mesh shape -> (mesh, networks, parameters, batches), each made once."""
 
   def make(shape: tuple[int, int, int]):
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
@@ -132,7 +132,7 @@ def world(processor):
 
 
 def train(name: str, mesh, built, params: dict, batches: list[dict]) -> tuple[list[dict], dict, list]:
-  """(metrics of each step, trained parameters, rollouts of each step) of three steps of a stage."""
+  """Runs three steps of a stage; returns (metrics per step, trained parameters, rollouts per step)."""
   with jax.set_mesh(mesh):
     stage = make_stage(config(), name, built, params, seed=1)
     state, step, metrics, rollouts = stage.state, stage.step, [], []
@@ -147,12 +147,12 @@ def train(name: str, mesh, built, params: dict, batches: list[dict]) -> tuple[li
 
 
 def recorded_step(name: str, built, rollouts: list):
-  """The phases of a stage, each jitted as in training; trajectories are kept."""
+  """The phases of a stage, each jitted as in training, with recorded trajectories."""
   optimizer, _, _ = stage_optimizer(config().section(name))
   phases = make_phases(config(), name, built, optimizer)
   rollout, reward, update = jax.jit(phases.rollout), jax.jit(phases.reward), jax.jit(phases.update)
   advantages = jax.jit(phases.advantages)
-  # One program at a time: virtual devices on few cores wait for each other for ever when two programs' collectives mix.
+  # One program at a time: on few cores, virtual devices deadlock if the collectives of two programs interleave.
   wait = jax.block_until_ready
 
   def step(state, batch):
