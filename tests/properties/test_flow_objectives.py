@@ -191,7 +191,7 @@ def test_before_the_first_update_the_ratio_is_one_and_the_kl_zero(name):
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_equal_rewards_give_no_policy_gradient(name):
-  objective, rollout = dataclasses.replace(CONFIGURATIONS[name], beta=0.0), make_rollout()
+  objective, rollout = dataclasses.replace(CONFIGURATIONS[name], beta=0.0, kl=ImageObjective().kl), make_rollout()
   rollout["advantages"] = group_advantages(jnp.full((PROMPTS, ROLLOUTS), 0.3), AdvantageOptions())
   gradient = jax.grad(lambda v: call(objective, rollout, v)[0].sum)(jnp.asarray(rollout["velocity"]))
   np.testing.assert_array_equal(gradient, 0)

@@ -190,7 +190,9 @@ def test_before_the_first_update_the_ratio_is_one_and_the_kl_zero(name):
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_equal_rewards_give_no_policy_gradient(name):
-  objective = dataclasses.replace(CONFIGURATIONS[name], beta=0.0, entropy_bonus=0.0)
+  objective = dataclasses.replace(
+    CONFIGURATIONS[name], beta=0.0, kl=TokenObjective().kl, is_kl_weighted=False, entropy_bonus=0.0
+  )
   batch = make_batch()
   batch["advantages"] = group_advantages(jnp.full((PROMPTS, ROLLOUTS), 0.3), AdvantageOptions())
   gradient = jax.grad(lambda x: call(objective, batch, x)[0].sum)(jnp.asarray(batch["log_probs"]))

@@ -136,3 +136,5 @@ class ImageObjective(Options):
       self.refuse_inert(("weight",), loss)
     if self.trust_region != "divergence":
       self.refuse_inert(("divergence_threshold",), "trust_region = 'clip'")
+    if not self.beta:
+      self.refuse_inert(("kl",), "beta = 0")

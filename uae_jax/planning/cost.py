@@ -15,7 +15,7 @@ import jax
 from jax.extend import core
 
 from uae_jax.planning.chips import Chip
-from uae_jax.training.flops import matrix_flops
+from uae_jax.training.flops import equation_flops, inner_jaxprs, matrix_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +64,7 @@ class Counter:
     name, params = equation.primitive.name, equation.params
     everywhere = [any(inputs)] * len(equation.outvars)
     if name in ("dot_general", "conv_general_dilated"):
-      wrapped = core.Jaxpr((), equation.invars, equation.outvars, [equation])
-      return self._product(equation, inputs, matrix_flops(wrapped)), everywhere
+      return self._product(equation, inputs, equation_flops(equation)), everywhere
     if name == "pallas_call":
       flops = math.prod(params["grid_mapping"].grid) * matrix_flops(params["jaxpr"])
       return self._product(equation, inputs, flops), everywhere
@@ -82,7 +81,7 @@ class Counter:
       branches = [self.count(branch.jaxpr, inputs[1:]) for branch in params["branches"]]
       work = max((work for work, _ in branches), key=lambda work: work.seconds)
       return work, [any(flags) for flags in zip(*(outputs for _, outputs in branches), strict=True)]
-    inner = next((x for x in jaxprs(params) if len(x.invars) == len(inputs)), None)
+    inner = next((x for x in inner_jaxprs(params) if len(x.invars) == len(inputs)), None)
     if inner is None:
       return Work(), everywhere
     if name == "shard_map":
@@ -116,14 +115,6 @@ def size(variable) -> float:
   """Bytes of an array in the trace; a Pallas reference counts as the array it points to."""
   aval = variable.aval
   return math.prod(aval.shape) * aval.dtype.itemsize if hasattr(aval, "dtype") else 0.0
-
-
-def jaxprs(params: dict) -> Iterator[core.Jaxpr]:
-  for value in params.values():
-    if isinstance(value, core.ClosedJaxpr):
-      yield value.jaxpr
-    elif isinstance(value, core.Jaxpr):
-      yield value
 
 
 def loop_bound(condition: core.Jaxpr) -> int | None:

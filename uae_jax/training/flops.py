@@ -52,23 +52,24 @@ def matrix_flops(jaxpr: core.Jaxpr, while_trips: int = 1) -> float:
 
   Rematerialized computations count every time they run. Of the branches of a `cond`, the most expensive one counts.
   """
-  total = 0.0
-  for equation in jaxpr.eqns:
-    name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-      (contracted, _), _ = params["dimension_numbers"]
-      shape = equation.invars[0].aval.shape
-      total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
-    elif name == "conv_general_dilated":
-      kernel = equation.invars[1].aval.shape
-      per_point = 2.0 * math.prod(kernel) / kernel[params["dimension_numbers"].rhs_spec[0]]
-      # A dilated input is mostly zeros that nothing needs to multiply.
-      total += math.prod(equation.outvars[0].aval.shape) * per_point / math.prod(params["lhs_dilation"])
-    elif name == "cond":
-      total += max(matrix_flops(branch.jaxpr, while_trips) for branch in params["branches"])
-    else:
-      total += _repeats(name, params, while_trips) * sum(matrix_flops(inner, while_trips) for inner in _inner(params))
-  return total
+  return sum(equation_flops(equation, while_trips) for equation in jaxpr.eqns)
+
+
+def equation_flops(equation: core.JaxprEqn, while_trips: int = 1) -> float:
+  """Counts the multiplications and additions of one equation and of the jaxprs in its parameters."""
+  name, params = equation.primitive.name, equation.params
+  if name == "dot_general":
+    (contracted, _), _ = params["dimension_numbers"]
+    shape = equation.invars[0].aval.shape
+    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+  if name == "conv_general_dilated":
+    kernel = equation.invars[1].aval.shape
+    per_point = 2.0 * math.prod(kernel) / kernel[params["dimension_numbers"].rhs_spec[0]]
+    # A dilated input is mostly zeros that nothing needs to multiply.
+    return math.prod(equation.outvars[0].aval.shape) * per_point / math.prod(params["lhs_dilation"])
+  if name == "cond":
+    return max(matrix_flops(branch.jaxpr, while_trips) for branch in params["branches"])
+  return _repeats(name, params, while_trips) * sum(matrix_flops(inner, while_trips) for inner in inner_jaxprs(params))
 
 
 def _repeats(name: str, params: dict, while_trips: int) -> int:
@@ -84,7 +85,8 @@ def _repeats(name: str, params: dict, while_trips: int) -> int:
   return 1
 
 
-def _inner(params: dict) -> Iterator[core.Jaxpr]:
+def inner_jaxprs(params: dict) -> Iterator[core.Jaxpr]:
+  """Yields the jaxprs among the parameters of an equation."""
   for value in params.values():
     if isinstance(value, core.ClosedJaxpr):
       yield value.jaxpr

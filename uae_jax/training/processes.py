@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import json
+import os
 from typing import Any
 
 import jax
@@ -9,6 +10,15 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+# Set in every process of a cluster that JAX recognizes: Cloud TPU pods, GKE, Slurm, Open MPI, Kubernetes jobs.
+CLUSTER_VARIABLES = (
+  "CLOUD_TPU_TASK_ID",
+  "TPU_PROCESS_ADDRESSES",
+  "MEGASCALE_COORDINATOR_ADDRESS",
+  "SLURM_JOB_ID",
+  "OMPI_MCA_orte_hnp_uri",
+  "JOB_COMPLETION_INDEX",
+)
 FLAGS = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
 
 
@@ -34,6 +44,11 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     return
   try:
     jax.distributed.initialize()
+  except RuntimeError as error:
+    # In a notebook or a test JAX has been used before, or this process has joined already. A process of a cluster that
+    # went on alone would train a run of its own on the same workdir.
+    if not jax.distributed.is_initialized() and any(os.environ.get(name) for name in CLUSTER_VARIABLES):
+      raise ValueError(f"cannot join the other processes ({error}): start the run in a new process") from error
   except ValueError as error:
     # This is the message of JAX where it finds no cluster. After any other error, continuing would start N separate
     # runs on one workdir.
