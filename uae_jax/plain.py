@@ -9,6 +9,37 @@ import typing
 from typing import Any
 
 SCALARS = (bool, int, float, str)
+KIND = "kind"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ByKind:
+  """Marks a field whose class is named by the plain value itself, under `kind`: `Annotated[AnyOfThem, ByKind(...)]`.
+
+  Attributes:
+    classes: kind -> dataclass without a field `kind`.
+    default: the kind of a value that names none; it is not written.
+  """
+
+  classes: Mapping[str, type]
+  default: str
+
+  def to_plain(self, value: Any) -> dict[str, Any]:
+    kind = next((kind for kind, cls in self.classes.items() if cls is type(value)), None)
+    if kind is None:
+      raise TypeError(f"{type(value).__name__} has no kind: expected one of {', '.join(self.classes)}")
+    return ({} if kind == self.default else {KIND: kind}) | to_plain(value)
+
+  def from_plain(self, value: Any, where: str) -> Any:
+    if type(value) in self.classes.values():
+      return value
+    fields, kind = value, self.default
+    if _is_mapping(value):
+      fields = {name: item for name, item in value.items() if name != KIND}
+      kind = from_plain(str, value.get(KIND, kind), _join(where, KIND))
+    if kind not in self.classes:
+      raise ValueError(f"{_join(where, KIND)} = {kind!r}: expected one of {', '.join(self.classes)}")
+    return from_plain(self.classes[kind], fields, where)
 
 
 def to_plain(value: Any) -> Any:
@@ -18,7 +49,8 @@ def to_plain(value: Any) -> Any:
     TypeError: the value contains something that JSON cannot represent.
   """
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
+    hints = _hints(type(value))
+    return {f.name: _field_to_plain(hints[f.name], getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
   if _is_mapping(value):
     return {str(name): to_plain(item) for name, item in value.items()}
   if isinstance(value, tuple | list):
@@ -35,7 +67,8 @@ def from_plain(cls: Any, value: Any, where: str = "") -> Any:
   float and converted; a bool is not accepted as a number, and a string is never converted.
 
   Args:
-    cls: a dataclass, or any annotation composed of dataclasses, scalars, tuples, dicts, `Literal`, `Any` and unions.
+    cls: a dataclass, or any annotation composed of dataclasses, scalars, tuples, dicts, `Literal`, `ByKind`, `Any` and
+      unions.
     value: plain value, as in JSON or a `ConfigDict`.
     where: name of the value in error messages, for example "config".
 
@@ -43,6 +76,8 @@ def from_plain(cls: Any, value: Any, where: str = "") -> Any:
     ValueError: a field is unknown or missing, or a value has the wrong type; the message names section and field.
   """
   origin, options = typing.get_origin(cls), typing.get_args(cls)
+  if by_kind := _by_kind(cls):
+    return by_kind.from_plain(value, where)
   if dataclasses.is_dataclass(cls):
     return _dataclass(cls, value, where)
   if origin in (types.UnionType, typing.Union):
@@ -67,6 +102,15 @@ def from_plain(cls: Any, value: Any, where: str = "") -> Any:
   if cls in SCALARS:
     return _scalar(cls, value, where)
   raise TypeError(f"{_name(where)}: fields of type {cls!r} cannot be read from plain values")
+
+
+def _field_to_plain(hint: Any, value: Any) -> Any:
+  by_kind = _by_kind(hint)
+  return to_plain(value) if by_kind is None else by_kind.to_plain(value)
+
+
+def _by_kind(hint: Any) -> ByKind | None:
+  return next((mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, ByKind)), None)
 
 
 def _dataclass(cls: type, value: Any, where: str) -> Any:
@@ -94,7 +138,7 @@ def _dataclass(cls: type, value: Any, where: str) -> Any:
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-  return typing.get_type_hints(cls)
+  return typing.get_type_hints(cls, include_extras=True)
 
 
 def _union(options: tuple, value: Any, where: str) -> Any:

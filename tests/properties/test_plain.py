@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import ml_collections
 import pytest
 
 from uae_jax.models.uae import UAEConfig
-from uae_jax.plain import from_plain, to_plain
+from uae_jax.plain import ByKind, from_plain, to_plain
 
 pytestmark = pytest.mark.fast
 
@@ -58,6 +58,54 @@ def test_a_dataclass_survives_json(value):
 def test_the_sizes_of_a_model_survive_json():
   config = UAEConfig.uae_3b_sd35_large(16, 32.0)
   assert from_plain(UAEConfig, json.loads(json.dumps(to_plain(config)))) == config
+
+
+@dataclasses.dataclass(frozen=True)
+class Other:
+  rate: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+  part: Annotated[Any, ByKind({"inner": Inner, "other": Other}, default="inner")]
+
+
+@pytest.mark.parametrize(
+  ("value", "plain"),
+  [
+    (Chosen(Inner(count=3)), {"part": {"rate": 0.1, "count": 3, "is_on": False}}),
+    (Chosen(Other(0.5)), {"part": {"kind": "other", "rate": 0.5}}),
+  ],
+)
+def test_a_kind_chooses_the_class(value, plain):
+  assert to_plain(value) == plain and from_plain(Chosen, json.loads(json.dumps(plain))) == value
+  assert from_plain(Chosen, {"part": value.part}) == value
+
+
+def test_a_class_without_a_kind_is_refused():
+  with pytest.raises(TypeError, match="Outer has no kind: expected one of inner, other"):
+    to_plain(Chosen(Outer("x")))
+
+
+@pytest.mark.parametrize(
+  ("part", "message"),
+  [
+    ({"kind": "othr"}, r"config\.part\.kind = 'othr': expected one of inner, other"),
+    ({"kind": 3}, r"config\.part\.kind = 3: expected str, found int"),
+    ({"kind": "other", "count": 1}, r"config\.part has no field 'count': expected one of rate"),
+    (None, r"config\.part = None: expected the fields of Inner"),
+  ],
+)
+def test_what_is_wrong_in_a_kind_is_named(part, message):
+  with pytest.raises(ValueError, match=message):
+    from_plain(Chosen, {"part": part}, "config")
+
+
+def test_a_captioner_of_the_default_kind_is_stored_without_it():
+  config = UAEConfig.uae_3b_sd35_large()
+  plain = to_plain(config)
+  assert list(plain["captioner"]) == ["vision", "language", "image_token_id"]
+  assert from_plain(UAEConfig, plain | {"captioner": {"kind": "qwen25_vl"} | plain["captioner"]}) == config
 
 
 def test_absent_fields_take_their_default():

@@ -1,18 +1,22 @@
 """The interface of a captioner. Positions and caches are opaque: only the captioner that made them reads them."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
+from flax import nnx
 import jax
 
 from uae_jax.models.prompts import Prompts
 
 
 class CaptionerConfig(Protocol):
-  """Sizes of a captioner.
+  """Sizes of a captioner: a frozen dataclass, stored as JSON; its kind is a row of `models.captioners`.
 
   Attributes:
     vocab_size: V, size of the logits' last axis.
     patch_size: side of an image patch, in pixels.
+    num_heads: name of each network -> number of its attention heads, which the mesh's `tensor` must divide.
+    adapter_targets: `layers.lora.LoRA.targets` of the layers that are adapted by default.
   """
 
   @property
@@ -20,6 +24,16 @@ class CaptionerConfig(Protocol):
 
   @property
   def patch_size(self) -> int: ...
+
+  @property
+  def num_heads(self) -> Mapping[str, int]: ...
+
+  @property
+  def adapter_targets(self) -> str: ...
+
+  def build(self, rngs: nnx.Rngs) -> "Captioner":
+    """The module of these sizes, an `nnx.Module`, with random weights."""
+    ...
 
   def with_remat(self, policy: str) -> "CaptionerConfig":
     """A copy of the config with the rematerialization policy `policy`, a key of `layers.stack.REMAT_POLICIES`."""
@@ -29,7 +43,8 @@ class CaptionerConfig(Protocol):
 class TokenModel(Protocol):
   """The part of a captioner that continues a prefix, token by token."""
 
-  vocab_size: int
+  @property
+  def vocab_size(self) -> int: ...
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """Token embeddings: int32[...] -> float[..., D]."""

@@ -4,6 +4,7 @@ Source: arXiv 2509.09666 section 3, and the inference code of PKU-YuanGroup/UAE 
 """
 
 import dataclasses
+from typing import Annotated
 
 from flax import nnx
 import jax
@@ -11,11 +12,13 @@ import jax.numpy as jnp
 
 from uae_jax.layers import lora
 from uae_jax.layers.buffer import Buffer
-from uae_jax.models.captioner import Captioner
+from uae_jax.models import captioners
+from uae_jax.models.captioner import Captioner, CaptionerConfig
 from uae_jax.models.connector import Connector, ConnectorConfig
 from uae_jax.models.mmdit import MMDiT, MMDiTConfig
-from uae_jax.models.qwen25_vl.model import Qwen25VL, Qwen25VLConfig
+from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
 from uae_jax.models.vae import AutoencoderKL, AutoencoderKLConfig
+from uae_jax.plain import ByKind
 
 NETS = ("captioner", "connector", "decoder", "vae", "pooled")
 
@@ -25,7 +28,7 @@ class UAEConfig:
   """Architectures of the models, and their adapters.
 
   Attributes:
-    captioner: vision tower and language model.
+    captioner: vision tower and language model; its class is one of `models.captioners.CONFIGS`.
     connector: maps language states to the decoder's context.
     decoder: the MMDiT.
     vae: maps images to latents and back.
@@ -34,7 +37,7 @@ class UAEConfig:
     mask_context: mask padding of the context in the decoder. The official system attends to it (False).
   """
 
-  captioner: Qwen25VLConfig
+  captioner: Annotated[CaptionerConfig, ByKind(captioners.CONFIGS, captioners.DEFAULT)]
   connector: ConnectorConfig
   decoder: MMDiTConfig
   vae: AutoencoderKLConfig
@@ -45,12 +48,13 @@ class UAEConfig:
   @classmethod
   def uae_3b_sd35_large(cls, rank: int = 32, alpha: float = 64.0) -> "UAEConfig":
     """The paper's system: Qwen2.5-VL-3B and SD3.5-large, adapters of rank 32 (uae_reference: alpha 64)."""
+    captioner = Qwen25VLConfig.qwen25_vl_3b()
     return cls(
-      captioner=Qwen25VLConfig.qwen25_vl_3b(),
+      captioner=captioner,
       connector=ConnectorConfig.uae(),
       decoder=MMDiTConfig.sd35_large(),
       vae=AutoencoderKLConfig.sd3(),
-      captioner_lora=lora.LoRA(rank, alpha, targets="^language/layers/"),
+      captioner_lora=lora.LoRA(rank, alpha, captioner.adapter_targets),
       decoder_lora=lora.LoRA(rank, alpha),
     )
 
@@ -65,7 +69,7 @@ class UAE(nnx.Module):
 
   def __init__(self, config: UAEConfig, *, rngs: nnx.Rngs):
     self.config = config
-    self.captioner: Captioner = Qwen25VL(config.captioner, rngs=rngs)
+    self.captioner: Captioner = config.captioner.build(rngs)
     self.connector = Connector(config.connector, rngs=rngs)
     self.decoder = MMDiT(config.decoder, rngs=rngs)
     self.vae = AutoencoderKL(config.vae, rngs=rngs)

@@ -57,12 +57,13 @@ def uae(vocab_size: int, image_token_id: int, *, rank: int = 16, alpha: float = 
     sample_size=4,
     unroll=True,
   )
+  captioner = Qwen25VLConfig(vision=vision, language=language, image_token_id=image_token_id)
   return UAEConfig(
-    captioner=Qwen25VLConfig(vision=vision, language=language, image_token_id=image_token_id),
+    captioner=captioner,
     connector=ConnectorConfig(in_width=WIDTH, hidden_width=2 * WIDTH, out_width=WIDTH),
     decoder=decoder,
     vae=AutoencoderKLConfig(block_channels=(8, 16, 32, 64), layers_per_block=1, norm_groups=4),
-    captioner_lora=LoRA(rank, alpha, targets="^language/layers/"),
+    captioner_lora=LoRA(rank, alpha, captioner.adapter_targets),
     decoder_lora=LoRA(rank, alpha),
     mask_context=True,
   )

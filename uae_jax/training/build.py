@@ -57,9 +57,9 @@ def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
     ValueError: heads or weights do not divide over the mesh.
   """
   uae = sizes.uae
-  nets = {"vision": uae.captioner.vision, "language": uae.captioner.language, "decoder": uae.decoder}
-  for name, net in (nets | {name: size.network for name, size in sizes.embedders.items()}).items():
-    sharding.check_heads(name, net.num_heads, mesh)
+  heads = {**uae.captioner.num_heads, "decoder": uae.decoder.num_heads}
+  for name, num_heads in (heads | {name: size.network.num_heads for name, size in sizes.embedders.items()}).items():
+    sharding.check_heads(name, num_heads, mesh)
   side = processor.square_px(config.data.image_px)
   prompts = Prompts.from_processor(processor, (side // processor.patch_size,) * 2)
   graphdef, abstract_uae = sharding.abstract_model(lambda: UAE(sizes.uae, rngs=nnx.Rngs(0)), mesh)

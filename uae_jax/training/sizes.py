@@ -101,11 +101,10 @@ def named_uae(name: str, processor: Processor, lora: LoRA) -> UAEConfig:
 
 def with_adapters(config: UAEConfig, lora: LoRA) -> UAEConfig:
   """Adds adapters to captioner and decoder where they have none; existing adapters are left unchanged."""
-  fresh = UAEConfig.uae_3b_sd35_large(lora.rank, lora.alpha)
   return dataclasses.replace(
     config,
-    captioner_lora=config.captioner_lora or fresh.captioner_lora,
-    decoder_lora=config.decoder_lora or fresh.decoder_lora,
+    captioner_lora=config.captioner_lora or LoRA(lora.rank, lora.alpha, config.captioner.adapter_targets),
+    decoder_lora=config.decoder_lora or LoRA(lora.rank, lora.alpha),
   )
 
 

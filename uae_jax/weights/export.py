@@ -96,9 +96,13 @@ def write_uae(
     names: module names in the language model's adapter: "v5" (transformers 4.52 and later) or "official" (4.50).
 
   Raises:
-    ValueError: `merged` is False and there are no adapters.
+    ValueError: `merged` is False and there are no adapters, or the captioner is not a Qwen2.5-VL.
   """
   folders, config, params = Folders(target), loaded.config, loaded.params
+  if not isinstance(config.captioner, Qwen25VLConfig):
+    raise ValueError(
+      f"the captioner is a {type(config.captioner).__name__}, and only a Qwen2.5-VL has such a folder: use --to orbax"
+    )
   if not merged:
     if not (config.captioner_lora or config.decoder_lora):
       raise ValueError("these weights have no adapters: use --to huggingface")

@@ -61,6 +61,18 @@ class Qwen25VLConfig:
   def patch_size(self) -> int:
     return self.vision.patch_size
 
+  @property
+  def num_heads(self) -> dict[str, int]:
+    return {"vision": self.vision.num_heads, "language": self.language.num_heads}
+
+  @property
+  def adapter_targets(self) -> str:
+    return "^language/layers/"
+
+  def build(self, rngs: nnx.Rngs) -> "Qwen25VL":
+    """The module of these sizes, with random weights."""
+    return Qwen25VL(self, rngs=rngs)
+
   def with_remat(self, policy: str) -> "Qwen25VLConfig":
     """A copy with the rematerialization policy `policy`, a key of `layers.stack.REMAT_POLICIES`."""
     return dataclasses.replace(
