@@ -15,7 +15,7 @@ class CaptionerConfig(Protocol):
   Attributes:
     vocab_size: V, size of the logits' last axis.
     patch_size: side of an image patch, in pixels.
-    num_heads: name of each network -> number of its attention heads, which the mesh's `tensor` must divide.
+    heads: name of each network -> number of its attention heads, which the mesh's `tensor` must divide.
     adapter_targets: `layers.lora.LoRA.targets` of the layers that are adapted by default.
   """
 
@@ -26,7 +26,7 @@ class CaptionerConfig(Protocol):
   def patch_size(self) -> int: ...
 
   @property
-  def num_heads(self) -> Mapping[str, int]: ...
+  def heads(self) -> Mapping[str, int]: ...
 
   @property
   def adapter_targets(self) -> str: ...

@@ -57,7 +57,7 @@ def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
     ValueError: heads or weights do not divide over the mesh.
   """
   uae = sizes.uae
-  heads = {**uae.captioner.num_heads, "decoder": uae.decoder.num_heads}
+  heads = {**uae.captioner.heads, "decoder": uae.decoder.num_heads}
   for name, num_heads in (heads | {name: size.network.num_heads for name, size in sizes.embedders.items()}).items():
     sharding.check_heads(name, num_heads, mesh)
   side = processor.square_px(config.data.image_px)

@@ -62,7 +62,7 @@ class Qwen25VLConfig:
     return self.vision.patch_size
 
   @property
-  def num_heads(self) -> dict[str, int]:
+  def heads(self) -> dict[str, int]:
     return {"vision": self.vision.num_heads, "language": self.language.num_heads}
 
   @property
