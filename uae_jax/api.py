@@ -106,8 +106,7 @@ class UAE:
         ("caption", pixels.shape, max_new_tokens, penalty), self._caption_one(prompts, max_new_tokens, penalty)
       )
       sampled = run(self.params, pixels[None], jax.random.fold_in(key, index), jnp.float32(temperature))
-      ids = np.asarray(sampled.tokens)[0, 0]
-      results.append(self.processor.decode(ids[np.asarray(sampled.mask)[0, 0] & ~np.isin(ids, prompts.end)]))
+      results.append(self.processor.caption_text(sampled.tokens[0, 0]))
     return results
 
   def _caption_one(self, prompts: Prompts, max_new_tokens: int, repetition_penalty: float):

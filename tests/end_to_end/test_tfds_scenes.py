@@ -1,8 +1,10 @@
 """The small world, built to disk by its command and read with grain, equals the procedural source."""
 
 import dataclasses
+import functools
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -15,8 +17,14 @@ from uae_jax.options import DataOptions
 from uae_jax.small_world import phrases, processor, render, scenes, tfds
 
 NUM_TRAIN, NUM_HELD_OUT = 250, 20
-TOKENIZER = processor.make_tokenizer()
 SCENES = DataOptions(image_px=32, caption_tokens=26)
+
+
+@functools.cache
+def small_processor() -> Processor:
+  with tempfile.TemporaryDirectory() as folder:
+    processor.write_processor(folder)
+    return Processor.from_folder(folder)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +40,7 @@ def data(tmp_path_factory):
 
 def dataset(data, split="train", **options):
   defaults = dict(captions="full", batch_size=25, seed=0)
-  return make_dataset(open_source(data, split), data, TOKENIZER, **(defaults | options))
+  return make_dataset(open_source(data, split), data, small_processor(), **(defaults | options))
 
 
 def epoch(data, num_records, **options):
@@ -52,7 +60,7 @@ def test_an_epoch_is_the_first_scenes_of_the_split(data, split, count):
   captions = phrases.captions_text(expected, "full")
   # TFDS shuffles the records that it writes, so they are compared as sets.
   pairs = {(image.tobytes(), caption) for image, caption in zip(images, captions, strict=True)}
-  texts = [TOKENIZER.decode(row, skip_special_tokens=True) for row in found["tokens"]]
+  texts = [small_processor().caption_text(row) for row in found["tokens"]]
   assert {(image.tobytes(), text) for image, text in zip(found["image"], texts, strict=True)} == pairs
   assert len(texts) == count
 

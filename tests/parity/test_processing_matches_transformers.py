@@ -170,6 +170,18 @@ def test_text_survives(processor):
   assert processor.decode(np.asarray(ids)) == text and processor.end_ids == (2, 0)
 
 
+def test_captions_are_closed_and_truncated(processor):
+  text = "A red cat."
+  ids = processor.encode(text)
+  tokens, length = processor.caption_rows([text, "", text * 9], len(ids) + 2)
+  assert tokens[:2].tolist() == [[*ids, 2, 0], [2] + [0] * (len(ids) + 1)]
+  assert length.tolist() == [len(ids) + 1, 1, len(ids) + 2] and tokens.dtype == length.dtype == np.int32
+  texts = [processor.caption_text(row) for row in tokens]
+  # What follows the closing token does not count; a truncated caption has none.
+  assert texts[:2] == [text, ""] and texts[2].startswith(text)
+  assert processor.caption_text([*ids, 0, *ids]) == text
+
+
 def test_rows_are_padded_on_the_right(processor):
   tokens, mask = processor.pad_rows([[5, 6, 7], [8]])
   assert tokens.tolist() == [[5, 6, 7], [8, 0, 0]] and mask.tolist() == [[True] * 3, [True, False, False]]

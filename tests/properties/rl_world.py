@@ -80,11 +80,7 @@ def params() -> dict:
 @functools.cache
 def batch() -> dict:
   scene = scenes.scenes(np.arange(PROMPTS))
-  end, pad = built().networks.prompts.end[0], built().networks.prompts.pad
-  tokens = np.full((PROMPTS, TOKENS), pad, np.int32)
-  for i, row in enumerate(tokens):
-    ids = [*built().processor.encode(phrases.full_caption(scene[i])), end]
-    row[: len(ids)] = ids
+  tokens, _ = built().processor.caption_rows(phrases.captions_text(scene, "full"), TOKENS)
   return {"image": render.render_batch(scene), "tokens": tokens}
 
 

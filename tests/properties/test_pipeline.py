@@ -12,21 +12,32 @@ from PIL import Image
 import pytest
 
 from uae_jax.data import pipeline
-from uae_jax.data.pipeline import CaptionTokens, make_dataset
+from uae_jax.data.pipeline import make_dataset
+from uae_jax.data.processing import Processor
 from uae_jax.data.sources import BadRecords, open_source
 from uae_jax.draws import Draws
 from uae_jax.options import DataOptions
 from uae_jax.small_world import phrases, processor, render, scenes
 from uae_jax.small_world.source import SceneCaptions
 
+
+def processor_of(tokenizer) -> Processor:
+  """A processor of images whose sides are multiples of 8."""
+  sizes = dict(patch_size=4, merge_size=2, min_pixels=8**2, max_pixels=64**2, resample=3)
+  return Processor(
+    tokenizer, "", **sizes, pad_id=tokenizer.pad_token_id, end_ids=(tokenizer.eos_token_id, tokenizer.pad_token_id)
+  )
+
+
 TOKENIZER = processor.make_tokenizer()
+PROCESSOR = processor_of(TOKENIZER)
 PLAIN = DataOptions(image_px=32, caption_tokens=26)
 GRAYS = 23  # records of the small files, identified by their gray level
 
 
-def dataset(data=PLAIN, tokenizer=TOKENIZER, split="train", **options):
+def dataset(data=PLAIN, processor=PROCESSOR, split="train", **options):
   defaults = dict(captions="full", batch_size=8, seed=0, num_threads=0)
-  return make_dataset(open_source(data, split), data, tokenizer, **(defaults | options))
+  return make_dataset(open_source(data, split), data, processor, **(defaults | options))
 
 
 def take(batches, count):
@@ -99,10 +110,9 @@ def test_batches_have_fixed_shapes(captions):
 def test_the_word_table_equals_the_tokenizer(variant, length, captions):
   config = scenes.variant(variant)
   batch = scenes.scenes(np.arange(100), "train", config)
-  tokens = CaptionTokens.of(TOKENIZER, length)
   draws = [Draws(np.arange(100)) for _ in range(2)]
-  rows, lengths = SceneCaptions.of(config, tokens, captions, 0).to_tokens(batch, captions, draws[0])
-  expected_rows, expected_lengths = tokens.of_texts(phrases.captions_text(batch, captions, draws[1]))
+  rows, lengths = SceneCaptions.of(config, PROCESSOR, length, captions, 0).to_tokens(batch, captions, draws[0])
+  expected_rows, expected_lengths = PROCESSOR.caption_rows(phrases.captions_text(batch, captions, draws[1]), length)
   np.testing.assert_array_equal(rows, expected_rows)
   np.testing.assert_array_equal(lengths, expected_lengths)
 
@@ -127,7 +137,7 @@ def test_a_tokenizer_of_pieces_works_too():
   model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   pieces = PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", eos_token="<end>")
   assert processor.word_ids(pieces) is None
-  batch = take(dataset(dataclasses.replace(PLAIN, caption_tokens=200), pieces), 1)[0]
+  batch = take(dataset(dataclasses.replace(PLAIN, caption_tokens=200), processor_of(pieces)), 1)[0]
   text = phrases.full_caption(scenes.scene(int(batch["index"][0]))).replace(" ", "")
   assert pieces.decode(batch["tokens"][0, : batch["length"][0] - 1]).replace(" ", "") == text
 
@@ -410,7 +420,7 @@ def test_the_written_processor_is_read_by_transformers(tmp_path):
 
 
 def test_transforms_travel_to_worker_processes():
-  make = open_source(PLAIN, "train").batch_maker(CaptionTokens.of(TOKENIZER, 26), "mixed", 0)
+  make = open_source(PLAIN, "train").batch_maker(PROCESSOR, 26, "mixed", 0)
   rows = np.array([[0, 5], [1, 6]])
   np.testing.assert_array_equal(pickle.loads(pickle.dumps(make))(rows)["tokens"], make(rows)["tokens"])
   assert pickle.loads(pickle.dumps(BadRecords(0.1, 5)))._num_records == 5

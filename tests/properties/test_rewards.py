@@ -17,6 +17,7 @@ from PIL import Image
 import pytest
 
 from configs import scenes
+from uae_jax.data.processing import Processor
 from uae_jax.options import TEXT_REWARDS, AdvantageOptions, ExternalRewardOptions, TextRewardOptions, read_config
 from uae_jax.rewards.ensemble import Ensemble
 from uae_jax.rewards.external import ExternalReward, RewardError
@@ -281,13 +282,10 @@ def test_any_failure_of_the_first_process_is_an_error_of_all(judge, monkeypatch)
   monkeypatch.setattr(external.processes, "of_first", lambda value: told.append(value) or value)
 
   class Broken:
-    def decode(self, ids):
+    def caption_text(self, tokens):
       raise RecursionError("too deep")
 
-  class Ends:
-    end = (END,)
-
-  bring = external.make_external_reward(reward, Broken(), Ends())
+  bring = external.make_external_reward(reward, Broken())
   inputs = RewardInputs(jnp.array([[[1, END]]]), jnp.zeros((1, 1, 2, 2, 3), jnp.uint8))
   with pytest.raises(RewardError, match="RecursionError: too deep"):
     bring({"image": np.zeros((1, 2, 2, 3), np.uint8)}, inputs)
@@ -310,11 +308,11 @@ def test_a_step_shows_the_judge_what_was_painted_and_learns_from_its_answer(judg
   """Between the phases, on the host: advantages include the rewards of the embedder and of the external server."""
 
   class Words:
+    end_ids = (END,)
+    caption_text = Processor.caption_text
+
     def decode(self, ids):
       return "".join("ab"[int(i) - 1] for i in ids)
-
-  class Ends:
-    end = (END,)
 
   reward_inputs = RewardInputs(jnp.array([[[1, 2, END], [1, END, 5]]]), jnp.zeros((1, 2, 2, 2, 3), jnp.uint8))
 
@@ -330,9 +328,7 @@ def test_a_step_shows_the_judge_what_was_painted_and_learns_from_its_answer(judg
     advantages=advantages,
     update=update,
     reward_and_inputs=lambda *_: (({"clip": jnp.full((1, 2), 10.0)}, {}), reward_inputs),
-    external_reward=external.make_external_reward(
-      ExternalReward(ExternalRewardOptions(url=judge.url)), Words(), Ends()
-    ),
+    external_reward=external.make_external_reward(ExternalReward(ExternalRewardOptions(url=judge.url)), Words()),
   )
   state = create({"w": jnp.ones(1)}, lambda _: True, optax.sgd(0.1), jax.random.key(0), has_ema=False)
   _, metrics = phased_step(phases)(state, {"image": np.zeros((1, 2, 2, 3), np.uint8)})

@@ -110,10 +110,7 @@ def batches(built, mesh) -> list[dict]:
   found = []
   for i in range(STEPS):
     scene = scenes_data.scenes(np.arange(ROWS * i, ROWS * (i + 1)))
-    tokens = np.full((ROWS, TOKENS), built.networks.prompts.pad, np.int32)
-    for row, k in zip(tokens, range(ROWS), strict=True):
-      ids = [*built.processor.encode(phrases.full_caption(scene[k])), built.networks.prompts.end[0]]
-      row[: len(ids)] = ids
+    tokens, _ = built.processor.caption_rows(phrases.captions_text(scene, "full"), TOKENS)
     batch = {"image": render.render_batch(scene), "tokens": tokens}
     found.append(jax.device_put(batch, sharding.batch_sharding(mesh)))
   return found

@@ -26,7 +26,7 @@ from uae_jax.options.stages import CAPTIONS
 def make_dataset(
   source: Source,
   data: DataOptions,
-  processor,
+  processor: Processor,
   *,
   captions: str,
   batch_size: int,
@@ -44,7 +44,7 @@ def make_dataset(
   Args:
     source: records, from `sources.open_source`.
     data: `config.data`.
-    processor: `data.processing.Processor` or a Hugging Face tokenizer.
+    processor: tokenizer and image sizes of the captioner.
     captions: "full", or "contrastive" for groups of slightly different images with full captions; a source that cannot
       vary its records gives groups of one. A source with a grammar also supports "partial" and "mixed".
     batch_size: global batch size, over all processes.
@@ -77,7 +77,6 @@ def make_dataset(
   if batch_size < 1 or batch_size % process_count:
     raise ValueError(f"data.batch_size = {batch_size} does not divide by {process_count} processes")
   rows = batch_size // process_count
-  tokens = CaptionTokens.of(processor, data.caption_tokens)
   order = grain.MapDataset.range(len(source))
   if shuffle:
     # In grain, epoch e of seed s equals epoch 0 of seed s + e: spread the seeds, so that runs share no epoch.
@@ -86,15 +85,16 @@ def make_dataset(
   if isinstance(source, MakesBatches):
     if data.image_px != source.image_px:
       raise ValueError(f"data.image_px = {data.image_px}: images of data.source = {data.source} have {source.image_px}")
-    batches = order.batch(rows, batch_fn=np.asarray).map(source.batch_maker(tokens, captions, seed))
+    batches = order.batch(rows, batch_fn=np.asarray).map(
+      source.batch_maker(processor, data.caption_tokens, captions, seed)
+    )
     return batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches))
   if isinstance(source, CaptionsRecords):
-    caption = source.record_captioner(tokens, captions, seed)
+    caption = source.record_captioner(processor, data.caption_tokens, captions, seed)
   else:
-    caption = CaptionRecords(data.source, tokens, captions)
+    caption = CaptionRecords(data.source, processor, data.caption_tokens, captions)
   bad = BadRecords(data.max_bad_fraction, len(source), process_count * max(1, num_workers), bad_indices)
-  side = processor.square_px(data.image_px) if isinstance(processor, Processor) else data.image_px
-  records = order.map(LoadRecord(source, data.image_px, side, bad))
+  records = order.map(LoadRecord(source, data.image_px, processor.square_px(data.image_px), bad))
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches * rows)
   records = records.to_iter_dataset(options)
   if num_workers:
@@ -148,41 +148,6 @@ def repartition(source: Source, states: Sequence[dict], process_count: int) -> d
   return {"next_index": place if isinstance(source, MakesBatches) else place * len(states) // process_count}
 
 
-# --- Tokens -----------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class CaptionTokens:
-  """Converts captions to rows of token ids.
-
-  Attributes:
-    tokenizer: Hugging Face tokenizer.
-    length: number of tokens per row.
-    pad: id of the padding token.
-    end: id of the closing token.
-  """
-
-  tokenizer: object
-  length: int
-  pad: int
-  end: int
-
-  @classmethod
-  def of(cls, processor, length: int) -> "CaptionTokens":
-    tokenizer = getattr(processor, "tokenizer", processor)
-    return cls(tokenizer, length, tokenizer.pad_token_id, tokenizer.eos_token_id)
-
-  def of_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens int32[B, L], length int32[B]) of captions; longer ones are truncated and lack the closing token."""
-    tokens = np.full((len(texts), self.length), self.pad, np.int32)
-    length = np.zeros(len(texts), np.int32)
-    for row, text in enumerate(texts):
-      ids = [*self.tokenizer.encode(text, add_special_tokens=False), self.end][: self.length]
-      tokens[row, : len(ids)] = ids
-      length[row] = len(ids)
-    return tokens, length
-
-
 # --- Transforms -------------------------------------------------------------------------------------------------------
 
 
@@ -231,12 +196,14 @@ class CaptionRecords:
 
   Attributes:
     source: `data.source`, for messages.
-    tokens: converts captions to token ids.
+    processor: tokenizes the captions.
+    caption_tokens: L, number of tokens per row.
     captions: "full" or "contrastive".
   """
 
   source: str
-  tokens: CaptionTokens
+  processor: Processor
+  caption_tokens: int
   captions: str
 
   def __call__(self, columns: dict) -> dict[str, np.ndarray]:
@@ -245,7 +212,7 @@ class CaptionRecords:
         f"captions = {self.captions!r}: records of data.source = {self.source!r} have full captions only"
       )
     index, image = columns["index"].astype(np.int64), columns["image"]
-    tokens, length = self.tokens.of_texts(columns["caption"])
+    tokens, length = self.processor.caption_rows(columns["caption"], self.caption_tokens)
     batch = {"image": image, "tokens": tokens, "length": length, "index": index}
     if "captioner_image" in columns:
       batch["captioner_image"] = columns["captioner_image"]

@@ -220,6 +220,25 @@ class Processor:
           return word
     raise ValueError("the tokenizer has no word of one token that the generation template leaves whole")
 
+  def caption_text(self, tokens: Iterable[int]) -> str:
+    """Text of a caption int[L] up to, and without, its closing token."""
+    tokens = np.asarray(tokens)
+    ends = np.flatnonzero(np.isin(tokens, self.end_ids))
+    return self.decode(tokens[: ends[0]] if len(ends) else tokens)
+
+  def caption_rows(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of captions, closed and padded on the right; longer ones are truncated and lack the closing token.
+
+    Args:
+      texts: B captions.
+      length: L, number of tokens per row.
+
+    Returns:
+      (tokens int32[B, L], length int32[B], the number of tokens without padding).
+    """
+    rows = [[*self.encode(text), self.end_ids[0]][:length] for text in texts]
+    return self.pad_rows(rows, length)[0], np.asarray([len(row) for row in rows], np.int32)
+
   def pad_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Pads rows of ids on the right.
 

@@ -64,11 +64,14 @@ class MakesBatches(Source, Protocol):
     """The records at several indices."""
     ...
 
-  def batch_maker(self, tokens, captions: str, seed: int) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+  def batch_maker(
+    self, processor, caption_tokens: int, captions: str, seed: int
+  ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """A picklable function from int64[b, 2], rows of (position in the endless order, index), to a batch.
 
     Args:
-      tokens: `pipeline.CaptionTokens`.
+      processor: a `processing.Processor`, which tokenizes the captions.
+      caption_tokens: number of tokens per row.
       captions: one of `pipeline.CAPTIONS`.
       seed: seeds random draws, together with the position.
     """
@@ -79,7 +82,9 @@ class MakesBatches(Source, Protocol):
 class CaptionsRecords(Source, Protocol):
   """A source that can make other captions for a record than the stored one."""
 
-  def record_captioner(self, tokens, captions: str, seed: int) -> Callable[[dict], dict[str, np.ndarray]]:
+  def record_captioner(
+    self, processor, caption_tokens: int, captions: str, seed: int
+  ) -> Callable[[dict], dict[str, np.ndarray]]:
     """A picklable function from columns of records to a batch; arguments as for `MakesBatches.batch_maker`."""
     ...
 

@@ -16,7 +16,7 @@ from uae_jax import trees
 from uae_jax.data.processing import Processor
 from uae_jax.evaluation import held_out
 from uae_jax.evaluation.held_out import PAIRS, PLAIN, HeldOut
-from uae_jax.evaluation.reconstruction import Reconstructor, paired_gain, texts
+from uae_jax.evaluation.reconstruction import Reconstructor, paired_gain
 from uae_jax.networks import Networks
 from uae_jax.options import Experiment
 
@@ -48,7 +48,7 @@ class StageEvaluator:
     self._find = find_stage
     section = config.evaluation
     self.workdir = Path(workdir)
-    self.prompts, self.tokenizer = networks.prompts, processor.tokenizer
+    self.processor = processor
     self.section = section
     self.reconstructor = Reconstructor(networks, section)
     self.splits = held_out.load(config.data, processor, section.num_images)
@@ -123,7 +123,8 @@ class StageEvaluator:
           }
     split = self.splits[PLAIN]
     if split.has_captions:
-      measured, _, _ = self._measure(params, split, self._tokens(split.captions, tokens.shape[1]))
+      tokens, _ = self.processor.caption_rows(split.captions, tokens.shape[1])
+      measured, _, _ = self._measure(params, split, tokens)
       names = ("reward_similarity", "psnr", "object_accuracy")
       figures |= {f"true_caption_{name}": measured[name] for name in names if name in measured}
     return figures
@@ -139,7 +140,7 @@ class StageEvaluator:
     }
 
   def _texts(self, tokens: np.ndarray) -> list[str]:
-    return texts(tokens, self.prompts, self.tokenizer)
+    return [self.processor.caption_text(row) for row in tokens]
 
   def _paint(self, params: dict, split: HeldOut, tokens: np.ndarray, num_noises: int) -> tuple[np.ndarray, dict]:
     return self.reconstructor.paint(
@@ -154,14 +155,6 @@ class StageEvaluator:
     if split.truth is not None:
       figures |= split.truth.image_figures((painted + 1.0) * 127.5)
     return figures, painted, similarities
-
-  def _tokens(self, captions: tuple[str, ...], length: int) -> np.ndarray:
-    """Tokenizes captions to int32[N, L], with a closing token, truncated to `length` tokens."""
-    rows = np.full((len(captions), length), self.prompts.pad, np.int32)
-    for row, caption in zip(rows, captions, strict=True):
-      ids = [*self.tokenizer.encode(caption, add_special_tokens=False), self.prompts.end[0]][:length]
-      row[: len(ids)] = ids
-    return rows
 
   # --- Files ---------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
-from uae_jax.models.prompts import Prompts
 from uae_jax.models.uae import to_signed
 from uae_jax.networks import Networks
 from uae_jax.options import EvaluationOptions
@@ -143,15 +142,6 @@ class Reconstructor:
 def psnr(x: jax.Array, y: jax.Array) -> jax.Array:
   """Computes the peak signal-to-noise ratio in dB, float32[B], of images float[B, H, W, 3] in [-1, 1]."""
   return 10.0 * jnp.log10(4.0 / jnp.mean(jnp.square(x - y), axis=(1, 2, 3)))
-
-
-def texts(tokens: np.ndarray, prompts: Prompts, tokenizer) -> list[str]:
-  """Decodes captions int32[N, L] up to, and without, their closing tokens."""
-  rows = []
-  for row in np.asarray(tokens):
-    ends = np.flatnonzero(np.isin(row, prompts.end))
-    rows.append(tokenizer.decode(row[: ends[0]] if len(ends) else row, skip_special_tokens=True))
-  return rows
 
 
 def paired_gain(before: np.ndarray, after: np.ndarray) -> dict:

@@ -50,8 +50,8 @@ class ProceduralScenes:
     columns = zip(render.render_batch(batch), phrases.captions_text(batch, "full"), batch.to_array(), strict=True)
     return [{"image": image, "caption": caption, "scene": scene} for image, caption, scene in columns]
 
-  def batch_maker(self, tokens, captions: str, seed: int) -> "MakeScenes":
-    return MakeScenes(self._split, SceneCaptions.of(self._config, tokens, captions, seed))
+  def batch_maker(self, processor, caption_tokens: int, captions: str, seed: int) -> "MakeScenes":
+    return MakeScenes(self._split, SceneCaptions.of(self._config, processor, caption_tokens, captions, seed))
 
   def ground_truth(self, records: Sequence[dict]) -> GroundTruth:
     return _ground_truth(records, self._config)
@@ -78,8 +78,8 @@ class StoredScenes:
   def key(self, index: int) -> str:
     return self._stored.key(index)
 
-  def record_captioner(self, tokens, captions: str, seed: int) -> "CaptionStoredScenes":
-    return CaptionStoredScenes(SceneCaptions.of(self._config, tokens, captions, seed))
+  def record_captioner(self, processor, caption_tokens: int, captions: str, seed: int) -> "CaptionStoredScenes":
+    return CaptionStoredScenes(SceneCaptions.of(self._config, processor, caption_tokens, captions, seed))
 
   def ground_truth(self, records: Sequence[dict]) -> GroundTruth:
     return _ground_truth(records, self._config)
@@ -114,21 +114,23 @@ class SceneCaptions:
 
   Attributes:
     config: size of the world.
-    tokens: `data.pipeline.CaptionTokens`.
+    processor: `data.processing.Processor`, which tokenizes the captions.
+    caption_tokens: L, number of tokens per row.
     word_ids: int32[words], token ids of `phrases.WORDS`; None if words are not single tokens.
     captions: "full", "partial", "mixed" or "contrastive".
     seed: seed of what captions omit and of edits.
   """
 
   config: SceneConfig
-  tokens: Any
+  processor: Any
+  caption_tokens: int
   word_ids: np.ndarray | None
   captions: str
   seed: int
 
   @classmethod
-  def of(cls, config: SceneConfig, tokens, captions: str, seed: int) -> "SceneCaptions":
-    return cls(config, tokens, word_ids(tokens.tokenizer), captions, seed)
+  def of(cls, config: SceneConfig, processor, caption_tokens: int, captions: str, seed: int) -> "SceneCaptions":
+    return cls(config, processor, caption_tokens, word_ids(processor.tokenizer), captions, seed)
 
   def batch(self, scene: Scene, position: np.ndarray, index: np.ndarray, image: np.ndarray | None = None) -> dict:
     """Makes a batch of b scenes; see `data.pipeline.make_dataset`.
@@ -172,19 +174,19 @@ class SceneCaptions:
       ValueError: the longest possible caption does not fit into a row.
     """
     if self.word_ids is None:
-      return self.tokens.of_texts(phrases.captions_text(scene, captions, draws))
-    row_length = self.tokens.length
+      return self.processor.caption_rows(phrases.captions_text(scene, captions, draws), self.caption_tokens)
+    row_length = self.caption_tokens
     if scene.config.max_caption_words >= row_length:
       raise ValueError(
         f"data.caption_tokens = {row_length}: captions of this data.variant need {scene.config.max_caption_words + 1}"
       )
     words, said = phrases.caption_words(scene, captions, draws)
     count = np.sum(said, axis=1)
-    tokens = np.full((len(words), row_length), self.tokens.pad, np.int32)
+    tokens = np.full((len(words), row_length), self.processor.pad_id, np.int32)
     place = np.cumsum(said, axis=1) - 1
     row, slot = np.nonzero(said)
     tokens[row, place[row, slot]] = self.word_ids[words[row, slot]]
-    tokens[np.arange(len(words)), count] = self.tokens.end
+    tokens[np.arange(len(words)), count] = self.processor.end_ids[0]
     return tokens, (count + 1).astype(np.int32)
 
 

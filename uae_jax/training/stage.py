@@ -132,7 +132,7 @@ def make_phases(config: Experiment, name: str, built: Built, optimizer: optax.Gr
   """Makes the phases of an RL stage, with the external reward if the stage uses it."""
   phases, section = spec.find(name).make_phases(config, built, optimizer), config.section(name)
   if EXTERNAL in section.options.reward_names:
-    reward = external.make_external_reward(ExternalReward(section.http_reward), built.processor, built.networks.prompts)
+    reward = external.make_external_reward(ExternalReward(section.http_reward), built.processor)
     phases = dataclasses.replace(phases, external_reward=reward)
   return phases
 

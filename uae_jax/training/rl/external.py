@@ -7,16 +7,13 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from uae_jax.data.processing import Processor
-from uae_jax.models.prompts import Prompts
 from uae_jax.options import EXTERNAL
 from uae_jax.rewards.external import ExternalReward, RewardError
 from uae_jax.training import processes
 from uae_jax.training.rl.phases import RewardInputs
 
 
-def make_external_reward(
-  reward: ExternalReward, processor: Processor, prompts: Prompts
-) -> Callable[[dict, RewardInputs], dict]:
+def make_external_reward(reward: ExternalReward, processor: Processor) -> Callable[[dict, RewardInputs], dict]:
   """Makes external_reward(batch, reward_inputs) -> {"http": float32[prompts, rollouts]}.
 
   With several processes, process 0 sends the requests of all of them: every group is sent once, and all processes get
@@ -27,7 +24,7 @@ def make_external_reward(
   """
 
   def captions(tokens: np.ndarray, num_rollouts: int) -> list[list[str]]:
-    texts = [[text_of(row, processor, prompts) for row in group] for group in tokens]
+    texts = [[processor.caption_text(row) for row in group] for group in tokens]
     return [group * num_rollouts if len(group) == 1 else group for group in texts]
 
   def external_reward(batch: dict, reward_inputs: RewardInputs) -> dict:
@@ -46,9 +43,3 @@ def make_external_reward(
     return {EXTERNAL: np.asarray(outcome, np.float32)}
 
   return external_reward
-
-
-def text_of(tokens: np.ndarray, processor: Processor, prompts: Prompts) -> str:
-  """Decodes a caption int32[L] up to, and without, its closing token."""
-  ends = np.flatnonzero(np.isin(tokens, prompts.end))
-  return processor.decode(tokens[: ends[0]] if len(ends) else tokens)
