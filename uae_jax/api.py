@@ -13,7 +13,8 @@ from uae_jax import sharding
 from uae_jax.data.preprocessing import read_image
 from uae_jax.layers.quantized import quantize
 from uae_jax.models.prompts import Prompts
-from uae_jax.networks import Networks
+from uae_jax.models.uae import UAE as Model
+from uae_jax.networks import merge_uae
 from uae_jax.rollouts import captions as caption_rollouts
 from uae_jax.rollouts import reconstruct
 from uae_jax.rollouts.conditioning import Context
@@ -110,12 +111,9 @@ class UAE:
     return results
 
   def _caption_one(self, prompts: Prompts, max_new_tokens: int, repetition_penalty: float):
-    networks = self._networks(prompts)
-
     def run(params, images, key, temperature):
-      model = networks.uae(params)
       return reconstruct.caption(
-        model,
+        self._model(params),
         prompts,
         images,
         key,
@@ -150,9 +148,8 @@ class UAE:
     return results
 
   def _log_probs_one(self, prompts: Prompts):
-    networks = self._networks(prompts)
     return lambda params, images, tokens: caption_rollouts.caption_log_probs(
-      networks.uae(params), prompts, images, tokens
+      self._model(params), prompts, images, tokens
     )[0]
 
   # --- Generation --------------------------------------------------------------------------------------------------
@@ -172,7 +169,7 @@ class UAE:
     return run(self.params, tokens, mask), jnp.asarray(mask)
 
   def _encode_text(self, params, tokens, mask):
-    return self._networks(None).uae(params, adapters=self.inference.text_tower == "policy").encode_text(tokens, mask)
+    return self._model(params, adapters=self.inference.text_tower == "policy").encode_text(tokens, mask)
 
   def velocity(self, latents, timesteps, context, pooled=None, context_mask=None) -> jax.Array:
     """Evaluates the decoder with its adapters.
@@ -191,16 +188,16 @@ class UAE:
     return run(self.params, latents, timesteps, context, pooled, context_mask)
 
   def _velocity(self, params, latents, timesteps, context, pooled, context_mask):
-    return self._networks(None).uae(params).velocity(latents, timesteps / 1000.0, context, context_mask, pooled=pooled)
+    return self._model(params).velocity(latents, timesteps / 1000.0, context, context_mask, pooled=pooled)
 
   def encode_image(self, images) -> jax.Array:
     """Encodes images float[B, H, W, 3] in [-1, 1] as the posterior's mode, scaled latents float32[B, h, w, 16]."""
-    run = self._program("encode_image", lambda params, x: self._networks(None).uae(params).encode_image(x))
+    run = self._program("encode_image", lambda params, x: self._model(params).encode_image(x))
     return run(self.params, jnp.asarray(images))
 
   def decode_latents(self, latents) -> jax.Array:
     """Decodes scaled latents float[B, h, w, 16] to float32[B, H, W, 3], nominally in [-1, 1], not clipped."""
-    run = self._program("decode_latents", lambda params, z: self._networks(None).uae(params).decode_latents(z))
+    run = self._program("decode_latents", lambda params, z: self._model(params).decode_latents(z))
     return run(self.params, jnp.asarray(latents))
 
   def generate(
@@ -259,10 +256,8 @@ class UAE:
     return [Image.fromarray(np.round(image * 255).astype(np.uint8)) for image in images]
 
   def _generate_one(self, steps: int, guidance: float):
-    networks = self._networks(None)
-
     def run(params, noise, context, mask):
-      model = networks.uae(params)
+      model = self._model(params)
       negative = None if guidance == 1.0 else Context(context[:1], mask[:1])
       context = Context(context[-1:], mask[-1:])
       return reconstruct.generate(
@@ -308,8 +303,8 @@ class UAE:
       self._prompts_of_grid[grid] = Prompts.from_processor(self.processor, grid)
     return self._prompts_of_grid[grid]
 
-  def _networks(self, prompts: Prompts | None) -> Networks:
-    return Networks(self._graphdef, prompts, {})
+  def _model(self, params: dict, *, adapters: bool = True) -> Model:
+    return merge_uae(self._graphdef, params, adapters=adapters)
 
   def _program(self, key, function):
     """Returns the jitted function of a key; `function` is ignored if the key is known, so it is traced only once."""

@@ -11,13 +11,13 @@ _MULTIPLY_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLY_2 = np.uint64(0x94D049BB133111EB)
 
 
-def mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray | np.uint64) -> np.ndarray:
   """A bijective hash, uint64[...] -> uint64[...]."""
   with np.errstate(over="ignore"):
-    x = np.asarray(x, np.uint64) + _GOLDEN
+    x = np.asarray(x, np.uint64) + _GOLDEN  # a scalar if x has no axes
     x = (x ^ (x >> np.uint64(30))) * _MULTIPLY_1
     x = (x ^ (x >> np.uint64(27))) * _MULTIPLY_2
-    return x ^ (x >> np.uint64(31))
+    return np.asarray(x ^ (x >> np.uint64(31)))
 
 
 class Draws:
@@ -28,7 +28,7 @@ class Draws:
   """
 
   def __init__(self, *keys):
-    row = np.uint64(0)
+    row: np.ndarray | np.uint64 = np.uint64(0)
     for key in keys:
       row = mix(row ^ mix(np.asarray(key).astype(np.uint64)))
     self._keys = np.asarray(row, np.uint64)

@@ -8,6 +8,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import email.message
 import functools
 import http.client
 import io
@@ -204,7 +205,7 @@ def with_retries(attempt: Callable[[], Result], retries: int, backoff_seconds: f
   raise ValueError(f"retries = {retries}: expected 0 or more")
 
 
-def _retry_after(headers: Mapping[str, str]) -> float:
+def _retry_after(headers: email.message.Message) -> float:
   """Wait requested by the server, in seconds, at most `MAX_WAIT_SECONDS`."""
   try:
     seconds = float(headers.get("Retry-After", 0))
@@ -236,7 +237,7 @@ class _Incoming(io.RawIOBase):
   def readable(self) -> bool:
     return True
 
-  def readinto(self, buffer) -> int:
+  def readinto(self, buffer) -> int | None:
     self._remaining.set(self._sock)
     return self._stream.readinto(buffer)
 
@@ -264,15 +265,17 @@ class _TimedSocket:
     self._sock.close()
 
 
-class _Timed:
-  """Mixin for connections whose operations all end by the deadline."""
+class _HttpConnection(http.client.HTTPConnection):
+  """A connection whose operations all end by the deadline."""
+
+  sock: Any  # a socket, and once connected a `_TimedSocket`
 
   def __init__(self, *arguments, remaining: _Remaining, **keywords):
     super().__init__(*arguments, **keywords)
     self._remaining = remaining
     self._create_connection = self._dial
 
-  def _dial(self, address: tuple[str, int], *_) -> socket.socket:
+  def _dial(self, address: tuple[str, int], *_unused) -> socket.socket:
     # Like socket.create_connection, which would grant the full timeout to each address of a host.
     failure = OSError("the host has no address")
     for family, kind, protocol, _, target in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
@@ -290,11 +293,8 @@ class _Timed:
     self.sock = _TimedSocket(self.sock, self._remaining)
 
 
-class _HttpConnection(_Timed, http.client.HTTPConnection):
-  pass
-
-
-class _HttpsConnection(_Timed, http.client.HTTPSConnection):
+class _HttpsConnection(_HttpConnection, http.client.HTTPSConnection):
+  # `super()` in `_HttpConnection` is HTTPSConnection here.
   pass
 
 

@@ -11,6 +11,12 @@ from uae_jax.models.prompts import Prompts
 from uae_jax.models.uae import NETS, UAE
 
 
+def merge_uae(graphdef: nnx.GraphDef, params: dict, *, adapters: bool = True) -> UAE:
+  """Makes the UAE of a graph definition; adapters=False gives the reference policy on the same weights."""
+  model: UAE = nnx.merge(graphdef, {net: params[net] for net in NETS})
+  return model if adapters else lora.adapters_off(model)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Networks:
   """Graph definitions of the UAE and the embedders; hashed by identity, so a run should use one instance.
@@ -27,8 +33,7 @@ class Networks:
 
   def uae(self, params: dict, *, adapters: bool = True) -> UAE:
     """Makes the UAE with parameters `params`; adapters=False gives the reference policy on the same weights."""
-    model = nnx.merge(self.graphdef, {net: params[net] for net in NETS})
-    return model if adapters else lora.adapters_off(model)
+    return merge_uae(self.graphdef, params, adapters=adapters)
 
   def embed(self, params: dict, name: str, images: jax.Array) -> jax.Array:
     """Embeds images float[B, H, W, 3] in [-1, 1] by the embedder `name`, as unit-norm float32[B, E]."""

@@ -78,7 +78,7 @@ def from_plain(cls: Any, value: Any, where: str = "") -> Any:
   origin, options = typing.get_origin(cls), typing.get_args(cls)
   if by_kind := _by_kind(cls):
     return by_kind.from_plain(value, where)
-  if dataclasses.is_dataclass(cls):
+  if isinstance(cls, type) and dataclasses.is_dataclass(cls):
     return _dataclass(cls, value, where)
   if origin in (types.UnionType, typing.Union):
     return _union(options, value, where)

@@ -9,12 +9,15 @@ Weights are stored sharded over `fsdp`; `gather` all-gathers them where they are
 from collections.abc import Callable
 import functools
 import math
+from typing import TypeVar
 
 from flax import nnx
 import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
+
+Model = TypeVar("Model", bound=nnx.Module)
 
 MESH_AXES = ("data", "fsdp", "tensor")
 # On v5p slices of 64 chips XLA turns all-gathers over an axis of 64 into all-reduces, with twice the traffic (seen in
@@ -121,7 +124,7 @@ _gather.defvjp(
 )
 
 
-def gathered(module: nnx.Module) -> nnx.Module:
+def gathered(module: Model) -> Model:
   """The module with all weights all-gathered over `fsdp`, including stacked layers.
 
   For loops that use every weight many times: decoding would otherwise all-gather the whole model for every token.

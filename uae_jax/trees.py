@@ -1,6 +1,7 @@
 """Nested dicts of arrays: paths, selection, casting, counting. All modules exchange parameters in this form."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,11 @@ import numpy as np
 Tree = Mapping  # nested: str -> Tree | array
 
 
-def items(tree: Tree, prefix: str = "") -> Iterator[tuple[str, jax.Array]]:
-  """Yields (path, leaf) pairs, such as `("layers/attention/query/kernel", leaf)`, in dict order."""
+def items(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  """Yields (path, leaf) pairs, such as `("layers/attention/query/kernel", leaf)`, in dict order.
+
+  Leaves are JAX or NumPy arrays, or describe one, like `jax.ShapeDtypeStruct`.
+  """
   for name, value in tree.items():
     path = f"{prefix}{name}"
     if isinstance(value, Mapping):
@@ -33,7 +37,8 @@ def from_items(pairs) -> dict:
 
 def split(tree: Tree, predicate: Callable[[str], bool]) -> tuple[dict, dict]:
   """Splits a tree into (leaves whose path satisfies `predicate`, all others)."""
-  chosen, rest = [], []
+  chosen: list[tuple[str, Any]] = []
+  rest: list[tuple[str, Any]] = []
   for path, leaf in items(tree):
     (chosen if predicate(path) else rest).append((path, leaf))
   return from_items(chosen), from_items(rest)

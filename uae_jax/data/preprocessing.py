@@ -19,7 +19,7 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-METHODS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+METHODS: dict[int, str] = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 
 ImageSource = Image.Image | str | os.PathLike | np.ndarray
 
@@ -94,7 +94,10 @@ class Preprocessing:
   @property
   def output_size(self) -> tuple[int, int]:
     """(height, width) of the output."""
-    return self.crop or self.resize
+    if self.crop is not None:
+      return self.crop
+    assert isinstance(self.resize, tuple)  # checked by __post_init__ if there is no crop
+    return self.resize
 
   @classmethod
   def from_huggingface(
@@ -123,7 +126,7 @@ class Preprocessing:
     normalizes = settings["do_normalize"]
     return cls(
       _size(settings["size"], is_square=settings.get("default_to_square", False)) if settings["do_resize"] else None,
-      _size(settings["crop_size"], is_square=True) if settings["do_center_crop"] else None,
+      _crop_size(settings["crop_size"]) if settings["do_center_crop"] else None,
       settings["resample"],
       tuple(settings["image_mean"]) if normalizes else (0.0,) * 3,
       tuple(settings["image_std"]) if normalizes else (1.0,) * 3,
@@ -176,7 +179,7 @@ def _size(size: int | Sequence[int] | Mapping[str, int], *, is_square: bool) -> 
   if isinstance(size, int):
     return (size, size) if is_square else size
   if not isinstance(size, Mapping):
-    return tuple(size) if len(size) == 2 else _size(size[0], is_square=is_square)
+    return (size[0], size[1]) if len(size) == 2 else _size(size[0], is_square=is_square)
   if set(size) == {"height", "width"}:
     return size["height"], size["width"]
   if set(size) == {"shortest_edge"}:
@@ -184,6 +187,14 @@ def _size(size: int | Sequence[int] | Mapping[str, int], *, is_square: bool) -> 
   raise ValueError(
     f"preprocessor_config.json: size {dict(size)} is not known; expected shortest_edge, or height and width"
   )
+
+
+def _crop_size(size: int | Sequence[int] | Mapping[str, int]) -> tuple[int, int]:
+  """Parses a `crop_size`, in which a single number means a square."""
+  sides = _size(size, is_square=True)
+  if not isinstance(sides, tuple):
+    raise ValueError(f"preprocessor_config.json: crop_size {size!r} is not known; expected height and width")
+  return sides
 
 
 def _resize_floats(pixels: np.ndarray, height: int, width: int, method: str) -> np.ndarray:

@@ -146,10 +146,12 @@ class Processor:
     rounded = round(height / cell) * cell, round(width / cell) * cell
     if rounded[0] * rounded[1] > max_pixels:
       shrink = math.sqrt(height * width / max_pixels)
-      return tuple(max(cell, math.floor(side / shrink / cell) * cell) for side in (height, width))
+      height, width = (max(cell, math.floor(side / shrink / cell) * cell) for side in (height, width))
+      return height, width
     if rounded[0] * rounded[1] < min_pixels:
       grow = math.sqrt(min_pixels / (height * width))
-      return tuple(math.ceil(side * grow / cell) * cell for side in (height, width))
+      height, width = (math.ceil(side * grow / cell) * cell for side in (height, width))
+      return height, width
     return rounded
 
   def square_px(self, side: int) -> int:

@@ -325,7 +325,7 @@ class BadRecords:
     return (self._max_fraction, self._num_records, self._process_count)
 
   def __setstate__(self, state):
-    self.__init__(*state)
+    BadRecords.__init__(self, *state)
 
 
 def as_rgb(image) -> np.ndarray:

@@ -1,5 +1,7 @@
 """DINOv2: the class token of transformers' Dinov2Model or Dinov2WithRegistersModel."""
 
+import functools
+
 from PIL import Image
 
 from uae_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
@@ -18,7 +20,7 @@ PROCESSOR = {
   "image_std": OPENAI_STD,
 }
 # The stored position table is for 518 px; as an embedder the model sees 224 px.
-PIXELS = {"image_px": 224, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+sizes = functools.partial(EmbedderSizes, "dinov2", image_px=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 KIND = Kind(
   network=DINOv2,
@@ -31,7 +33,7 @@ KIND = Kind(
     processors={"BitImageProcessor": PROCESSOR},
   ),
   published={
-    "dinov2-large": EmbedderSizes("dinov2", DINOv2Config.dinov2_large(), **PIXELS),
-    "dinov2-with-registers-large": EmbedderSizes("dinov2", DINOv2Config.dinov2_large_registers(), **PIXELS),
+    "dinov2-large": sizes(DINOv2Config.dinov2_large()),
+    "dinov2-with-registers-large": sizes(DINOv2Config.dinov2_large_registers()),
   },
 )

@@ -35,15 +35,19 @@ def backward(stride: int, padding: Padding, inputs: tuple[jax.Array, jax.Array],
   def by_convolution(x, kernel, gradient):
     # A stride puts zeros between the gradient's pixels; `left_over` counts rows or columns that no window reached.
     spread = jax.lax.pad(gradient, jnp.zeros((), gradient.dtype), ((0, 0, 0), *((0, 0, stride - 1),) * 2, (0, 0, 0)))
-    full, valid = [], []
-    for axis, (before, after) in enumerate(padding):
+
+    def paddings(axis: int) -> tuple[tuple[int, int], tuple[int, int]]:
+      """Padding along one axis for the gradient of x and for that of the kernel."""
+      before, after = padding[axis]
       size = kernel.shape[axis]
       left_over = x.shape[axis + 1] + before + after - size - spread.shape[axis + 1] + 1
-      full.append((size - 1 - before, size - 1 - after + left_over))
-      valid.append((before, after - left_over))
-    grad_x = correlate(spread, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 1, tuple(full))
+      return (size - 1 - before, size - 1 - after + left_over), (before, after - left_over)
+
+    (full_rows, valid_rows), (full_columns, valid_columns) = paddings(0), paddings(1)
+    grad_x = correlate(spread, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 1, (full_rows, full_columns))
     # Channels as batch, the batch as channels: [C, H, W, B] with [h, w, B, O] -> [C, kh, kw, O].
-    grad_kernel = correlate(jnp.transpose(x, (3, 1, 2, 0)), jnp.transpose(spread, (1, 2, 0, 3)), 1, tuple(valid))
+    images, kernels = jnp.transpose(x, (3, 1, 2, 0)), jnp.transpose(spread, (1, 2, 0, 3))
+    grad_kernel = correlate(images, kernels, 1, (valid_rows, valid_columns))
     return grad_x, jnp.transpose(grad_kernel, (1, 2, 0, 3))
 
   return jax.lax.platform_dependent(*inputs, gradient, cpu=by_convolution, default=by_autodiff)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from uae_jax.layers.quantized import dequantized
-from uae_jax.sharding import RULES, gather
+from uae_jax.sharding import RULES, Model, gather
 
 ADAPTER_NAMES = ("lora_a", "lora_b")
 FAN_IN = nnx.initializers.lecun_normal()
@@ -41,6 +41,10 @@ class Linear(nnx.Module):
   float[..., in] -> float[..., out] in the dtype of x; the adapter is applied in its own dtype (float32 in training),
   as PEFT does. Weights are all-gathered here, so a scan over stacked layers holds one gathered layer at a time.
   """
+
+  # Set by `attach`.
+  lora_a: nnx.LoRAParam
+  lora_b: nnx.LoRAParam
 
   def __init__(
     self,
@@ -82,8 +86,9 @@ class Linear(nnx.Module):
 
 def adapter_axis(axis: str | None) -> str:
   """The logical name of an adapter factor's long axis, given the kernel's name for that axis."""
-  rule = None if axis is None else RULES[axis]
-  return {None: "adapter", "tensor": "adapter_tensor"}.get(rule, axis)
+  if axis is None or RULES[axis] is None:
+    return "adapter"
+  return "adapter_tensor" if RULES[axis] == "tensor" else axis
 
 
 def attach(model: nnx.Module, lora: LoRA, *, rngs: nnx.Rngs) -> None:
@@ -112,7 +117,7 @@ def attach(model: nnx.Module, lora: LoRA, *, rngs: nnx.Rngs) -> None:
     raise ValueError(f"LoRA targets {lora.targets!r} match no linear layer")
 
 
-def adapters_off(model: nnx.Module) -> nnx.Module:
+def adapters_off(model: Model) -> Model:
   """The reference policy: a new module that shares the weights, with every adapter off; `model` is unchanged."""
   model = nnx.merge(*nnx.split(model))
   for _, module in nnx.iter_modules(model):

@@ -51,7 +51,7 @@ def mrope_angles(positions: jax.Array, sections: Sequence[int], theta: float) ->
   return jnp.concatenate([place[..., None] * part for place, part in zip(places, parts, strict=True)], axis=-1)
 
 
-def rotation(angles: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rotation(angles: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Array]:
   """(cos, sin) for `rotate`: float32[..., T, H / 2] -> two float32[..., T, 1, H / 2]; the same for every head."""
   return jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
 

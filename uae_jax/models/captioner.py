@@ -82,7 +82,8 @@ class TokenModel(Protocol):
 class Captioner(TokenModel, Protocol):
   """Reads images, predicts captions, and encodes text for the decoder."""
 
-  config: CaptionerConfig
+  @property
+  def config(self) -> CaptionerConfig: ...
 
   def prompt(self, prompts: Prompts, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Embeds the image and the question of every row.

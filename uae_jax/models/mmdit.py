@@ -175,8 +175,9 @@ class Projections(nnx.Module):
   """Queries, keys and values of one stream: float[B, T, D] -> three float[B, T, N, H]."""
 
   def __init__(self, config: MMDiTConfig, *, rngs: nnx.Rngs):
-    for name in ("query", "key", "value"):
-      setattr(self, name, Linear(config.width, config.width, axes=("embed", "heads"), rngs=rngs))
+    self.query = Linear(config.width, config.width, axes=("embed", "heads"), rngs=rngs)
+    self.key = Linear(config.width, config.width, axes=("embed", "heads"), rngs=rngs)
+    self.value = Linear(config.width, config.width, axes=("embed", "heads"), rngs=rngs)
     if config.qk_norm:
       self.query_norm = RMSNorm(config.head_width, eps=NORM_EPS)
       self.key_norm = RMSNorm(config.head_width, eps=NORM_EPS)

@@ -18,7 +18,7 @@ from uae_jax.layers.attention import attend
 from uae_jax.layers.lora import Linear
 from uae_jax.layers.norms import LayerNorm
 from uae_jax.layers.resize import resize
-from uae_jax.models.vit import MLP, Attention, Encoder, ViTConfig, patches
+from uae_jax.models.vit import MLP, Encoder, Projections, ViTConfig, patches
 from uae_jax.sharding import constrain, gather
 
 # Source: Zhai et al. 2023, section 3.2.
@@ -172,7 +172,7 @@ def _encoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-class PooledAttention(Attention):
+class PooledAttention(Projections):
   """Attention of one query per image over all patches: float[B, 1, D] and float[B, S, D] -> float[B, 1, D]."""
 
   def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:

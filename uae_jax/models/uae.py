@@ -76,6 +76,7 @@ class UAE(nnx.Module):
     # CLIP-L and CLIP-bigG pooled embeddings of the empty prompt: the same vector for every image, so it is stored.
     self.pooled = Buffer(jnp.zeros((config.decoder.pooled_width,), jnp.float32))
     if config.captioner_lora is not None:
+      assert isinstance(self.captioner, nnx.Module)  # as `CaptionerConfig.build` promises
       lora.attach(self.captioner, config.captioner_lora, rngs=rngs)
     if config.decoder_lora is not None:
       lora.attach(self.decoder, config.decoder_lora, rngs=rngs)

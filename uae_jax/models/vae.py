@@ -119,8 +119,10 @@ class PixelAttention(nnx.Module):
 
   def __init__(self, width: int, groups: int, *, rngs: nnx.Rngs):
     self.norm = GroupNorm(width, groups)
-    for name in ("query", "key", "value", "out"):
-      setattr(self, name, Linear(width, width, axes=("embed", None), rngs=rngs))
+    self.query = Linear(width, width, axes=("embed", None), rngs=rngs)
+    self.key = Linear(width, width, axes=("embed", None), rngs=rngs)
+    self.value = Linear(width, width, axes=("embed", None), rngs=rngs)
+    self.out = Linear(width, width, axes=("embed", None), rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     batch, height, width, channels = x.shape

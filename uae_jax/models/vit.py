@@ -78,8 +78,8 @@ class ViTConfig:
     return self.width // self.num_heads
 
 
-class Attention(nnx.Module):
-  """Self-attention, float[B, T, D] -> float[B, T, D]; `rotate` applies RoPE to queries and keys float[B, T, N, H]."""
+class Projections(nnx.Module):
+  """The linear layers of an attention; subclasses call them."""
 
   def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
     width = config.width
@@ -88,6 +88,10 @@ class Attention(nnx.Module):
     self.value = Linear(width, width, axes=("embed", "heads"), use_bias=config.value_bias, rngs=rngs)
     self.out = Linear(width, width, axes=("heads", "embed"), use_bias=config.out_bias, rngs=rngs)
     self.config = config
+
+
+class Attention(Projections):
+  """Self-attention, float[B, T, D] -> float[B, T, D]; `rotate` applies RoPE to queries and keys float[B, T, N, H]."""
 
   def __call__(self, x: jax.Array, rotate: Callable[[jax.Array], jax.Array] | None) -> jax.Array:
     heads = (*x.shape[:-1], self.config.num_heads, self.config.head_width)

@@ -70,7 +70,7 @@ def field_type(kind: Any, name: str, where: str) -> Any:
   """
   if typing.get_origin(kind) is Mapping:
     return typing.get_args(kind)[1]
-  if not dataclasses.is_dataclass(kind):
+  if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
     raise ValueError(f"{where} is a value, not a section: it has no field {name!r}")
   hints = typing.get_type_hints(kind)
   if name not in hints:

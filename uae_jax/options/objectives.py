@@ -122,7 +122,9 @@ class ImageObjective(Options):
   def clip_range(self) -> tuple[float, float]:
     """(clip_low, clip_high) with the defaults of the loss."""
     default = 1.0 if self.is_forward else 1e-4
-    return tuple(default if bound is None else bound for bound in (self.clip_low, self.clip_high))
+    low = default if self.clip_low is None else self.clip_low
+    high = default if self.clip_high is None else self.clip_high
+    return low, high
 
   def check(self) -> None:
     loss = f"loss = {self.loss!r}"

@@ -101,7 +101,8 @@ def score(caption: str, scene: Scene) -> CaptionScore:
 
 def _phrases(words: Sequence[str]) -> list[tuple[list[str], list[str]]]:
   """Splits words into (words of a phrase, its separator as a list of one or zero words), in order."""
-  found, current = [], []
+  found: list[tuple[list[str], list[str]]] = []
+  current: list[str] = []
   for word in words:
     if word == phrases.SEPARATOR:
       found.append((current, [word]))

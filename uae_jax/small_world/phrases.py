@@ -51,6 +51,9 @@ def caption_words(scene: Scene, captions: str, draws: Draws | None = None) -> tu
 
   Returns:
     (indices into `WORDS` int64[B, S], whether the slot is used bool[B, S]).
+
+  Raises:
+    ValueError: `draws` is None, and `captions` is not "full".
   """
   config, present = scene.config, scene.present
   batch, places = present.shape
@@ -67,6 +70,8 @@ def caption_words(scene: Scene, captions: str, draws: Draws | None = None) -> tu
   said[..., 2] &= bool(config.shift_px) & (scene.shift // 3 != 1)
   says_background = np.ones((batch, 1), bool)
   if captions != "full":
+    if draws is None:
+      raise ValueError(f"captions = {captions!r} needs draws")
     luck = np.where(present, draws.uniform(places), 2.0)
     keeps_object = (luck < 0.25 + 0.65 * draws.uniform(1)) | (luck == np.min(luck, axis=-1, keepdims=True))
     rates = 0.2 + 0.75 * draws.uniform(1, 3)
@@ -109,7 +114,7 @@ def attributes(scene: Scene) -> dict:
   config = scene.config
   objects = []
   for place in np.flatnonzero(scene.present):
-    item = {
+    item: dict[str, str | list[str]] = {
       "place": config.places[place],
       "size": SIZES[scene.size[place]],
       "color": COLORS[scene.color[place]],

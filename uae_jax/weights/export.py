@@ -47,8 +47,8 @@ class Dump(Mapping):
     self._places = {name: (match, i) for match in expand(table, chosen) for i, name in enumerate(match.names)}
 
   def __getitem__(self, name: str) -> np.ndarray:
-    match, layer = self._places[name]
-    layer = layer if match.is_stacked else None
+    match, index = self._places[name]
+    layer = index if match.is_stacked else None
     return match.join([self._merged(path, layer) for path in match.paths])
 
   def _merged(self, path: str, layer: int | None) -> np.ndarray:
@@ -128,7 +128,7 @@ def write_uae(
   _write_json(folders.root / "dit" / "config.json", huggingface_configs.mmdit(config.decoder))
 
   vae = folders.diffusion / "vae"
-  rows = tuple(row for row in vae_weights.table(config.vae) if not row.ours.startswith("latent_"))
+  rows = tuple(row for row in vae_weights.table(config.vae) if not row.paths[0].startswith("latent_"))
   write_folder(vae, DIFFUSERS_STEM, Dump(params["vae"], rows))
   scaling, shift = (np.asarray(params["vae"][name]) for name in ("latent_scaling", "latent_shift"))
   # The shortest decimal that rounds to the float32: 1.5305, not 1.5305000543594360.

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 import warnings
 
 from flax import nnx
@@ -121,7 +122,7 @@ def load_official(path: str | Path, dtype: str, mesh: Mesh) -> LoadedUAE:
   condition = pooled.read(folders.diffusion)
   if condition.shape != abstract["pooled"].shape:
     raise WeightError(str(path), [f"pooled embedding of {condition.shape}, dit wants {abstract['pooled'].shape}"])
-  params = {part.name: stream(part.tensors, part.table, abstract[part.name]) for part in parts}
+  params: dict[str, Any] = {part.name: stream(part.tensors, part.table, abstract[part.name]) for part in parts}
   if missing_connector:
     warnings.warn(
       f"{path}: no projector.* in llm_model or llm_lora: the connector starts from random numbers, train it",
@@ -161,7 +162,7 @@ class Reader:
     decoder = self._config(MMDiTConfig, folders.decoder)
     vae = self._config(AutoencoderKLConfig, folders.diffusion / "vae")
     self.processor = self._attempt(lambda: Processor.from_folder(folders.language))
-    self.config: UAEConfig | None = None
+    self._uae: UAEConfig | None = None
     if captioner:
       pixels = self._json(folders.language / "preprocessor_config.json", default={})
       statistics = {name: tuple(pixels[name]) for name in ("image_mean", "image_std") if pixels.get(name)}
@@ -174,7 +175,7 @@ class Reader:
       if len(self.decoder_adapters):
         targets = mmdit.adapter_targets(decoder, self.decoder_adapters)
         decoder_adapters = self._lora(folders.decoder_adapters, targets, self.decoder_adapters, "dit_lora")
-      self.config = UAEConfig(
+      self._uae = UAEConfig(
         captioner=captioner,
         connector=self._connector_config(captioner, decoder),
         decoder=decoder,
@@ -183,6 +184,12 @@ class Reader:
         decoder_lora=decoder_adapters,
         mask_context=self.extras.get("mask_context", False),
       )
+
+  @property
+  def config(self) -> UAEConfig:
+    """Config of the UAE; exists if `check` passes."""
+    assert self._uae is not None  # otherwise a config could not be read, which is one of the problems
+    return self._uae
 
   @property
   def has_no_connector(self) -> bool:
@@ -212,8 +219,8 @@ class Reader:
       if name in self.extras:
         statistics[name] = np.asarray(self.extras[name], np.float32)
     vae = Renamed()
-    for tensors in (self.vae, statistics):
-      vae.add(tensors, str)
+    vae.add(self.vae, str)
+    vae.add(statistics, str)
     parts = [
       Part("captioner", self.language, captioner_table, ignored),
       Part("connector", self.language, connector.table(config.connector), connector.IGNORED),
@@ -298,7 +305,7 @@ class Reader:
 
 def _stored_dtypes(parts: list[Part]) -> dict[str, np.dtype]:
   """Path of a leaf -> dtype of its tensors, without integer tensors, which the check of the parts reports."""
-  stored = {}
+  stored: dict[str, np.dtype] = {}
   for part in parts:
     for row in part.table:
       name = row.theirs.replace("{layer}", str(row.first))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
 import re
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,18 @@ import numpy as np
 
 from uae_jax import trees
 from uae_jax.weights.tensor_files import Spec, spec_of
+
+
+class Move(Protocol):
+  """An invertible change of an array's layout."""
+
+  def apply(self, x: Any) -> Any:
+    """Converts a tensor of the checkpoint to the layout of the model."""
+    ...
+
+  def invert(self, x: Any) -> Any:
+    """The inverse of `apply`."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +77,7 @@ class Reshape:
 class Then:
   """Applies several moves in order."""
 
-  moves: tuple
+  moves: tuple[Move, ...]
 
   def apply(self, x):
     for move in self.moves:
@@ -97,7 +110,7 @@ class Row:
 
   theirs: str
   ours: str | tuple[str, ...]
-  move: object = Same()
+  move: Move = Same()
   first: int = 0
   count: int | None = None
   axis: int = 0
@@ -253,7 +266,8 @@ def find_problems(
   Reads no tensor if the mapping knows its shapes (`tensor_files`).
   """
   leaves = dict(trees.items(abstract))
-  problems, used = [], set()
+  problems: list[str] = []
+  used: set[str] = set()
   for match in expand(table, abstract):
     used.update(match.names)
     for name in match.names:
@@ -310,7 +324,7 @@ def load(
   if problems := find_problems(tensors, table, abstract, ignored=ignored):
     raise WeightError(source, problems)
   leaves = dict(trees.items(abstract))
-  params = {}
+  params: dict[str, np.ndarray] = {}
   for match in expand(table, abstract):
     outs = [np.empty(leaves[path].shape, leaves[path].dtype) for path in match.paths]
     for i, name in enumerate(match.names):
@@ -336,7 +350,7 @@ def stream(tensors: Mapping[str, np.ndarray], table: Iterable[Row], abstract: Ma
     Nested dict of JAX arrays with the shapes, dtypes and shardings of `abstract`.
   """
   leaves = dict(trees.items(abstract))
-  params = {}
+  params: dict[str, jax.Array] = {}
   for match in expand(table, abstract):
     wants = [leaves[path] for path in match.paths]
     if not match.is_stacked:

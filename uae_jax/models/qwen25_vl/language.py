@@ -287,14 +287,14 @@ class LanguageModel(nnx.Module):
     length = embeddings.shape[2]
     rotation = self.rotation(positions)
 
-    def over_prefix(q, k, v, prefix_k, prefix_v, mask):
+    def over_prefix(q, k, v, prefix_k, prefix_v, *, mask):
       return attend_shared_prefix(q, prefix_k, prefix_v, k, v, prefix_mask=prefix.mask, mask=mask[None, None])
 
     if suffix is None:
       mask = jnp.tri(length, dtype=bool)
 
       def replay(x, block, layer):
-        return block(x, rotation, lambda q, k, v: (over_prefix(q, k, v, *layer, mask), None))
+        return block(x, rotation, lambda q, k, v: (over_prefix(q, k, v, *layer, mask=mask), None))
 
       x, _ = self._scan(replay, embeddings, (prefix.k, prefix.v))
       return self.norm(x), None
@@ -307,7 +307,7 @@ class LanguageModel(nnx.Module):
 
       def write_and_attend(q, k, v):
         written = suffix.write(index, start, k, v)
-        return over_prefix(q, *written.read(index), *layer_prefix, mask), written
+        return over_prefix(q, *written.read(index), *layer_prefix, mask=mask), written
 
       return block(x, rotation, write_and_attend), None
 

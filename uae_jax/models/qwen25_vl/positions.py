@@ -5,6 +5,8 @@ increase by one per token; the cells of an h x w image that starts at s are at (
 after it continues at s + max(h, w). Padding has position 1, as in the training of the official weights.
 """
 
+from typing import overload
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,14 +47,22 @@ def mrope_positions(tokens, mask, image_token_id: int, grid_merged: tuple) -> np
   return xp.where(mask, positions, PADDING_POSITION).astype(np.int32)
 
 
-def text_positions(mask) -> np.ndarray | jax.Array:
+@overload
+def text_positions(mask: np.ndarray) -> np.ndarray: ...
+@overload
+def text_positions(mask: jax.Array) -> jax.Array: ...
+def text_positions(mask):
   """Positions int32[3, B, T] of rows without images, of mask bool[B, T], False at padding; NumPy or JAX as the mask."""
   xp = np if isinstance(mask, np.ndarray) else jnp
   counted = xp.where(mask, xp.cumsum(mask, axis=1) - 1, PADDING_POSITION).astype(np.int32)
   return xp.broadcast_to(counted, (3, *counted.shape))
 
 
-def next_position(positions, mask) -> np.ndarray | jax.Array:
+@overload
+def next_position(positions: np.ndarray, mask: np.ndarray) -> np.ndarray: ...
+@overload
+def next_position(positions: jax.Array, mask: jax.Array) -> jax.Array: ...
+def next_position(positions, mask):
   """The position int32[B] where generation continues: one after the largest, which is not the row's length."""
   xp = np if isinstance(positions, np.ndarray) and isinstance(mask, np.ndarray) else jnp
   return xp.max(xp.where(mask, positions, -1), axis=(0, 2)) + 1
