@@ -94,9 +94,9 @@ def multi_reward_advantages(
   if unknown:
     raise ValueError(f"reward weights name {sorted(unknown)}, rewards are {sorted(rewards)}")
   if options.aggregation == "sum_then_normalize":
-    return group_advantages(sum(weight * rewards[name] for name, weight in weights.items()), options)
+    return group_advantages(jnp.asarray(sum(weight * rewards[name] for name, weight in weights.items())), options)
   each = dataclasses.replace(options, scale="group", clip=0.0)
-  total = sum(weight * group_advantages(rewards[name], each) for name, weight in weights.items())
+  total = jnp.asarray(sum(weight * group_advantages(rewards[name], each) for name, weight in weights.items()))
   _, std = _moments(total, jnp.ones_like(total, bool), None, options.is_unbiased)
   return _clip(total / (std + options.eps), options)
 

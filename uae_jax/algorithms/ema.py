@@ -3,8 +3,6 @@
 They serve as the evaluated policy, and as the slow "old" policy of forward-process objectives.
 """
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 
@@ -27,7 +25,7 @@ def linear_decay(step: jax.Array, slope: float, ceiling: float) -> jax.Array:
   return jnp.minimum(slope * step, ceiling)
 
 
-def update(average: Mapping, params: Mapping, decay: jax.Array) -> Mapping:
+def update(average: dict, params: dict, decay: jax.Array) -> dict:
   """decay average + (1 - decay) params per leaf, computed in at least float32 and stored in the average's dtype.
 
   Args:

@@ -28,6 +28,7 @@ from uae_jax.algorithms.losses import (
   clipped_surrogate,
   expand,
   mean_square,
+  need,
   require,
   sum_and_count,
 )
@@ -92,13 +93,11 @@ def flow_objective(
   change = sigma_next - sigma
   advantages = jnp.broadcast_to(jax.lax.stop_gradient(advantages), log_probs.shape)
   difference = at_least_float32(log_probs) - jax.lax.stop_gradient(old_log_probs)
-  has_moments = mean is not None and old_mean is not None
-  if not has_moments and (objective.ratio == "guard" or objective.trust_region == "divergence"):
-    raise ValueError("ratio = 'guard' and trust_region = 'divergence' need mean and old_mean")
-  divergence = _divergence(mean, old_mean, std) if has_moments else None
+  divergence = None if mean is None or old_mean is None else _divergence(mean, old_mean, std)
 
   log_ratio = difference
   if objective.ratio == "guard":
+    divergence = need(divergence, "ratio = 'guard'", "mean and old_mean")
     log_ratio = (difference + divergence) * expand(std, difference)
   ratio = jnp.exp(kl_functions.clip_log_ratio(log_ratio))
 
@@ -107,6 +106,7 @@ def flow_objective(
   if objective.trust_region == "clip":
     policy = clipped_surrogate(ratio, advantages, clip_low, clip_high)
   else:
+    divergence = need(divergence, "trust_region = 'divergence'", "mean and old_mean")
     is_far = jax.lax.stop_gradient(divergence) >= objective.divergence_threshold
     low, high = is_far & (ratio < 1) & (advantages < 0), is_far & (ratio > 1) & (advantages > 0)
     policy = jnp.where(low | high, 0, -ratio * advantages)

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from uae_jax.algorithms import kl as kl_functions
-from uae_jax.algorithms.losses import Loss, at_least_float32, clipped_surrogate, sum_and_count
+from uae_jax.algorithms.losses import Loss, at_least_float32, clipped_surrogate, need, sum_and_count
 from uae_jax.options import TokenObjective
 
 BY_ROLLOUT = ("grpo", "sapo")
@@ -182,18 +182,18 @@ def token_objective(
 
   terms = _policy_term(objective, ratio, difference, log_probs, advantages)
   if objective.sampling_cap:
-    _need(sampling_log_probs, "sampling_cap", "sampling_log_probs")
+    need(sampling_log_probs, "sampling_cap", "sampling_log_probs")
     mismatch = jnp.exp(old_log_probs - sampling_log_probs)
     terms = terms * jax.lax.stop_gradient(jnp.minimum(mismatch, objective.sampling_cap))
   if objective.top_entropy < 1:
-    _need(entropy, "top_entropy", "entropy")
+    need(entropy, "top_entropy", "entropy")
     threshold = entropy_threshold_value
     if threshold is None:
       threshold = entropy_threshold(entropy, mask, objective.top_entropy)
     terms = terms * jax.lax.stop_gradient(entropy >= threshold)
 
   if objective.off_policy_threshold:
-    drift = mask * (_need(sampling_log_probs, "off_policy_threshold", "sampling_log_probs") - log_probs)
+    drift = mask * (need(sampling_log_probs, "off_policy_threshold", "sampling_log_probs") - log_probs)
     drift = jnp.sum(drift, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
     terms = terms * jax.lax.stop_gradient((advantages >= 0) | (drift <= objective.off_policy_threshold))
 
@@ -210,21 +210,15 @@ def token_objective(
   }
   if objective.beta:
     if objective.kl == "exact":
-      divergence = _need(exact_kl, "kl = 'exact'", "exact_kl")
+      divergence = need(exact_kl, "kl = 'exact'", "exact_kl")
     else:
-      reference = jax.lax.stop_gradient(_need(reference_log_probs, "beta", "reference_log_probs"))
+      reference = jax.lax.stop_gradient(need(reference_log_probs, "beta", "reference_log_probs"))
       divergence = kl_functions.estimate(objective.kl, log_probs, reference)
     metrics["kl"] = sum_and_count(divergence, mask)
     terms = terms + objective.beta * (divergence * ratio if objective.is_kl_weighted else divergence)
   if entropy is not None:
     metrics["entropy"] = sum_and_count(entropy, mask)
   if objective.entropy_bonus:
-    terms = terms - objective.entropy_bonus * _need(entropy, "entropy_bonus", "entropy")
+    terms = terms - objective.entropy_bonus * need(entropy, "entropy_bonus", "entropy")
 
   return Loss(jnp.sum(weights * terms), count), metrics
-
-
-def _need(value, option: str, name: str):
-  if value is None:
-    raise ValueError(f"{option} needs {name}")
-  return value

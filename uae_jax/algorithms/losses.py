@@ -1,9 +1,11 @@
 """Helpers of the objectives: means as (sum, count), broadcasting of per-sample values, the clipped surrogate."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+
+T = TypeVar("T")
 
 
 class Loss(NamedTuple):
@@ -15,7 +17,7 @@ class Loss(NamedTuple):
   """
 
   sum: jax.Array
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # hides the method `tuple.count`, which nothing calls
 
   @property
   def mean(self) -> jax.Array:
@@ -56,6 +58,17 @@ def clipped_surrogate(
   """
   capped = ratio if delta is None else jnp.minimum(ratio, delta)
   return -jnp.minimum(capped * advantages, jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantages)
+
+
+def need(value: T | None, option: str, name: str) -> T:
+  """Returns the argument `name`, which `option` cannot do without.
+
+  Raises:
+    ValueError: `value` is None.
+  """
+  if value is None:
+    raise ValueError(f"{option} needs {name}")
+  return value
 
 
 def require(field: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -81,7 +81,7 @@ def pull_and_std(
     # cos(angle) - 1 without cancellation.
     return -2 * sigma_next * jnp.square(jnp.sin(angle / 2)), sigma_next * jnp.sin(angle)
   change = sigma_next - sigma
-  g = noise_level
+  g: float | jax.Array = noise_level
   if kind == "flow":
     # At sigma = 1 the denominator would be 0; there, as in Flow-GRPO, it uses the schedule's second sigma.
     g = noise_level * jnp.sqrt(sigma / (1 - jnp.where(sigma == 1, sigma_first, sigma)))
@@ -125,7 +125,7 @@ def velocity_scale(
   return sigma_next - sigma + pull * (1 - sigma)
 
 
-def mean_std(kind: str, schedule: jax.Array, noise_level: float) -> jax.Array:
+def mean_std(kind: str, schedule: jax.Array | np.ndarray, noise_level: float) -> jax.Array:
   """Mean std over all steps except the last, which is never trained; float32[].
 
   Args:

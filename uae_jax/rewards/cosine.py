@@ -42,4 +42,4 @@ def weighted_sum(rewards: Mapping[str, jax.Array], weights: Mapping[str, float])
   unknown = set(weights) - set(rewards)
   if unknown:
     raise ValueError(f"reward weights name {sorted(unknown)}, rewards are {sorted(rewards)}")
-  return sum(weight * rewards[name] for name, weight in weights.items())
+  return jnp.asarray(sum(weight * rewards[name] for name, weight in weights.items()))

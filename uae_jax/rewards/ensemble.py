@@ -87,11 +87,17 @@ class Ensemble:
       painted: float[prompts * rollouts, H, W, 3] in [-1, 1], reconstructions, the rollouts of a prompt in consecutive
         rows.
       captions: (tokens int32[prompts, rollouts, L], mask, is_closed), see `text_reward`; required by text rewards.
+
+    Raises:
+      ValueError: a text reward has no captions.
     """
     held_out = (self.held_out,) if self.held_out else ()
     similarities = cosine_rewards(embed, self.embedders + held_out, images, painted)
     rewards = {name: similarities[name] for name in self.embedders}
-    rewards |= {name: text_reward(name, self.text, *captions) for name in self.texts}
+    if self.texts:
+      if captions is None:
+        raise ValueError(f"reward_weights names {', '.join(self.texts)}: text rewards need captions")
+      rewards |= {name: text_reward(name, self.text, *captions) for name in self.texts}
     metrics = {"held_out_reward": jnp.mean(similarities[self.held_out])} if self.held_out else {}
     return rewards, metrics
 

@@ -67,7 +67,7 @@ def _repetition(ngram: int, tokens: jax.Array, content: jax.Array) -> jax.Array:
     return jnp.zeros(tokens.shape[:-1], jnp.float32)
   # Position i starts an n-gram if the caption contains all n tokens from there on.
   is_ngram = content[..., ngram - 1 :]
-  is_equal = True
+  is_equal: jax.Array | bool = True
   for k in range(ngram):
     part = tokens[..., k : k + places]
     is_equal &= part[..., :, None] == part[..., None, :]
