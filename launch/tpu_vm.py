@@ -114,7 +114,7 @@ def run(step: str, command: Sequence[str], *, is_dry: bool, captures: bool = Fal
     return ""
   if not captures:
     print(f"+ {shlex.join(command)}", file=sys.stderr, flush=True)
-  errors = deque(maxlen=200)
+  errors: deque[str] = deque(maxlen=200)
   with tempfile.TemporaryFile("w+") as output:
     try:
       process = subprocess.Popen(command, stdout=output if captures else None, stderr=subprocess.PIPE, text=True)
@@ -122,6 +122,7 @@ def run(step: str, command: Sequence[str], *, is_dry: bool, captures: bool = Fal
       where = ": install the Google Cloud CLI, cloud.google.com/sdk/docs/install" if command[0] == "gcloud" else ""
       raise LaunchError(f"{step}: {command[0]} is not on PATH{where}") from error
     with process:
+      assert process.stderr is not None  # it is a pipe
       for line in process.stderr:
         errors.append(line)
         if not captures:

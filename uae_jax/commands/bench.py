@@ -101,11 +101,12 @@ def score(arguments, commands) -> int:
     return [
       ScoredPair(
         reference,
-        pairs[reference],
+        image,
         {kind: values[reference.name] for kind, values in scores.similarities.items()},
         scores.mean(reference.name),
       )
       for reference in chosen
+      if (image := pairs[reference]) is not None  # always so: `ranked` has whole pairs only
     ]
 
   unpaired = [reference.name for reference, image in pairs.items() if image is None]

@@ -244,12 +244,13 @@ def compare(
   keys = [key for key in images if key in ours and key in theirs]
   if not keys:
     raise ValueError("no image has a caption in both files")
+
+  def outcome(key: str) -> float:
+    return both_orders(judge, data_uri(images[key]), ours[key], theirs[key])
+
   outcomes, failed = {}, {}
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    futures = {
-      pool.submit(lambda key=key: both_orders(judge, data_uri(images[key]), ours[key], theirs[key])): key
-      for key in keys
-    }
+    futures = {pool.submit(outcome, key): key for key in keys}
     done: Iterable = concurrent.futures.as_completed(futures)
     for future in tqdm(done, total=len(futures), desc=f"judge {judge.model}", unit="image"):
       try:

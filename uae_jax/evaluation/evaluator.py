@@ -90,7 +90,8 @@ class StageEvaluator:
 
   def caption_figures(self, params: dict) -> dict:
     """Computes recall, precision and length of sampled and of greedy captions."""
-    split, figures = self.splits[PLAIN], {}
+    split = self.splits[PLAIN]
+    figures: dict[str, float] = {}
     for prefix, temperature in (("", 1.0), ("greedy_", 0.0)):
       tokens = self.reconstructor.caption(params, split.captioner_images, temperature=temperature)
       measured = split.figures(self._texts(tokens))
@@ -105,7 +106,7 @@ class StageEvaluator:
       params: parameters after the stage.
       before: all parameters from before the stage, to compute the paired gain from the same captions; None for no gain.
     """
-    figures = {}
+    figures: dict[str, Any] = {}
     for prefix, name, temperature in (("", PLAIN, 1.0), ("greedy_", PLAIN, 0.0), ("held_out_pairs_", PAIRS, 1.0)):
       if name not in self.splits:
         continue

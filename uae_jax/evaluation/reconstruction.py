@@ -3,8 +3,9 @@
 Noise and sampling keys depend only on the options, so metrics of different stages are paired.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import functools
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -89,7 +90,7 @@ class Reconstructor:
     for start in range(0, count, size):
       yield start // size, np.minimum(np.arange(start, start + size), count - 1)
 
-  def _gather(self, count: int, run) -> tuple:
+  def _gather(self, count: int, run: Callable[[int, np.ndarray], Any]) -> Any:
     """Concatenates run(batch index, row indices) over all batches and drops the padding."""
     # Also gathers the rows on the devices of other processes.
     outputs = [multihost_utils.process_allgather(run(index, rows), tiled=True) for index, rows in self._batches(count)]

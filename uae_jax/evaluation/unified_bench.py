@@ -44,13 +44,13 @@ class Scores:
 
   def mean(self, file: str) -> float | None:
     """Returns the unified score of one reference, the mean over the embedders; None if a similarity is missing."""
-    values = [by_file[file] for by_file in self.similarities.values()]
-    return None if any(value is None for value in values) else float(np.mean(values))
+    values = [value for by_file in self.similarities.values() if (value := by_file[file]) is not None]
+    return float(np.mean(values)) if len(values) == len(self.similarities) else None
 
   def ranked(self) -> list[Path]:
     """Returns the references that have all similarities, best first."""
-    scored = [reference for reference in self.pairs if self.mean(reference.name) is not None]
-    return sorted(scored, key=lambda reference: -self.mean(reference.name))
+    scored = [(mean, reference) for reference in self.pairs if (mean := self.mean(reference.name)) is not None]
+    return [reference for _, reference in sorted(scored, key=lambda pair: -pair[0])]
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import math
 import re
 import statistics
+from typing import Any
 
 from uae_jax.report import charts
 from uae_jax.report.findings import true_length
@@ -86,7 +87,8 @@ RATES = (
 def _curve_card(
   run: Run, title: str, hint: str, metrics: Sequence[tuple[str, str]], lines: list[dict], y_range
 ) -> dict:
-  drawn, legend = {"step": [], "minutes": []}, []
+  drawn: dict[str, list[charts.Line]] = {"step": [], "minutes": []}
+  legend = []
   start = min((number(line.get("seconds")) for line in lines), default=math.nan)
   for color, (metric, name) in enumerate(metrics):
     points = [line for line in lines if metric in line]
@@ -188,7 +190,7 @@ def _rates(lines: list[dict]) -> str:
 def times(run: Run) -> dict:
   """Wall time by stage and phase, and the rates per chip."""
   spent = _stage_seconds(run)
-  rows = []
+  rows: list[dict[str, Any]] = []
   for stage, seconds in spent.items():
     lines, parts = run.metrics[stage], []
     for color, (metric, name) in enumerate(PHASES):
@@ -203,7 +205,7 @@ def times(run: Run) -> dict:
       parts.append(charts.Part("other: compiling, evaluating, saving" if parts else "not split", rest, 5))
     rows.append({"title": stage.title, "total": charts.duration(seconds), "parts": parts, "rates": _rates(lines)})
   longest = max((sum(part.value for part in row["parts"]) for row in rows), default=0.0)
-  legend = {}
+  legend: dict[int, str] = {}
   for row in rows:
     row["bar"] = charts.stacked_bar(row["parts"], longest) if longest > 0 else ""
     legend |= {part.color: part.label for part in row["parts"] if part.color not in legend or part.label != "not split"}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from uae_jax.report.findings import LENGTH_EXCESS, true_length
 from uae_jax.report.run import REINFORCEMENT, Run
@@ -63,7 +64,8 @@ def headline(run: Run) -> dict:
         continue
       before = run.evaluated_before(stage, figure.key)
       truth = evaluation.get("true_caption_length", math.nan)
-      cell = {"name": figure.column, "value": f"{value:.{figure.digits}f}", "of": "", "change": None}
+      shown = f"{value:.{figure.digits}f}"
+      cell: dict[str, Any] = {"name": figure.column, "value": shown, "of": "", "change": None}
       if figure.key == "caption_length" and math.isfinite(truth):
         cell["of"] = f"of {truth:.1f}"
       if before is not None:

@@ -186,7 +186,7 @@ def read_run(workdir: str | Path) -> Run:
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
   """Flattens nested dicts: {"a": {"b": 1}} -> {"a.b": 1}."""
-  flat = {}
+  flat: dict[str, Any] = {}
   for name, value in tree.items():
     if isinstance(value, Mapping) and value:
       flat |= flatten(value, f"{prefix}{name}.")
