@@ -36,7 +36,9 @@ class Collective:
 
 def computations(text: str) -> tuple[str, dict[str, list[str]]]:
   """Splits a module's text into (name of the entry computation, name -> instructions)."""
-  entry, found, lines = "", {}, []
+  entry = ""
+  found: dict[str, list[str]] = {}
+  lines: list[str] = []
   for line in text.splitlines():
     if line and not line[0].isspace() and line.rstrip().endswith("{") and not line.startswith("HloModule"):
       words = line.split()
@@ -70,7 +72,7 @@ def collectives(text: str) -> list[Collective]:
 
 def executions(entry: str, bodies: dict[str, list[str]]) -> dict[str, tuple[int, bool]]:
   """name -> (executions per call, whether in a loop) of every computation reachable from the entry."""
-  times = {}
+  times: dict[str, tuple[int, bool]] = {}
   queue = collections.deque([(entry, 1, False)])
   while queue:
     name, turns, is_in_loop = queue.popleft()

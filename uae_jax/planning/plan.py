@@ -91,7 +91,8 @@ def plan_stage(
   config, name: str, built: Built, mesh: Mesh, chip: Chip, effort: str, log: Callable[[str], None]
 ) -> list[ProgramPlan]:
   """Compiles the programs of a stage in order; the outputs of each become arguments of the next."""
-  plans, outputs = [], None
+  plans: list[ProgramPlan] = []
+  outputs = None
   generator = stage_programs(config, name, built, mesh)
   while True:
     try:

@@ -63,7 +63,7 @@ def bound_rows(plan: dict) -> list[str]:
     seconds = bounds(program, plan["chip"])
     cells = " | ".join(f"{value:.3g}" for value in seconds.values())
     rows.append(
-      f"| {title(plan)} | {program['stage']} {program['phase']} | {cells} | {max(seconds, key=seconds.get)} |"
+      f"| {title(plan)} | {program['stage']} {program['phase']} | {cells} | {max(seconds, key=seconds.__getitem__)} |"
     )
   return rows
 

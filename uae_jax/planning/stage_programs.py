@@ -3,10 +3,11 @@
 Nothing is allocated.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Generator
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ class Program:
 
   stage: str
   phase: str
-  function: Callable
+  function: jax.stages.Wrapped
   arguments: tuple
   is_batch: tuple[bool, ...]
   alive_bytes: float
@@ -113,7 +114,7 @@ def abstract_batch(config, name: str, built: Built, mesh: Mesh) -> dict:
   return batch
 
 
-def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Iterator[Program]:
+def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Generator[Program, Any, None]:
   """Yields the programs of one step of a stage. `send` the outputs of each, with shardings, to get the next."""
   section = config.section(name)
   optimizer, _, _ = stage_optimizer(section)
@@ -172,7 +173,7 @@ def images_and_captions(config, name: str) -> dict[str, int]:
 
 def cuts(config, name: str) -> dict[str, int]:
   """Settings of a stage that split its work into microbatches or chunks: dotted field -> number."""
-  fields = ("num_microbatches", "updates.num_microbatches")
+  fields: tuple[str, ...] = ("num_microbatches", "updates.num_microbatches")
   fields += tuple(f"options.{part}_chunks" for part in ("decode", "logit", "replay"))
   flat = dataclasses.asdict(config.section(name))
   found = {}

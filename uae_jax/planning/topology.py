@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -56,7 +57,7 @@ def slice_devices(name: str, num_slices: int = 1) -> tuple[Chip, list[jax.Device
     raise ValueError("libtpu, the compiler for TPUs, is not installed: pip install 'uae_jax[aot]'")
   for variable, value in ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
-  options = {}
+  options: dict[str, Any] = {}
   if set(topology.split(":")[1].split("x")) == {"1"}:
     options["chips_per_host_bounds"] = (1, 1, 1)
   if num_slices > 1:
