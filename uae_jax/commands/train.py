@@ -84,7 +84,7 @@ def train(config: Experiment, workdir: Path) -> None:
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
   processes.on_first(lambda: open_workdir(workdir, config))
   plain_config = to_plain(config)
-  if jax.config.jax_compilation_cache_dir is None:
+  if jax.config.values["jax_compilation_cache_dir"] is None:
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilation_cache"))
 
   # 2. Networks.

@@ -211,7 +211,8 @@ def token_log_probs(
     jax.checkpoint(chunk)(h, t)
     for h, t in zip(jnp.split(hidden, num_chunks, axis=2), jnp.split(tokens, num_chunks, axis=2), strict=True)
   ]
-  return tuple(jnp.concatenate(part, axis=2) for part in zip(*pieces, strict=True))
+  log_probs, entropy = (jnp.concatenate(part, axis=2) for part in zip(*pieces, strict=True))
+  return log_probs, entropy
 
 
 def caption_log_probs(

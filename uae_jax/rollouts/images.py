@@ -22,16 +22,22 @@ def velocity_field(model: UAE, context: Context, *, guidance: float = 1.0, negat
     context: conditioning, B rows.
     guidance: scale of the guidance; 1 runs the conditional branch only.
     negative: one row, padded to the number of slots of `context`; required unless guidance is 1.
+
+  Raises:
+    ValueError: there is guidance, but no `negative`.
   """
   if guidance == 1.0:
     return lambda latents, sigma: model.velocity(latents, sigma, context.states, context.mask)
+  if negative is None:
+    raise ValueError(f"guidance = {guidance} needs the conditioning of the negative prompt; 1 needs none")
   states = jnp.concatenate([jnp.broadcast_to(negative.states, context.states.shape), context.states])
   mask = jnp.concatenate([jnp.broadcast_to(negative.mask, context.mask.shape), context.mask])
 
   def guided(latents, sigma):
     sigma = jnp.broadcast_to(sigma, (latents.shape[0],))
     both = model.velocity(jnp.concatenate([latents, latents]), jnp.concatenate([sigma, sigma]), states, mask)
-    return apply_guidance(*jnp.split(both, 2), guidance)
+    unconditional, conditional = jnp.split(both, 2)
+    return apply_guidance(unconditional, conditional, guidance)
 
   return guided
 
@@ -71,7 +77,7 @@ def sample_ode(
 class Trajectories:
   """R stochastic samples per prompt; of the trajectory, only the window of W SDE steps is stored.
 
-  Made by `sample_sde`; read by `replay` and by `training.rl.sde_policy`.
+  Made by `sample_sde`; read by the image policies of stage 3.
 
   Attributes:
     latents: float32[W + 1, B * R, h, w, 16], before each step of the window and after the last.
@@ -153,7 +159,8 @@ def sde_moments(
 
 def replay(
   velocity: Velocity,
-  trajectories: Trajectories,
+  latents: jax.Array,
+  steps: jax.Array,
   *,
   num_steps: int,
   shift: float,
@@ -164,7 +171,8 @@ def replay(
 
   Args:
     velocity: velocity field of the policy, B rows.
-    trajectories: stored steps; `log_probs` and `final` are not read.
+    latents: float32[W + 1, B, h, w, 16], `Trajectories.latents`.
+    steps: int32[W], `Trajectories.steps`.
     num_steps: number of steps of the schedule.
     shift: shift of the schedule towards noise.
     kind: SDE sampler: "flow", "cps" or "dance".
@@ -180,7 +188,7 @@ def replay(
     mean, std = sde_moments(velocity, before, sigmas, index, kind, noise_level)
     return samplers.log_prob(kind, after, mean, std), mean, std
 
-  return one_by_one(step, (trajectories.latents[:-1], trajectories.latents[1:], trajectories.steps))
+  return one_by_one(step, (latents[:-1], latents[1:], steps))
 
 
 def one_by_one(function: Callable, xs):

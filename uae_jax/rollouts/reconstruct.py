@@ -40,22 +40,27 @@ def caption(
 
 
 def condition(
-  networks: Networks, params: dict, images: jax.Array, tokens: jax.Array, options
+  networks: Networks, params: dict, images: jax.Array | None, tokens: jax.Array, options
 ) -> tuple[Context, Context | None]:
   """Computes the conditioning of captions and of the negative prompt.
 
   Args:
     networks: graph definitions and prompts.
     params: parameters of the policy.
-    images: uint8[B, h, w, 3] at the captioner's resolution; read for conditioning "answer" only.
+    images: uint8[B, h, w, 3] at the captioner's resolution; required by conditioning "answer", else not read.
     tokens: int32[B, L], captions.
     options: `conditioning`: "text" re-encodes the caption with `text_tower` ("reference": adapters off; "policy": on),
       "answer" takes the policy's states at the caption's own positions. `guidance`: 1 needs no negative prompt.
 
   Returns:
     (conditioning of the captions, B rows; conditioning of the negative prompt, one row, or None without guidance).
+
+  Raises:
+    ValueError: conditioning "answer" has no images.
   """
   if options.conditioning == "answer":
+    if images is None:
+      raise ValueError("conditioning = 'answer' needs the captioner's images")
     context = answer_context(networks.prompts, networks.uae(params), images, tokens)
   else:
     context = encode_captions(networks.prompts, text_tower(networks, params, options), tokens)

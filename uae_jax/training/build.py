@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from uae_jax import sharding, trees
 from uae_jax.data.processing import Processor
 from uae_jax.embedders.in_graph import EmbeddingNetwork
+from uae_jax.embedders.kind import EmbedderSizes
 from uae_jax.layers.buffer import Buffer
 from uae_jax.models.clip import CLIPText
 from uae_jax.models.prompts import Prompts
@@ -63,9 +64,13 @@ def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
   side = processor.square_px(config.data.image_px)
   prompts = Prompts.from_processor(processor, (side // processor.patch_size,) * 2)
   graphdef, abstract_uae = sharding.abstract_model(lambda: UAE(sizes.uae, rngs=nnx.Rngs(0)), mesh)
+
+  def abstract_embedder(size: EmbedderSizes):
+    return sharding.abstract_model(lambda: size.build(nnx.Rngs(0)), mesh)
+
   embedders, abstract_embedders = {}, {}
   for name, size in sizes.embedders.items():
-    encoder_graphdef, abstract_embedders[name] = sharding.abstract_model(lambda s=size: s.build(nnx.Rngs(0)), mesh)
+    encoder_graphdef, abstract_embedders[name] = abstract_embedder(size)
     embedders[name] = EmbeddingNetwork(size.kind, encoder_graphdef, size.image_px, size.mean, size.std)
   buffers = frozenset(path for path, _ in trees.items(buffer_tree(sizes.uae)))
   abstract = typed({**abstract_uae, "embedders": abstract_embedders}, config.dtype, exact=buffers)

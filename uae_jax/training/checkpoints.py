@@ -7,6 +7,7 @@ written. The final checkpoint of a stage contains `params`, the whole tree, and 
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import dataclasses
 from pathlib import Path
 import shutil
 from typing import Any
@@ -167,7 +168,7 @@ class Checkpoints:
       if found is not None:
         values, data = found
         rng = jax.random.wrap_key_data(values.pop("rng"))
-        return state.replace(**values, rng=rng), data
+        return dataclasses.replace(state, **values, rng=rng), data
     return None
 
   def restore_final(self, abstract_params: dict) -> dict | None:

@@ -60,16 +60,23 @@ def equation_flops(equation: core.JaxprEqn, while_trips: int = 1) -> float:
   name, params = equation.primitive.name, equation.params
   if name == "dot_general":
     (contracted, _), _ = params["dimension_numbers"]
-    shape = equation.invars[0].aval.shape
-    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+    shape = _shape(equation.invars[0])
+    return 2.0 * math.prod(_shape(equation.outvars[0])) * math.prod(shape[axis] for axis in contracted)
   if name == "conv_general_dilated":
-    kernel = equation.invars[1].aval.shape
+    kernel = _shape(equation.invars[1])
     per_point = 2.0 * math.prod(kernel) / kernel[params["dimension_numbers"].rhs_spec[0]]
     # A dilated input is mostly zeros that nothing needs to multiply.
-    return math.prod(equation.outvars[0].aval.shape) * per_point / math.prod(params["lhs_dilation"])
+    return math.prod(_shape(equation.outvars[0])) * per_point / math.prod(params["lhs_dilation"])
   if name == "cond":
     return max(matrix_flops(branch.jaxpr, while_trips) for branch in params["branches"])
   return _repeats(name, params, while_trips) * sum(matrix_flops(inner, while_trips) for inner in inner_jaxprs(params))
+
+
+def _shape(value: core.Var | core.Literal) -> tuple[int, ...]:
+  """Returns the shape of an operand or a result."""
+  if not isinstance(value.aval, jax.core.ShapedArray):
+    raise TypeError(f"{value} has no shape: expected an array, found {value.aval}")
+  return value.aval.shape
 
 
 def _repeats(name: str, params: dict, while_trips: int) -> int:

@@ -71,7 +71,7 @@ def of_first(value: Any) -> Any:
   return gather(value)[0]
 
 
-def on_first(function: Callable[[], None]) -> None:
+def on_first(function: Callable[[], object]) -> None:
   """Calls `function` in process 0 only, while the others wait; for writing to a shared disk.
 
   Raises:

@@ -79,6 +79,7 @@ def make_stage(config: Experiment, name: str, built: Built, params: dict, seed: 
   state = jax.jit(init, out_shardings=places)(params, key)
   # The decode loop is the only one whose length depends on the data.
   while_trips = getattr(section.options, "max_new_tokens", config.data.caption_tokens)
+  step: Program | Composed
   if phases is not None:
     step = phased_step(phases, places, while_trips=while_trips)
   else:
@@ -123,14 +124,19 @@ def make_init(section: Stage, built: Built, optimizer: optax.GradientTransformat
 
 def supervised_step(config: Experiment, name: str, built: Built, optimizer: optax.GradientTransformation):
   """Makes step(state, batch) -> (state, metrics) of a supervised stage, a pure function that is not jitted."""
-  section = config.section(name)
-  loss = spec.find(name).make_loss(config, built)
+  section, make_loss = config.section(name), spec.find(name).make_loss
+  if make_loss is None:
+    raise ValueError(f"stage {name} has no `make_loss`: it is an RL stage, see `make_phases`")
+  loss = make_loss(config, built)
   return supervised.make_step(loss, optimizer, ema_decay=section.ema_decay, num_microbatches=section.num_microbatches)
 
 
 def make_phases(config: Experiment, name: str, built: Built, optimizer: optax.GradientTransformation) -> Phases:
   """Makes the phases of an RL stage, with the external reward if the stage uses it."""
-  phases, section = spec.find(name).make_phases(config, built, optimizer), config.section(name)
+  section, make = config.section(name), spec.find(name).make_phases
+  if make is None:
+    raise ValueError(f"stage {name} has no `make_phases`: it is a supervised stage, see `supervised_step`")
+  phases = make(config, built, optimizer)
   if EXTERNAL in section.options.reward_names:
     reward = external.make_external_reward(ExternalReward(section.http_reward), built.processor)
     phases = dataclasses.replace(phases, external_reward=reward)
@@ -146,7 +152,12 @@ def phased_step(phases: Phases, places: State | None = None, *, while_trips: int
     while_trips: maximum length of the decode loop, for the count of FLOPs.
   """
   rollout, advantages = Program(phases.rollout, while_trips=while_trips), Program(phases.advantages)
-  reward = Program(phases.reward if phases.external_reward is None else phases.reward_and_inputs)
+  measure: Callable = phases.reward
+  if phases.external_reward is not None:
+    if phases.reward_and_inputs is None:
+      raise ValueError("an external reward needs `Phases.reward_and_inputs`")
+    measure = phases.reward_and_inputs
+  reward = Program(measure)
   update = Program(phases.update, donate_argnums=0, out_shardings=(places, None))
   keys = jax.jit(phase_keys)
 

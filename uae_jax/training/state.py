@@ -1,6 +1,7 @@
 """The state of a stage, and the update of a state by gradients."""
 
 from collections.abc import Callable
+import dataclasses
 
 import flax.struct
 import jax
@@ -139,7 +140,8 @@ def apply_gradients(
   opt_state = keep(opt_state, state.opt_state)
   followed = state.loss_average + (1.0 - _LOSS_DECAY) * (loss - state.loss_average)
   loss_average = keep(jnp.where(jnp.isnan(state.loss_average), loss, followed), state.loss_average)
-  state = state.replace(
+  state = dataclasses.replace(
+    state,
     step=state.step + 1,
     trainable=trainable,
     opt_state=opt_state,

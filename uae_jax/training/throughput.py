@@ -43,7 +43,7 @@ class StepClock:
 
   def _begin(self) -> None:
     self._num_steps, self._num_images = 0, 0
-    self._num_tokens: list[jax.Array] = []
+    self._num_tokens: list[tuple[jax.Array, int]] = []
     self._seconds: dict[str, float] = {}
     self._start = time.perf_counter()
 

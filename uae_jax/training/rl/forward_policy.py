@@ -1,5 +1,7 @@
 """Stage 3 with DiffusionNFT or AWM: images from any sampler, and a loss on the finished images noised again."""
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -56,7 +58,7 @@ def make_policy(options: UnderstandingForGenerationOptions, objective: ImageObje
 
   def sample(velocity_of, noise, key, step):
     sample_key, noise_key, sigma_key = jax.random.split(key, 3)
-    if options.sampler == ODE:
+    if sample_images is None:
       latents = sample_ode(velocity_of(num_rollouts), noise, num_steps=options.sampler_steps, shift=options.shift)
       final = by_prompt(latents, 0, num_rollouts)
     else:
@@ -77,10 +79,10 @@ def make_policy(options: UnderstandingForGenerationOptions, objective: ImageObje
     return one_by_one(at_point, (flat(kept.noise, 1), flat(kept.sigma, 1)))
 
   def record_old_policy(velocity, kept: Noised):
-    return kept.replace(old_velocity=by_prompt(velocities(velocity, kept), 1, num_rollouts))
+    return dataclasses.replace(kept, old_velocity=by_prompt(velocities(velocity, kept), 1, num_rollouts))
 
   def record_average_policy(velocity, kept: Noised):
-    return kept.replace(average_velocity=by_prompt(velocities(velocity, kept), 1, num_rollouts))
+    return dataclasses.replace(kept, average_velocity=by_prompt(velocities(velocity, kept), 1, num_rollouts))
 
   def loss(fields: Fields, kept: Noised, i, advantages, old):
     kept = kept.at(i)

@@ -1,5 +1,7 @@
 """Stage 3 with Flow-GRPO: images sampled by an SDE, and the policy gradient of its steps."""
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 from uae_jax.algorithms import flow_grpo, samplers
 from uae_jax.algorithms.losses import sum_and_count
 from uae_jax.options import ImageObjective, UnderstandingForGenerationOptions
-from uae_jax.rollouts.images import Trajectories, replay, sample_sde
+from uae_jax.rollouts.images import replay, sample_sde
 from uae_jax.training.rl.policy import Fields, ImagePolicy, by_prompt, flat
 
 
@@ -43,7 +45,7 @@ class Steps:
 
 
 def make_sampler(options: UnderstandingForGenerationOptions):
-  """Makes (repeat -> velocity, noise, key, step) -> `Trajectories`; all images share one window of SDE steps."""
+  """Makes (repeat -> velocity, noise, key, step) -> `images.Trajectories`; all images share one window of SDE steps."""
 
   def sample(velocity_of, noise, key, step):
     window_key, sde_key = jax.random.split(key)
@@ -86,8 +88,7 @@ def make_policy(options: UnderstandingForGenerationOptions, objective: ImageObje
 
   def replay_steps(velocity, steps: Steps):
     """Returns (log_probs [prompts, W, rollouts], mean [prompts, W, rollouts, h, w, 16], std [W])."""
-    kept = Trajectories(latents=flat(steps.latents, 1), steps=steps.index[0], log_probs=None, final=None)
-    log_probs, mean, std = replay(velocity, kept, **_sde(options))
+    log_probs, mean, std = replay(velocity, flat(steps.latents, 1), steps.index[0], **_sde(options))
     rollouts = steps.latents.shape[2]  # Fewer than num_rollouts if groups are replayed in chunks.
     return by_prompt(log_probs, 1, rollouts), by_prompt(mean, 1, rollouts), std
 
@@ -100,7 +101,7 @@ def make_policy(options: UnderstandingForGenerationOptions, objective: ImageObje
 
   def record_old_policy(velocity, steps: Steps):
     old_log_probs, old_mean, _ = replay_steps(velocity, steps)
-    return steps.replace(old_log_probs=old_log_probs, old_mean=old_mean)
+    return dataclasses.replace(steps, old_log_probs=old_log_probs, old_mean=old_mean)
 
   def loss(fields: Fields, steps: Steps, i, advantages, old):
     steps = steps.at(i)

@@ -1,6 +1,7 @@
 """All updates from one rollout: epochs, minibatches, and microbatches whose gradients are added."""
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -113,13 +114,13 @@ def run_updates(
     micro, is_first = pair
     known = UpdateContext(is_first)
     if prepare is not None:
-      known = known.replace(prepared=jax.lax.stop_gradient(prepare(state.params, micro)))
+      known = dataclasses.replace(known, prepared=jax.lax.stop_gradient(prepare(state.params, micro)))
 
     def gradient(i):
       piece = jax.tree.map(lambda x: x[i // num_parts], micro)
       value_and_grad = jax.value_and_grad(sum_of, has_aux=True)
       (total, (count, metrics)), grads = value_and_grad(
-        state.trainable, state, piece, known.replace(part=i % num_parts)
+        state.trainable, state, piece, dataclasses.replace(known, part=i % num_parts)
       )
       return grads, (total, count, metrics)
 
@@ -152,8 +153,8 @@ def run_updates(
     metrics = {name: _over_updates(name, values) for name, values in stacked.items()}
   if old_policy is not None:
     decay = ema.linear_decay(first_step, old_policy.slope, old_policy.ceiling)
-    state = state.replace(old=ema.update(state.old, state.trainable, decay))
-  return state.replace(step=first_step + 1), metrics
+    state = dataclasses.replace(state, old=ema.update(state.old, state.trainable, decay))
+  return dataclasses.replace(state, step=first_step + 1), metrics
 
 
 def _over_updates(name: str, values: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from uae_jax.models.clip import CLIPText
 from uae_jax.models.uae import to_signed
 from uae_jax.networks import Networks
 from uae_jax.options import ContrastiveOptions, Experiment
@@ -56,18 +57,29 @@ def make_loss(networks: Networks, name: str, text_graphdef: nnx.GraphDef, option
   return loss
 
 
+def text_tower(built: Built, rngs: nnx.Rngs) -> CLIPText:
+  """Makes the text tower that an embedder is trained with.
+
+  Raises:
+    ValueError: the model of the run has pre-trained embedders.
+  """
+  if built.make_text_tower is None:
+    raise ValueError("config.model has pre-trained embedders and no text tower: expected a model trained from scratch")
+  return built.make_text_tower(rngs)
+
+
 def spec(name: str) -> StageSpec:
   """Makes the stage that trains the embedder `name`."""
 
   def loss(config: Experiment, built: Built) -> Loss:
     # The text tower belongs to this stage only; later stages do not use it.
     with nnx.use_eager_sharding(False):
-      graphdef, _ = nnx.split(built.make_text_tower(nnx.Rngs(0)))
+      graphdef, _ = nnx.split(text_tower(built, nnx.Rngs(0)))
     return make_loss(built.networks, name, graphdef, config.section(name).options)
 
   def extra_params(built: Built, key: jax.Array) -> dict:
     with nnx.use_eager_sharding(False):
-      tower = nnx.state(built.make_text_tower(nnx.Rngs(jax.random.fold_in(key, 1))))
+      tower = nnx.state(text_tower(built, nnx.Rngs(jax.random.fold_in(key, 1))))
     return {"contrastive": {"text": nnx.to_pure_dict(tower), "logit_scale": jnp.log(jnp.float32(10.0))}}
 
   def finish(built: Built, params: dict, images: jax.Array) -> dict:

@@ -147,7 +147,8 @@ class _Stage:
       mask = grpo.effective_mask(self.objective, sampled.mask, sampled.is_closed)
       return self.replay(params, images, sampled.tokens)[1], mask
 
-    return grpo.entropy_threshold(*jax.lax.map(entropies, microbatches), self.objective.top_entropy)
+    entropy, mask = jax.lax.map(entropies, microbatches)
+    return grpo.entropy_threshold(entropy, mask, self.objective.top_entropy)
 
   def objective_of_piece(self, params, piece, known):
     images, sampled, old, values = piece

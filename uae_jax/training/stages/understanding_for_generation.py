@@ -100,8 +100,15 @@ class _Stage:
     if self.options.captions == DATASET:
       return batch["tokens"]
     model = self.networks.uae(params)
-    sizes = dict(max_new_tokens=self.options.max_new_tokens, temperature=self.options.temperature)
-    return reconstruct.caption(model, self.networks.prompts, captioner_images(batch), key, **sizes).tokens[:, 0]
+    sampled = reconstruct.caption(
+      model,
+      self.networks.prompts,
+      captioner_images(batch),
+      key,
+      max_new_tokens=self.options.max_new_tokens,
+      temperature=self.options.temperature,
+    )
+    return sampled.tokens[:, 0]
 
   def rollout(self, params, batch, key, step):
     caption_key, noise_key, sample_key = jax.random.split(key, 3)
