@@ -1,4 +1,4 @@
-"""The pre-norm transformer trunk that CLIP, DINOv2, DINOv3 and SigLIP 2 share.
+"""The pre-norm transformer trunk that the image embedders share.
 
 A block is x + scale * attention(norm(x)), then x + scale * mlp(norm(x)). Letters: see layers/__init__.py.
 """
