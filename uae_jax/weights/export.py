@@ -106,7 +106,9 @@ def write_uae(
   if not merged:
     if not (config.captioner_lora or config.decoder_lora):
       raise ValueError("these weights have no adapters: use --to huggingface")
-    _write_language_adapters(folders.language_adapters, config, params["captioner"], names)
+    _write_language_adapters(
+      folders.language_adapters, config.captioner, config.captioner_lora, params["captioner"], names
+    )
     _write_decoder_adapters(folders.decoder_adapters, config, params["decoder"])
   connector_tensors = Dump(params["connector"], connector.table(config.connector))
   if adapters_only:
@@ -119,7 +121,7 @@ def write_uae(
     language.add(tensors, str)
   copy_processor(loaded.processor_folder, folders.language)
   dtype = np.dtype(params["captioner"]["language"]["embedding"].dtype).name
-  _write_json(folders.language / "config.json", _language_config(loaded, dtype))
+  _write_json(folders.language / "config.json", _language_config(loaded, config.captioner, dtype))
   _write_pixel_statistics(folders.language / "preprocessor_config.json", config.captioner)
   write_folder(folders.language, "model", language)
 
@@ -166,13 +168,13 @@ def _scale(adapters: lora.LoRA | None, merged: bool) -> float | None:
   return adapters.alpha / adapters.rank if adapters and merged else None
 
 
-def _language_config(loaded: LoadedUAE, dtype: str) -> dict[str, Any]:
+def _language_config(loaded: LoadedUAE, captioner: Qwen25VLConfig, dtype: str) -> dict[str, Any]:
   """The content of `config.json`: that of the source if it exists, because it has more fields, else our own."""
   file = loaded.processor_folder / "config.json"
   if file.exists():
     return json.loads(file.read_text())
   tokens = loaded.processor
-  return huggingface_configs.qwen25_vl(loaded.config.captioner, dtype) | {
+  return huggingface_configs.qwen25_vl(captioner, dtype) | {
     "eos_token_id": tokens.end_ids[0],
     "pad_token_id": tokens.pad_id,
     "bos_token_id": tokens.pad_id,
@@ -187,16 +189,18 @@ def _write_pixel_statistics(file: Path, config: Qwen25VLConfig) -> None:
     _write_json(file, settings | wanted)
 
 
-def _write_language_adapters(folder: Path, config: UAEConfig, params: Mapping, names: str) -> None:
-  if config.captioner_lora is None:
+def _write_language_adapters(
+  folder: Path, captioner: Qwen25VLConfig, adapters: lora.LoRA | None, params: Mapping, names: str
+) -> None:
+  if adapters is None:
     return
-  table = qwen25_vl.adapter_table(config.captioner, config.captioner_lora, names, prefix=mmdit.PEFT)
+  table = qwen25_vl.adapter_table(captioner, adapters, names, prefix=mmdit.PEFT)
   targets = [
     _pattern(theirs, range(depth))
-    for theirs, ours, depth in qwen25_vl.linears(config.captioner, names)
-    if re.search(config.captioner_lora.targets, ours)
+    for theirs, ours, depth in qwen25_vl.linears(captioner, names)
+    if re.search(adapters.targets, ours)
   ]
-  _write_adapters(folder, config.captioner_lora, Dump(params, table), targets)
+  _write_adapters(folder, adapters, Dump(params, table), targets)
 
 
 def _write_decoder_adapters(folder: Path, config: UAEConfig, params: Mapping) -> None:

@@ -202,12 +202,13 @@ class Reader:
 
   def parts(self) -> list[Part]:
     """All models of the UAE, the connector only if the files have one; without the pooled conditioning."""
-    config = self.config
-    captioner_table = qwen25_vl.table(config.captioner)
+    config, captioner = self.config, self.config.captioner
+    assert isinstance(captioner, Qwen25VLConfig)  # the only kind that these folders hold
+    captioner_table = qwen25_vl.table(captioner)
     if config.captioner_lora:
-      captioner_table += qwen25_vl.adapter_table(config.captioner, config.captioner_lora)
+      captioner_table += qwen25_vl.adapter_table(captioner, config.captioner_lora)
     ignored = dict(qwen25_vl.IGNORED)
-    if not config.captioner.language.ties_embeddings:
+    if not captioner.language.ties_embeddings:
       ignored.pop(r"^lm_head\.weight$")
     decoder, decoder_table = Renamed(), mmdit.table(config.decoder)
     for tensors in (self.decoder, self.decoder_adapters):
