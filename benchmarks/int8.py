@@ -18,15 +18,15 @@ from uae_jax.options import DataOptions
 def figures(uae: uae_jax.UAE, split: held_out.HeldOut) -> tuple[dict[str, float], list[str]]:
   """(metrics, captions) of greedy captions and of the images generated from them."""
   originals = [Image.fromarray(image) for image in split.images]
-  captions, painted = uae.reconstruct(originals, temperature=0.0, output="array")
-  errors = np.mean((painted - split.images / 255.0) ** 2, axis=(1, 2, 3))
+  captions, reconstructions = uae.reconstruct(originals, temperature=0.0, output="array")
+  errors = np.mean((reconstructions - split.images / 255.0) ** 2, axis=(1, 2, 3))
   told = split.figures(captions)
   return {
     "MB": sum(leaf.nbytes for leaf in jax.tree.leaves(uae.params)) / 1e6,
     "recall": told["caption_recall"],
     "precision": told["caption_precision"],
     "PSNR, dB": float(np.mean(-10 * np.log10(errors))),
-    "objects right": split.truth.image_figures(painted * 255.0)["object_accuracy"],
+    "objects right": split.truth.image_figures(reconstructions * 255.0)["object_accuracy"],
   }, captions
 
 

@@ -27,7 +27,7 @@ def cases(world: World) -> dict:
       jnp.zeros((*shape, size.rollouts)),
     )
     tokens = jnp.asarray(inputs.captions(size)[:, 0])
-    groups = ImageGroups(tokens, context, negative=None, final=latents[:, -1], kept=steps)
+    groups = ImageGroups(tokens, context, negative=None, final=latents[:, -1], record=steps)
     arguments = (stages.batch(world), groups, jnp.asarray(inputs.advantages(size)))
     first = None
     flops = matrix_flops(phases.update, world.state("decoder"), *arguments)

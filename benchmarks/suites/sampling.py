@@ -22,25 +22,25 @@ def contexts(world: World, rows: int) -> tuple[Context, Context]:
   return Context(states[:rows], mask[:rows]), Context(states[rows:], mask[rows:])
 
 
-def painter(world: World, steps: int, guidance: float):
+def make_generate(world: World, steps: int, guidance: float):
   """Makes the function (params, context, negative, noise) -> latents, without adapters."""
 
-  def paint(params, context, negative, noise):
+  def generate(params, context, negative, noise):
     model = world.networks.uae(params, adapters=False)
     velocity = velocity_field(model, context, guidance=guidance, negative=negative)
     return sample_ode(velocity, noise, num_steps=steps, shift=SHIFT)
 
-  return paint
+  return generate
 
 
 def cases(world: World) -> dict:
   size = world.size
 
   def guided():
-    paint = painter(world, size.sampling_steps, size.guidance)
+    generate = make_generate(world, size.sampling_steps, size.guidance)
     noise = jnp.asarray(inputs.noise(size, size.sampling_px, size.sampling_batch))
     arguments = (world.params, *contexts(world, size.sampling_batch), noise)
-    compiled = jax.jit(paint)
+    compiled = jax.jit(generate)
 
     def run():
       return jax.block_until_ready(compiled(*arguments))
@@ -49,7 +49,7 @@ def cases(world: World) -> dict:
       run=run,
       unit="images",
       amount=size.sampling_batch,
-      flops=matrix_flops(paint, *arguments),
+      flops=matrix_flops(generate, *arguments),
       check=lambda: np.asarray(run()).ravel()[::97].tolist(),
     )
 

@@ -12,8 +12,8 @@ def decode(nets: Nets, latents: torch.Tensor) -> torch.Tensor:
   """Decodes latents to images float[B, 3, H, W] in [-1, 1]."""
   config, chunks = nets.vae.config, nets.size.decode_chunks
   scaled = latents.to(nets.dtype) / config.scaling_factor + config.shift_factor
-  pieces = [nets.vae.decode(piece, return_dict=False)[0] for piece in scaled.chunk(chunks)]
-  return torch.cat(pieces).clamp(-1, 1)
+  images = [nets.vae.decode(chunk, return_dict=False)[0] for chunk in scaled.chunk(chunks)]
+  return torch.cat(images).clamp(-1, 1)
 
 
 def embed(nets: Nets, images: torch.Tensor) -> torch.Tensor:
@@ -28,8 +28,8 @@ def embed(nets: Nets, images: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def advantages(nets: Nets, latents: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
   """Advantages float32[B, R] of latents [B * R, C, h, w], given originals [B, 3, H, W]."""
-  painted = embed(nets, decode(nets, latents)).unflatten(0, (len(originals), -1))
-  rewards = torch.einsum("bre,be->br", painted, embed(nets, originals))
+  generated = embed(nets, decode(nets, latents)).unflatten(0, (len(originals), -1))
+  rewards = torch.einsum("bre,be->br", generated, embed(nets, originals))
   return (rewards - rewards.mean(dim=1, keepdim=True)) / (rewards.std(dim=1, keepdim=True) + 1e-4)
 
 

@@ -27,10 +27,10 @@ def cases(nets: Nets) -> dict:
       tokens = captioner.generate(nets, nets.captioner, captioner_images, size.rollouts, size.caption_tokens)
       policy.unmerge_adapter()
       noise = nets.noise(inputs.noise(size, size.image_px, size.prompts)).repeat_interleave(size.rollouts, dim=0)
-      pieces = zip(
+      chunks = zip(
         captioner.encode_captions(nets, tokens).chunk(size.decode_chunks), noise.chunk(size.decode_chunks), strict=True
       )
-      latents = torch.cat([decoder.sample(nets, velocity, *piece, size.reward_steps) for piece in pieces])
+      latents = torch.cat([decoder.sample(nets, velocity, *chunk, size.reward_steps) for chunk in chunks])
       values = reward.advantages(nets, latents, originals)
       captioner.token_loss(log_probs(tokens.unflatten(0, (size.prompts, -1))), values).backward()
       optimizer.step()

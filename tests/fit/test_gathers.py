@@ -105,18 +105,18 @@ def test_an_update_of_adapters_keeps_no_frozen_weights(world, make_policy, objec
   policy = make_policy(options, objective)
   optimizer = make_optimizer(OptimizerOptions(learning_rate=1e-3), 10)
 
-  def objective_of_part(params, kept, known):
+  def objective_of_part(params, record, known):
     def velocity(latents, sigma):
       net = nnx.merge(graphdef, params).net
       return net(latents, jnp.broadcast_to(1000 * sigma, len(latents)), jnp.ones(context.shape), jnp.ones(pooled.shape))
 
-    return policy.loss(Fields(velocity, reference=None), kept, known.part, jnp.ones((1, 8)), known.old)
+    return policy.loss(Fields(velocity, reference=None), record, known.part, jnp.ones((1, 8)), known.old)
 
   def update(params, key):
     state = create(params, lora.is_adapter, optimizer, key, has_ema=False)
-    _, kept = policy.sample(lambda repeat: lambda x, _: x, jnp.zeros((1, 8, 8, 16)), key, 0)
+    _, record = policy.sample(lambda repeat: lambda x, _: x, jnp.zeros((1, 8, 8, 16)), key, 0)
     options = UpdateOptions()
-    return run_updates(state, kept, objective_of_part, options, optimizer, num_parts=policy.num_points)
+    return run_updates(state, record, objective_of_part, options, optimizer, num_parts=policy.num_points)
 
   with jax.set_mesh(mesh):
     found = list(loops(jax.make_jaxpr(update)(params, jax.random.key(0)).jaxpr))

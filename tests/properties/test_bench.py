@@ -29,20 +29,22 @@ class ByColour:
 
 @pytest.fixture
 def folders(tmp_path):
-  originals, painted = tmp_path / "originals", tmp_path / "painted"
+  originals, generated = tmp_path / "originals", tmp_path / "generated"
   for name in ("same.png", "stem.png", "prefixed.png", "lost.png", "torn.png"):
     save(originals, name, 100)
-  save(painted, "same.png", 100)
-  save(painted, "stem.bmp", 0)
-  save(painted, "recon_prefixed.png", 255)
-  save(painted, "recon_same.png", 7)
-  (painted / "torn.png").write_bytes(b"no image")
-  return originals, painted
+  save(generated, "same.png", 100)
+  save(generated, "stem.bmp", 0)
+  save(generated, "recon_prefixed.png", 255)
+  save(generated, "recon_same.png", 7)
+  (generated / "torn.png").write_bytes(b"no image")
+  return originals, generated
 
 
 def test_pairing_prefers_the_name_then_the_stem_then_the_prefix(folders):
-  originals, painted = map(unified_bench.image_files, folders)
-  found = {reference.name: image and image.name for reference, image in unified_bench.pair(originals, painted).items()}
+  originals, generated = map(unified_bench.image_files, folders)
+  found = {
+    reference.name: image and image.name for reference, image in unified_bench.pair(originals, generated).items()
+  }
   assert found == {
     "same.png": "same.png",
     "stem.png": "stem.bmp",

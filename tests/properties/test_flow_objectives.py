@@ -161,15 +161,15 @@ def test_micro_batches_add_to_the_batch(name):
   objective, rollout = CONFIGURATIONS[name], make_rollout()
   loss, metrics = call(objective, rollout)
 
-  def piece(i):
+  def microbatch(i):
     return {key: value[i : i + 1] if key == "advantages" else value[:, i : i + 1] for key, value in rollout.items()}
 
-  pieces = [call(objective, piece(i)) for i in range(PROMPTS)]
-  assert float(sum(p.sum for p, _ in pieces)) == pytest.approx(float(loss.sum), rel=1e-10)
-  assert float(sum(p.count for p, _ in pieces)) == float(loss.count) == len(STEPS) * PROMPTS * ROLLOUTS
+  microbatches = [call(objective, microbatch(i)) for i in range(PROMPTS)]
+  assert float(sum(p.sum for p, _ in microbatches)) == pytest.approx(float(loss.sum), rel=1e-10)
+  assert float(sum(p.count for p, _ in microbatches)) == float(loss.count) == len(STEPS) * PROMPTS * ROLLOUTS
   for metric, (total, count) in metrics.items():
-    assert float(sum(m[metric][0] for _, m in pieces)) == pytest.approx(float(total), rel=1e-9, abs=1e-12)
-    assert float(sum(m[metric][1] for _, m in pieces)) == float(count)
+    assert float(sum(m[metric][0] for _, m in microbatches)) == pytest.approx(float(total), rel=1e-9, abs=1e-12)
+    assert float(sum(m[metric][1] for _, m in microbatches)) == float(count)
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
@@ -307,7 +307,7 @@ FORWARD = {
 
 
 @pytest.mark.parametrize("name", FORWARD)
-def test_forward_objectives_equal_torch_and_add_over_pieces(name):
+def test_forward_objectives_equal_torch_and_add_over_microbatches(name):
   objective, samples = FORWARD[name], make_samples()
   expected, expected_gradient = torch_forward_loss(objective, samples)
 
@@ -317,8 +317,10 @@ def test_forward_objectives_equal_torch_and_add_over_pieces(name):
   value, gradient = jax.value_and_grad(loss)(jnp.asarray(samples["velocity"]))
   assert float(value) == pytest.approx(expected, rel=1e-10)
   np.testing.assert_allclose(gradient, expected_gradient, atol=1e-12)
-  pieces = [forward(objective, {k: v[i : i + 2] for k, v in samples.items()})[0] for i in (0, 2, 4)]
-  assert float(sum(p.sum for p in pieces) / sum(p.count for p in pieces)) == pytest.approx(expected, rel=1e-10)
+  microbatches = [forward(objective, {k: v[i : i + 2] for k, v in samples.items()})[0] for i in (0, 2, 4)]
+  assert float(sum(p.sum for p in microbatches) / sum(p.count for p in microbatches)) == pytest.approx(
+    expected, rel=1e-10
+  )
 
 
 @pytest.mark.parametrize("name", FORWARD)

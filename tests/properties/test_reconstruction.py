@@ -25,6 +25,6 @@ def test_answer_conditioning_reads_the_captioners_own_pixels(monkeypatch):
   options = EvaluationOptions(batch_size=2, sampler_steps=1, conditioning="answer", embedders=())
   reconstructor = Reconstructor(rl_world.built().networks, options)
   with jax.set_mesh(rl_world.mesh()):
-    painted, similarities = reconstructor.paint(rl_world.params(), images, tokens, captioner_images=smaller)
+    reconstructions, similarities = reconstructor.generate(rl_world.params(), images, tokens, captioner_images=smaller)
   assert seen == [smaller.shape]
-  assert painted.shape == images.shape and np.all(np.isfinite(similarities["psnr"]))
+  assert reconstructions.shape == images.shape and np.all(np.isfinite(similarities["psnr"]))

@@ -82,11 +82,11 @@ def embed(name, images):
 
 def test_an_ensemble_measures_every_reward_and_pays_for_the_weighted():
   random = np.random.default_rng(0)
-  images, painted = (jnp.asarray(random.normal(size=(n, 4, 4, 3)), jnp.float32) for n in (1, len(CAPTIONS)))
+  images, reconstructions = (jnp.asarray(random.normal(size=(n, 4, 4, 3)), jnp.float32) for n in (1, len(CAPTIONS)))
   ensemble = Ensemble((("clip", 1.0), ("length", 0.5), ("repetition", 0.0)), "dinov2")
-  rewards, measured = ensemble.measure(embed, images, painted, rows())
+  rewards, measured = ensemble.measure(embed, images, reconstructions, rows())
   assert set(rewards) == {"clip", "length", "repetition"} and "held_out_reward" in measured
-  np.testing.assert_allclose(rewards["clip"][0], embed("clip", painted) @ embed("clip", images)[0], atol=1e-6)
+  np.testing.assert_allclose(rewards["clip"][0], embed("clip", reconstructions) @ embed("clip", images)[0], atol=1e-6)
   values, metrics = ensemble.advantages(rewards, AdvantageOptions(scale="none"))
   total = np.asarray(rewards["clip"] + 0.5 * rewards["length"])
   np.testing.assert_allclose(values, total - total.mean(), atol=1e-5)
@@ -100,7 +100,7 @@ def test_a_judge_that_is_only_measured_may_fail_without_harm():
   rewards = {"clip": jnp.array([[0.1, 0.4]]), "http": jnp.array([[np.nan, 1.0]])}
   measured = Ensemble((("clip", 1.0), ("http", 0.0)))
   values, metrics = measured.advantages(rewards, AdvantageOptions())
-  assert np.all(np.asarray(values) != 0) and metrics["judge_failures"] == 0.5 and metrics["reward_http"] == 1.0
+  assert np.all(np.asarray(values) != 0) and metrics["external_failures"] == 0.5 and metrics["reward_http"] == 1.0
   values, _ = Ensemble((("clip", 1.0), ("http", 1.0))).advantages(rewards, AdvantageOptions())
   assert not np.any(values)
 
@@ -182,8 +182,8 @@ def judge(monkeypatch):
 def ask(judge, captions=(("a", "bcd"),), **options):
   fields = dict(url=judge.url, timeout_seconds=5.0, retries=2, backoff_seconds=0.01) | options
   originals = np.zeros((len(captions), 2, 2, 3), np.uint8)
-  painted = np.full((len(captions), len(captions[0]), 2, 2, 3), 200, np.uint8)
-  return ExternalReward(ExternalRewardOptions(**fields))(captions, originals, painted)
+  reconstructions = np.full((len(captions), len(captions[0]), 2, 2, 3), 200, np.uint8)
+  return ExternalReward(ExternalRewardOptions(**fields))(captions, originals, reconstructions)
 
 
 def test_groups_are_judged_with_their_pictures_at_the_same_time(judge, monkeypatch):
@@ -304,7 +304,7 @@ def test_a_number_that_is_none_loses_one_rollout(judge, value):
   np.testing.assert_array_equal(ask(judge, on_failure="zero"), [[0, 2]])
 
 
-def test_a_step_shows_the_judge_what_was_painted_and_learns_from_its_answer(judge):
+def test_a_step_shows_the_judge_what_was_generated_and_learns_from_its_answer(judge):
   """Between the phases, on the host: advantages include the rewards of the embedder and of the external server."""
 
   class Words:

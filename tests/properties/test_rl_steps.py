@@ -134,13 +134,13 @@ def test_microbatches_add_to_the_batch_of_captions():
   """With the entropy threshold of the whole batch, which no microbatch can compute alone."""
   objective = TokenObjective(loss="bnpo", top_entropy=0.4, entropy_bonus=0.01, truncation="mask")
   results = [
-    updated("captioner", captioner_phases(objective=objective, num_microbatches=pieces), rolled_out("captioner"))
-    for pieces in (1, 2)
+    updated("captioner", captioner_phases(objective=objective, num_microbatches=count), rolled_out("captioner"))
+    for count in (1, 2)
   ]
   assert_equal_updates(*results)
 
 
-def test_microbatches_and_pieces_of_groups_add_to_the_batch_of_images():
+def test_microbatches_and_chunks_of_groups_add_to_the_batch_of_images():
   phases = decoder_phases(), decoder_phases(num_microbatches=2, replay_chunks=3)
   assert_equal_updates(*(updated("decoder", each, rolled_out("decoder")) for each in phases))
 

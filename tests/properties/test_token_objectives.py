@@ -160,14 +160,18 @@ def test_micro_batches_add_to_the_batch(name):
     threshold = grpo.entropy_threshold(jnp.asarray(batch["entropy"]), jnp.asarray(batch["mask"]), objective.top_entropy)
     changes["entropy_threshold_value"] = threshold
   loss, metrics = call(objective, batch, **changes)
-  pieces = [call(objective, rows(batch, i, i + 1), **changes) for i in range(PROMPTS)]
-  assert float(sum(piece.sum for piece, _ in pieces)) == pytest.approx(float(loss.sum), rel=1e-10)
+  microbatches = [call(objective, rows(batch, i, i + 1), **changes) for i in range(PROMPTS)]
+  assert float(sum(microbatch.sum for microbatch, _ in microbatches)) == pytest.approx(float(loss.sum), rel=1e-10)
   # The denominator is known before the update, from the masks alone.
   masks = jnp.asarray(batch["mask"]), jnp.asarray(batch["is_closed"])
-  assert float(sum(piece.count for piece, _ in pieces)) == float(loss.count) == grpo.denominator(objective, *masks)
+  assert (
+    float(sum(microbatch.count for microbatch, _ in microbatches))
+    == float(loss.count)
+    == grpo.denominator(objective, *masks)
+  )
   for metric, (total, count) in metrics.items():
-    assert float(sum(m[metric][0] for _, m in pieces)) == pytest.approx(float(total), rel=1e-10, abs=1e-12)
-    assert float(sum(m[metric][1] for _, m in pieces)) == float(count)
+    assert float(sum(m[metric][0] for _, m in microbatches)) == pytest.approx(float(total), rel=1e-10, abs=1e-12)
+    assert float(sum(m[metric][1] for _, m in microbatches)) == float(count)
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

@@ -82,8 +82,8 @@ def compiled_update(net, is_trainable):
   key = jax.eval_shape(lambda: jax.random.key(0))
   state = jax.eval_shape(lambda params, key: create(params, is_trainable, OPTIMIZER, key, has_ema=False), params, key)
 
-  def objective(params, piece, _):
-    return (loss(nnx.merge(graphdef, params), piece), jnp.float32(1.0)), {}
+  def objective(params, microbatch, _):
+    return (loss(nnx.merge(graphdef, params), microbatch), jnp.float32(1.0)), {}
 
   def update(state, batch):
     return run_updates(state, batch, objective, UpdateOptions(), OPTIMIZER)

@@ -84,8 +84,8 @@ class StageEvaluator:
   def vae_figures(self, params: dict) -> dict:
     """Computes the metrics of the VAE's own reconstructions, an upper bound for those of the UAE."""
     split = self.splits[PLAIN]
-    painted, psnr = self.reconstructor.autoencode(params, split.images)
-    accuracy = {} if split.truth is None else split.truth.image_figures((painted + 1.0) * 127.5)
+    reconstructions, psnr = self.reconstructor.autoencode(params, split.images)
+    accuracy = {} if split.truth is None else split.truth.image_figures((reconstructions + 1.0) * 127.5)
     return {"psnr": float(np.mean(psnr)), **accuracy}
 
   def caption_figures(self, params: dict) -> dict:
@@ -113,12 +113,12 @@ class StageEvaluator:
       split = self.splits[name]
       tokens = self.reconstructor.caption(params, split.captioner_images, temperature=temperature)
       noises = 1 if prefix else self.section.num_noises
-      measured, painted, details = self._measure(params, split, tokens, noises)
+      measured, reconstructions, details = self._measure(params, split, tokens, noises)
       figures |= {prefix + name: value for name, value in measured.items()}
       if not prefix:
-        self._write_gallery(folder, tokens, painted, details)
+        self._write_gallery(folder, tokens, reconstructions, details)
         if before is not None:
-          _, similarities = self._paint(before, split, tokens, noises)
+          _, similarities = self._generate(before, split, tokens, noises)
           figures["paired"] = {
             name: paired_gain(similarities[key], details[key]) for name, key in self.similarities.items()
           }
@@ -143,19 +143,19 @@ class StageEvaluator:
   def _texts(self, tokens: np.ndarray) -> list[str]:
     return [self.processor.caption_text(row) for row in tokens]
 
-  def _paint(self, params: dict, split: HeldOut, tokens: np.ndarray, num_noises: int) -> tuple[np.ndarray, dict]:
-    return self.reconstructor.paint(
+  def _generate(self, params: dict, split: HeldOut, tokens: np.ndarray, num_noises: int) -> tuple[np.ndarray, dict]:
+    return self.reconstructor.generate(
       params, split.images, tokens, captioner_images=split.captioner_images, num_noises=num_noises
     )
 
   def _measure(self, params: dict, split: HeldOut, tokens: np.ndarray, num_noises: int = 1):
     """Computes (metrics, reconstructions of the first noise, similarities per image) from captions of a split."""
-    painted, similarities = self._paint(params, split, tokens, num_noises)
+    reconstructions, similarities = self._generate(params, split, tokens, num_noises)
     figures = split.figures(self._texts(tokens))
     figures |= {name: float(np.mean(similarities[key])) for name, key in self.similarities.items()}
     if split.truth is not None:
-      figures |= split.truth.image_figures((painted + 1.0) * 127.5)
-    return figures, painted, similarities
+      figures |= split.truth.image_figures((reconstructions + 1.0) * 127.5)
+    return figures, reconstructions, similarities
 
   # --- Files ---------------------------------------------------------------------------------------------------------
 
@@ -170,7 +170,7 @@ class StageEvaluator:
     temporary.write_text(json.dumps(value, indent=1) + "\n")
     temporary.replace(file)
 
-  def _write_gallery(self, folder: str, tokens: np.ndarray, painted: np.ndarray, similarities: dict) -> None:
+  def _write_gallery(self, folder: str, tokens: np.ndarray, reconstructions: np.ndarray, similarities: dict) -> None:
     if jax.process_index() > 0:
       return
     directory = self.workdir / "samples" / folder
@@ -181,7 +181,7 @@ class StageEvaluator:
     items = []
     for i, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
       Image.fromarray(split.images[i]).save(directory / f"orig_{i}.png")
-      Image.fromarray(to_uint8(painted[i])).save(directory / f"recon_{i}.png")
+      Image.fromarray(to_uint8(reconstructions[i])).save(directory / f"recon_{i}.png")
       scores = {name: float(similarities[key][i]) for name, key in self.similarities.items()}
       items.append(
         {

@@ -25,7 +25,7 @@ class Reconstructor:
     self.networks = networks
     self.options = options
     self._caption = jax.jit(self._caption_batch)
-    self._paint = jax.jit(self._paint_batch)
+    self._generate = jax.jit(self._generate_batch)
 
   def _caption_batch(self, params: dict, images: jax.Array, key: jax.Array, temperature: jax.Array) -> jax.Array:
     model = self.networks.uae(params)
@@ -38,7 +38,7 @@ class Reconstructor:
       temperature=temperature,
     ).tokens[:, 0]
 
-  def _paint_batch(
+  def _generate_batch(
     self, params: dict, images: jax.Array, captioner_images: jax.Array, tokens: jax.Array, key: jax.Array
   ):
     options, networks = self.options, self.networks
@@ -104,7 +104,7 @@ class Reconstructor:
       len(images), lambda i, rows: self._caption(params, images[rows], jax.random.fold_in(key, i), temperature)
     )
 
-  def paint(
+  def generate(
     self,
     params: dict,
     images: np.ndarray,
@@ -131,13 +131,13 @@ class Reconstructor:
     arrays = (images, images if captioner_images is None else captioner_images, tokens)
     for noise in range(num_noises):
       key = jax.random.fold_in(jax.random.key(self.options.seed), 100 + noise)
-      run = functools.partial(self._paint_rows, params, arrays, key)
+      run = functools.partial(self._generate_rows, params, arrays, key)
       results.append(self._gather(len(images), run))
     figures = {name: np.mean([scores[name] for _, scores in results], axis=0) for name in results[0][1]}
     return results[0][0], figures
 
-  def _paint_rows(self, params, arrays, key, index, rows):
-    return self._paint(params, *(array[rows] for array in arrays), jax.random.fold_in(key, index))
+  def _generate_rows(self, params, arrays, key, index, rows):
+    return self._generate(params, *(array[rows] for array in arrays), jax.random.fold_in(key, index))
 
 
 def psnr(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ HEAD = """# Pods: images and captions a second
 Worked out from the plans beside this page, none of it measured on a TPU. A phase takes the longer of two times: that of
 its matrix products at the chip's peaks (each the larger of FLOPs and bytes moved), and that of its collectives at the
 links' peak; phases follow each other. At 60 % everything takes 1 / 0.6 of that time. Images are those that the decoder
-learns from or paints for a reward, captions those that the captioner samples; both are of whole steps, and a chip's
+learns from or generates for a reward, captions those that the captioner samples; both are of whole steps, and a chip's
 share.
 """
 

@@ -42,7 +42,7 @@ def write_page(
         "name": pair.reference.name,
         "reconstruction": pair.image.name,
         "original": embed(read_image(pair.reference)),
-        "painted": embed(read_image(pair.image)),
+        "generated": embed(read_image(pair.image)),
         "similarities": {name: f"{100 * value:.2f}" for name, value in pair.similarities.items()},
         "mean": f"{100 * pair.mean:.2f}",
       }

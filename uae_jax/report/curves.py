@@ -62,7 +62,7 @@ CURVES = (
     [("caption_length_min", "shortest"), ("caption_length_max", "longest")],
     None,
   ),
-  ("Judge failures", "rollouts without an external reward", [("judge_failures", "fraction")], (0.0, 1.0)),
+  ("External failures", "rollouts without an external reward", [("external_failures", "fraction")], (0.0, 1.0)),
   ("Rollouts per second", "per device, over all phases", [("rollouts_per_second", "rollouts")], None),
   ("Loss", "", [("loss", "loss")], None),
 )

@@ -27,8 +27,8 @@ def cosine_rewards(
 
   def similarity(name):
     original = embed(name, images)
-    painted = embed(name, reconstructions).reshape(num_prompts, -1, original.shape[-1])
-    return jnp.einsum("PE,PRE->PR", original, painted)
+    generated = embed(name, reconstructions).reshape(num_prompts, -1, original.shape[-1])
+    return jnp.einsum("PE,PRE->PR", original, generated)
 
   return {name: similarity(name) for name in names}
 

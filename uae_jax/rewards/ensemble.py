@@ -54,7 +54,7 @@ class Ensemble:
     return tuple(name for name in self.names if name in TEXT_REWARDS)
 
   @property
-  def has_judge(self) -> bool:
+  def has_external(self) -> bool:
     return EXTERNAL in self.names
 
   def check(self, known_encoders: Collection[str]) -> None:
@@ -76,7 +76,7 @@ class Ensemble:
     self,
     embed: Callable[[str, jax.Array], jax.Array],
     images: jax.Array,
-    painted: jax.Array,
+    reconstructions: jax.Array,
     captions: tuple[jax.Array, jax.Array, jax.Array] | None = None,
   ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Computes all rewards except the external one: (rewards name -> float32[prompts, rollouts], metrics).
@@ -84,15 +84,14 @@ class Ensemble:
     Args:
       embed: (name of the embedder, float[B, H, W, 3] in [-1, 1]) -> unit-norm float32[B, E].
       images: float[prompts, H, W, 3] in [-1, 1], originals.
-      painted: float[prompts * rollouts, H, W, 3] in [-1, 1], reconstructions, the rollouts of a prompt in consecutive
-        rows.
+      reconstructions: float[prompts * rollouts, H, W, 3] in [-1, 1], the rollouts of a prompt in consecutive rows.
       captions: (tokens int32[prompts, rollouts, L], mask, is_closed), see `text_reward`; required by text rewards.
 
     Raises:
       ValueError: a text reward has no captions.
     """
     held_out = (self.held_out,) if self.held_out else ()
-    similarities = cosine_rewards(embed, self.embedders + held_out, images, painted)
+    similarities = cosine_rewards(embed, self.embedders + held_out, images, reconstructions)
     rewards = {name: similarities[name] for name in self.embedders}
     if self.texts:
       if captions is None:
@@ -116,8 +115,8 @@ class Ensemble:
     }
     for name in self.names:
       metrics |= reward_statistics(f"reward_{name}", rewards[name])
-    if self.has_judge:
-      metrics["judge_failures"] = 1.0 - jnp.mean(jnp.isfinite(rewards[EXTERNAL]))
+    if self.has_external:
+      metrics["external_failures"] = 1.0 - jnp.mean(jnp.isfinite(rewards[EXTERNAL]))
     return values, metrics
 
 
@@ -125,11 +124,11 @@ def reward_statistics(name: str, rewards: jax.Array) -> dict[str, jax.Array]:
   """Computes the mean of rewards float32[prompts, rollouts] and the mean in-group std, over the finite values."""
   valid = jnp.isfinite(rewards)
   count = jnp.sum(valid, axis=1, keepdims=True)
-  kept = jnp.where(valid, rewards, 0)
-  means = jnp.sum(kept, axis=1, keepdims=True) / jnp.maximum(count, 1)
+  finite = jnp.where(valid, rewards, 0)
+  means = jnp.sum(finite, axis=1, keepdims=True) / jnp.maximum(count, 1)
   squares = jnp.sum(jnp.where(valid, jnp.square(rewards - means), 0), axis=1) / jnp.maximum(count[:, 0], 1)
   return {
-    name: jnp.sum(kept) / jnp.maximum(jnp.sum(valid), 1),
+    name: jnp.sum(finite) / jnp.maximum(jnp.sum(valid), 1),
     f"{name}_std_in_group": jnp.sum(jnp.sqrt(squares)) / jnp.maximum(jnp.sum(count > 0), 1),
   }
 

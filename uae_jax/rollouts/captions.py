@@ -207,11 +207,11 @@ def token_log_probs(
 
   if num_chunks == 1:
     return chunk(hidden, tokens)
-  pieces = [
+  chunks = [
     jax.checkpoint(chunk)(h, t)
     for h, t in zip(jnp.split(hidden, num_chunks, axis=2), jnp.split(tokens, num_chunks, axis=2), strict=True)
   ]
-  log_probs, entropy = (jnp.concatenate(part, axis=2) for part in zip(*pieces, strict=True))
+  log_probs, entropy = (jnp.concatenate(part, axis=2) for part in zip(*chunks, strict=True))
   return log_probs, entropy
 
 
@@ -269,5 +269,5 @@ def caption_kl(
     logits, others = (captioner.logits(h) / temperature for captioner, h in zip(captioners, (own, other), strict=True))
     return kl.exact(logits, jax.lax.stop_gradient(others))
 
-  pieces = zip(*(jnp.split(h, num_chunks, axis=2) for h in hidden), strict=True)
-  return jnp.concatenate([jax.checkpoint(chunk)(*piece) for piece in pieces], axis=2)
+  chunks = zip(*(jnp.split(h, num_chunks, axis=2) for h in hidden), strict=True)
+  return jnp.concatenate([jax.checkpoint(chunk)(*states) for states in chunks], axis=2)

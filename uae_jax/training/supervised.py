@@ -36,14 +36,14 @@ def make_step(
       (value, metrics), grads = value_and_grad(state, batch, key)
     else:
       # Microbatch i takes rows i, i + n, ..., so each device keeps its own rows. The scan holds one set of gradients.
-      pieces = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, num_microbatches, *x.shape[1:]), 0, 1), batch)
+      microbatches = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, num_microbatches, *x.shape[1:]), 0, 1), batch)
       keys = jax.random.split(key, num_microbatches)
 
-      def accumulate(total, piece):
-        outputs, grads = value_and_grad(state, *piece)
+      def accumulate(total, inputs):
+        outputs, grads = value_and_grad(state, *inputs)
         return jax.tree.map(jnp.add, total, grads), outputs
 
-      grads, outputs = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, state.trainable), (pieces, keys))
+      grads, outputs = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, state.trainable), (microbatches, keys))
       grads = jax.tree.map(lambda x: x / num_microbatches, grads)
       value, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), outputs)
     state, update_metrics = apply_gradients(state, grads, value, optimizer, ema_decay=ema_decay)

@@ -19,7 +19,7 @@ class Noised:
   """Finished images and the T noised points per image at which the loss is evaluated.
 
   Made by `sample` of `make_policy`, and completed by its `record_old_policy` and `record_average_policy`; read by its
-  `loss`. Carried in `ImageGroups.kept`.
+  `loss`. Carried in `ImageGroups.record`.
 
   Attributes:
     x: float32[prompts, 1, rollouts, h, w, 16], finished latents.
@@ -68,24 +68,24 @@ def make_policy(options: UnderstandingForGenerationOptions, objective: ImageObje
     sigma = flow_matching.shift_sigmas(low + (high - low) * u, options.shift)
     return final, Noised(final[:, None], jax.random.normal(noise_key, (*points, *final.shape[2:])), sigma)
 
-  def velocities(velocity, kept: Noised):
+  def velocities(velocity, record: Noised):
     """Evaluates the velocity at all points, one after the other: float32[T, prompts * rollouts, h, w, 16]."""
-    x = flat(kept.x, 1)[0]
+    x = flat(record.x, 1)[0]
 
     def at_point(point):
       noise, sigma = point
       return velocity(flow_matching.interpolate(x, noise, sigma), sigma)
 
-    return one_by_one(at_point, (flat(kept.noise, 1), flat(kept.sigma, 1)))
+    return one_by_one(at_point, (flat(record.noise, 1), flat(record.sigma, 1)))
 
-  def record_old_policy(velocity, kept: Noised):
-    return dataclasses.replace(kept, old_velocity=by_prompt(velocities(velocity, kept), 1, num_rollouts))
+  def record_old_policy(velocity, record: Noised):
+    return dataclasses.replace(record, old_velocity=by_prompt(velocities(velocity, record), 1, num_rollouts))
 
-  def record_average_policy(velocity, kept: Noised):
-    return dataclasses.replace(kept, average_velocity=by_prompt(velocities(velocity, kept), 1, num_rollouts))
+  def record_average_policy(velocity, record: Noised):
+    return dataclasses.replace(record, average_velocity=by_prompt(velocities(velocity, record), 1, num_rollouts))
 
-  def loss(fields: Fields, kept: Noised, i, advantages, old):
-    kept = kept.at(i)
+  def loss(fields: Fields, record: Noised, i, advantages, old):
+    record = record.at(i)
 
     def joined(x):
       """[T, prompts * rollouts, ...] -> [T * prompts * rollouts, ...]."""
@@ -95,18 +95,18 @@ def make_policy(options: UnderstandingForGenerationOptions, objective: ImageObje
       """[prompts, T, rollouts, ...] -> [T * prompts * rollouts, ...]."""
       return joined(flat(x, 1))
 
-    velocity = joined(velocities(fields.policy, kept))
-    stored = None if kept.old_velocity is None else rows(kept.old_velocity)
-    reference = joined(velocities(fields.reference(), kept)) if objective.beta else None
+    velocity = joined(velocities(fields.policy, record))
+    stored = None if record.old_velocity is None else rows(record.old_velocity)
+    reference = joined(velocities(fields.reference(), record)) if objective.beta else None
     return forward_process.forward_objective(
       objective,
       velocity=velocity,
       old_velocity=old(stored, velocity),
-      x=rows(jnp.broadcast_to(kept.x, kept.noise.shape)),
-      noise=rows(kept.noise),
-      sigma=rows(kept.sigma),
-      advantages=rows(jnp.broadcast_to(advantages[:, None], kept.sigma.shape)),
-      average_velocity=None if kept.average_velocity is None else rows(kept.average_velocity),
+      x=rows(jnp.broadcast_to(record.x, record.noise.shape)),
+      noise=rows(record.noise),
+      sigma=rows(record.sigma),
+      advantages=rows(jnp.broadcast_to(advantages[:, None], record.sigma.shape)),
+      average_velocity=None if record.average_velocity is None else rows(record.average_velocity),
       reference_velocity=reference,
     )
 

@@ -31,19 +31,19 @@ class ImagePolicy:
   """Sampler and loss of one family of stage 3 objectives.
 
   Made by `sde_policy.make_policy` (Flow-GRPO) and `forward_policy.make_policy` (DiffusionNFT, AWM); read by the rollout
-  and the update of stage 3. `kept` is the family's own record of a rollout: `sde_policy.Steps` or
+  and the update of stage 3. `record` is the family's own record of a rollout: `sde_policy.Steps` or
   `forward_policy.Noised`.
 
   Attributes:
-    sample: (repeat -> velocity, noise, key, step) -> (final latents float32[prompts, rollouts, h, w, 16], kept). Noise
-      has one row per prompt if the stage's `is_noise_shared` is set, else one per rollout. The first axis of every leaf
-      of `kept` is prompts, so that minibatches are split between groups.
-    record_old_policy: (velocity of the policy that sampled, kept) -> kept with the old-policy values.
-    loss: (fields, kept, i, advantages float32[prompts, rollouts], old) -> (`Loss`, metrics name -> (sum, count)) of
+    sample: (repeat -> velocity, noise, key, step) -> (final latents float32[prompts, rollouts, h, w, 16], record).
+      Noise has one row per prompt if the stage's `is_noise_shared` is set, else one per rollout. The first axis of
+      every leaf of `record` is prompts, so that minibatches are split between groups.
+    record_old_policy: (velocity of the policy that sampled, record) -> record with the old-policy values.
+    loss: (fields, record, i, advantages float32[prompts, rollouts], old) -> (`Loss`, metrics name -> (sum, count)) of
       point i int32[] only; old: (stored, current) -> old-policy values, see `update.UpdateContext.old`.
     num_points: number of points per image at which the loss is evaluated; the loss of an image is their sum.
-    record_average_policy: (velocity of the slow average, kept) -> kept with the slow average's values; None if `loss`
-      does not use them.
+    record_average_policy: (velocity of the slow average, record) -> record with the slow average's values; None if
+      `loss` does not use them.
   """
 
   sample: Callable[[Callable[[int], Velocity], jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]

@@ -18,7 +18,7 @@ class Steps:
   """The window of W SDE steps of every image.
 
   Made by `sample` of `make_policy`, and completed by its `record_old_policy`; read by its `loss`. Carried in
-  `ImageGroups.kept`.
+  `ImageGroups.record`.
 
   Attributes:
     latents: float32[prompts, W + 1, rollouts, h, w, 16], before each step and after the last.

@@ -58,7 +58,7 @@ def join_metrics(stacked: dict) -> dict:
 
 def run_updates(
   state: State,
-  pieces: Any,
+  rollout: Any,
   objective: Objective,
   options: UpdateOptions,
   optimizer: optax.GradientTransformation,
@@ -75,7 +75,7 @@ def run_updates(
 
   Args:
     state: state before the rollout's first update.
-    pieces: pytree, the rollout; the first axis of every leaf is prompts.
+    rollout: pytree; the first axis of every leaf is prompts.
     objective: returns sums and counts, so that microbatches and devices add exactly; the count is constant under
       differentiation.
     options: numbers of epochs, minibatches and microbatches.
@@ -94,33 +94,34 @@ def run_updates(
   Raises:
     ValueError: the number of prompts is not divisible.
   """
-  num_prompts = jax.tree.leaves(pieces)[0].shape[0]
+  num_prompts = jax.tree.leaves(rollout)[0].shape[0]
   cuts = options.num_minibatches * options.num_microbatches
   if num_prompts % cuts:
     raise ValueError(
       f"{num_prompts} prompts are not divisible by num_minibatches * num_microbatches = {cuts}: change batch_size"
     )
   # Microbatch i takes rows i, i + cuts, ...: with prompts sharded in blocks, each device keeps its own rows.
-  cut = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, cuts, *x.shape[1:]), 0, 1), pieces)
-  cut = jax.tree.map(lambda x: x.reshape(options.num_minibatches, options.num_microbatches, *x.shape[1:]), cut)
+  microbatches = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, cuts, *x.shape[1:]), 0, 1), rollout)
+  shape = (options.num_minibatches, options.num_microbatches)
+  minibatches = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), microbatches)
 
-  def sum_of(trainable, state, piece, known):
-    (total, count), metrics = objective(state.assemble(trainable), piece, known)
+  def sum_of(trainable, state, microbatch, known):
+    (total, count), metrics = objective(state.assemble(trainable), microbatch, known)
     return total, (jax.lax.stop_gradient(count), metrics)
 
   num_gradients = options.num_microbatches * num_parts
 
   def minibatch(state: State, pair):
-    micro, is_first = pair
+    microbatches, is_first = pair
     known = UpdateContext(is_first)
     if prepare is not None:
-      known = dataclasses.replace(known, prepared=jax.lax.stop_gradient(prepare(state.params, micro)))
+      known = dataclasses.replace(known, prepared=jax.lax.stop_gradient(prepare(state.params, microbatches)))
 
     def gradient(i):
-      piece = jax.tree.map(lambda x: x[i // num_parts], micro)
+      microbatch = jax.tree.map(lambda x: x[i // num_parts], microbatches)
       value_and_grad = jax.value_and_grad(sum_of, has_aux=True)
       (total, (count, metrics)), grads = value_and_grad(
-        state.trainable, state, piece, dataclasses.replace(known, part=i % num_parts)
+        state.trainable, state, microbatch, dataclasses.replace(known, part=i % num_parts)
       )
       return grads, (total, count, metrics)
 
@@ -145,9 +146,9 @@ def run_updates(
   # `state.step` counts rollouts; optimizer steps are counted in `state.opt_state`.
   first_step = state.step
   if options.is_on_policy:
-    state, metrics = minibatch(state, (jax.tree.map(lambda x: x[0], cut), jnp.bool_(True)))
+    state, metrics = minibatch(state, (jax.tree.map(lambda x: x[0], minibatches), jnp.bool_(True)))
   else:
-    order = jax.tree.map(lambda x: jnp.concatenate([x] * options.num_epochs), cut)
+    order = jax.tree.map(lambda x: jnp.concatenate([x] * options.num_epochs), minibatches)
     is_first = jnp.arange(options.num_epochs * options.num_minibatches) == 0
     state, stacked = jax.lax.scan(minibatch, state, (order, is_first))
     metrics = {name: _over_updates(name, values) for name, values in stacked.items()}

@@ -142,16 +142,16 @@ class _Stage:
     The selected tokens then do not depend on how the minibatch is split into microbatches.
     """
 
-    def entropies(piece):
-      images, sampled, _, _ = piece
+    def entropies(microbatch):
+      images, sampled, _, _ = microbatch
       mask = grpo.effective_mask(self.objective, sampled.mask, sampled.is_closed)
       return self.replay(params, images, sampled.tokens)[1], mask
 
     entropy, mask = jax.lax.map(entropies, microbatches)
     return grpo.entropy_threshold(entropy, mask, self.objective.top_entropy)
 
-  def objective_of_piece(self, params, piece, known):
-    images, sampled, old, values = piece
+  def objective_of_microbatch(self, params, microbatch, known):
+    images, sampled, old, values = microbatch
     log_probs, entropy = self.replay(params, images, sampled.tokens)
     reference, exact_kl = None, None
     if self.objective.beta and self.objective.kl == "exact":
@@ -178,11 +178,10 @@ class _Stage:
     return (loss.sum, loss.count), metrics
 
   def update(self, state, batch, groups, values):
-    pieces = (captioner_images(batch), groups.captions, groups.old_log_probs, values)
     return run_updates(
       state,
-      pieces,
-      self.objective_of_piece,
+      (captioner_images(batch), groups.captions, groups.old_log_probs, values),
+      self.objective_of_microbatch,
       self.update_options,
       self.optimizer,
       ema_decay=self.ema_decay,
@@ -233,8 +232,8 @@ def in_chunks(function, inputs, num_chunks: int):
   if rows % num_chunks:
     raise ValueError(f"decode_chunks = {num_chunks} does not divide {rows} reconstructions")
   # Chunk i takes rows i, i + n, ...: with rows sharded in blocks, each device keeps its own rows.
-  pieces = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, num_chunks, *x.shape[1:]), 0, 1), inputs)
-  outputs = jax.lax.map(function, pieces)
+  chunks = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, num_chunks, *x.shape[1:]), 0, 1), inputs)
+  outputs = jax.lax.map(function, chunks)
   return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), outputs)
 
 

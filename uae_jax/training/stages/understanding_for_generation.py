@@ -56,14 +56,14 @@ class ImageGroups:
     context: conditioning of the captions, prompts rows.
     negative: conditioning of the negative prompt in one row, or None without guidance.
     final: float32[prompts, rollouts, h, w, 16], finished latents.
-    kept: record of the rollout for the loss, a `sde_policy.Steps` or `forward_policy.Noised`.
+    record: what the loss needs of the rollout, a `sde_policy.Steps` or `forward_policy.Noised`.
   """
 
   tokens: jax.Array
   context: Context
   negative: Context | None
   final: jax.Array
-  kept: Any
+  record: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,15 +117,15 @@ class _Stage:
     context, negative = reconstruct.condition(self.networks, params, captioner_images(batch), tokens, self.options)
     images = to_signed(batch["image"])
     rows = images.shape[0] * (1 if self.options.is_noise_shared else self.options.num_rollouts)
-    final, kept = self.policy.sample(
+    final, record = self.policy.sample(
       lambda repeat: self.field(params, context, negative, repeat=repeat, guidance=self.options.guidance),
       jax.random.normal(noise_key, (rows, *model.latents_shape(images))),
       sample_key,
       step,
     )
     if not self.is_on_policy:
-      kept = self.policy.record_old_policy(self.field(params, context, negative), kept)
-    return ImageGroups(tokens, context, negative, final, kept)
+      record = self.policy.record_old_policy(self.field(params, context, negative), record)
+    return ImageGroups(tokens, context, negative, final, record)
 
   def reward(self, params, batch, groups, key):
     del key  # All randomness is in the rollout.
@@ -142,14 +142,14 @@ class _Stage:
 
   def update(self, state, batch, groups, values):
     del batch  # The rollout contains everything that the loss needs.
-    kept = groups.kept
+    record = groups.record
     if self.policy.record_average_policy is not None:
-      kept = self.policy.record_average_policy(
-        self.field(state.assemble(state.old), groups.context, groups.negative), kept
+      record = self.policy.record_average_policy(
+        self.field(state.assemble(state.old), groups.context, groups.negative), record
       )
 
-    def objective_of_part(params, piece, known):
-      context, kept, values = piece
+    def objective_of_part(params, microbatch, known):
+      context, record, values = microbatch
       repeat = self.options.num_rollouts // self.options.replay_chunks
       point, chunk = known.part // self.options.replay_chunks, known.part % self.options.replay_chunks
 
@@ -157,18 +157,18 @@ class _Stage:
         return jax.lax.dynamic_slice_in_dim(x, chunk * repeat, repeat, axis)
 
       # Leaves have their rollouts on axis 2; leaves of two axes have no rollouts.
-      kept = jax.tree.map(lambda x: cut(x, 2) if x.ndim > 2 else x, kept)
+      record = jax.tree.map(lambda x: cut(x, 2) if x.ndim > 2 else x, record)
       fields = Fields(
         self.field(params, context, groups.negative, repeat=repeat),
         lambda: self.field(jax.lax.stop_gradient(params), context, groups.negative, repeat=repeat, adapters=False),
       )
       # If the slow average sampled, old and current policy differ even at the first update.
       old = known.old if self.options.samples_from == CURRENT else lambda stored, _: stored
-      return self.policy.loss(fields, kept, point, cut(values, 1), old)
+      return self.policy.loss(fields, record, point, cut(values, 1), old)
 
     return run_updates(
       state,
-      (groups.context, kept, values),
+      (groups.context, record, values),
       objective_of_part,
       self.update_options,
       self.optimizer,
