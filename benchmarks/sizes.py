@@ -25,8 +25,8 @@ class Size:
     reward_steps: sampler steps of a reconstruction in stage 2.
     sde_steps: sampler steps of stage 3.
     window: stochastic steps of stage 3.
-    encoder_batch: images per batch of the embedders and autoencoder suites.
-    autoencoder_px: image side of the autoencoder suite, in pixels.
+    encoder_batch: images per batch of the embedders and vae suites.
+    vae_px: image side of the vae suite, in pixels.
     update_chunks: chunks of a caption for which logits are computed one after the other in an update.
     decode_chunks: chunks of a batch in which reconstructions are generated and decoded.
     rank: LoRA rank of the adapters.
@@ -50,7 +50,7 @@ class Size:
   sde_steps: int = 6
   window: int = 2
   encoder_batch: int = 8
-  autoencoder_px: int = 128
+  vae_px: int = 128
   update_chunks: int = 1
   decode_chunks: int = 1
   rank: int = 32
@@ -76,7 +76,7 @@ SIZES = {
     reward_steps=2,
     sde_steps=4,
     encoder_batch=2,
-    autoencoder_px=32,
+    vae_px=32,
     rank=4,
   ),
   # Networks of 20 to 90 million parameters: takes minutes on a few cores.
@@ -98,7 +98,7 @@ SIZES = {
     reward_steps=10,
     sde_steps=10,
     encoder_batch=64,
-    autoencoder_px=1024,
+    vae_px=1024,
     update_chunks=8,
     decode_chunks=4,
   ),

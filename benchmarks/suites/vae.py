@@ -12,7 +12,7 @@ from benchmarks.world import World
 
 def cases(world: World) -> dict:
   size = world.size
-  side, count = size.autoencoder_px, max(1, size.encoder_batch // 8)
+  side, count = size.vae_px, max(1, size.encoder_batch // 8)
 
   def direction(name, array):
     def apply(params, x):

@@ -9,7 +9,7 @@ from benchmarks.torch_peers.nets import Nets
 
 def cases(nets: Nets) -> dict:
   size = nets.size
-  side, count = size.autoencoder_px, max(1, size.encoder_batch // 8)
+  side, count = size.vae_px, max(1, size.encoder_batch // 8)
 
   def direction(name, array):
     model, config = nets.vae, nets.vae.config
