@@ -6,7 +6,7 @@ from html import escape
 from benchmarks.table import OURS
 
 BAR, GAP, LEFT, WIDTH, RIGHT = 16, 14, 300, 520, 90
-COLOURS = {"uae_jax": "#2f6fde", "torch": "#e0852b", "torch_compiled": "#9b9b9b"}
+COLORS = {"uae_jax": "#2f6fde", "torch": "#e0852b", "torch_compiled": "#9b9b9b"}
 
 
 def chart(rows: Sequence[dict]) -> str:
@@ -27,12 +27,12 @@ def chart(rows: Sequence[dict]) -> str:
       relative = row["seconds"] / group[0]["seconds"]
       length = WIDTH * relative / longest
       parts.append(
-        f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR - 2}" fill="{COLOURS[row["backend"]]}"/>'
+        f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR - 2}" fill="{COLORS[row["backend"]]}"/>'
         f'<text x="{LEFT + length + 5:.1f}" y="{y + BAR - 5}">{relative:.2f} ({row["seconds"]:.3g} s)</text>'
       )
       y += BAR
     y += GAP
-  for i, (name, color) in enumerate(COLOURS.items()):
+  for i, (name, color) in enumerate(COLORS.items()):
     parts.append(f'<rect x="{LEFT + 130 * i}" y="{y}" width="10" height="10" fill="{color}"/>')
     parts.append(f'<text x="{LEFT + 130 * i + 15}" y="{y + 9}">{name}</text>')
   size = f'width="{LEFT + WIDTH + RIGHT}" height="{y + 24}"'

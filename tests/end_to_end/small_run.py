@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.processors import processor_of
 from uae_jax import sharding
 from uae_jax.options import DataOptions, OptimizerOptions, Options, SupervisedStage
 from uae_jax.small_world.processor import make_tokenizer
@@ -106,7 +107,7 @@ def run(workdir: Path, total_steps: int = STEPS, notice_at: int = 0) -> None:
         ReadyStage("small", step, state, lambda step: 1e-2, 1, lambda params, images: params),
         config.section("small"),
         "small",
-        Batches(config, "small", make_tokenizer(), mesh, seed=5),
+        Batches(config, "small", processor_of(make_tokenizer()), mesh, seed=5),
         checkpoints,
         writer,
         plain_config,

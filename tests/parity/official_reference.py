@@ -49,7 +49,7 @@ class Reference:
     ).sample
 
 
-def randomise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
+def randomize(module: torch.nn.Module, seed: int) -> torch.nn.Module:
   """Draws weights of order 1 / sqrt(fan_in), and norms and biases that are not ones and zeros."""
   generator = torch.Generator().manual_seed(seed)
   for parameter in module.parameters():
@@ -59,7 +59,7 @@ def randomise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
   return module.eval().requires_grad_(False)
 
 
-def randomise_adapters(module: torch.nn.Module, seed: int) -> None:
+def randomize_adapters(module: torch.nn.Module, seed: int) -> None:
   generator = torch.Generator().manual_seed(seed)
   for name, parameter in module.named_parameters():
     if "lora_" in name:
@@ -150,7 +150,7 @@ def write_clip_encoder(root: Path, number: int, width: int, activation: str) -> 
     # The published files have 2 here, which means pooling at the largest id.
     eos_token_id=2 if number == 1 else len(vocabulary) - 1,
   )
-  model = randomise(CLIPTextModelWithProjection(config), number)
+  model = randomize(CLIPTextModelWithProjection(config), number)
   folder = root / f"text_encoder{suffix}"
   save(model.state_dict(), folder, "model")
   (folder / "config.json").write_text(json.dumps(config.to_dict()))
@@ -166,9 +166,9 @@ def write_official_folder(folder: Path) -> Reference:
   vocab_size = 8 * (processor.vocab_size // 8 + 1)
   plain = qwen_config(vocab_size, processor.image_token_id, processor.end_ids[0], processor.pad_id)
   (folder / QWEN_FOLDER / "config.json").write_text(json.dumps(plain))
-  language = randomise(Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**plain)), 0)
+  language = randomize(Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**plain)), 0)
   projector = torch.nn.Sequential(torch.nn.Linear(WIDTH, 56), torch.nn.GELU(), torch.nn.Linear(56, CONTEXT))
-  randomise(projector, 1)
+  randomize(projector, 1)
   connector = {f"projector.{name}": value for name, value in projector.state_dict().items()}
   base = {old_name(name): value for name, value in language.state_dict().items() if name != "lm_head.weight"}
   save(base | connector, folder / QWEN_FOLDER, "model", shards=2)
@@ -178,7 +178,7 @@ def write_official_folder(folder: Path) -> Reference:
     parameter.data.mul_(1.1)
   adapters = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
   wrapped = get_peft_model(language.model.language_model, adapters)
-  randomise_adapters(wrapped, 2)
+  randomize_adapters(wrapped, 2)
   full = {f"model.{name}": value for name, value in wrapped.state_dict().items()}
   full |= {f"visual.{name}": value for name, value in language.model.visual.state_dict().items()}
   full |= {f"projector.{name}": value for name, value in projector.state_dict().items()}
@@ -199,10 +199,10 @@ def write_official_folder(folder: Path) -> Reference:
     dual_attention_layers=(0,),
     qk_norm="rms_norm",
   )
-  randomise(decoder, 3).save_pretrained(folder / DIT_FOLDER)
+  randomize(decoder, 3).save_pretrained(folder / DIT_FOLDER)
   targets = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "norm1.linear"]
   decoder = get_peft_model(decoder, LoraConfig(r=RANK, lora_alpha=3 * RANK, target_modules=targets))
-  randomise_adapters(decoder, 4)
+  randomize_adapters(decoder, 4)
   decoder.eval().save_pretrained(folder / "dit_lora")
 
   vae = AutoencoderKL(
@@ -217,7 +217,7 @@ def write_official_folder(folder: Path) -> Reference:
     use_quant_conv=False,
     use_post_quant_conv=False,
   )
-  randomise(vae, 5).save_pretrained(folder / VAE_FOLDER)
+  randomize(vae, 5).save_pretrained(folder / VAE_FOLDER)
   text_encoders = [
     write_clip_encoder(folder / "SD3", number, width, activation)
     for number, width, activation in zip((1, 2), POOLED, ("quick_gelu", "gelu"), strict=True)

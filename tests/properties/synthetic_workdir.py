@@ -7,7 +7,7 @@ import random
 
 from PIL import Image, ImageDraw
 
-COLOURS = {"red": "#d8342b", "green": "#2f9e44", "blue": "#2f6fdb", "yellow": "#f2c12e", "white": "#f5f5f5"}
+COLORS = {"red": "#d8342b", "green": "#2f9e44", "blue": "#2f6fdb", "yellow": "#f2c12e", "white": "#f5f5f5"}
 PLACES = ("top-left", "top-right", "bottom-left", "bottom-right")
 SHAPES = ("circle", "square", "triangle", "cross")
 MOMENTS = ("cold_start", "generation_for_understanding", "understanding_for_generation")
@@ -22,7 +22,7 @@ def write_json(file: Path, content) -> None:
 def random_scene(rng: random.Random) -> list[tuple[str, str, str, str]]:
   places = rng.sample(PLACES, rng.randint(1, 4))
   return [
-    (place, rng.choice(("large", "small")), rng.choice(list(COLOURS)), rng.choice(SHAPES))
+    (place, rng.choice(("large", "small")), rng.choice(list(COLORS)), rng.choice(SHAPES))
     for place in PLACES
     if place in places
   ]
@@ -35,14 +35,14 @@ def paint(scene) -> Image.Image:
     x, y = (16 if "right" in place else 0) + 8, (16 if "bottom" in place else 0) + 8
     r = 6 if size == "large" else 3
     if shape == "circle":
-      draw.ellipse((x - r, y - r, x + r, y + r), fill=COLOURS[color])
+      draw.ellipse((x - r, y - r, x + r, y + r), fill=COLORS[color])
     elif shape == "square":
-      draw.rectangle((x - r, y - r, x + r, y + r), fill=COLOURS[color])
+      draw.rectangle((x - r, y - r, x + r, y + r), fill=COLORS[color])
     elif shape == "triangle":
-      draw.polygon(((x, y - r), (x - r, y + r), (x + r, y + r)), fill=COLOURS[color])
+      draw.polygon(((x, y - r), (x - r, y + r), (x + r, y + r)), fill=COLORS[color])
     else:
-      draw.rectangle((x - r, y - 1, x + r, y + 1), fill=COLOURS[color])
-      draw.rectangle((x - 1, y - r, x + 1, y + r), fill=COLOURS[color])
+      draw.rectangle((x - r, y - 1, x + r, y + 1), fill=COLORS[color])
+      draw.rectangle((x - 1, y - r, x + 1, y + r), fill=COLORS[color])
   return image
 
 
@@ -53,16 +53,16 @@ def say(scene, share: float, rng: random.Random) -> dict:
     if rng.random() > share + 0.2:
       missing.append(f"{place} {size} {color} {shape}")
       continue
-    kept_size, kept_colour = rng.random() < share, rng.random() < share
+    kept_size, kept_color = rng.random() < share, rng.random() < share
     wrong = rng.random() > 0.93
-    painted = rng.choice(list(COLOURS)) if wrong or not kept_colour else color
+    painted = rng.choice(list(COLORS)) if wrong or not kept_color else color
     said.append((place, size if kept_size else "small", painted, shape))
     words.append([place, "right"])
     words += [[size, "right"]] if kept_size else []
-    words += [[painted, "right" if painted == color else "wrong"]] if kept_colour else []
+    words += [[painted, "right" if painted == color else "wrong"]] if kept_color else []
     words += [[shape, "right"], [";", "neutral"]]
     missing += [] if kept_size else [f"{place} {size}"]
-    missing += [] if kept_colour else [f"{place} {color}"]
+    missing += [] if kept_color else [f"{place} {color}"]
   caption = " ".join(word for word, _ in words)
   return {"caption": caption, "words": words, "missing": missing, "painted": said}
 

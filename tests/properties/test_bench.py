@@ -19,7 +19,7 @@ def save(folder, name, level):
   Image.new("RGB", (20, 16), (level, 255 - level, 0)).save(folder / name)
 
 
-class ByColour:
+class ByColor:
   """An embedder with known similarities: the angle of an embedding is the red level of the image."""
 
   def embed(self, files):
@@ -55,7 +55,7 @@ def test_pairing_prefers_the_name_then_the_stem_then_the_prefix(folders):
 
 
 def run(folders, tmp_path, monkeypatch, *more):
-  monkeypatch.setattr(embedders, "load", lambda kind, path, dtype: ByColour())
+  monkeypatch.setattr(embedders, "load", lambda kind, path, dtype: ByColor())
   out = tmp_path / "results" / "scores.json"
   argv = ["bench", "--references", str(folders[0]), "--images", str(folders[1]), "--out", str(out)]
   return cli.main([*argv, "--embedders", "clip=a,dinov2=b", *more]), out

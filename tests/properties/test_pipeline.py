@@ -11,22 +11,14 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from tests.processors import processor_of
 from uae_jax.data import pipeline
 from uae_jax.data.pipeline import make_dataset
-from uae_jax.data.processing import Processor
 from uae_jax.data.sources import BadRecords, open_source
 from uae_jax.draws import Draws
 from uae_jax.options import DataOptions
 from uae_jax.small_world import phrases, processor, render, scenes
 from uae_jax.small_world.source import SceneCaptions
-
-
-def processor_of(tokenizer) -> Processor:
-  """A processor of images whose sides are multiples of 8."""
-  sizes = dict(patch_size=4, merge_size=2, min_pixels=8**2, max_pixels=64**2, resample=3)
-  return Processor(
-    tokenizer, "", **sizes, pad_id=tokenizer.pad_token_id, end_ids=(tokenizer.eos_token_id, tokenizer.pad_token_id)
-  )
 
 
 TOKENIZER = processor.make_tokenizer()

@@ -50,17 +50,17 @@ def to_text(plans: Sequence[ProgramPlan], chip: Chip, num_chips: int) -> str:
     for kind, row in plan.collectives.items()
   ]
   kind_names = [name for name, plan in zip(names, plans, strict=True) for _ in plan.collectives]
-  lines = [f"{num_chips} x {chip.name}, {limit:.2f} GiB of HBM a chip", ""]
+  lines = [f"{num_chips} x {chip.name}, {limit:.2f} GiB of HBM per chip", ""]
   columns = ("arguments", "outputs", "temporaries", "held", "total", "peak", "fits")
-  lines += table("HBM a chip, GiB", names, columns, memory)
+  lines += table("HBM per chip, GiB", names, columns, memory)
   lines += table(
-    "a call, a chip",
+    "per call and chip",
     names,
     ("TFLOP", "GB moved", "s at peak", "s of links", "s overlapped", "s in turn"),
     work,
   )
   if kinds:
-    lines += table("collectives", kind_names, ("kind", "count", "in loops", "largest MiB", "GiB a call"), kinds)
+    lines += table("collectives", kind_names, ("kind", "count", "in loops", "largest MiB", "GiB per call"), kinds)
   for stage in dict.fromkeys(plan.stage for plan in plans):
     own = [plan for plan in plans if plan.stage == stage]
     together = sum(plan.seconds for plan in own)
@@ -69,7 +69,7 @@ def to_text(plans: Sequence[ProgramPlan], chip: Chip, num_chips: int) -> str:
   for plan in plans:
     if not plan.fits:
       over = (plan.memory.total - chip.hbm_bytes) / GIB
-      text = f"by {over:.2f} GiB a chip" if over > 0 else "(the compiler gave up)"
+      text = f"by {over:.2f} GiB per chip" if over > 0 else "(the compiler gave up)"
       lines.append(
         f"{plan.stage} {plan.phase} does not fit {text}: in config.{plan.stage}, {plan.lever}; "
         "or take more chips on config.mesh.fsdp"
