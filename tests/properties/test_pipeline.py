@@ -20,7 +20,6 @@ from uae_jax.options import DataOptions
 from uae_jax.small_world import phrases, processor, render, scenes
 from uae_jax.small_world.source import SceneCaptions
 
-
 TOKENIZER = processor.make_tokenizer()
 PROCESSOR = processor_of(TOKENIZER)
 PLAIN = DataOptions(image_px=32, caption_tokens=26)

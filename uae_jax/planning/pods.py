@@ -71,7 +71,10 @@ def bound_rows(plan: dict) -> list[str]:
 def page(plans: Sequence[dict]) -> str:
   """Markdown page of plans in the format of `tables.to_json`."""
   shares = " / ".join(f"{share:.0%}" for share in SHARES).replace("%", " %")
-  lines = [HEAD, f"| slice | stage | s per step | images / s per chip at {shares} | captions / s per chip at {shares} |"]
+  lines = [
+    HEAD,
+    f"| slice | stage | s per step | images / s per chip at {shares} | captions / s per chip at {shares} |",
+  ]
   lines += ["|---|---|---|---|---|", *(row for plan in plans for row in throughput_rows(plan))]
   lines += ["", "What bounds a phase, in seconds per call if only that took time:", ""]
   lines += ["| slice | phase | matrix units | HBM | links | bound by |", "|---|---|---|---|---|---|"]
