@@ -92,7 +92,9 @@ def adapter_axis(axis: str | None) -> str:
 
 
 def attach(model: nnx.Module, lora: LoRA, *, rngs: nnx.Rngs) -> None:
-  """Adds adapters in place, stacked for stacked layers: A ~ N(0, 1/r), B = 0, so the outputs do not change.
+  """Adds adapters in place, stacked for stacked layers; B = 0, so the outputs do not change.
+
+  A is normal with standard deviation 1/r (not variance 1/r), as in PEFT's "gaussian" initialization.
 
   Raises:
     ValueError: `lora.targets` matches no linear layer, or a matched layer already has an adapter.
@@ -107,7 +109,7 @@ def attach(model: nnx.Module, lora: LoRA, *, rngs: nnx.Rngs) -> None:
     found = True
     *stacked, in_features, out_features = module.kernel.shape
     leading = ("layers",) * len(stacked)
-    a = jax.random.normal(rngs.params(), (*stacked, in_features, lora.rank)) / lora.rank**0.5
+    a = jax.random.normal(rngs.params(), (*stacked, in_features, lora.rank)) / lora.rank
     module.lora_a = nnx.LoRAParam(a, out_sharding=(*leading, adapter_axis(module.axes[0]), "lora"))
     module.lora_b = nnx.LoRAParam(
       jnp.zeros((*stacked, lora.rank, out_features)), out_sharding=(*leading, "lora", adapter_axis(module.axes[1]))
