@@ -6,7 +6,9 @@ import math
 import pytest
 
 from uae_jax.commands.command_line import one_line
-from uae_jax.training.metrics import MetricWriter, rewind
+from uae_jax.evaluation.evaluator import remembered
+from uae_jax.metrics_file import rewind
+from uae_jax.training.metrics import MetricWriter
 
 STAGE = "generation_for_understanding"
 
@@ -90,8 +92,34 @@ def test_a_full_disk_names_the_file(tmp_path):
 
 
 def test_rewinding_nothing_writes_nothing(tmp_path):
-  assert rewind(tmp_path / "metrics.jsonl", STAGE, 0) == []
+  assert rewind(tmp_path / "metrics.jsonl", STAGE, 0, 0) == 0.0
   assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_lines_do_not_keep_a_run_from_resuming(tmp_path):
+  write_run(tmp_path, "cold_start")
+  file = tmp_path / "metrics.jsonl"
+  good = file.read_bytes()
+  damaged = (
+    b'\xff\xfe\x00\n{"stage": "cold_start", "step": 2, "round": 0, "loss": \xff1.0}\n[1]\n{}\n\n' + b"[" * 5000 + b"\n"
+  )
+  file.write_bytes(damaged + good + damaged + good[:30])
+  write_run(tmp_path, steps=(1,))
+  assert [(line["stage"], line["step"]) for line in read(tmp_path)] == [
+    ("cold_start", 1),
+    ("cold_start", 2),
+    ("cold_start", 3),
+    (STAGE, 1),
+  ]
+  assert not (tmp_path / "metrics.tmp").exists()
+
+
+def test_a_line_without_its_end_stays_whole(tmp_path):
+  write_run(tmp_path, steps=(1, 2))
+  file = tmp_path / "metrics.jsonl"
+  file.write_bytes(file.read_bytes().removesuffix(b"\n"))
+  write_run(tmp_path, steps=(3,), start=2)
+  assert [line["step"] for line in read(tmp_path)] == [1, 2, 3]
 
 
 def test_other_processes_write_nothing(tmp_path):
@@ -118,3 +146,9 @@ def test_tensorboard_gets_scalars_images_and_texts(tmp_path):
   tags = events.Tags()["tensors"] + events.Tags()["scalars"]
   assert {f"{STAGE}/reward", f"{STAGE}/originals"} <= set(tags)
   assert any("caption" in tag for tag in tags)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"steps": [{"st', b"\xff", b"[]", b'{"steps": [1]}'])
+def test_damaged_captions_of_earlier_steps_do_not_end_a_run(tmp_path, content):
+  (tmp_path / "captions.json").write_bytes(content)
+  assert remembered(tmp_path / "captions.json") == []

@@ -3,6 +3,7 @@
 from html.parser import HTMLParser
 import json
 import re
+import time
 
 from PIL import Image
 import pytest
@@ -253,6 +254,29 @@ def test_lines_of_one_step_are_merged(tmp_path):
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   (line,) = read_run(tmp_path).metrics[Stage("pretrain")]
   assert line["loss"] == 1.0 and line["psnr"] == 9.0
+
+
+def test_a_long_run_is_drawn_from_a_sample_that_misses_no_failure(tmp_path):
+  """The time and memory of a report are bounded: at quadratic cost, this test would take minutes."""
+  lines = 100_000
+  with (tmp_path / "metrics.jsonl").open("w") as file:
+    for step in range(1, lines + 1):
+      loss = None if step == 77_777 else 1 / step
+      file.write(json.dumps({"stage": "pretrain", "step": step, "round": 0, "loss": loss, "seconds": step / 2}) + "\n")
+    file.write(json.dumps({"stage": "cold_start", "step": 1, "round": 0, "loss": 1.0, "seconds": step / 2 + 1}) + "\n")
+  begin = time.monotonic()
+  run = read_run(tmp_path)
+  text = text_of(page(tmp_path))
+  assert time.monotonic() - begin < 20
+  assert len(run.metrics[Stage("pretrain")]) < 10_000
+  assert [line["step"] for line in run.metrics[Stage("pretrain")]][:: len(run.metrics[Stage("pretrain")]) - 1] == [
+    1,
+    lines,
+  ]
+  assert findings(run)[0].title == "loss is not finite at step 77777"
+  assert len(run.metrics[Stage("cold_start")]) == 1
+  assert "lines per stage: pretrain 100,000" in text
+  assert "13 h 53 min" in text
 
 
 def test_time_is_split_by_phase(workdir):

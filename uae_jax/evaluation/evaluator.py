@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 import jax
 import numpy as np
 from PIL import Image
@@ -214,12 +215,22 @@ class StageEvaluator:
     scores = split.scores(rows)
     index = int(np.argmax([score.num_true for score in scores])) if scores else 0
     file = directory / "captions.json"
-    steps = json.loads(file.read_text())["steps"] if file.exists() else []
     # A resumed run repeats the steps after its checkpoint.
-    steps = [entry for entry in steps if entry["step"] < step]
+    steps = [entry for entry in remembered(file) if entry["step"] < step]
     steps.append({"step": step, "caption": rows[index], **self._verdicts(split, rows)[index]})
     Image.fromarray(split.images[index]).save(directory / "orig.png")
     self._write(file, {"image": "orig.png", "true_caption": split.captions[index], "steps": steps})
+
+
+def remembered(file: Path) -> list[dict]:
+  """Reads the steps of a `captions.json`; none if it does not exist or is damaged, which must not end a run."""
+  try:
+    return [entry for entry in json.loads(file.read_bytes())["steps"] if isinstance(entry["step"], int)]
+  except FileNotFoundError:
+    return []
+  except (ValueError, KeyError, TypeError, RecursionError):
+    logging.warning("%s is damaged: the captions of earlier steps are lost", file)
+    return []
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:

@@ -99,7 +99,8 @@ def _curve_card(
     seconds = [number(line.get("seconds")) for line in points]
     if all(map(math.isfinite, seconds)):
       drawn["minutes"].append(charts.Line(name, [(s - start) / 60 for s in seconds], ys, color))
-    finite = [y for y in charts.smooth(ys, len(ys) // 12) if math.isfinite(y)]
+    drawn_ys = charts.thin(charts.Line(name, [line["step"] for line in points], ys)).ys
+    finite = [y for y in charts.smooth(drawn_ys, len(drawn_ys) // 12) if math.isfinite(y)]
     ends = f"{charts.label(finite[0])} → {charts.label(finite[-1])}" if finite else "–"
     legend.append({"name": name, "color": color, "ends": ends})
   references = [charts.Reference("truth", true_length(run))] if title == "Caption length" else []

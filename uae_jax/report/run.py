@@ -8,6 +8,7 @@ from pathlib import Path
 import re
 from typing import Any
 
+from uae_jax import metrics_file
 from uae_jax.options import REINFORCEMENT, STAGES
 from uae_jax.weights import legacy
 
@@ -109,21 +110,6 @@ def _read_json(file: Path, kind: type, notes: list[str]):
   return content
 
 
-def _read_metrics(file: Path, notes: list[str]) -> list[dict]:
-  lines = file.read_bytes().splitlines()
-  records, bad = [], 0
-  for position, line in enumerate(lines):
-    try:
-      record = json.loads(line)
-      records.append(record | {"stage": str(record["stage"]), "step": int(record["step"])})
-    except (ValueError, KeyError, TypeError):
-      # The last line may be incomplete if the run is in progress.
-      bad += bool(line.strip()) and position < len(lines) - 1
-  if bad:
-    notes.append(f"{bad} unreadable lines of {file.name} were skipped")
-  return records
-
-
 def _one_line_a_step(records: list[dict]) -> list[dict]:
   """Merges the lines of each step (losses, held-out captions) into one; later values override earlier ones."""
   merged: dict[int, dict] = {}
@@ -142,14 +128,17 @@ def read_run(workdir: str | Path) -> Run:
   workdir = Path(workdir)
   if not workdir.is_dir():
     raise FileNotFoundError(f"{workdir}: no such workdir")
-  config_file, metrics_file = workdir / "config.json", workdir / "metrics.jsonl"
+  config_file, metrics = workdir / "config.json", workdir / metrics_file.METRICS_FILE
   evaluation_files = sorted((workdir / "evaluation").glob("*.json"))
-  if not (config_file.is_file() or metrics_file.is_file() or evaluation_files):
+  if not (config_file.is_file() or metrics.is_file() or evaluation_files):
     raise ValueError(f"{workdir}: not the workdir of a run (no config.json, metrics.jsonl or evaluation/)")
 
   notes: list[str] = []
   config = (_read_json(config_file, dict, notes) if config_file.is_file() else None) or {}
-  records = _read_metrics(metrics_file, notes) if metrics_file.is_file() else []
+  records: list[dict] = []
+  if metrics.is_file():
+    records, skipped = metrics_file.read(metrics)
+    notes += skipped
 
   evaluations = {}
   for file in evaluation_files:
@@ -162,10 +151,9 @@ def read_run(workdir: str | Path) -> Run:
   by_stage: dict[Stage, list[dict]] = {}
   for record in records:
     # Rounds count from 1; 0 means that the run has no rounds.
-    round_number = number(record.get("round"))
-    stage = Stage(record["stage"], int(round_number) if round_number > 0 else None)
+    stage = Stage(record["stage"], record["round"] if record["round"] > 0 else None)
     by_stage.setdefault(stage, []).append(record)
-  metrics = {stage: _one_line_a_step(lines) for stage, lines in by_stage.items()}
+  by_step = {stage: _one_line_a_step(lines) for stage, lines in by_stage.items()}
 
   galleries, captions = {}, {}
   for folder in sorted((workdir / "samples").glob("*")):
@@ -180,8 +168,8 @@ def read_run(workdir: str | Path) -> Run:
       if content.get("steps"):
         captions[stage] = content
 
-  stages = sorted({*metrics, *evaluations, *galleries, *captions}, key=lambda stage: stage.order)
-  return Run(workdir, config, stages, metrics, evaluations, galleries, captions, notes)
+  stages = sorted({*by_step, *evaluations, *galleries, *captions}, key=lambda stage: stage.order)
+  return Run(workdir, config, stages, by_step, evaluations, galleries, captions, notes)
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:

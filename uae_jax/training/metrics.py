@@ -10,7 +10,8 @@ import sys
 import time
 from typing import Any
 
-METRICS_FILE = "metrics.jsonl"
+from uae_jax import metrics_file
+
 # Metrics shown beside the progress bar, if they are logged.
 SHOWN = ("loss", "reward", "held_out_reward", "caption_recall", "caption_length")
 
@@ -28,7 +29,7 @@ class MetricWriter:
   """
 
   def __init__(self, workdir: str | os.PathLike, enabled: bool = True, *, tensorboard: bool = True):
-    self._file = Path(workdir) / METRICS_FILE
+    self._file = Path(workdir) / metrics_file.METRICS_FILE
     self._enabled = enabled
     self._summaries = None
     self._bar = None
@@ -55,8 +56,7 @@ class MetricWriter:
     """
     if not self._enabled:
       return
-    kept = rewind(self._file, stage, step)
-    self._seconds_before = max([0.0, *(line.get("seconds") or 0.0 for line in kept)])
+    self._seconds_before = metrics_file.rewind(self._file, *split_round(stage), step)
     self._started = time.monotonic()
 
     from tqdm import tqdm
@@ -135,32 +135,3 @@ def split_round(stage: str) -> tuple[str, int]:
   """Splits the name of a stage's folder: "name_round2" -> ("name", 2); the round is 0 if the run has no rounds."""
   match = re.fullmatch(r"(.+)_round(\d+)", stage)
   return (match[1], int(match[2])) if match else (stage, 0)
-
-
-def rewind(file: Path, stage: str, step: int) -> list[dict]:
-  """Atomically deletes the lines of a stage after `step` (all of its lines for step 0) and incomplete lines.
-
-  Returns:
-    The records of the remaining lines.
-  """
-  if not file.exists():
-    return []
-  lines = file.read_text(encoding="utf-8").splitlines()
-  kept = []
-  for line in lines:
-    try:
-      record = json.loads(line)
-      same_stage = (record["stage"], record.get("round", 0)) == split_round(stage)
-      is_later = same_stage and (step == 0 or record["step"] > step)
-    except (ValueError, KeyError, TypeError):
-      continue  # An incomplete line: the run was killed while writing it.
-    if not is_later:
-      kept.append(record)
-  if len(kept) < len(lines):
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as out:
-      out.writelines(json.dumps(record) + "\n" for record in kept)
-      out.flush()
-      os.fsync(out.fileno())
-    temporary.replace(file)
-  return kept
