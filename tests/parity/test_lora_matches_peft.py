@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from uae_jax.layers import lora
-from uae_jax.layers.lora import LoRA, Linear
+from uae_jax.layers.lora import Linear, LoRA
 
 
 @pytest.mark.parametrize("rank", [4, 16, 64])
