@@ -73,7 +73,10 @@ COMPANIONS = {
   "profile.first_step": (("profile.num_steps", "1"),),
   "checkpoints.metric": (("checkpoints.best", "1"),),
   "checkpoints.mode": (("checkpoints.best", "1"),),
-  "cold_start.options.temperature": (("cold_start.options.captions", "sampled"),),
+  **{
+    f"cold_start.options.{name}": (("cold_start.options.captions", "sampled"),)
+    for name in ("temperature", "top_k", "top_p", "min_p")
+  },
   f"{STAGE2}.objective.ratio_cap": ((f"{STAGE2}.objective.loss", "cispo"),),
   f"{STAGE2}.objective.temperature_positive": ((f"{STAGE2}.objective.loss", "sapo"),),
   f"{STAGE2}.objective.temperature_negative": ((f"{STAGE2}.objective.loss", "sapo"),),
@@ -358,6 +361,9 @@ def test_unknown_fields_name_the_nearest(path, message):
     ([(f"{STAGE2}.options.temperature", 0.0)], f"config.{STAGE2}.options.temperature = 0.0: expected more than 0"),
     ([(f"{STAGE3}.options.noise_level", 0.0)], f"config.{STAGE3}.options.noise_level = 0.0: expected more than 0"),
     ([(f"{STAGE3}.options.sampler", "flwo")], f"config.{STAGE3}.options.sampler = 'flwo': expected one of 'ode'"),
+    ([(f"{STAGE2}.options.top_k", -1)], f"config.{STAGE2}.options.top_k = -1: expected 0 or more"),
+    ([(f"{STAGE2}.options.top_p", 0.0)], f"config.{STAGE2}.options.top_p = 0.0: expected more than 0 and 1 or less"),
+    ([(f"{STAGE2}.options.min_p", 1.5)], f"config.{STAGE2}.options.min_p = 1.5: expected 0 or more and 1 or less"),
     (
       [(f"{STAGE2}.options.reward_weights", '(("clip",0.0),)')],
       f"config.{STAGE2}.options.reward_weights = (('clip', 0.0),): no reward has a weight",
@@ -378,6 +384,14 @@ def test_unknown_fields_name_the_nearest(path, message):
     (
       [("cold_start.options.temperature", 0.5)],
       "config.cold_start.options.temperature = 0.5 does nothing with captions = 'dataset'",
+    ),
+    (
+      [(f"{STAGE3}.options.temperature", 0.0), (f"{STAGE3}.options.top_k", 5)],
+      f"config.{STAGE3}.options.top_k = 5 does nothing with temperature = 0",
+    ),
+    (
+      [(f"{STAGE3}.options.captions", "dataset"), (f"{STAGE3}.options.top_p", 0.5)],
+      f"config.{STAGE3}.options.top_p = 0.5 does nothing with captions = 'dataset'",
     ),
     (
       [("evaluation.conditioning", "answer"), ("evaluation.text_tower", "policy")],

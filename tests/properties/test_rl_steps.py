@@ -279,6 +279,47 @@ def test_replay_of_sampled_captions_gives_their_log_probs():
   np.testing.assert_allclose(chunked, log_probs, atol=1e-6)
 
 
+TRUNCATED = dict(temperature=1.3, top_k=6, top_p=0.9, min_p=0.05)
+
+
+def test_replay_of_truncated_captions_uses_the_kept_tokens_of_the_rollout():
+  networks, images = built().networks, batch()["image"]
+  phases = captioner_phases(**TRUNCATED)
+  sampled = jax.jit(phases.rollout)(params(), batch(), jax.random.key(0), jnp.int32(0)).captions
+  vocabulary = built().processor.vocab_size
+  is_kept = np.unpackbits(np.asarray(sampled.kept), axis=-1, count=vocabulary).astype(bool)
+  sizes = is_kept[np.asarray(sampled.mask)].sum(axis=-1)
+  assert sizes.min() >= 1 and sizes.max() <= 6 and len(set(sizes)) > 1
+
+  @jax.jit
+  def logits_of(params):
+    model = networks.uae(params)
+    prefix = captions.caption_prefix(model, networks.prompts, images)
+    return model.captioner.logits(captions.caption_hidden(model.captioner, prefix, sampled.tokens)[0])
+
+  logits = np.where(is_kept, np.asarray(logits_of(params()), np.float64) / 1.3, -np.inf)
+  with np.errstate(divide="ignore"):
+    log_p = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+  expected = np.take_along_axis(log_p, np.asarray(sampled.tokens)[..., None], axis=-1)[..., 0]
+  mask = np.asarray(sampled.mask)
+  np.testing.assert_allclose(np.asarray(sampled.log_probs)[mask], expected[mask], atol=1e-5)
+  for num_chunks in (1, 2):
+    options = dict(temperature=1.3, kept=sampled.kept, num_chunks=num_chunks)
+    replayed, entropy = captions.caption_log_probs(
+      networks.uae(params()), networks.prompts, images, sampled.tokens, **options
+    )
+    np.testing.assert_allclose(np.asarray(replayed)[mask], expected[mask], atol=1e-5)
+    assert np.all(np.asarray(entropy)[mask] <= np.log(sizes) + 1e-5)
+
+
+def test_truncated_rollouts_have_ratio_one_before_the_first_update(monkeypatch):
+  monkeypatch.setattr(update_module, "_over_updates", lambda name, values: values[0])
+  state, metrics = updated("captioner", captioner_phases(**TRUNCATED, num_minibatches=2))
+  assert moved(state, state_of("captioner"))
+  assert metrics["ratio_mean"] == 1.0 and metrics["ratio_variance"] == 0.0
+  assert metrics["log_prob_difference_max"] < 1e-4 and np.isfinite(metrics["kl"]) and np.isfinite(metrics["grad_norm"])
+
+
 def test_templating_on_the_device_equals_the_processor():
   prompts, processor, tokens = built().networks.prompts, built().processor, jnp.asarray(batch()["tokens"])
   rows, row_mask = generation_rows(prompts, tokens, captions.caption_mask(tokens, prompts))

@@ -10,16 +10,42 @@ DATASET, SAMPLED = "dataset", "sampled"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CaptionOptions(Options):
+class TokenOptions(Options):
+  """The distribution that a caption's tokens are drawn from, see `rollouts.token_distribution`.
+
+  Log-probabilities, KL and entropy are those of this distribution, in rollout and replay.
+
+  Attributes:
+    temperature: divides the logits; 0 is greedy.
+    top_k: sample among the k most likely tokens; 0 disables it.
+    top_p: sample among the most likely tokens whose probabilities sum to p; 1 disables it.
+    min_p: sample among tokens with at least min_p times the probability of the most likely one; 0 disables it.
+  """
+
+  temperature: float = option(1.0, at_least=0)
+  top_k: int = option(0, at_least=0)
+  top_p: float = option(1.0, more_than=0, at_most=1)
+  min_p: float = option(0.0, at_least=0, at_most=1)
+
+  @property
+  def token_sampling(self) -> dict:
+    """The keyword arguments of `rollouts.captions.sample_captions`."""
+    return dict(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+
+  def check(self) -> None:
+    if not self.temperature:
+      self.refuse_inert(("top_k", "top_p", "min_p"), "temperature = 0, which takes the most likely token")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptionOptions(TokenOptions):
   """How the captioner samples.
 
   Attributes:
     max_new_tokens: caption budget in tokens, including the closing token.
-    temperature: sampling temperature; 0 is greedy. Log-probabilities are those at this temperature.
   """
 
   max_new_tokens: int = option(512, at_least=1)
-  temperature: float = option(1.0, at_least=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

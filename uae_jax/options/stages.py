@@ -17,6 +17,7 @@ from uae_jax.options.sampling import (
   CaptionOptions,
   GenerationOptions,
   RewardOptions,
+  TokenOptions,
 )
 
 CAPTIONS = ("full", "partial", "mixed", "contrastive")
@@ -177,12 +178,11 @@ class PretrainStage(SupervisedStage):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ColdStartOptions(GenerationOptions):
+class ColdStartOptions(TokenOptions, GenerationOptions):
   """Semantic reconstruction with gradients through the whole auto-encoder.
 
   Attributes:
     captions: "dataset" teacher-forces the batch's captions, "sampled" uses the captioner's own.
-    temperature: sampling temperature of sampled captions; 0 is greedy.
     gradient_steps: number of last sampler steps that are differentiated.
     flow_weight: weight of the flow-matching loss on the batch's captions, which keeps the decoder a decoder.
     embedder: embedder that compares original and reconstruction.
@@ -192,17 +192,17 @@ class ColdStartOptions(GenerationOptions):
   text_tower: str = option("policy", choices=TEXT_TOWERS)
   guidance: float = option(5.0, at_least=0)
   captions: str = option(DATASET, choices=(DATASET, SAMPLED))
-  temperature: float = option(1.0, at_least=0)
   gradient_steps: int = option(10, at_least=1)
   flow_weight: float = option(0.0, at_least=0)
   embedder: str = "clip"
 
   def check(self) -> None:
+    TokenOptions.check(self)
     GenerationOptions.check(self)
     if self.gradient_steps > self.sampler_steps:
       raise ValueError(f"gradient_steps = {self.gradient_steps}: expected at most sampler_steps = {self.sampler_steps}")
     if self.captions == DATASET:
-      self.refuse_inert(("temperature",), "captions = 'dataset'")
+      self.refuse_inert(tuple(self.token_sampling), "captions = 'dataset'")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -263,6 +263,7 @@ class GenerationForUnderstandingOptions(CaptionOptions, GenerationOptions, Rewar
   logit_chunks: int = option(1, at_least=1)
 
   def check(self) -> None:
+    TokenOptions.check(self)
     GenerationOptions.check(self)
     RewardOptions.check(self)
 
@@ -344,8 +345,11 @@ class UnderstandingForGenerationOptions(CaptionOptions, GenerationOptions, Rewar
   replay_chunks: int = option(1, at_least=1)
 
   def check(self) -> None:
+    TokenOptions.check(self)
     GenerationOptions.check(self)
     RewardOptions.check(self)
+    if self.captions == DATASET:
+      self.refuse_inert(tuple(self.token_sampling), "captions = 'dataset'")
     if self.num_rollouts % self.replay_chunks:
       raise ValueError(f"replay_chunks = {self.replay_chunks} does not divide num_rollouts = {self.num_rollouts}")
     first, last = self.window_range

@@ -11,6 +11,7 @@ from uae_jax.algorithms import kl
 from uae_jax.models.captioner import TokenModel
 from uae_jax.models.prompts import Prompts
 from uae_jax.models.uae import UAE
+from uae_jax.rollouts import token_distribution
 
 
 @flax.struct.dataclass
@@ -22,14 +23,17 @@ class Captions:
   Attributes:
     tokens: int32[B, R, L], including the closing token; padding after it.
     mask: bool[B, R, L], True up to and including the closing token.
-    log_probs: float32[B, R, L], log-probabilities of the tokens at the sampling temperature; 0 outside the mask.
+    log_probs: float32[B, R, L], log-probabilities of the tokens in the sampled distribution; 0 outside the mask.
     is_closed: bool[B, R], False where the caption reached L tokens without a closing one.
+    kept: uint8[B, R, L, ceil(V / 8)], packed sets of the tokens that truncation kept, for replay; None if nothing was
+      truncated or nothing will be replayed.
   """
 
   tokens: jax.Array
   mask: jax.Array
   log_probs: jax.Array
   is_closed: jax.Array
+  kept: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -72,7 +76,11 @@ def sample_captions(
   num_rollouts: int,
   max_tokens: int,
   temperature: float | jax.Array,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  min_p: float = 0.0,
   repetition_penalty: float = 1.0,
+  records_kept: bool = False,
 ) -> Captions:
   """Samples R captions per image; the loop ends as soon as every caption is closed.
 
@@ -86,9 +94,13 @@ def sample_captions(
     num_rollouts: R.
     max_tokens: L, maximum length, including the closing token.
     temperature: divides the logits; 0 takes the most likely token.
+    top_k: samples among the k most likely tokens; 0 disables it.
+    top_p: samples among the most likely tokens whose probabilities sum to p; 1 disables it.
+    min_p: samples among tokens with at least min_p times the probability of the most likely one; 0 disables it.
     repetition_penalty: logits of tokens that the prompt or the caption already contains are divided by it if positive
       and multiplied by it if negative, as in transformers. 1 disables it; only then are the log-probabilities those of
       the policy.
+    records_kept: record the tokens that truncation kept, which replay needs; B * R * L * V bits.
   """
   batch = prefix.next_position.shape[0]
   shape = (batch, num_rollouts)
@@ -96,17 +108,24 @@ def sample_captions(
   language = captioner.for_decoding()
   logits = jnp.broadcast_to(language.logits(prefix.last_hidden)[:, None], (*shape, language.vocab_size))
   suffix = language.init_suffix(batch, num_rollouts, max_tokens, prefix.cache.dtype)
+  is_truncated = token_distribution.truncates(top_k, top_p, min_p)
 
   def is_running(carry):
-    t, _, _, done, *_ = carry
+    t, _, _, _, done, *_ = carry
     return (t < max_tokens) & ~jnp.all(done)
 
   def step(carry):
-    t, tokens, log_probs, done, logits, suffix, seen = carry
+    t, tokens, log_probs, kept, done, logits, suffix, seen = carry
     if repetition_penalty != 1.0:
       repeated = jnp.where(logits < 0, logits * repetition_penalty, logits / repetition_penalty)
       logits = jnp.where(seen, repeated, logits)
-    log_p = jax.nn.log_softmax(logits / jnp.where(temperature > 0, temperature, 1.0))
+    scores = logits / jnp.where(temperature > 0, temperature, 1.0)
+    if is_truncated:
+      is_kept = token_distribution.kept_tokens(scores, top_k=top_k, top_p=top_p, min_p=min_p)
+      scores = token_distribution.remove(scores, is_kept)
+      if kept is not None:
+        kept = kept.at[:, :, t].set(token_distribution.pack(is_kept))
+    log_p = jax.nn.log_softmax(scores)
     token = jax.lax.cond(
       temperature > 0,
       lambda: draw(jax.random.fold_in(key, t), jnp.exp(log_p)),
@@ -121,16 +140,20 @@ def sample_captions(
     embeddings = language.embed(token)[:, :, None]
     positions = language.continuation_positions(prefix.next_position, t, num_rollouts, 1)
     hidden, suffix = language.extend(embeddings, positions, prefix.cache, suffix, start=t)
-    return t + 1, tokens, log_probs, done, language.logits(hidden[:, :, 0]), suffix, seen
+    return t + 1, tokens, log_probs, kept, done, language.logits(hidden[:, :, 0]), suffix, seen
 
   tokens = jnp.full((*shape, max_tokens), prompts.pad, jnp.int32)
   seen = None
   if repetition_penalty != 1.0:
     seen = jnp.zeros(language.vocab_size, bool).at[jnp.asarray(prompts.caption)].set(True)
     seen = jnp.broadcast_to(seen, logits.shape)
-  carry = (jnp.int32(0), tokens, jnp.zeros((*shape, max_tokens)), jnp.zeros(shape, bool), logits, suffix, seen)
-  _, tokens, log_probs, done, *_ = jax.lax.while_loop(is_running, step, carry)
-  return Captions(tokens=tokens, mask=caption_mask(tokens, prompts), log_probs=log_probs, is_closed=done)
+  kept = None
+  if is_truncated and records_kept:
+    kept = jnp.zeros((*shape, max_tokens, -(-language.vocab_size // 8)), jnp.uint8)
+  log_probs, done = jnp.zeros((*shape, max_tokens)), jnp.zeros(shape, bool)
+  carry = (jnp.int32(0), tokens, log_probs, kept, done, logits, suffix, seen)
+  _, tokens, log_probs, kept, done, *_ = jax.lax.while_loop(is_running, step, carry)
+  return Captions(tokens, caption_mask(tokens, prompts), log_probs, is_closed=done, kept=kept)
 
 
 def draw(key: jax.Array, weights: jax.Array) -> jax.Array:
@@ -179,7 +202,13 @@ def caption_hidden(captioner: TokenModel, prefix: Prefix, tokens: jax.Array) -> 
 
 
 def token_log_probs(
-  captioner: TokenModel, hidden: jax.Array, tokens: jax.Array, *, temperature: float = 1.0, num_chunks: int = 1
+  captioner: TokenModel,
+  hidden: jax.Array,
+  tokens: jax.Array,
+  *,
+  temperature: float = 1.0,
+  kept: jax.Array | None = None,
+  num_chunks: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
   """Computes log-probabilities and entropies of tokens without materializing all logits at once.
 
@@ -188,6 +217,7 @@ def token_log_probs(
     hidden: float[B, R, L, D], the states that predict `tokens`.
     tokens: int32[B, R, L].
     temperature: divides the logits, as in sampling.
+    kept: `Captions.kept` of captions sampled with truncation.
     num_chunks: number of chunks of L, each of which is rematerialized; 1 holds all logits.
 
   Returns:
@@ -200,23 +230,27 @@ def token_log_probs(
   if length % num_chunks:
     raise ValueError(f"num_chunks = {num_chunks} does not divide the caption budget of {length} tokens")
 
-  def chunk(hidden, tokens):
-    log_p = jax.nn.log_softmax(captioner.logits(hidden) / temperature)
+  def chunk(hidden, tokens, kept):
+    log_p = jax.nn.log_softmax(_scores(captioner, hidden, temperature, kept))
     entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
     return jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0], entropy
 
   if num_chunks == 1:
-    return chunk(hidden, tokens)
-  chunks = [
-    jax.checkpoint(chunk)(h, t)
-    for h, t in zip(jnp.split(hidden, num_chunks, axis=2), jnp.split(tokens, num_chunks, axis=2), strict=True)
-  ]
+    return chunk(hidden, tokens, kept)
+  chunks = [jax.checkpoint(chunk)(*part) for part in _split((hidden, tokens, kept), num_chunks)]
   log_probs, entropy = (jnp.concatenate(part, axis=2) for part in zip(*chunks, strict=True))
   return log_probs, entropy
 
 
 def caption_log_probs(
-  model: UAE, prompts: Prompts, images: jax.Array, tokens: jax.Array, *, temperature: float = 1.0, num_chunks: int = 1
+  model: UAE,
+  prompts: Prompts,
+  images: jax.Array,
+  tokens: jax.Array,
+  *,
+  temperature: float = 1.0,
+  kept: jax.Array | None = None,
+  num_chunks: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
   """Replays given captions: their log-probabilities and entropies, with the prefix computed once per image.
 
@@ -226,6 +260,7 @@ def caption_log_probs(
     images: uint8[B, h, w, 3].
     tokens: int32[B, R, L].
     temperature: divides the logits, as in sampling.
+    kept: `Captions.kept` of captions sampled with truncation.
     num_chunks: number of rematerialized chunks of L, see `token_log_probs`.
 
   Returns:
@@ -233,7 +268,7 @@ def caption_log_probs(
   """
   prefix = caption_prefix(model, prompts, images)
   hidden, _ = caption_hidden(model.captioner, prefix, tokens)
-  return token_log_probs(model.captioner, hidden, tokens, temperature=temperature, num_chunks=num_chunks)
+  return token_log_probs(model.captioner, hidden, tokens, temperature=temperature, kept=kept, num_chunks=num_chunks)
 
 
 def caption_kl(
@@ -244,9 +279,10 @@ def caption_kl(
   tokens: jax.Array,
   *,
   temperature: float = 1.0,
+  kept: jax.Array | None = None,
   num_chunks: int = 1,
 ) -> jax.Array:
-  """Computes KL(policy, reference) over the whole vocabulary at each token, differentiable in the policy.
+  """Computes KL(policy, reference) over all tokens that can be sampled at each token, differentiable in the policy.
 
   Args:
     policy: UAE that learns.
@@ -255,6 +291,7 @@ def caption_kl(
     images: uint8[B, h, w, 3].
     tokens: int32[B, R, L].
     temperature: divides the logits of both.
+    kept: `Captions.kept` of captions sampled with truncation.
     num_chunks: number of rematerialized chunks of L.
 
   Returns:
@@ -265,9 +302,24 @@ def caption_kl(
   hidden = [caption_hidden(*pair, tokens)[0] for pair in zip(captioners, prefixes, strict=True)]
   hidden[1] = jax.lax.stop_gradient(hidden[1])
 
-  def chunk(own, other):
-    logits, others = (captioner.logits(h) / temperature for captioner, h in zip(captioners, (own, other), strict=True))
-    return kl.exact(logits, jax.lax.stop_gradient(others))
+  def chunk(own, other, kept):
+    scores, others = (
+      _scores(captioner, h, temperature, kept) for captioner, h in zip(captioners, (own, other), strict=True)
+    )
+    return kl.exact(scores, jax.lax.stop_gradient(others))
 
-  chunks = zip(*(jnp.split(h, num_chunks, axis=2) for h in hidden), strict=True)
-  return jnp.concatenate([jax.checkpoint(chunk)(*states) for states in chunks], axis=2)
+  return jnp.concatenate([jax.checkpoint(chunk)(*part) for part in _split((*hidden, kept), num_chunks)], axis=2)
+
+
+def _scores(captioner: TokenModel, hidden: jax.Array, temperature: float, kept: jax.Array | None) -> jax.Array:
+  """Scores of the distribution that was sampled, float32[B, R, L, V], of the states that predict its tokens."""
+  scores = captioner.logits(hidden) / temperature
+  if kept is None:
+    return scores
+  return token_distribution.remove(scores, token_distribution.unpack(kept, captioner.vocab_size))
+
+
+def _split(parts: tuple[jax.Array | None, ...], num_chunks: int) -> list[tuple[jax.Array | None, ...]]:
+  """Splits arrays [B, R, L, ...] into chunks of L; None stays None."""
+  chunks = [[x] * num_chunks if x is None else jnp.split(x, num_chunks, axis=2) for x in parts]
+  return list(zip(*chunks, strict=True))

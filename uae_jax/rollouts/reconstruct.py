@@ -24,6 +24,9 @@ def caption(
   max_new_tokens: int,
   temperature: float | jax.Array,
   num_rollouts: int = 1,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  min_p: float = 0.0,
   repetition_penalty: float = 1.0,
 ) -> Captions:
   """Samples captions of images uint8[B, h, w, 3]; for the arguments see `captions.sample_captions`."""
@@ -35,6 +38,9 @@ def caption(
     num_rollouts=num_rollouts,
     max_tokens=max_new_tokens,
     temperature=temperature,
+    top_k=top_k,
+    top_p=top_p,
+    min_p=min_p,
     repetition_penalty=repetition_penalty,
   )
 

@@ -28,7 +28,7 @@ def make_loss(networks: Networks, options: ColdStartOptions) -> Loss:
     images, tokens = captioner_images(batch), batch["tokens"]
     if options.captions == SAMPLED:
       sampler = networks.uae(jax.lax.stop_gradient(params))
-      sizes = dict(max_new_tokens=tokens.shape[1], temperature=options.temperature)
+      sizes = dict(max_new_tokens=tokens.shape[1], **options.token_sampling)
       tokens = reconstruct.caption(sampler, networks.prompts, images, caption_key, **sizes).tokens[:, 0]
     # The official code truncates the negative prompt to the caption's length; ours pads and masks it, or raises an
     # error if it is longer.

@@ -63,13 +63,13 @@ class _Stage:
   ema_decay: float
   ensemble: Ensemble
 
-  @property
-  def scoring(self) -> dict:
-    return dict(temperature=self.options.temperature, num_chunks=self.options.logit_chunks)
+  def scoring(self, sampled: Captions) -> dict:
+    """Arguments with which replay scores tokens as the sampler did."""
+    return dict(temperature=self.options.temperature, kept=sampled.kept, num_chunks=self.options.logit_chunks)
 
-  def replay(self, params, images, tokens, *, adapters=True):
+  def replay(self, params, images, sampled: Captions, *, adapters=True):
     model = self.networks.uae(params, adapters=adapters)
-    return captions.caption_log_probs(model, self.networks.prompts, images, tokens, **self.scoring)
+    return captions.caption_log_probs(model, self.networks.prompts, images, sampled.tokens, **self.scoring(sampled))
 
   def rollout(self, params, batch, key, step):
     del step  # This rollout has no schedule.
@@ -83,9 +83,10 @@ class _Stage:
       key,
       num_rollouts=self.options.num_rollouts,
       max_tokens=self.options.max_new_tokens,
-      temperature=self.options.temperature,
+      **self.options.token_sampling,
+      records_kept=True,
     )
-    old = None if self.update_options.is_on_policy else self.replay(params, images, sampled.tokens)[0]
+    old = None if self.update_options.is_on_policy else self.replay(params, images, sampled)[0]
     states = None
     if self.options.conditioning == "answer":
       states = captions.caption_hidden(model.captioner, prefix, sampled.tokens)[1]
@@ -145,20 +146,22 @@ class _Stage:
     def entropies(microbatch):
       images, sampled, _, _ = microbatch
       mask = grpo.effective_mask(self.objective, sampled.mask, sampled.is_closed)
-      return self.replay(params, images, sampled.tokens)[1], mask
+      return self.replay(params, images, sampled)[1], mask
 
     entropy, mask = jax.lax.map(entropies, microbatches)
     return grpo.entropy_threshold(entropy, mask, self.objective.top_entropy)
 
   def objective_of_microbatch(self, params, microbatch, known):
     images, sampled, old, values = microbatch
-    log_probs, entropy = self.replay(params, images, sampled.tokens)
+    log_probs, entropy = self.replay(params, images, sampled)
     reference, exact_kl = None, None
     if self.objective.beta and self.objective.kl == "exact":
       policy, base = (self.networks.uae(params, adapters=adapters) for adapters in (True, False))
-      exact_kl = captions.caption_kl(policy, base, self.networks.prompts, images, sampled.tokens, **self.scoring)
+      exact_kl = captions.caption_kl(
+        policy, base, self.networks.prompts, images, sampled.tokens, **self.scoring(sampled)
+      )
     elif self.objective.beta:
-      reference = jax.lax.stop_gradient(self.replay(params, images, sampled.tokens, adapters=False)[0])
+      reference = jax.lax.stop_gradient(self.replay(params, images, sampled, adapters=False)[0])
     loss, metrics = grpo.token_objective(
       self.objective,
       log_probs,

@@ -106,7 +106,7 @@ class _Stage:
       captioner_images(batch),
       key,
       max_new_tokens=self.options.max_new_tokens,
-      temperature=self.options.temperature,
+      **self.options.token_sampling,
     )
     return sampled.tokens[:, 0]
 
