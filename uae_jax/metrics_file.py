@@ -89,7 +89,7 @@ def read(file: Path) -> tuple[list[dict], list[str]]:
       match = _START.match(line)
       is_last_other = match is None
       if match:
-        stage = match.group(1, 3)
+        stage = match[1], match[3]
         if stage not in samples:
           samples[stage] = _Sample()
         samples[stage].add(line)
