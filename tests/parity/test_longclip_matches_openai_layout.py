@@ -27,8 +27,8 @@ from torch import nn
 from uae_jax import embedders, trees
 from uae_jax.models.clip import CLIP, CLIPConfig, CLIPText, CLIPVision
 from uae_jax.weights import longclip as weights
+from uae_jax.weights import torch_archives
 from uae_jax.weights.table import load
-from uae_jax.weights.tensor_files import read_torch_archive
 
 
 class Block(nn.Module):
@@ -175,7 +175,7 @@ def test_archives_of_torch_are_read_without_torch(tmp_path, dtype):
   if dtype == torch.float32:
     tensors["parameter"] = nn.Parameter(base.to(dtype))
   torch.save(tensors, tmp_path / "a.pt")
-  ours = read_torch_archive(tmp_path / "a.pt")
+  ours = torch_archives.read(tmp_path / "a.pt")
   assert ours.keys() == tensors.keys()
   for name, value in tensors.items():
     assert ours[name].shape == tuple(value.shape)
@@ -185,7 +185,7 @@ def test_archives_of_torch_are_read_without_torch(tmp_path, dtype):
 
 def test_a_state_dict_is_an_ordered_dict(tmp_path, reference):
   torch.save(reference.state_dict(), tmp_path / "a.pt")
-  ours = read_torch_archive(tmp_path / "a.pt")
+  ours = torch_archives.read(tmp_path / "a.pt")
   for name, value in tensors_of(reference).items():
     np.testing.assert_array_equal(ours[name], value)
 
@@ -211,7 +211,7 @@ def test_a_malicious_pickle_is_refused_without_running(tmp_path):
   trap = tmp_path / "trap"
   write_archive(tmp_path / "a.pt", pickle.dumps({"weight": Malicious(trap)}, protocol=2))
   with pytest.raises(ValueError, match=r"a\.pt.*(posix|nt)\.system, which is refused"):
-    read_torch_archive(tmp_path / "a.pt")
+    torch_archives.read(tmp_path / "a.pt")
   assert not trap.exists()
 
 
@@ -220,7 +220,7 @@ def test_every_other_name_is_refused(tmp_path, name):
   module, function = name.split()
   write_archive(tmp_path / "a.pt", f"c{module}\n{function}\n.".encode())
   with pytest.raises(ValueError, match=f"asks for {module}.{function}"):
-    read_torch_archive(tmp_path / "a.pt")
+    torch_archives.read(tmp_path / "a.pt")
 
 
 def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
@@ -231,7 +231,7 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
   assert content.count(b"K\x04\x85") == 1  # the shape (4,)
   write_archive(tmp_path / "a.pt", content.replace(b"K\x04\x85", b"K\x40\x85"), [np.zeros(4, np.float32).tobytes()])
   with pytest.raises(ValueError, match="beyond its storage of 4"):
-    read_torch_archive(tmp_path / "a.pt")
+    torch_archives.read(tmp_path / "a.pt")
 
 
 def test_torn_and_foreign_files_are_named(tmp_path):
@@ -243,6 +243,6 @@ def test_torn_and_foreign_files_are_named(tmp_path):
   (tmp_path / "legacy.pt").write_bytes(buffer.getvalue())
   for name in ("torn", "list", "legacy", "absent"):
     with pytest.raises(ValueError, match=f"{name}.pt"):
-      read_torch_archive(tmp_path / f"{name}.pt")
+      torch_archives.read(tmp_path / f"{name}.pt")
   with pytest.raises(ValueError, match="not a Long-CLIP checkpoint: no visual.conv1.weight"):
-    weights.config_of(read_torch_archive(tmp_path / "whole.pt"))
+    weights.config_of(torch_archives.read(tmp_path / "whole.pt"))

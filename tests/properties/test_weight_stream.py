@@ -116,6 +116,7 @@ def test_torn_and_foreign_files_are_named(folder, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match="model.safetensors: not a readable safetensors file"):
       tensor_files.open_folder(tmp_path)
+  (tmp_path / "model.safetensors").unlink()
   (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
   with pytest.raises(ValueError, match="gone.safetensors"):
     tensor_files.open_folder(tmp_path)

@@ -1,35 +1,21 @@
-"""Tensor files as mappings name -> array, without torch: safetensors, sharded or not, and `torch.save` archives.
+"""Tensor files as mappings name -> array: safetensors, sharded or not, and archives of `torch.save`.
 
-An archive is a zip file with a pickle. The unpickler accepts only a handful of names, all of which only describe
-tensors, and refuses any other name without looking it up.
+Headers are held to the rules of the safetensors library: tensors cover the file without holes or overlaps.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import json
 import math
 from pathlib import Path
-import pickle
 from typing import Any
-import zipfile
+import warnings
 
 import ml_dtypes
 import numpy as np
 
-STORAGES = {
-  "DoubleStorage": np.dtype(np.float64),
-  "FloatStorage": np.dtype(np.float32),
-  "HalfStorage": np.dtype(np.float16),
-  "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-  "LongStorage": np.dtype(np.int64),
-  "IntStorage": np.dtype(np.int32),
-  "ShortStorage": np.dtype(np.int16),
-  "CharStorage": np.dtype(np.int8),
-  "ByteStorage": np.dtype(np.uint8),
-  "BoolStorage": np.dtype(np.bool_),
-}
-
+from uae_jax import json_files
+from uae_jax.weights import torch_archives
 
 SAFETENSORS_DTYPES = {
   "F64": np.dtype(np.float64),
@@ -43,6 +29,11 @@ SAFETENSORS_DTYPES = {
   "U8": np.dtype(np.uint8),
   "BOOL": np.dtype(np.bool_),
 }
+# The limit of the safetensors library.
+MAX_HEADER_BYTES = 100_000_000
+MAX_AXES = 32
+# The stem of model folders whose library prefers a single file to an index beside it; others prefer the index.
+TRANSFORMERS_STEM = "model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +62,12 @@ class Safetensors(Mapping):
   def __init__(self, files: list[Path]):
     self._places: dict[str, _Place] = {}
     for file in files:
-      self._places |= _read_header(file)
+      found = _read_header(file)
+      if twice := sorted(found.keys() & self._places.keys()):
+        raise ValueError(
+          f"{file}: tensor {twice[0]} is in {self._places[twice[0]].file.name} too: delete one of the two"
+        )
+      self._places |= found
 
   def __getitem__(self, name: str) -> np.ndarray:
     place = self._places[name]
@@ -90,32 +86,70 @@ class Safetensors(Mapping):
   def spec(self, name: str) -> Spec:
     return self._places[name].spec
 
+  def file(self, name: str) -> Path:
+    """The file that a tensor is in."""
+    return self._places[name].file
+
 
 def _read_header(file: Path) -> dict[str, _Place]:
   """Reads the locations of all tensors of one file.
 
   Raises:
-    ValueError: the file is not a safetensors file, or is truncated.
+    ValueError: the file is not a safetensors file, is truncated, or has a dtype that is not supported.
   """
   try:
     size = file.stat().st_size
     with open(file, "rb") as stream:
-      length = int.from_bytes(stream.read(8), "little")
-      if length > size - 8:
-        raise ValueError("its header is longer than the file")
-      header = json.loads(stream.read(length))
-    places = {}
-    for name, entry in header.items():
-      if name == "__metadata__":
-        continue
-      spec = Spec(tuple(entry["shape"]), SAFETENSORS_DTYPES[entry["dtype"]])
-      start, end = (8 + length + offset for offset in entry["data_offsets"])
-      if end > size or end - start != math.prod(spec.shape) * spec.dtype.itemsize:
-        raise ValueError(f"tensor {name} reaches beyond the file, or its size is wrong")
-      places[name] = _Place(file, start, spec)
-    return places
-  except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+      prefix = stream.read(8)
+      if prefix == json_files.GIT_LFS[:8]:
+        raise json_files.Pointer(file)
+      length = int.from_bytes(prefix, "little")
+      if len(prefix) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+        raise ValueError(f"its header is longer than the file or than {MAX_HEADER_BYTES} bytes")
+      text = stream.read(length)
+    if not text.startswith(b"{"):
+      raise ValueError("its header does not start with {")
+    header = json_files.parse_object(text, "header")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+      raise ValueError("its __metadata__ is not a mapping of texts")
+    return _places(file, header, 8 + length, size)
+  except json_files.Pointer:
+    raise
+  except OSError as error:
+    raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
+  except ValueError as error:
     raise ValueError(f"{file}: not a readable safetensors file ({error})") from error
+
+
+def _places(file: Path, header: Mapping[str, Any], start: int, end: int) -> dict[str, _Place]:
+  """The tensors of a header, whose data fill the bytes `start` to `end` of the file."""
+  places, spans = {}, []
+  for name, entry in header.items():
+    match entry:
+      case {"dtype": str(code), "shape": list(shape), "data_offsets": [int(first), int(last)]} if len(
+        shape
+      ) <= MAX_AXES and all(type(number) is int and 0 <= number < 2**63 for number in (*shape, first, last)):
+        pass
+      case _:
+        raise ValueError(f"tensor {name} has no dtype, shape or data_offsets, or impossible ones")
+    if code not in SAFETENSORS_DTYPES:
+      raise ValueError(
+        f"tensor {name} has the dtype {code[:20]}, which is not supported: convert the file to bfloat16 or float32"
+      )
+    spec = Spec(tuple(shape), SAFETENSORS_DTYPES[code])
+    if last - first != math.prod(shape) * spec.dtype.itemsize:
+      raise ValueError(f"tensor {name}: its bytes are not those of {code}{shape}")
+    places[name] = _Place(file, start + first, spec)
+    spans.append((start + first, start + last, name))
+  place = start
+  for first, last, name in sorted(spans):
+    if first != place or last > end:
+      raise ValueError(f"tensor {name} overlaps another one, leaves a hole before it, or reaches beyond the file")
+    place = last
+  if place != end:
+    raise ValueError(f"{end - place} bytes after the last tensor belong to none")
+  return places
 
 
 class Renamed(Mapping):
@@ -154,109 +188,56 @@ def spec_of(tensors: Mapping, name: str) -> Spec:
   return Spec(tuple(np.shape(value)), np.asarray(value).dtype)
 
 
-def open_folder(folder: Path, stem: str = "model") -> Safetensors:
+def open_folder(folder: Path, stem: str = TRANSFORMERS_STEM) -> Safetensors:
   """Opens the tensors of a Hugging Face model folder: `<stem>.safetensors`, or shards with or without an index.
 
+  Where both are there, the file is read that transformers or diffusers would read, and a warning names the other.
+
   Raises:
-    ValueError: the folder has no safetensors files, or a shard is missing or truncated.
+    ValueError: the folder has no safetensors files, a shard is missing or damaged, or the index contradicts the shards.
   """
-  single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
-  if (folder / index).exists():
-    try:
-      names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-      raise ValueError(f"{folder / index}: not an index of shards ({error})") from error
-  elif (folder / single).exists():
-    names = [single]
-  elif not (names := sorted(file.name for file in folder.glob(f"{stem}-*-of-*.safetensors"))):
-    raise ValueError(f"{folder}: neither {single} nor {index}")
-  else:
-    total = int(names[0].rsplit("-of-", 1)[1].split(".")[0])
-    if len(names) != total:
-      raise ValueError(f"{folder}: {len(names)} of {total} shards, and no {index}")
-  missing = [name for name in names if not (folder / name).exists()]
+  single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+  if single.exists() and index.exists():
+    used, other = (single, index) if stem == TRANSFORMERS_STEM else (index, single)
+    warnings.warn(f"{folder}: both {single.name} and {index.name}; reading {used.name}, not {other.name}", stacklevel=2)
+    return Safetensors([single]) if used is single else _open_index(index)
+  if index.exists():
+    return _open_index(index)
+  if single.exists():
+    return Safetensors([single])
+  shards = sorted(folder.glob(f"{stem}-*-of-*.safetensors"))
+  if not shards:
+    raise ValueError(f"{folder}: neither {single.name} nor {index.name}")
+  total = shards[0].stem.rsplit("-of-", 1)[1]
+  if not total.isdecimal() or len(shards) != int(total):
+    raise ValueError(f"{folder}: {len(shards)} of {total} shards, and no {index.name}")
+  return Safetensors(shards)
+
+
+def _open_index(index: Path) -> Safetensors:
+  """Opens the shards of an index; tensors of a shard that the index lacks are found all the same."""
+  places = json_files.read_object(index).get("weight_map")
+  if not isinstance(places, dict) or not places:
+    raise ValueError(f"{index}: not an index of shards (no weight_map)")
+  for file in places.values():
+    if not isinstance(file, str) or file != Path(file).name:
+      raise ValueError(f"{index}: a shard is named {str(file)[:100]!r}, expected the name of a file beside the index")
+  names = sorted(set(places.values()))
+  missing = [name for name in names if not (index.parent / name).exists()]
   if missing:
-    raise ValueError(f"{folder}: {index} names files that are not there: {', '.join(missing)}")
-  return Safetensors([folder / name for name in names])
+    raise ValueError(f"{index} names files that are not there: {', '.join(missing[:10])}")
+  tensors = Safetensors([index.parent / name for name in names])
+  for name, file in places.items():
+    if name in tensors and tensors.file(name).name != file:
+      raise ValueError(
+        f"{index}: {name} is not in {file} but in {tensors.file(name).name}: delete the index, it is stale"
+      )
+  return tensors
 
 
 def open_file(path: Path) -> Mapping[str, np.ndarray]:
   """Opens the tensors of one `.safetensors` file or `torch.save` archive."""
-  return Safetensors([path]) if path.suffix == ".safetensors" else read_torch_archive(path)
-
-
-def read_torch_archive(path: Path) -> dict[str, np.ndarray]:
-  """Reads a flat dict of tensors, such as a state dict, written by `torch.save`.
-
-  Raises:
-    ValueError: the file is not such an archive, or its pickle contains more than a dict of tensors.
-  """
-  try:
-    with zipfile.ZipFile(path) as archive:
-      pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-      if len(pickles) != 1:
-        raise ValueError(f"{path}: {len(pickles)} data.pkl in the archive, expected 1: not written by torch.save")
-      root = pickles[0].removesuffix("data.pkl")
-      if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
-        raise ValueError(f"{path}: big-endian tensors are not supported")
-      with archive.open(pickles[0]) as file:
-        content = _Unpickler(file, archive, f"{root}data/").load()
-  except (OSError, zipfile.BadZipFile, KeyError, EOFError, pickle.UnpicklingError) as error:
-    raise ValueError(f"{path}: not a readable archive of torch.save ({error})") from error
-  if not isinstance(content, Mapping) or not all(isinstance(value, np.ndarray) for value in content.values()):
-    raise ValueError(f"{path}: holds {type(content).__name__}, expected a dict of tensors")
-  return dict(content)
-
-
-class _Unpickler(pickle.Unpickler):
-  """The restricted unpickler of `data.pkl`; see the module's docstring."""
-
-  def __init__(self, file, archive: zipfile.ZipFile, folder: str):
-    super().__init__(file)
-    self._archive = archive
-    self._folder = folder
-    self._storages: dict[str, np.ndarray] = {}
-
-  def find_class(self, module: str, name: str) -> Any:
-    if module in ("torch", "torch.storage") and name in STORAGES:
-      return STORAGES[name]
-    if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-      return _rebuild_tensor
-    if (module, name) == ("torch._utils", "_rebuild_parameter"):
-      return _rebuild_parameter
-    if (module, name) == ("collections", "OrderedDict"):
-      return OrderedDict
-    raise pickle.UnpicklingError(f"its pickle asks for {module}.{name}, which is refused: it is no tensor")
-
-  def persistent_load(self, identifier: Any) -> np.ndarray:
-    """The flat array of one file of the archive, for ("storage", dtype, file, device, length)."""
-    if not (isinstance(identifier, tuple) and len(identifier) == 5 and isinstance(identifier[1], np.dtype)):
-      raise pickle.UnpicklingError(f"unknown storage {identifier!r}")
-    _, dtype, key, _, length = identifier
-    if key not in self._storages:
-      self._storages[key] = np.frombuffer(self._archive.read(f"{self._folder}{key}"), dtype)
-    storage = self._storages[key]
-    if storage.size != length or storage.dtype != dtype:
-      raise pickle.UnpicklingError(
-        f"storage {key} holds {storage.size} of {storage.dtype}, expected {length} of {dtype}"
-      )
-    return storage
-
-
-def _rebuild_tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple, *_: Any) -> np.ndarray:
-  """A view into a storage, with the bounds checks that `as_strided` does not do."""
-  numbers = (offset, *shape, *strides)
-  if len(shape) != len(strides) or any(not isinstance(number, int) or number < 0 for number in numbers):
-    raise pickle.UnpicklingError(f"tensor of shape {shape} and strides {strides} at {offset}")
-  last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-  if math.prod(shape) and last >= storage.size:
-    raise pickle.UnpicklingError(f"tensor of shape {shape} reaches beyond its storage of {storage.size}")
-  steps = tuple(stride * storage.itemsize for stride in strides)
-  return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False)
-
-
-def _rebuild_parameter(tensor: np.ndarray, *_: Any) -> np.ndarray:
-  return tensor
+  return Safetensors([path]) if path.suffix == ".safetensors" else torch_archives.read(path)
 
 
 def write(file: Path, tensors: Mapping[str, np.ndarray], names: list[str] | None = None) -> None:
@@ -279,10 +260,13 @@ def write(file: Path, tensors: Mapping[str, np.ndarray], names: list[str] | None
   text = json.dumps(header, separators=(",", ":")).encode()
   # The format requires tensors to start at a multiple of 8 bytes.
   text += b" " * (-len(text) % 8)
-  with open(file, "wb") as stream:
-    stream.write(len(text).to_bytes(8, "little") + text)
-    for name in names:
-      np.ascontiguousarray(tensors[name]).tofile(stream)
+  try:
+    with open(file, "wb") as stream:
+      stream.write(len(text).to_bytes(8, "little") + text)
+      for name in names:
+        stream.write(np.ascontiguousarray(tensors[name]).view(np.uint8).reshape(-1).data)
+  except OSError as error:
+    raise OSError(error.errno, f"{error.strerror}; it needs {8 + len(text) + offset} bytes", str(file)) from error
 
 
 def write_folder(folder: Path, stem: str, tensors: Mapping[str, np.ndarray], shard_bytes: int = 5 * 10**9) -> None:
