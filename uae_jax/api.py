@@ -19,6 +19,7 @@ from uae_jax.rollouts import captions as caption_rollouts
 from uae_jax.rollouts import reconstruct
 from uae_jax.rollouts.conditioning import Context
 from uae_jax.training import restore
+from uae_jax.weights import fingerprint
 from uae_jax.weights.checkpoint import LoadedUAE
 
 Images = Iterable[Image.Image | str | os.PathLike]
@@ -74,6 +75,10 @@ class UAE:
     if int8:
       loaded = dataclasses.replace(loaded, params=quantize(loaded.params))
     return cls(loaded)
+
+  def fingerprint(self) -> str:
+    """Returns 16 hexadecimal digits of the weights' bits: the same weights in the same dtype have the same."""
+    return fingerprint.fingerprint(self.params)
 
   # --- Understanding -----------------------------------------------------------------------------------------------
 
@@ -200,6 +205,22 @@ class UAE:
     run = self._program("decode_latents", lambda params, z: self._model(params).decode_latents(z))
     return run(self.params, jnp.asarray(latents))
 
+  def latents_shape(self, height: int, width: int) -> tuple[int, int, int]:
+    """Shape (h, w, C) of the latents of an image.
+
+    Args:
+      height: height in pixels.
+      width: width in pixels.
+
+    Raises:
+      ValueError: the decoder's patches do not allow the size.
+    """
+    scale = self._config.vae.downsampling
+    stride = scale * self._config.decoder.patch
+    if height % stride or width % stride:
+      raise ValueError(f"{height} x {width} px: sides must be multiples of {stride}")
+    return height // scale, width // scale, self._config.vae.latent_channels
+
   def generate(
     self,
     prompts: list[str],
@@ -231,14 +252,10 @@ class UAE:
     steps = steps or self.inference.steps
     guidance = self.inference.guidance if guidance is None else guidance
     height, width = height or self.inference.resolution_px, width or self.inference.resolution_px
-    stride = self._config.vae.downsampling * self._config.decoder.patch
-    if height % stride or width % stride:
-      raise ValueError(f"{height} x {width} px: sides must be multiples of {stride}")
+    shape = (1, *self.latents_shape(height, width))
     generated = []
     for index, prompt in enumerate(prompts):
       if latents is None:
-        scale = self._config.vae.downsampling
-        shape = (1, height // scale, width // scale, self._config.vae.latent_channels)
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(seed), index), shape)
       else:
         noise = jnp.asarray(latents, jnp.float32)[index : index + 1]

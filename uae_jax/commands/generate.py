@@ -18,7 +18,7 @@ def parser() -> command_line.Parser:
     metavar="FILE",
     help='text file with one prompt per line, or .jsonl file with a field "prompt" or "caption"',
   )
-  model_arguments.add_painting_arguments(parser)
+  model_arguments.add_generation_arguments(parser)
   parser.add_argument("--out", required=True, metavar="DIR", help="output folder: 00000.png, ... and images.jsonl")
   return parser
 

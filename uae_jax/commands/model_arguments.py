@@ -9,9 +9,9 @@ SMALL_WORLD_NOTICE = (
 )
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, *, is_required: bool = True) -> None:
   parser.add_argument(
-    "--model", required=True, metavar="DIR", help="workdir or checkpoint of a run, or an official UAE folder"
+    "--model", required=is_required, metavar="DIR", help="workdir or checkpoint of a run, or an official UAE folder"
   )
   parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="dtype of the parameters; default: as stored")
   parser.add_argument("--int8", action="store_true", help="store most weights as int8: half the memory of bfloat16")
@@ -28,7 +28,7 @@ def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--temperature", type=float, help="sampling temperature, 0 is greedy; default: the model's own")
 
 
-def add_painting_arguments(parser: argparse.ArgumentParser) -> None:
+def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--steps", type=positive, help="sampler steps; default: the model's own")
   parser.add_argument("--guidance", type=float, help="guidance scale, 1 disables guidance; default: the model's own")
   parser.add_argument("--height", type=positive, help="image height in pixels; default: the model's own")

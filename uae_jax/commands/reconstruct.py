@@ -13,7 +13,7 @@ def parser() -> command_line.Parser:
   model_arguments.add_model_arguments(parser)
   model_arguments.add_image_argument(parser)
   model_arguments.add_caption_arguments(parser)
-  model_arguments.add_painting_arguments(parser)
+  model_arguments.add_generation_arguments(parser)
   parser.add_argument(
     "--out", required=True, metavar="DIR", help="output folder: captions.jsonl, recon_<stem>.png and index.html"
   )

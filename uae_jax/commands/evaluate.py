@@ -1,0 +1,171 @@
+"""`uae-jax evaluate`: the images that a benchmark's official scorer opens, and a table of what it found."""
+
+import argparse
+from pathlib import Path
+import re
+import sys
+
+from uae_jax.commands import command_line, model_arguments
+
+EPILOG = """
+The images are made with --model. Then the benchmark's own scorer is run on the output folder, and
+`uae-jax evaluate --suite NAME --prompts FILE --out DIR` without --model reads what it wrote. The same command goes on
+where a killed one stopped. docs/evaluation.md has every suite from download to table.
+"""
+
+
+def parser() -> command_line.Parser:
+  from uae_jax.evaluation.suites import SUITES  # imports no JAX
+
+  parser = command_line.Parser("evaluate", "Generates the images of a benchmark and reads its official scores.", EPILOG)
+  suites = "; ".join(f"{name}: {summary}" for name, summary in SUITES.items())
+  parser.add_argument("--suite", choices=tuple(SUITES), help=suites)
+  parser.add_argument("--prompts", metavar="PATH", help="the benchmark's own prompts: a file, or a folder of files")
+  parser.add_argument("--out", required=True, metavar="DIR", help="output folder: images and results.json")
+  parser.add_argument("--results", nargs="+", metavar="FILE", help="result files of the scorer; default: in DIR")
+  parser.add_argument("--like", metavar="FILE", help="results.json whose suite and settings are repeated")
+  model_arguments.add_model_arguments(parser, is_required=False)
+  parser.add_argument("--limit", type=model_arguments.positive, help="use the first N prompts only")
+  parser.add_argument(
+    "--samples", type=model_arguments.positive, help="samples per prompt; default: the benchmark's own"
+  )
+  parser.add_argument(
+    "--shard", type=shard, default=(0, 1), metavar="I/N", help="make part I (from 0) of N; default 0/1"
+  )
+  model_arguments.add_generation_arguments(parser)
+  return parser
+
+
+def shard(text: str) -> tuple[int, int]:
+  match = re.fullmatch(r"(\d+)/(\d+)", text)
+  if not match or int(match[1]) >= int(match[2]):
+    raise argparse.ArgumentTypeError(f"{text}: expected I/N with I from 0 to N - 1")
+  return int(match[1]), int(match[2])
+
+
+def main(argv: list[str]) -> int:
+  arguments = parser().parse_args(argv)
+
+  from uae_jax.evaluation import results, suites
+
+  out = Path(arguments.out)
+  if arguments.like:
+    take_settings(arguments, arguments.like)
+  if not arguments.suite or not arguments.prompts:
+    raise ValueError("--suite and --prompts are both needed")
+  suite = suites.find(arguments.suite)
+  path = Path(arguments.prompts)
+  if not path.exists():
+    raise ValueError(f"--prompts {path}: no such file; expected {suite.prompts_file}")
+  prompts = suite.read_prompts(path)[: arguments.limit]
+  if not arguments.limit and len(prompts) != suite.num_prompts:
+    print(f"note: {path} has {len(prompts)} prompts, the official list {suite.num_prompts}", file=sys.stderr)
+  failed: dict[str, str] = {}
+  if arguments.model:
+    settings, failed, number = generate(arguments, suite, prompts, out)
+  else:
+    known = results.read(out)
+    if known is None:
+      raise ValueError(f"{out}: no {results.FILE}: --model makes the images first")
+    settings, number = known["settings"], known["files"]
+    if settings["suite"] != suite.name or settings["prompts"] != results.prompts_hash(prompts):
+      raise ValueError(f"{out} has images of suite {settings['suite']} or of other prompts than {path}")
+  paths = [Path(file) for file in arguments.results or suite.result_files(out)]
+  scores = suite.read_results(paths, prompts) if paths else None
+  about = {
+    "files": number,
+    "failed": failed,
+    "official_results": [str(file) for file in paths],
+    "prompt_categories": {prompt.key: prompt.category for prompt in prompts},
+  }
+  results.write(out, settings, about, scores, suite.scale)
+  for file, why in failed.items():
+    print(f"uae-jax evaluate: error: {file}: {why}", file=sys.stderr)
+  print(table(suite, scores, settings) if scores else f"{number} files in {out}; now run the official scorer on it")
+  return 1 if failed else 0
+
+
+def generate(arguments: argparse.Namespace, suite, prompts, out: Path) -> tuple[dict, dict[str, str], int]:
+  """Makes the missing images; returns (settings, file -> error, number of whole files)."""
+  from uae_jax.evaluation import generation, results
+  from uae_jax.evaluation.suites.spec import SuiteError
+
+  samples = arguments.samples or suite.num_samples
+  suite.targets(prompts[0], samples)  # Refuses an impossible number of samples before the model is loaded.
+  uae = model_arguments.load(arguments)
+  default = uae.inference
+  height, width = arguments.height or default.resolution_px, arguments.width or default.resolution_px
+  if suite.is_square and height != width:
+    raise SuiteError(f"{height} x {width} px: the scorer of {suite.name} needs square images")
+  settings = {
+    "suite": suite.name,
+    "prompts": results.prompts_hash(prompts),
+    "num_prompts": len(prompts),
+    "samples": samples,
+    "seed": arguments.seed,
+    "height": height,
+    "width": width,
+    "steps": arguments.steps or default.steps,
+    "guidance": default.guidance if arguments.guidance is None else arguments.guidance,
+    "shift": default.shift,
+    "sampler": "euler",
+    "negative_prompt": uae.processor.negative_prompt,
+    "text_tower": default.text_tower,
+    "dtype": arguments.dtype or "auto",
+    "int8": arguments.int8,
+    "weights": uae.fingerprint(),
+    "model": arguments.model,
+    "versions": results.versions(),
+  }
+  known = results.read(out)
+  if known and (changed := results.differences(known["settings"], settings)):
+    raise ValueError(f"{out} has images of other settings ({'; '.join(changed)}): choose another --out")
+  if known is None:
+    results.write(out, settings, {"files": 0, "failed": {}}, None, suite.scale)
+  part, parts = arguments.shard
+  jobs = generation.missing(suite, prompts[part::parts], samples, out, (height, width))
+  failed = generation.run(
+    suite,
+    jobs,
+    lambda texts, latents: uae.generate(
+      list(texts), settings["steps"], settings["guidance"], height, width, latents=latents
+    ),
+    out,
+    seed=arguments.seed,
+    latents_shape=uae.latents_shape(height, width),
+    batch_size=arguments.batch_size,
+  )
+  total = sum(len(suite.targets(prompt, samples)) for prompt in prompts)
+  return settings, failed, total - len(generation.missing(suite, prompts, samples, out, (height, width)))
+
+
+def take_settings(arguments: argparse.Namespace, file: str) -> None:
+  """Sets the options that the command line leaves open to those of a result.
+
+  Raises:
+    ValueError: the file is not a result.
+  """
+  from uae_jax.evaluation import results
+
+  known = results.read(Path(file))
+  if known is None:
+    raise ValueError(f"--like {file}: no such file")
+  settings = known["settings"]
+  arguments.suite = arguments.suite or settings["suite"]
+  arguments.limit = arguments.limit or settings["num_prompts"]
+  arguments.seed = settings["seed"]
+  for name in ("samples", "steps", "guidance", "height", "width"):
+    if getattr(arguments, name) is None:
+      setattr(arguments, name, settings[name])
+
+
+def table(suite, scores, settings: dict) -> str:
+  """The official table beside the published overall scores, and the settings that move them."""
+  rows = {**scores.categories, "overall": scores.overall}
+  width = max(map(len, [*rows, *suite.published]))
+  digits = 2 if suite.scale > 1 else 4
+  lines = [f"{name:{width}}  {suite.scale * value:.{digits}f}" for name, value in rows.items()]
+  lines += [f"{name:{width}}  {value} (published)" for name, value in suite.published.items()]
+  shown = ("steps", "guidance", "shift", "height", "width", "samples", "seed", "weights")
+  lines += ["", "settings: " + ", ".join(f"{name} {settings[name]}" for name in shown)]
+  return "\n".join([*lines, *(f"note: {note}" for note in scores.notes)])

@@ -1,0 +1,110 @@
+"""`results.json` of `uae-jax evaluate`: the settings of a run, its files, and the scores once they are known."""
+
+from collections.abc import Mapping, Sequence
+import hashlib
+from importlib import metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uae_jax import files
+from uae_jax.evaluation.suites.spec import Prompt, Scores
+
+FILE = "results.json"
+VERSION = 1
+# Settings that say how a result was made but do not change it.
+INCIDENTAL = ("model", "versions")
+
+
+def prompts_hash(prompts: Sequence[Prompt]) -> str:
+  """Returns 16 hexadecimal digits of the keys and texts of the prompts."""
+  text = json.dumps([(prompt.key, prompt.text) for prompt in prompts], ensure_ascii=False)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+  return {name: metadata.version(name) for name in ("uae_jax", "jax", "flax", "transformers")}
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+  """Reads the result of an output folder; None if it has none.
+
+  Raises:
+    ValueError: the file is not such a result.
+  """
+  file = folder if folder.suffix == ".json" else folder / FILE
+  if not file.is_file():
+    return None
+  try:
+    result = json.loads("\n".join(files.read_lines(file)))
+  except ValueError as error:
+    raise ValueError(f"{file}: not JSON ({error})") from error
+  if not isinstance(result, dict) or not isinstance(result.get("settings"), dict) or "suite" not in result["settings"]:
+    raise ValueError(f"{file}: not a result of uae-jax evaluate")
+  return result
+
+
+def write(folder: Path, settings: Mapping, about: Mapping, scores: Scores | None, scale: float) -> dict[str, Any]:
+  """Writes `results.json` and returns its content."""
+  result: dict[str, Any] = {"version": VERSION, "settings": dict(settings), **about}
+  if scores is not None:
+    result["scores"] = {
+      "overall": scores.overall,
+      "categories": dict(scores.categories),
+      "items": dict(scores.items),
+      "notes": list(scores.notes),
+      "scale": scale,
+    }
+  folder.mkdir(parents=True, exist_ok=True)
+  files.write_whole(folder / FILE, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+  return result
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+  """Lists the settings that make two results incomparable, as "name: value, value"."""
+  names = sorted({*one, *other} - set(INCIDENTAL))
+  return [f"{name}: {one.get(name)!r}, {other.get(name)!r}" for name in names if one.get(name) != other.get(name)]
+
+
+def paired(one: Mapping[str, Any], other: Mapping[str, Any], *, resamples: int = 10_000) -> list[dict[str, Any]]:
+  """Compares two scored results over the prompts that both have.
+
+  Args:
+    one: result A.
+    other: result B.
+    resamples: bootstrap resamples of the 95 % interval; drawn with a fixed seed.
+
+  Returns:
+    One row per category, then one of all prompts: category, count, means `a` and `b`, `difference` b - a, its interval
+    `low` to `high`, `wins` and `losses` of b.
+  """
+  a, b = one["scores"]["items"], other["scores"]["items"]
+  category_of = one.get("prompt_categories", {})
+  keys = [key for key in a if key in b]
+  rows = [
+    _compare(name, [key for key in keys if category_of.get(key, "") == name], a, b, resamples)
+    for name in dict.fromkeys(category_of.get(key, "") for key in keys)
+    if name
+  ]
+  return [*rows, _compare("all", keys, a, b, resamples)]
+
+
+def _compare(name: str, keys: Sequence[str], a: Mapping, b: Mapping, resamples: int) -> dict[str, Any]:
+  before, after = (np.array([items[key] for key in keys], np.float64) for items in (a, b))
+  gains = after - before
+  rng = np.random.default_rng(0)
+  means = [np.mean(rng.choice(gains, len(gains))) for _ in range(resamples)]
+  low, high = np.quantile(means, (0.025, 0.975))
+  return {
+    "category": name,
+    "count": len(keys),
+    "a": float(np.mean(before)),
+    "b": float(np.mean(after)),
+    "difference": float(np.mean(gains)),
+    "low": float(low),
+    "high": float(high),
+    "wins": int(np.sum(gains > 0)),
+    "losses": int(np.sum(gains < 0)),
+  }
