@@ -13,6 +13,7 @@ from uae_jax import sharding
 from uae_jax.algorithms import ema
 from uae_jax.commands import command_line
 from uae_jax.options import CheckpointOptions, OptimizerOptions, new_config, read_config
+from uae_jax.training import inspection
 from uae_jax.training.checkpoints import Checkpoints, SaveError
 from uae_jax.training.optimizer import make_optimizer
 from uae_jax.training.state import apply_gradients, create
@@ -79,6 +80,83 @@ def test_a_torn_step_is_set_aside_for_the_one_before(two_steps, item):
   assert_same(Checkpoints(folder).restore(fresh_state())[0], fourth)
 
 
+def largest_values(item):
+  """The largest file with numbers of an item of a step."""
+  return max((path for path in item.rglob("*") if path.parent.name == "d"), key=lambda path: path.stat().st_size)
+
+
+def flip_values(file, count: int, seed: int):
+  """Flips one bit at a time in the file that holds the numbers; yields after each flip and restores the file."""
+  content, rng = file.read_bytes(), np.random.default_rng(seed)
+  for _ in range(count):
+    flipped = bytearray(content)
+    flipped[rng.integers(len(flipped))] ^= 1 << int(rng.integers(8))
+    file.write_bytes(flipped)
+    yield
+  file.write_bytes(content)
+
+
+def test_flipped_bits_are_noticed_and_the_step_before_is_taken(two_steps):
+  """Most flips leave a file that Orbax reads without complaint."""
+  folder, second, fourth = two_steps
+  values = largest_values(folder / "4" / "state")
+  taken = []
+  for _ in flip_values(values, 40, seed=0):
+    state, data = Checkpoints(folder).restore(fresh_state())
+    taken.append(data["position"])
+    assert_same(state, second if data["position"] == 2 else fourth)
+    if data["position"] == 2:
+      (folder / "4.damaged").rename(folder / "4")
+  # The other flips changed no number.
+  assert taken.count(2) >= 35
+
+
+def test_a_flipped_bit_in_a_result_is_noticed(two_steps):
+  folder, _, fourth = two_steps
+  checkpoints = Checkpoints(folder)
+  checkpoints.save_final(4, fourth.params, CONFIG)
+  for _ in flip_values(largest_values(folder / "4" / "params"), 1, seed=1):
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fourth.params)
+    assert checkpoints.restore_final(abstract) is None
+    (folder / "4.damaged").rename(folder / "4")
+
+
+def test_the_position_in_the_data_has_a_checksum(two_steps):
+  folder, second, _ = two_steps
+  file = next(
+    path for path in (folder / "4" / "data").rglob("*") if path.is_file() and b"position" in path.read_bytes()
+  )
+  file.write_bytes(file.read_bytes().replace(b"4", b"5"))
+  state, data = Checkpoints(folder).restore(fresh_state())
+  assert data == {"position": 2}
+  assert_same(state, second)
+
+
+def test_a_state_that_is_not_finite_is_set_aside(two_steps, monkeypatch):
+  """Such a state was saved by a version that did not look."""
+  folder, second, fourth = two_steps
+  checkpoints = Checkpoints(folder)
+  inspect = inspection.inspect
+  monkeypatch.setattr(inspection, "inspect", lambda tree: (inspect(tree)[0], True))
+  bad = fourth.replace(trainable=jax.tree.map(lambda x: x * jnp.inf, fourth.trainable))
+  checkpoints.save(6, bad, {"position": 6}, CONFIG)
+  checkpoints.close()
+  monkeypatch.undo()
+  assert Checkpoints(folder).restore(fresh_state())[1] == {"position": 4}
+  assert (folder / "6.damaged").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
+def test_a_checksum_depends_on_every_bit_and_position_but_not_on_the_mesh(dtype):
+  x = (jnp.arange(64) % 7).astype(dtype).reshape(8, 8)
+  checksum = inspection.inspect([x])[0]
+  mesh = sharding.make_mesh(fsdp=8)
+  cut = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp")))
+  assert inspection.inspect([cut])[0] == checksum
+  assert inspection.inspect([x.at[3, 4].set(x[3, 4] + 1 if dtype != "bool" else ~x[3, 4])])[0] != checksum
+  assert inspection.inspect([x.at[0, 0].set(x[0, 1]).at[0, 1].set(x[0, 0])])[0] != checksum
+
+
 def test_the_result_of_a_stage_replaces_its_last_state(two_steps):
   folder, _, fourth = two_steps
   checkpoints = Checkpoints(folder)
@@ -117,7 +195,7 @@ def test_a_state_moves_to_another_mesh(tmp_path):
 @pytest.mark.parametrize("mode, best", [("max", 1), ("min", 3)])
 def test_the_last_and_the_best_are_kept(tmp_path, mode, best):
   checkpoints = Checkpoints(tmp_path, CheckpointOptions(last=1, best=1, metric="reward", mode=mode))
-  state = fresh_state()
+  state = advance(fresh_state(), 1)
   for step, reward in enumerate((0.9, 0.2, 0.1, 0.3, 0.4), 1):
     checkpoints.save(step, state, {}, CONFIG, {"reward": jnp.float32(reward), "loss": 0.0})
   checkpoints.save_final(6, state.params, CONFIG)
@@ -127,7 +205,9 @@ def test_the_last_and_the_best_are_kept(tmp_path, mode, best):
 
 def test_a_metric_that_is_not_logged_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r"config\.checkpoints\.metric = 'reward': the stage logs only loss"):
-    Checkpoints(tmp_path, CheckpointOptions(best=1, metric="reward")).save(1, fresh_state(), {}, CONFIG, {"loss": 0.0})
+    Checkpoints(tmp_path, CheckpointOptions(best=1, metric="reward")).save(
+      1, advance(fresh_state(), 1), {}, CONFIG, {"loss": 0.0}
+    )
 
 
 @pytest.mark.parametrize("wrong, message", [({"last": 0}, r"last = 0"), ({"mode": "most"}, "mode = 'most'")])

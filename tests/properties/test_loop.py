@@ -1,5 +1,6 @@
 """The loop of a stage on a model of three numbers: exact resume, stop on NaNs, preemption, counts of bad records."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -53,12 +54,13 @@ class Counting:
 OPTIMIZER = make_optimizer(OptimizerOptions(learning_rate=0.1, schedule="constant"), 10)
 
 
-def make_stage(nan_from: int = 1000) -> ReadyStage:
-  """Gradients are noise around the batch; the loss is NaN from a given step on."""
+def make_stage(nan_from: int = 1000, nan_at: tuple[int, ...] = ()) -> ReadyStage:
+  """Gradients are noise around the batch; the loss is NaN after `nan_from` steps, and in the steps `nan_at`."""
 
   def step(state, batch):
     noise = jax.random.normal(jax.random.fold_in(state.rng, state.step), (3,))
-    loss = jnp.where(state.step >= nan_from, jnp.nan, jnp.mean(noise))
+    is_nan = (state.step >= nan_from) | jnp.isin(state.step + 1, jnp.asarray(nan_at, jnp.int32))
+    loss = jnp.where(is_nan, jnp.nan, jnp.mean(noise))
     state, metrics = apply_gradients(state, {"kernel": noise + batch["image"]}, loss, OPTIMIZER, ema_decay=0.9)
     return state, {"loss": loss, **metrics}
 
@@ -66,14 +68,14 @@ def make_stage(nan_from: int = 1000) -> ReadyStage:
   return ReadyStage("toy", Program(step), state, lambda step: 0.1, 1, lambda params, images: params)
 
 
-def run(workdir, is_preempted=lambda: False, stage: ReadyStage | None = None, target_loss=0.0, **options):
+def run(workdir, is_preempted=lambda: False, stage: ReadyStage | None = None, target_loss=0.0, section=None, **options):
   checkpoints = Checkpoints(workdir / "checkpoints" / "toy")
   writer = MetricWriter(workdir, tensorboard=False)
   try:
     stage = stage or make_stage(**options)
     profiler = Profiler(workdir / "profile", first_step=1, num_steps=0)
     options = {"profiler": profiler, "max_skipped_in_a_row": 2}
-    section = Section()
+    section = section or Section()
     section.target_loss = target_loss
     return loop.run(stage, section, "toy", Counting(), checkpoints, writer, {}, is_preempted, **options)
   finally:
@@ -139,16 +141,54 @@ def test_a_notice_ends_what_has_nothing_unsaved_at_once():
         raise AssertionError("the notice was forgotten")
 
 
+def saved_steps(workdir) -> list[int]:
+  return sorted(int(path.name) for path in (workdir / "checkpoints" / "toy").iterdir() if path.name.isdigit())
+
+
 def test_nans_in_a_row_stop_the_run_with_its_last_good_state(tmp_path):
-  with pytest.raises(loop.NonFiniteError, match=r"not finite 2 times in a row, step 6; .*config\.toy\.optimizer"):
+  """States after steps 4 and 6 are due; the updates of steps 5 and 6 were skipped."""
+  with pytest.raises(
+    loop.NonFiniteError, match=r"not finite 2 times in a row, step 6; the last good state is .* 4: lower"
+  ):
+    run(tmp_path / "nan", nan_from=4)
+  assert saved_steps(tmp_path / "nan") == [2, 4]
+  # The same command does not replace good states either, however often it is started.
+  with pytest.raises(loop.NonFiniteError):
     run(tmp_path / "nan", nan_from=4)
   state, position = Checkpoints(tmp_path / "nan" / "checkpoints" / "toy").restore(make_stage().state)
-  assert int(state.step) == 6 and position == {"next": 6}
-  good = make_stage().state
-  step, batches = make_stage().step, Counting()
-  for _ in range(4):
-    good, _ = step(good, next(batches))
-  np.testing.assert_array_equal(state.trainable["kernel"], good.trainable["kernel"])
+  assert int(state.step) == 4 and position == {"next": 4}
+
+
+def test_a_save_is_postponed_to_the_next_good_step(tmp_path):
+  class Now(Section):
+    save_every_steps = 3
+
+  stage = make_stage(nan_at=(3,))
+  run(tmp_path, stage=stage, section=Now())
+  # Step 3 was skipped, so step 4 was saved for it; step 6 is due as always.
+  assert saved_steps(tmp_path) == [4, 6]
+
+
+@pytest.mark.parametrize("part", ["trainable", "ema", "opt_state"])
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, part):
+  """The update overflows in step 4, whose loss and gradient are finite."""
+  whole = make_stage()
+
+  def step(state, batch):
+    state, metrics = whole.step(state, batch)
+    broken = jax.tree.map(lambda x: x * jnp.where(state.step == 4, jnp.inf, 1).astype(x.dtype), getattr(state, part))
+    return dataclasses.replace(state, **{part: broken}), metrics
+
+  with pytest.raises(loop.NonFiniteError, match="not finite after step 4, they are not saved; the last good .* step 2"):
+    run(tmp_path, stage=dataclasses.replace(whole, step=Program(step)))
+  assert saved_steps(tmp_path) == [2]
+
+
+def test_sigterm_in_a_bad_step_saves_nothing_over_a_good_one(tmp_path):
+  answers = iter([False] * 4 + [True])
+  with pytest.raises(Preempted, match="the last good state is that of step 4"):
+    run(tmp_path, lambda: next(answers), nan_from=4)
+  assert saved_steps(tmp_path) == [2, 4]
 
 
 def test_a_run_may_move_to_another_mesh_but_not_to_another_seed():

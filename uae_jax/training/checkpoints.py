@@ -1,8 +1,9 @@
 """Orbax checkpoints of a stage: written asynchronously, resumable bit for bit, with separately readable parameters.
 
 `checkpoints/<stage>/<step>/` contains `state` (trained parameters, optimizer state, moving average, key), `data` (the
-position in the data) and `config`. The frozen parameters are those that the stage started from, so they are not
-written. The final checkpoint of a stage contains `params`, the whole tree, and `config`.
+position in the data), `config`, and `checksums`, with which a restore compares what it reads. The frozen parameters are
+those that the stage started from, so they are not written. The final checkpoint of a stage contains `params`, the
+whole tree, `config` and `checksums`. What is not finite is never saved.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,10 +20,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from uae_jax.options import CheckpointOptions
-from uae_jax.training import processes
+from uae_jax.training import inspection, processes
+from uae_jax.training.inspection import NonFiniteError
 from uae_jax.training.state import State
 
-PARAMS, STATE, DATA, CONFIG = "params", "state", "data", "config"
+PARAMS, STATE, DATA, CONFIG, CHECKSUMS = "params", "state", "data", "config", "checksums"
 DEFAULT_POLICY = CheckpointOptions()
 
 
@@ -78,6 +80,32 @@ def _abstract(tree):
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree)
 
 
+def read_checksums(folder: Path) -> dict:
+  """Reads the checksums of a step; empty for a step of a version that wrote none."""
+  if not (folder / CHECKSUMS).exists():
+    return {}
+  return ocp.JsonCheckpointHandler().restore(folder / CHECKSUMS, args=ocp.args.JsonRestore())
+
+
+def find_damage(tree: dict, data: dict | None, saved: Mapping) -> str:
+  """Compares what was read with its checksums; returns what is wrong, "" if nothing is.
+
+  Args:
+    tree: state or parameters, as they were read.
+    data: position in the data; None for parameters.
+    saved: result of `read_checksums`.
+  """
+  leaves, is_finite = inspection.inspect(tree)
+  if not is_finite:
+    return "it has numbers that are not finite"
+  if not saved:
+    return ""
+  if saved.get("data") != inspection.checksum_of_json(data):
+    return "the position in the data does not have its checksum"
+  wrong = [path for path, checksum in leaves.items() if saved.get("leaves", {}).get(path) != checksum]
+  return f"{len(wrong)} arrays do not have their checksums, the first is {wrong[0]}" if wrong else ""
+
+
 class Checkpoints:
   """Checkpoints of one stage; every process must make the same calls.
 
@@ -89,7 +117,7 @@ class Checkpoints:
   def __init__(self, directory: Path, policy: CheckpointOptions = DEFAULT_POLICY):
     self.directory = Path(directory).absolute()
     self._policy = policy
-    items = (PARAMS, STATE, DATA, CONFIG)
+    items = (PARAMS, STATE, DATA, CONFIG, CHECKSUMS)
     self._manager = ocp.CheckpointManager(self.directory, options=_manager_options(policy), item_names=items)
 
   @contextlib.contextmanager
@@ -115,15 +143,18 @@ class Checkpoints:
       metrics: metrics of this step; required if the policy keeps the best checkpoints.
 
     Raises:
+      NonFiniteError: parameters, averages or optimizer state are not finite; nothing is written.
       SaveError: this save or the previous one failed.
       ValueError: the metric that ranks checkpoints is not in `metrics`.
     """
+    score = _score(self._policy, metrics or {}) or None
+    tree = _writable(state)
     items = {
-      STATE: ocp.args.StandardSave(_writable(state)),
+      STATE: ocp.args.StandardSave(tree),
       DATA: ocp.args.JsonSave(data),
       CONFIG: ocp.args.JsonSave(config),
+      CHECKSUMS: ocp.args.JsonSave(self._checksums(step, tree, data)),
     }
-    score = _score(self._policy, metrics or {}) or None
     with self._writing():
       self._manager.save(step, args=ocp.args.Composite(**items), metrics=score, force=True)
 
@@ -131,15 +162,40 @@ class Checkpoints:
     """Writes all parameters of the finished stage and waits until they are on disk.
 
     Raises:
+      NonFiniteError: a parameter is not finite; nothing is written.
       SaveError: this save or the previous one failed.
     """
-    items = {PARAMS: ocp.args.StandardSave(params), CONFIG: ocp.args.JsonSave(config)}
+    items = {
+      PARAMS: ocp.args.StandardSave(params),
+      CONFIG: ocp.args.JsonSave(config),
+      CHECKSUMS: ocp.args.JsonSave(self._checksums(step, params)),
+    }
     self.wait()
     with self._writing():
       if self._manager.latest_step() == step:
         self._manager.delete(step)
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
     self.wait()
+
+  def _checksums(self, step: int, tree: dict, data: dict | None = None) -> dict:
+    """Computes the content of `checksums`.
+
+    Raises:
+      NonFiniteError: the tree contains a number that is not finite.
+    """
+    leaves, is_finite = inspection.inspect(tree)
+    if not is_finite:
+      raise NonFiniteError(
+        f"{self.directory}: parameters or optimizer state are not finite after step {step}, they are not saved; "
+        f"{self.last_saved()}: {inspection.ADVICE}"
+      )
+    return {"leaves": leaves, "data": inspection.checksum_of_json(data)}
+
+  def last_saved(self) -> str:
+    """Names the newest state on disk, for messages."""
+    self.wait()
+    steps = self.steps()
+    return f"the last good state is that of step {steps[0]}" if steps else "no state of this stage has been saved"
 
   def is_final(self, step: int) -> bool:
     return (self.directory / str(step) / PARAMS).exists()
@@ -178,25 +234,30 @@ class Checkpoints:
       abstract_params: `ShapeDtypeStruct`s with the shardings of the result.
     """
 
-    def read(folder: Path) -> dict:
-      return ocp.StandardCheckpointHandler().restore(folder / PARAMS, args=ocp.args.StandardRestore(abstract_params))
+    def read(folder: Path) -> tuple[dict, None]:
+      handler = ocp.StandardCheckpointHandler()
+      return handler.restore(folder / PARAMS, args=ocp.args.StandardRestore(abstract_params)), None
 
-    return next((self._read(step, read) for step in self.steps() if self.is_final(step)), None)
+    found = next((self._read(step, read) for step in self.steps() if self.is_final(step)), None)
+    return None if found is None else found[0]
 
-  def _read(self, step: int, read: Callable[[Path], Any]) -> Any:
-    """Returns read(folder of the step); if it fails in any process, renames the folder and returns None.
+  def _read(self, step: int, read: Callable[[Path], tuple[dict, Any]]) -> tuple[dict, Any] | None:
+    """Returns (tree, data) of a step, checked; if any process cannot read it, renames the folder and returns None.
 
     Uses Orbax's handlers directly: its managers synchronize all processes at the end of a read, which would deadlock if
     one process cannot read its part.
     """
-    problem, found = "", None
+    folder, problem, found, saved = self.directory / str(step), "", None, {}
     try:
-      found = read(self.directory / str(step))
+      found, saved = read(folder), read_checksums(folder)
     except Exception as error:  # Orbax raises many exceptions for a damaged checkpoint; all are handled alike.
-      problem = " ".join(f"{type(error).__name__}: {error}".split())
+      problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     problem = next(filter(None, processes.gather(problem)), "")
-    if not problem:
-      return found
+    if not problem and found is not None:
+      # All processes compute the checksums together, so this comes after all of them have read their parts.
+      problem = find_damage(*found, saved)
+      if not problem:
+        return found
     aside = self.directory / f"{step}.damaged"
     logging.warning("checkpoint %s/%d cannot be read (%s): set aside as %s", self.directory, step, problem, aside)
     processes.on_first(lambda: self._set_aside(step, aside))

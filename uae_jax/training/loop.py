@@ -8,16 +8,13 @@ import numpy as np
 
 from uae_jax.training.batches import Batches
 from uae_jax.training.checkpoints import Checkpoints
+from uae_jax.training.inspection import ADVICE, NonFiniteError
 from uae_jax.training.metrics import MetricWriter
 from uae_jax.training.preemption import Preempted
 from uae_jax.training.profiling import Profiler
 from uae_jax.training.stage import ReadyStage
 from uae_jax.training.state import release
 from uae_jax.training.throughput import StepClock
-
-
-class NonFiniteError(RuntimeError):
-  """Raised when loss or gradient is not finite too many times in a row; the last good state is saved."""
 
 
 def run(
@@ -56,8 +53,8 @@ def run(
     The parameters that the next stage starts from.
 
   Raises:
-    Preempted: the run was preempted; the state is saved.
-    NonFiniteError: too many updates were skipped; the state is saved.
+    Preempted: the run was preempted; the state is saved if it is good.
+    NonFiniteError: too many updates were skipped, or the state to save is not finite; the last good one stays.
     SaveError: a state could not be written; earlier checkpoints remain intact.
   """
   state = stage.state
@@ -74,12 +71,14 @@ def run(
   target_loss = getattr(section, "target_loss", 0.0)
   clock = StepClock(lambda: stage.step.flops, num_rollouts=getattr(section.options, "num_rollouts", 1))
 
-  def save(metrics: dict, *, wait: bool) -> None:
-    checkpoints.save(step, state, batches.get_state(), plain_config, metrics)
-    if wait:
-      checkpoints.close()
+  def save(metrics: dict) -> bool:
+    """Saves the state, unless the loss or the gradient of its last update was not finite."""
+    is_good = float(np.asarray(metrics["skipped_in_a_row"])) == 0 and np.isfinite(np.asarray(metrics["loss"]))
+    if is_good:
+      checkpoints.save(step, state, batches.get_state(), plain_config, metrics)
+    return bool(is_good)
 
-  is_last = step >= section.total_steps
+  is_save_due, is_last = False, step >= section.total_steps
   while not is_last:
     if observe is not None and step % observe_every_steps == 0:
       with clock.paused(state):
@@ -104,17 +103,19 @@ def run(
       logged |= clock.read(state)
       writer.write(folder, step, logged)
       if metrics["skipped_in_a_row"] >= max_skipped_in_a_row:
-        save(metrics, wait=True)
         raise NonFiniteError(
           f"{folder}: loss or gradient was not finite {int(metrics['skipped_in_a_row'])} times in a row, step {step}; "
-          f"the last good state is saved in {checkpoints.directory}: lower config.{stage.name}.optimizer.learning_rate"
+          f"{checkpoints.last_saved()}: {ADVICE}"
         )
     if is_preempted() and not is_last:
-      save(metrics, wait=True)
-      raise Preempted(f"{folder}: saved at step {step}")
-    if step % section.save_every_steps == 0 and not is_last:
+      is_saved = save(metrics)
+      checkpoints.close()
+      raise Preempted(f"{folder}: {f'saved at step {step}' if is_saved else checkpoints.last_saved()}")
+    is_save_due = is_save_due or step % section.save_every_steps == 0
+    if is_save_due and not is_last:
       with clock.paused(state):
-        save(metrics, wait=False)
+        # A step that is not good is not saved over a good one; the next one is tried instead.
+        is_save_due = not save(metrics)
   if observe is not None:
     writer.write(folder, step, observe(step, state.averaged_params))
   batch = batch if batch is not None else next(batches)
