@@ -1,14 +1,55 @@
-"""Helpers for small files: atomic writes, reading lines, and images as bytes or text."""
+"""Helpers for small files: paths, atomic writes, reading lines, and images as bytes or text."""
 
 import base64
+from collections.abc import Iterator
+import contextlib
+import fcntl
+import glob
 import io
+import json
 import os
 from pathlib import Path
+import re
+import shutil
+import tempfile
 import threading
 from typing import Any
 
 # Suffixes of the files that count as images in a folder.
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+# One slash is enough: pathlib makes gs:/bucket of gs://bucket. A drive such as C: has one letter.
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def local_path(path: str | os.PathLike) -> str:
+  """Expands `~`, which shells leave alone after `=`, and refuses addresses such as gs://bucket/folder.
+
+  Every path that a user gives passes through here: arguments of commands, fields of a config, arguments of the API.
+
+  Raises:
+    ValueError: the path is an address.
+  """
+  text = os.fspath(path)
+  if URL.match(text):
+    # Without user name and query, which may hold a secret.
+    address = re.sub(r"//[^/]*@", "//", text.partition("?")[0])
+    raise ValueError(f"{address}: an address, expected a path of this machine; copy or mount it first")
+  return os.path.expanduser(text)
+
+
+def shown(path: str | os.PathLike) -> str:
+  r"""A path as printable text: what is not UTF-8 in it is written as `\udcNN`."""
+  return SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", os.fspath(path))
+
+
+def json_text(value: Any, **options: Any) -> str:
+  r"""JSON text that is valid UTF-8 for every file name.
+
+  Python represents bytes of a file name that are not UTF-8 as surrogates. They are written as `\udcNN`, from which
+  `json.loads` reads the same name.
+  """
+  return shown(json.dumps(value, ensure_ascii=False, **options))
 
 
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
@@ -17,6 +58,16 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
   Anything that is not a regular file, such as /dev/stdout or a pipe, is written directly.
   """
   content = content.encode() if isinstance(content, str) else content
+  try:
+    _write_whole(path, content)
+  except OSError as error:
+    if error.errno is None:
+      raise
+    # The name of the temporary file, or none at all, would not tell which file it is about.
+    raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def _write_whole(path: str | os.PathLike, content: bytes) -> None:
   if os.path.exists(path) and not os.path.isfile(path):
     with open(path, "wb") as stream:
       stream.write(content)
@@ -33,6 +84,38 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
   except BaseException:
     Path(temporary).unlink(missing_ok=True)
     raise
+
+
+@contextlib.contextmanager
+def whole_folder(target: str | os.PathLike) -> Iterator[Path]:
+  """Yields an empty folder that becomes `target` at the end; after an error or an interruption nothing is left.
+
+  A process that is killed leaves a hidden folder `.NAME.partial-*`. The next call for the same target removes it; the
+  folder of a process that is still writing is locked.
+
+  Args:
+    target: absent, or an empty folder.
+  """
+  target = Path(target).absolute()
+  target.parent.mkdir(parents=True, exist_ok=True)
+  prefix = f".{target.name}.partial-"
+  for left in target.parent.glob(f"{glob.escape(prefix)}*"):
+    with contextlib.suppress(OSError), open(left / "lock", "a") as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      shutil.rmtree(left)
+  partial = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+  try:
+    with open(partial / "lock", "a") as lock:
+      with contextlib.suppress(OSError):  # Some network file systems have no locks.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+      content = partial / "content"
+      content.mkdir()
+      yield content
+      if target.exists():
+        target.rmdir()
+      content.rename(target)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:

@@ -4,6 +4,9 @@ import base64
 import io
 import json
 import os
+import shutil
+import subprocess
+import sys
 import threading
 import types
 
@@ -12,7 +15,7 @@ from PIL import Image
 import pytest
 
 from uae_jax import files
-from uae_jax.commands.generate import read_prompts
+from uae_jax.commands.generate import read_lines
 from uae_jax.commands.image_files import expand
 from uae_jax.data.sources import open_source
 from uae_jax.evaluation import unified_bench
@@ -76,6 +79,54 @@ def test_only_line_feeds_end_a_line(tmp_path, content, lines):
   assert files.read_lines(tmp_path / "a") == lines
 
 
+@pytest.mark.parametrize(
+  ("path", "shown"),
+  [
+    ("gs://bucket/run", "gs://bucket/run"),
+    ("gs:/bucket/run", "gs:/bucket/run"),
+    ("https://me:secret@host/a?key=secret", "https://host/a"),
+    ("file:///tmp/x", "file:///tmp/x"),
+  ],
+)
+def test_addresses_are_no_paths(path, shown):
+  with pytest.raises(ValueError) as error:
+    files.local_path(path)
+  assert str(error.value).startswith(f"{shown}: an address") and "secret" not in str(error.value)
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch):
+  monkeypatch.setenv("HOME", "/home/me")
+  paths = {"~/a": "/home/me/a", "~": "/home/me", "a/~": "a/~", "": "", "C:/a": "C:/a", "runs/a:stage": "runs/a:stage"}
+  assert {path: files.local_path(path) for path in paths} == paths
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+  target = tmp_path / "new" / "export"
+  with pytest.raises(RuntimeError), files.whole_folder(target) as folder:
+    (folder / "a").write_text("half")
+    raise RuntimeError
+  assert os.listdir(target.parent) == []
+  with files.whole_folder(target) as folder:
+    assert not target.exists()
+    (folder / "a").write_text("whole")
+  assert os.listdir(target.parent) == ["export"] and os.listdir(target) == ["a"]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path):
+  target = tmp_path / "export"
+  code = "import os, sys\nfrom uae_jax import files\nwith files.whole_folder(sys.argv[1]): os.kill(os.getpid(), 9)"
+  subprocess.run([sys.executable, "-c", code, target], check=False)
+  assert len(os.listdir(tmp_path)) == 1
+  with files.whole_folder(tmp_path / "other"), files.whole_folder(target) as first:
+    with pytest.raises(OSError), files.whole_folder(target) as second:
+      (second / "b").write_text("second")
+      assert first.exists()
+      (tmp_path / "export").mkdir()
+      (tmp_path / "export" / "a").write_text("in the way")
+    shutil.rmtree(target)
+  assert sorted(os.listdir(tmp_path)) == ["export", "other"]
+
+
 def test_what_is_not_utf8_is_named(tmp_path):
   (tmp_path / "a.txt").write_bytes("é".encode("latin-1"))
   with pytest.raises(ValueError, match="a.txt: not UTF-8"):
@@ -85,12 +136,14 @@ def test_what_is_not_utf8_is_named(tmp_path):
 def test_prompts_of_other_systems(tmp_path):
   text, lines = tmp_path / "p.txt", tmp_path / "p.jsonl"
   text.write_bytes(b"\xef\xbb\xbfa red fox\r\n\r\nblue\r\n")
-  assert read_prompts(text) == ["a red fox", "blue"]
+  assert [line.prompt() for line in read_lines(text)] == ["a red fox", "blue"]
   lines.write_text(json.dumps({"prompt": "one\u2028\x85two"}, ensure_ascii=False) + "\r\n", encoding="utf-8-sig")
-  assert read_prompts(lines) == ["one\u2028\x85two"]
+  assert [line.prompt() for line in read_lines(lines)] == ["one\u2028\x85two"]
   lines.write_text('{"prompt": "a"}\n{"prompt": null}\n')
-  with pytest.raises(ValueError, match="p.jsonl:2"):
-    read_prompts(lines)
+  good, bad = read_lines(lines)
+  assert good.prompt() == "a" and str(bad).endswith("p.jsonl:2")
+  with pytest.raises(ValueError, match="expected a JSON object"):
+    bad.prompt()
 
 
 def test_images_as_text():
@@ -109,5 +162,4 @@ def test_every_command_and_source_finds_the_same_images(tmp_path, suffix):
   data = types.SimpleNamespace(source=f"folder:{tmp_path}", data_dir="", variant="plain")
   record = open_source(data, "train")[0]
   assert record["image"].shape == (8, 8, 3)
-  if suffix != ".ppm":  # Unified-Bench has its own set of suffixes, without it.
-    assert unified_bench.image_files(tmp_path) == [file]
+  assert unified_bench.image_files(tmp_path, suffixes=files.IMAGE_SUFFIXES) == [file]

@@ -1,11 +1,20 @@
-"""Shared by the commands: an argument parser with one-line errors, and error reporting.
+"""Shared by the commands: an argument parser with one-line errors, types of arguments, and error reporting.
 
 Nothing heavy is imported here, so that `uae-jax <command> --help` answers in well under a second.
 """
 
 import argparse
+from collections.abc import Callable
+import math
+from pathlib import Path
 import sys
 import traceback
+from typing import Any
+
+from uae_jax import files
+
+# Longer messages are cut; those of libraries may have hundreds of lines.
+LONGEST_ERROR = 2000
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,7 +34,35 @@ class Parser(argparse.ArgumentParser):
 
   def error(self, message: str):
     """Prints a one-line error in place of argparse's usage and error, and exits with 2."""
-    self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+    self.exit(2, f"{self.prog}: error: {files.shown(message)} (see {self.prog} --help)\n")
+
+
+def path(text: str) -> Path:
+  """The type of every argument that is a path; see `files.local_path`."""
+  try:
+    return Path(files.local_path(text))
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def number(kind: type, *, at_least: float | None = None, at_most: float | None = None) -> Callable[[str], Any]:
+  """The type of an argument that is a finite number within limits."""
+  ends = [
+    text for limit, text in ((at_least, f"{at_least} or more"), (at_most, f"{at_most} or less")) if limit is not None
+  ]
+  expected = ", ".join(["a whole number" if kind is int else "a number", *ends])
+
+  def parse(text: str) -> Any:
+    try:
+      value = kind(text)
+    except ValueError:
+      value = math.nan
+    is_inside = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
+    if not math.isfinite(value) or not is_inside:
+      raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+    return value
+
+  return parse
 
 
 def given(arguments: argparse.Namespace, *names: str) -> dict:
@@ -33,14 +70,21 @@ def given(arguments: argparse.Namespace, *names: str) -> dict:
   return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
 
+def say(path: Path) -> None:
+  """Prints the path of a result on stdout."""
+  print(files.shown(path))
+
+
 def one_line(error: BaseException) -> str:
   """An error's message as one line, prefixed with its type unless the user's input caused it."""
   message = " ".join(str(error).split())
-  if isinstance(error, OSError) and error.filename is not None and error.strerror:
-    message = f"{error.filename}: {error.strerror}"
+  if isinstance(error, OSError) and error.strerror:
+    message = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+  if len(message) > LONGEST_ERROR:
+    message = f"{message[:LONGEST_ERROR]} ... (--verbose shows all of it)"
   if isinstance(error, (ValueError, OSError, argparse.ArgumentError)) and message:
-    return message
-  return f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return files.shown(message)
+  return files.shown(f"{type(error).__name__}: {message}" if message else type(error).__name__)
 
 
 def report_error(command: str, error: BaseException, verbose: bool) -> None:

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import importlib.util
 from pathlib import Path
 import sys
+import traceback
 
 from ml_collections import ConfigDict
 
 from uae_jax.commands.command_line import Parser
+from uae_jax.files import local_path
 from uae_jax.options import Experiment, read_config
 from uae_jax.options.flags import override, split_flags
 
@@ -24,8 +26,11 @@ def load_config(spec: str) -> ConfigDict:
   Raises:
     ValueError: the file does not exist or is not a config.
   """
-  name, _, argument = spec.partition(":")
-  file = Path(name).expanduser()
+  try:
+    name, _, argument = local_path(spec).partition(":")
+  except ValueError as error:
+    raise ValueError(f"--config={error}") from error
+  file = Path(name)
   if not file.is_file():
     raise ValueError(
       f"--config={spec}: no such file; configs are not part of the installed package, use those of a checkout"
@@ -39,15 +44,24 @@ def load_config(spec: str) -> ConfigDict:
   try:
     module_spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-      raise ValueError(f"--config={spec}: the file defines no get_config")
-    return module.get_config(argument) if argument else module.get_config()
-  except ValueError:
-    raise
-  except Exception as error:  # Any failure of the file is reported with its name.
-    raise ValueError(f"--config={spec}: {type(error).__name__}: {error}") from error
+      raise ValueError("the file defines no get_config")
+    config = module.get_config(argument) if argument else module.get_config()
+    if not isinstance(config, ConfigDict):
+      raise ValueError(f"get_config returned {type(config).__name__}, expected what uae_jax.options.new_config makes")
+    return config
+  except Exception as error:  # Any failure of the file is reported with its place.
+    raise ValueError(f"--config={spec}: {place(error, folders)}{type(error).__name__}: {error}") from error
   finally:
     for folder in folders:
       sys.path.remove(folder)
+
+
+def place(error: Exception, folders: Sequence[str]) -> str:
+  """The innermost line in the folder of a config that an error comes from, as "FILE:LINE: "; "" if there is none."""
+  if isinstance(error, SyntaxError) and error.filename:
+    return f"{error.filename}:{error.lineno}: "
+  inside = [f for f in traceback.extract_tb(error.__traceback__) if str(Path(f.filename).resolve().parent) in folders]
+  return f"{inside[-1].filename}:{inside[-1].lineno}: " if inside else ""
 
 
 def parse(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, Experiment]:

@@ -1,10 +1,13 @@
 """`uae-jax convert`: writes weights that `UAE.load` reads as Orbax, PEFT adapters or merged Hugging Face folders."""
 
-import os
+from collections.abc import Iterator
+import contextlib
 from pathlib import Path
-import shutil
+import signal
 import sys
+import threading
 
+from uae_jax import files
 from uae_jax.commands import command_line
 
 FORMATS = ("orbax", "peft", "huggingface")
@@ -18,10 +21,18 @@ def parser() -> command_line.Parser:
     "weights. huggingface: adapters merged into folders that transformers and diffusers load.",
   )
   parser.add_argument(
-    "--source", required=True, metavar="DIR", help="an official UAE folder, the workdir of a run, or an earlier export"
+    "--source",
+    required=True,
+    type=command_line.path,
+    metavar="DIR",
+    help="an official UAE folder, the workdir of a run, or an earlier export",
   )
   parser.add_argument(
-    "--target", required=True, metavar="DIR", help="output folder, written atomically; absent or empty"
+    "--target",
+    required=True,
+    type=command_line.path,
+    metavar="DIR",
+    help="output folder, written atomically; absent or empty",
   )
   parser.add_argument("--to", required=True, choices=FORMATS)
   parser.add_argument(
@@ -40,16 +51,30 @@ def main(argv: list[str]) -> int:
   arguments = parser().parse_args(argv)
   if arguments.adapters_only and arguments.to != "peft":
     parser().error("--adapters-only goes with --to peft")
-  source, target = Path(arguments.source), Path(arguments.target)
+  source, target = arguments.source, arguments.target
   if target.exists() and not (target.is_dir() and not any(target.iterdir())):
     raise ValueError(f"{target} exists and is not an empty folder: nothing is overwritten, choose another --target")
   import jax
 
   # A conversion needs host memory, not accelerator memory.
   jax.config.update("jax_platforms", "cpu")
-  convert(source, target, arguments.to, adapters_only=arguments.adapters_only, names=arguments.names)
-  print(target)
+  with ended_by_sigterm():
+    convert(source, target, arguments.to, adapters_only=arguments.adapters_only, names=arguments.names)
+  command_line.say(target)
   return 0
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+  """Makes SIGTERM an ordinary exit with code 143, which cleans up; without it, the process ends on the spot."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def convert(source: Path, target: Path, to: str, *, adapters_only: bool = False, names: str = "v5") -> None:
@@ -61,6 +86,9 @@ def convert(source: Path, target: Path, to: str, *, adapters_only: bool = False,
     to: one of `FORMATS`.
     adapters_only: omit the base weights; see `weights.export.write_uae`.
     names: naming scheme of modules, "v5" or "official"; see `weights.export.write_uae`.
+
+  Raises:
+    OSError: the target could not be written.
   """
   import jax
 
@@ -70,25 +98,18 @@ def convert(source: Path, target: Path, to: str, *, adapters_only: bool = False,
 
   device = jax.local_devices(backend="cpu")[:1]
   loaded = restore.read(source, "auto", sharding.make_mesh(devices=device))
-  target = target.absolute()
-  partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-  partial.mkdir(parents=True)
+  if to == "huggingface" and loaded.inference.text_tower == "reference" and loaded.config.captioner_lora:
+    print(
+      "note: this model encodes captions with its adapters off; merged weights cannot, so images will differ "
+      "(--to peft and --to orbax keep both)",
+      file=sys.stderr,
+    )
   try:
-    if to == "orbax":
-      native.save(partial, loaded)
-    else:
-      merged = to == "huggingface"
-      if merged and loaded.inference.text_tower == "reference" and loaded.config.captioner_lora:
-        print(
-          "note: this model encodes captions with its adapters off; merged weights cannot, so images will differ "
-          "(--to peft and --to orbax keep both)",
-          file=sys.stderr,
-        )
-      export.write_uae(partial, loaded, merged=merged, adapters_only=adapters_only, names=names)
-    # An empty folder is removed; anything else makes the rename fail.
-    if target.exists():
-      target.rmdir()
-    partial.rename(target)
-  except BaseException:
-    shutil.rmtree(partial, ignore_errors=True)
-    raise
+    with files.whole_folder(target) as folder:
+      if to == "orbax":
+        native.save(folder, loaded)
+      else:
+        export.write_uae(folder, loaded, merged=to == "huggingface", adapters_only=adapters_only, names=names)
+  except Exception as error:  # The exception for a full disk depends on the library that writes.
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    raise OSError(f"{target} could not be written, and nothing of it is left: {reason}") from error

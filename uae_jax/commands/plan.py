@@ -8,8 +8,7 @@ import sys
 import tempfile
 
 from uae_jax.commands import config_file
-from uae_jax.commands.command_line import Parser
-from uae_jax.commands.model_arguments import positive
+from uae_jax.commands.command_line import Parser, number, path
 from uae_jax.files import write_whole
 from uae_jax.options import Experiment
 
@@ -31,7 +30,7 @@ def parser() -> Parser:
   )
   parser.add_argument(
     "--slices",
-    type=positive,
+    type=number(int, at_least=1),
     default=1,
     help="equal slices, connected by the data-center network; default 1",
   )
@@ -42,7 +41,7 @@ def parser() -> Parser:
     default="low",
     help="compiler effort; low compiles several times faster and changes memory by a few percent; default %(default)s",
   )
-  parser.add_argument("--json", metavar="FILE", help="also write the plan to this file")
+  parser.add_argument("--json", type=path, metavar="FILE", help="also write the plan to this file")
   return parser
 
 

@@ -5,7 +5,9 @@ from uae_jax.commands import command_line
 
 def parser() -> command_line.Parser:
   parser = command_line.Parser("report", "Writes DIR/report/index.html, one self-contained page about a training run.")
-  parser.add_argument("--workdir", required=True, metavar="DIR", help="workdir of a run, finished or in progress")
+  parser.add_argument(
+    "--workdir", required=True, type=command_line.path, metavar="DIR", help="workdir of a run, finished or in progress"
+  )
   return parser
 
 

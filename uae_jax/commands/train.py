@@ -11,7 +11,7 @@ from pathlib import Path
 import sys
 
 from uae_jax.commands import config_file
-from uae_jax.commands.command_line import Parser
+from uae_jax.commands.command_line import Parser, number, path
 from uae_jax.options import Experiment
 
 EPILOG = (
@@ -26,10 +26,12 @@ def parser() -> Parser:
   parser = Parser(
     "train", "Trains every stage of a config; writes checkpoints, metrics, figures and the report.", EPILOG
   )
-  parser.add_argument("--workdir", required=True, metavar="DIR", help="folder for checkpoints, metrics and the report")
+  parser.add_argument(
+    "--workdir", required=True, type=path, metavar="DIR", help="folder for checkpoints, metrics and the report"
+  )
   parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-  parser.add_argument("--num_processes", type=int, metavar="N", help="number of processes")
-  parser.add_argument("--process_id", type=int, metavar="I", help="index of this process, from 0")
+  parser.add_argument("--num_processes", type=number(int, at_least=1), metavar="N", help="number of processes")
+  parser.add_argument("--process_id", type=number(int, at_least=0), metavar="I", help="index of this process, from 0")
   return parser
 
 
@@ -40,7 +42,7 @@ def main(argv: list[str]) -> int:
   from uae_jax.training import processes
 
   processes.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
-  train(config, Path(arguments.workdir))
+  train(config, arguments.workdir)
   return 0
 
 

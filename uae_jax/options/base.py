@@ -8,6 +8,8 @@ import dataclasses
 import math
 from typing import Any
 
+from uae_jax.files import local_path
+
 _LIMITS = {
   "at_least": ("{} or more", lambda value, limit: value >= limit),
   "more_than": ("more than {}", lambda value, limit: value > limit),
@@ -16,18 +18,19 @@ _LIMITS = {
 }
 
 
-def option(default: Any, *, choices: tuple[str, ...] = (), **limits: float) -> Any:
+def option(default: Any, *, choices: tuple[str, ...] = (), is_path: bool = False, **limits: float) -> Any:
   """A dataclass field with a range.
 
   Args:
     default: the field's default.
     choices: the allowed values; empty allows all.
+    is_path: the value is a path of this machine; see `files.local_path`.
     **limits: any of at_least, more_than, at_most, less_than.
   """
   unknown = set(limits) - set(_LIMITS)
   if unknown:
     raise TypeError(f"option() has no limit {sorted(unknown)}")
-  return dataclasses.field(default=default, metadata={"choices": choices, "limits": limits})
+  return dataclasses.field(default=default, metadata={"choices": choices, "is_path": is_path, "limits": limits})
 
 
 def describe_range(field: dataclasses.Field) -> str:
@@ -53,7 +56,20 @@ class Options:
       is_outside = any(not _LIMITS[name][1](value, limit) for name, limit in limits.items())
       if is_outside or (choices and value not in choices):
         raise ValueError(f"{field.name} = {value!r}: expected {describe_range(field)}")
+      if field.metadata.get("is_path"):
+        self.replace_path(field.name, value)
     self.check()
+
+  def replace_path(self, name: str, value: str, prefix: str = "") -> None:
+    """Sets a field to `prefix` and a path in which `~` is expanded.
+
+    Raises:
+      ValueError: the path is an address; the message starts with the name of the field.
+    """
+    try:
+      object.__setattr__(self, name, prefix + local_path(value))
+    except ValueError as error:
+      raise ValueError(f"{name} = {error}") from error
 
   def check(self) -> None:
     """Checks rules between several fields.

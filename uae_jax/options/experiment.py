@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from uae_jax.files import local_path
 from uae_jax.options import stages as sections
 from uae_jax.options.base import Options, option
 from uae_jax.options.sampling import GenerationOptions
@@ -23,8 +24,8 @@ class InitOptions(Options):
     checkpoint: finished stage of another run, "WORKDIR:STAGE"; "WORKDIR" alone is its newest finished stage.
   """
 
-  weights: str = ""
-  checkpoint: str = ""
+  weights: str = option("", is_path=True)
+  checkpoint: str = option("", is_path=True)
 
   def check(self) -> None:
     if self.weights and self.checkpoint:
@@ -118,7 +119,12 @@ class DataOptions(Options):
   variant: str = "plain"
 
   def check(self) -> None:
-    if self.source.partition(":")[0] not in ("scenes", "tfds"):
+    kind, colon, name = self.source.partition(":")
+    if kind in ("jsonl", "arrayrecord", "folder"):
+      self.replace_path("source", name, prefix=kind + colon)
+    if kind != "tfds":  # TFDS opens addresses itself
+      self.replace_path("data_dir", self.data_dir)
+    if kind not in ("scenes", "tfds"):
       self.refuse_inert(("variant",), f"source = {self.source!r}, which is not the small world")
 
 
@@ -195,7 +201,7 @@ class Experiment(Options):
 
   seed: int = 0
   model: str = "scenes"
-  processor: str = ""
+  processor: str = option("", is_path=True)
   dtype: str = option("float32", choices=DTYPES)
   remat: str = option("none", choices=REMAT_POLICIES)
   xla_flags: str = ""
@@ -251,6 +257,7 @@ class Experiment(Options):
     return once + [(f"{name}_round{k + 1}", name) for k in range(self.rounds) for name in in_turn]
 
   def check(self) -> None:
+    object.__setattr__(self, "embedders", {kind: _local(kind, path) for kind, path in self.embedders.items()})
     if not self.stages:
       raise ValueError(f"stages = (): expected some of {', '.join(STAGES)}")
     for name in self.stages:
@@ -277,6 +284,13 @@ class Experiment(Options):
           f"{name}.batch_size = {section.batch_size} is not divisible by mesh.data * mesh.fsdp * microbatches = "
           f"{rows} * {cuts}"
         )
+
+
+def _local(kind: str, path: str) -> str:
+  try:
+    return local_path(path)
+  except ValueError as error:
+    raise ValueError(f"embedders.{kind} = {error}") from error
 
 
 # name -> {"title", "moment"} of every stage, in the order of a run.
