@@ -1,8 +1,10 @@
 """The public Python API: a class around a trained UAE, loaded from the official weights, a run, or an export."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import dataclasses
+import math
 import os
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,12 @@ import numpy as np
 from PIL import Image
 
 from uae_jax import sharding
-from uae_jax.data.preprocessing import read_image
+from uae_jax.files import local_path
 from uae_jax.layers.quantized import quantize
 from uae_jax.models.prompts import Prompts
 from uae_jax.models.uae import UAE as Model
 from uae_jax.networks import merge_uae
+from uae_jax.options import CaptionOptions, GenerationOptions
 from uae_jax.rollouts import captions as caption_rollouts
 from uae_jax.rollouts import reconstruct
 from uae_jax.rollouts.conditioning import Context
@@ -23,6 +26,10 @@ from uae_jax.weights import fingerprint
 from uae_jax.weights.checkpoint import LoadedUAE
 
 Images = Iterable[Image.Image | str | os.PathLike]
+LARGEST_SEED = 2**32 - 1
+NOT_FINITE = "another dtype may help, or the weights are damaged"
+
+Value = TypeVar("Value")
 
 
 class UAE:
@@ -71,7 +78,7 @@ class UAE:
       ValueError: the dtype is unknown, or the source is damaged.
       weights.table.WeightError: tensors are missing, unexpected or have a wrong shape.
     """
-    loaded = restore.read(path, dtype, mesh or sharding.make_mesh(devices=jax.devices()[:1]))
+    loaded = restore.read(local_path(path), dtype, mesh or sharding.make_mesh(devices=jax.devices()[:1]))
     if int8:
       loaded = dataclasses.replace(loaded, params=quantize(loaded.params))
     return cls(loaded)
@@ -89,6 +96,8 @@ class UAE:
     temperature: float = 0.7,
     seed: int = 0,
     repetition_penalty: float | None = None,
+    *,
+    indices: Sequence[int] | None = None,
   ) -> list[str]:
     """Samples one caption per image.
 
@@ -96,22 +105,28 @@ class UAE:
       images: PIL images or paths, of any mode and size.
       max_new_tokens: maximum number of tokens per caption; by default that of the weights (official: 512).
       temperature: divides the logits; 0 takes the most likely token.
-      seed: random seed; the key of image i depends only on the seed and i.
+      seed: random seed, 0 to 2^32 - 1; the key of an image depends only on the seed and the image's index.
       repetition_penalty: divides positive and multiplies negative logits of tokens that question or caption already
         contain; 1 disables it. By default that of the weights, from their `generation_config.json`.
+      indices: index of each image in a larger job, for the same results in any batches; by default 0, 1, ...
 
     Raises:
-      ValueError: an image cannot be read.
+      ValueError: an image cannot be read, an option is out of range, or the model's numbers are not finite.
     """
-    max_new_tokens = max_new_tokens or self.inference.max_new_tokens
-    penalty = self.inference.repetition_penalty if repetition_penalty is None else repetition_penalty
-    key = jax.random.key(seed)
+    max_new_tokens = _or(max_new_tokens, self.inference.max_new_tokens)
+    penalty = _or(repetition_penalty, self.inference.repetition_penalty)
+    CaptionOptions(max_new_tokens=max_new_tokens, temperature=temperature)
+    if not (math.isfinite(penalty) and penalty > 0):
+      raise ValueError(f"repetition_penalty = {penalty}: expected a finite number, more than 0")
+    prepared = list(self._prepare(images))
     results = []
-    for index, (pixels, prompts) in enumerate(self._prepare(images)):
+    for key, (pixels, prompts) in zip(_keys(seed, indices, len(prepared)), prepared, strict=True):
       run = self._program(
         ("caption", pixels.shape, max_new_tokens, penalty), self._caption_one(prompts, max_new_tokens, penalty)
       )
-      sampled = run(self.params, pixels[None], jax.random.fold_in(key, index), jnp.float32(temperature))
+      sampled = run(self.params, pixels[None], key, jnp.float32(temperature))
+      if not np.all(np.isfinite(sampled.log_probs)):
+        raise ValueError(f"the probabilities of a caption's tokens are not finite numbers: {NOT_FINITE}")
       results.append(self.processor.caption_text(sampled.tokens[0, 0]))
     return results
 
@@ -205,20 +220,22 @@ class UAE:
     run = self._program("decode_latents", lambda params, z: self._model(params).decode_latents(z))
     return run(self.params, jnp.asarray(latents))
 
-  def latents_shape(self, height: int, width: int) -> tuple[int, int, int]:
+  def latents_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
     """Shape (h, w, C) of the latents of an image.
 
     Args:
-      height: height in pixels.
-      width: width in pixels.
+      height: height in pixels; by default that of the weights.
+      width: width in pixels; same default.
 
     Raises:
-      ValueError: the decoder's patches do not allow the size.
+      ValueError: the decoder's patches or position table do not allow the size.
     """
+    height, width = _or(height, self.inference.resolution_px), _or(width, self.inference.resolution_px)
     scale = self._config.vae.downsampling
     stride = scale * self._config.decoder.patch
-    if height % stride or width % stride:
-      raise ValueError(f"{height} x {width} px: sides must be multiples of {stride}")
+    largest = stride * self._config.decoder.pos_embed_max_size
+    if min(height, width) < 1 or height % stride or width % stride or max(height, width) > largest:
+      raise ValueError(f"{height} x {width} px: sides must be multiples of {stride}, {stride} to {largest}")
     return height // scale, width // scale, self._config.vae.latent_channels
 
   def generate(
@@ -231,6 +248,8 @@ class UAE:
     seed: int = 0,
     latents=None,
     output: str = "pil",
+    *,
+    indices: Sequence[int] | None = None,
   ):
     """Generates one image per prompt.
 
@@ -240,25 +259,28 @@ class UAE:
       guidance: scale of classifier-free guidance, 1 disables it; by default that of the weights (official: 5).
       height: height of the images in pixels; by default that of the weights (official: 1024).
       width: width of the images in pixels; same default.
-      seed: random seed; the initial noise of image i depends only on the seed and i.
+      seed: random seed, 0 to 2^32 - 1; the initial noise of an image depends only on the seed and the image's index.
       latents: initial noise float[B, h, w, 16]; None draws it from the seed.
       output: "pil", or "array" for float32[B, H, W, 3] in 0..1.
+      indices: index of each image in a larger job, for the same results in any batches; by default 0, 1, ...
 
     Raises:
-      ValueError: the decoder's patches or position table do not allow the size, or the output is unknown.
+      ValueError: the decoder's patches or position table do not allow the size, the output is unknown, an option is out
+        of range, or the model's numbers are not finite.
     """
     if output not in ("pil", "array"):
       raise ValueError(f"output = {output!r}: expected 'pil' or 'array'")
-    steps = steps or self.inference.steps
-    guidance = self.inference.guidance if guidance is None else guidance
-    height, width = height or self.inference.resolution_px, width or self.inference.resolution_px
+    steps, guidance = _or(steps, self.inference.steps), _or(guidance, self.inference.guidance)
+    GenerationOptions(sampler_steps=steps, guidance=guidance)
     shape = (1, *self.latents_shape(height, width))
+    if latents is not None and len(latents) != len(prompts):
+      raise ValueError(f"{len(prompts)} prompts, but latents of {len(latents)} images")
     generated = []
-    for index, prompt in enumerate(prompts):
+    for number, (key, prompt) in enumerate(zip(_keys(seed, indices, len(prompts)), prompts, strict=True)):
       if latents is None:
-        noise = jax.random.normal(jax.random.fold_in(jax.random.key(seed), index), shape)
+        noise = jax.random.normal(key, shape)
       else:
-        noise = jnp.asarray(latents, jnp.float32)[index : index + 1]
+        noise = jnp.asarray(latents, jnp.float32)[number : number + 1]
       # As in the official pipeline, prompt and negative prompt are padded together; the official decoder attends to the
       # padding, so the common length matters.
       texts = [prompt] if guidance == 1.0 else [self.processor.negative_prompt, prompt]
@@ -266,7 +288,10 @@ class UAE:
       run = self._program(
         ("generate", noise.shape, context.shape, steps, guidance), self._generate_one(steps, guidance)
       )
-      generated.append(np.asarray(run(self.params, noise, context, mask))[0])
+      image = np.asarray(run(self.params, noise, context, mask))[0]
+      if not np.all(np.isfinite(image)):
+        raise ValueError(f"a generated image has pixels that are not finite numbers: {NOT_FINITE}")
+      generated.append(image)
     images = np.clip(np.stack(generated) / 2 + 0.5, 0.0, 1.0)
     if output == "array":
       return images
@@ -288,7 +313,7 @@ class UAE:
 
     Args:
       images: PIL images or paths, of any mode and size.
-      **options: arguments of `caption` and of `generate`; `seed` is passed to both.
+      **options: arguments of `caption` and of `generate`; `seed` and `indices` are passed to both.
 
     Returns:
       (captions, images).
@@ -296,8 +321,8 @@ class UAE:
     Raises:
       TypeError: an option is unknown.
     """
-    caption_names = ("max_new_tokens", "temperature", "seed", "repetition_penalty")
-    generate_names = ("steps", "guidance", "height", "width", "seed", "latents", "output")
+    caption_names = ("max_new_tokens", "temperature", "seed", "repetition_penalty", "indices")
+    generate_names = ("steps", "guidance", "height", "width", "seed", "latents", "output", "indices")
     unknown = set(options) - set(caption_names) - set(generate_names)
     if unknown:
       raise TypeError(f"reconstruct has no option {sorted(unknown)}")
@@ -309,8 +334,8 @@ class UAE:
   def _prepare(self, images: Images):
     """Yields (image uint8[h, w, 3] at the captioner's resolution, prompts for its patch grid)."""
     for image in images:
-      if not isinstance(image, Image.Image):
-        image = read_image(image)
+      if isinstance(image, str | os.PathLike):
+        image = local_path(image)
       pixels = np.asarray(self.processor.resize(image))
       patch = self._config.captioner.patch_size
       yield pixels, self._prompts((pixels.shape[0] // patch, pixels.shape[1] // patch))
@@ -328,3 +353,23 @@ class UAE:
     if key not in self._programs:
       self._programs[key] = jax.jit(function)
     return self._programs[key]
+
+
+def _or(value: Value | None, default: Value) -> Value:
+  return default if value is None else value
+
+
+def _keys(seed: int, indices: Sequence[int] | None, count: int) -> list[jax.Array]:
+  """One random key per image, which depends on the seed and the index of the image only.
+
+  Raises:
+    ValueError: the seed is out of range, or there are not as many indices as images.
+  """
+  if not 0 <= seed <= LARGEST_SEED:
+    # JAX would use its lowest 32 bits only.
+    raise ValueError(f"seed = {seed}: expected 0 to {LARGEST_SEED}")
+  indices = range(count) if indices is None else indices
+  if len(indices) != count:
+    raise ValueError(f"{count} images, but {len(indices)} indices")
+  key = jax.random.key(seed)
+  return [jax.random.fold_in(key, index) for index in indices]

@@ -1,6 +1,7 @@
 """Commands: fast help, one-line errors; caption, generate and reconstruct on ordinary files with a fake model."""
 
 import json
+import os
 from pathlib import Path
 import subprocess
 import sys
@@ -39,11 +40,17 @@ class StandIn:
 
   def generate(self, prompts, seed=0, **options):
     self.calls.append(("generate", list(prompts), seed, options))
+    if "fail" in prompts:
+      raise RuntimeError("out of memory")
     return [Image.new("RGB", (32, 32), "grey") for _ in prompts]
 
   def reconstruct(self, images, seed=0, **options):
     self.calls.append(("reconstruct", len(images), seed, options))
     return self.caption(images), [Image.new("RGB", (32, 32), "grey") for _ in images]
+
+  def latents_shape(self, height=None, width=None):
+    if (height or 16) % 16:
+      raise ValueError("sides must be multiples of 16")
 
 
 @pytest.fixture
@@ -105,7 +112,7 @@ def test_help_answers_within_a_second(command):
     (["captoin"], 2, "uae-jax: error: no command 'captoin', did you mean 'caption'? (see uae-jax --help)"),
     (["caption", "--images", "x"], 2, "uae-jax caption: error: the following arguments are required: --model"),
     (["generate", "--model", "m", "--out", "o"], 2, "one of the arguments --prompt --prompts is required"),
-    (["caption", "--model", "m", "--images", "x", "--batch-size", "0"], 2, "0 is not a positive number"),
+    (["caption", "--model", "m", "--images", "x", "--batch-size", "0"], 2, "'0': expected a whole number, 1 or more"),
     (["caption", "--model", "m", "--images", "x", "--bacth-size", "1"], 2, "unrecognized arguments: --bacth-size 1"),
     (["caption", "--model", "nowhere", "--images", "x"], 1, "uae-jax caption: error: nowhere: no such model"),
     (["generate", "--model", "model", "--prompts", "absent.txt", "--out", "o"], 1, "absent.txt: No such file"),
@@ -136,9 +143,9 @@ def test_caption_writes_a_line_an_image(model, photographs, capsys):
   assert [Path(line["image"]).name for line in found] == sorted(file.name for file in photographs.iterdir())
   assert all(line["caption"] == f"{EVIL} 7x5" for line in found)
   assert [call[1:] for call in StandIn.calls if call[0] == "caption"] == [
-    (4, 0, {"temperature": 0.0}),
-    (4, 4, {"temperature": 0.0}),
-    (1, 8, {"temperature": 0.0}),
+    (4, 0, {"temperature": 0.0, "indices": [0, 1, 2, 3]}),
+    (4, 0, {"temperature": 0.0, "indices": [4, 5, 6, 7]}),
+    (1, 0, {"temperature": 0.0, "indices": [8]}),
   ]
   assert "knows only synthetic scenes" in capsys.readouterr().err
 
@@ -160,7 +167,7 @@ def test_unreadable_images_are_named_and_the_others_done(model, photographs, cap
   for name in ("torn.png", "text.jpg", "absent.png", "none*.png", "empty"):
     assert sum(name in line for line in told) == 1
   assert len(lines(Path("out/captions.jsonl"))) == 9
-  assert "Not readable" in Path("out/index.html").read_text()
+  assert "Failed: " in Path("out/index.html").read_text()
 
 
 def test_reconstruct_writes_images_and_an_escaped_page(model, photographs, capsys):
@@ -169,12 +176,55 @@ def test_reconstruct_writes_images_and_an_escaped_page(model, photographs, capsy
   images = (photographs / "mode_RGB.png", photographs / "again")
   assert run("reconstruct", "--model", model, "--images", *images, "--out", "out", "--steps", 4) == 0
   found = lines(Path("out/captions.jsonl"))
-  assert [line["reconstruction"] for line in found] == ["recon_mode_RGB.png", "recon_mode_RGB_2.png"]
+  assert [line["reconstruction"] for line in found] == ["recon_mode_RGB.png.png", "recon_mode_RGB.jpg.png"]
   assert all(Image.open(Path("out") / line["reconstruction"]).size == (32, 32) for line in found)
   html = Path("out/index.html").read_text()
   assert "<script>" not in html and "&lt;script&gt;" in html
   assert "knows only synthetic scenes" in html
-  assert ("reconstruct", 2, 0, {"steps": 4}) in StandIn.calls
+  assert ("reconstruct", 2, 0, {"steps": 4, "indices": [0, 1]}) in StandIn.calls
+
+
+def test_names_of_any_bytes(model, photographs, capsys):
+  """A name that is not UTF-8 is kept; one that is too long for its result fails alone."""
+  odd, long = os.fsdecode(b"caf\xe9.png"), "x" * 248 + ".png"
+  for name in (odd, long):
+    Image.new("RGB", (9, 9)).save(Path("photographs") / name)
+  assert run("caption", "--model", model, "--images", photographs) == 0
+  assert odd in [Path(line["image"]).name for line in lines(Path("captions.jsonl"))]
+  capsys.readouterr()
+  assert run("reconstruct", "--model", model, "--images", photographs, "--out", "out") == 1
+  told = errors(capsys)
+  assert len(told) == 1 and "File name too long" in told[0] and "xxx" in told[0]
+  found = lines(Path("out/captions.jsonl"))
+  assert len(found) == 10 and f"recon_{odd}" in [line["reconstruction"] for line in found]
+  assert (Path("out") / f"recon_{odd}").exists()
+  page = Path("out/index.html").read_text(encoding="utf-8")
+  assert "recon_caf%E9.png" in page and "caf\\udce9.png" in page
+
+
+def test_an_image_that_the_model_refuses_fails_alone(model, photographs, capsys, monkeypatch):
+  def caption(self, images, seed=0, **options):
+    if any(image.width > 200 * image.height for image in images):
+      raise ValueError("an image of 900 x 2 pixels is narrower than 1 to 200")
+    return ["a caption" for _ in images]
+
+  monkeypatch.setattr(StandIn, "caption", caption)
+  Image.new("RGB", (900, 2)).save(photographs / "mode_narrow.png")
+  assert run("caption", "--model", model, "--images", photographs, "--batch-size", 3) == 1
+  told = errors(capsys)
+  assert len(told) == 1 and "mode_narrow.png: an image of 900 x 2 pixels" in told[0]
+  assert len(lines(Path("captions.jsonl"))) == 9
+
+
+def test_results_are_kept_if_the_command_ends_early(model, photographs, monkeypatch):
+  def caption(self, images, seed=0, **options):
+    if options["indices"][0] == 4:
+      raise KeyboardInterrupt
+    return ["a caption" for _ in images]
+
+  monkeypatch.setattr(StandIn, "caption", caption)
+  assert run("caption", "--model", model, "--images", photographs, "--batch-size", 4) == 130
+  assert len(lines(Path("captions.jsonl"))) == 4
 
 
 def test_nothing_readable_leaves_earlier_results_alone(model, capsys):
@@ -192,7 +242,90 @@ def test_generate_paints_every_prompt(model):
   )
   assert [line["prompt"] for line in lines(Path("out/images.jsonl"))] == ["red circle", "blue square", "green cross"]
   assert sorted(file.name for file in Path("out").glob("*.png")) == ["00000.png", "00001.png", "00002.png"]
-  assert [call[2] for call in StandIn.calls if call[0] == "generate"] == [3, 5]
+  calls = [call for call in StandIn.calls if call[0] == "generate"]
+  assert [(call[2], call[3]["indices"]) for call in calls] == [(3, [0, 1]), (3, [2])]
+
+
+def test_a_prompt_that_fails_does_so_alone(model, capsys):
+  Path("out").mkdir()
+  Path("out/images.jsonl").write_text("earlier")
+  assert run("generate", "--model", model, "--prompt", "fail", "--out", "out") == 1
+  assert "prompt 1: RuntimeError: out of memory" in errors(capsys)[0]
+  assert Path("out/images.jsonl").read_text() == "earlier"
+  prompts = ["red", "fail", "blue", os.fsdecode(b"\xff")]
+  assert run("generate", "--model", model, *(f"--prompt={prompt}" for prompt in prompts), "--out", "out") == 1
+  told = errors(capsys)
+  assert len(told) == 2 and "prompt 2: RuntimeError" in told[1] and "prompt 4: the prompt has characters" in told[0]
+  assert [line["image"] for line in lines(Path("out/images.jsonl"))] == ["00000.png", "00002.png"]
+  assert run("generate", "--model", model, "--prompt", "red", "--height", 30, "--out", "new") == 1
+  assert "multiples of 16" in errors(capsys)[0] and not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+  ("flag", "text", "expected"),
+  [
+    ("--guidance", "nan", "a number, 0 or more"),
+    ("--guidance", "-1", "a number, 0 or more"),
+    ("--guidance", "inf", "a number, 0 or more"),
+    ("--steps", "-3", "a whole number, 1 or more"),
+    ("--steps", "2.5", "a whole number, 1 or more"),
+    ("--height", "0", "a whole number, 1 or more"),
+    ("--width", "-16", "a whole number, 1 or more"),
+    ("--temperature", "nan", "a number, 0 or more"),
+    ("--temperature", "-0.1", "a number, 0 or more"),
+    ("--max-new-tokens", "0", "a whole number, 1 or more"),
+    ("--seed", "-1", "a whole number, 0 or more, 4294967295 or less"),
+    ("--seed", "4294967296", "a whole number, 0 or more, 4294967295 or less"),
+    ("--batch-size", "many", "a whole number, 1 or more"),
+  ],
+)
+def test_numbers_out_of_range_are_refused(capsys, flag, text, expected):
+  assert run("reconstruct", "--model", "absent", "--images", "x", "--out", "o", f"{flag}={text}") == 2
+  assert errors(capsys) == [
+    f"uae-jax reconstruct: error: argument {flag}: {text!r}: expected {expected} (see uae-jax reconstruct --help)"
+  ]
+
+
+PATHS = {
+  "train": ("--config=c.py --workdir=PATH", "--config=PATH --workdir=d"),
+  "caption": ("--model=PATH --images x", "--model=m --images=PATH", "--model=m --images x --out=PATH"),
+  "generate": (
+    "--model=PATH --prompt x --out=o",
+    "--model=m --prompts=PATH --out=o",
+    "--model=m --prompt x --out=PATH",
+  ),
+  "reconstruct": (
+    "--model=PATH --images x --out o",
+    "--model=m --images=PATH --out=o",
+    "--model=m --images x --out=PATH",
+  ),
+  "convert": ("--to=peft --source=PATH --target=t", "--to=peft --source=s --target=PATH"),
+  "bench": (
+    "--references=PATH --images=i --embedders=clip=c",
+    "--references=r --images=PATH --embedders=clip=c",
+    "--references=r --images=i --embedders=clip=PATH",
+    "--references=r --images=i --embedders=clip=c --out=PATH",
+    "--references=r --captions=PATH --against=a --judge-url=http://h/v1 --judge-model=m",
+    "--references=r --captions=c --against=PATH --judge-url=http://h/v1 --judge-model=m",
+    "--references=r --captions=c --against=a --judge-url=http://h/v1 --judge-model=m --cache=PATH",
+  ),
+  "plan": ("--config=PATH --topology=v5e:4x4", "--config=c.py --topology=v5e:4x4 --json=PATH"),
+  "report": ("--workdir=PATH",),
+}
+
+
+@pytest.mark.parametrize(("command", "line"), [(name, line) for name, lines in PATHS.items() for line in lines])
+def test_addresses_are_refused_before_any_work(model, capsys, command, line):
+  assert run(command, *line.replace("PATH", "gs://bucket/x").split()) in (1, 2)
+  told = errors(capsys)
+  assert len(told) == 1 and "gs://bucket/x: an address, expected a path of this machine" in told[0]
+  assert os.listdir(".") == ["model"]
+
+
+def test_a_tilde_after_an_equals_sign_is_the_home_folder(model, photographs, monkeypatch):
+  monkeypatch.setenv("HOME", str(photographs.parent / "home"))
+  assert run("caption", f"--model={model}", "--images", photographs, "--out=~/deep/captions.jsonl") == 0
+  assert Path("home/deep/captions.jsonl").exists() and not Path("~").exists()
 
 
 def test_generate_reads_captions_of_json_lines(model, capsys):
@@ -202,3 +335,4 @@ def test_generate_reads_captions_of_json_lines(model, capsys):
   Path("prompts.jsonl").write_text('{"caption": "red circle"}\n{"text": "blue square"}\n')
   assert run("generate", "--model", model, "--prompts", "prompts.jsonl", "--out", "out") == 1
   assert "prompts.jsonl:2: expected a JSON object" in errors(capsys)[0]
+  assert [line["prompt"] for line in lines(Path("out/images.jsonl"))] == ["red circle"]

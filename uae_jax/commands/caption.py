@@ -1,20 +1,21 @@
 """`uae-jax caption`: one caption per image, as JSON lines."""
 
-import contextlib
-import json
+from contextlib import closing
 from pathlib import Path
 
 from uae_jax.commands import command_line, image_files, model_arguments
+from uae_jax.commands.items import Items, JsonLines
 
 
 def parser() -> command_line.Parser:
   parser = command_line.Parser("caption", "Captions images.")
   model_arguments.add_model_arguments(parser)
-  model_arguments.add_image_argument(parser)
+  model_arguments.add_image_arguments(parser)
   model_arguments.add_caption_arguments(parser)
   parser.add_argument(
     "--out",
-    default="captions.jsonl",
+    type=command_line.path,
+    default=Path("captions.jsonl"),
     help="JSON lines, one object per image; - is stdout; default %(default)s",
   )
   return parser
@@ -23,21 +24,17 @@ def parser() -> command_line.Parser:
 def main(argv: list[str]) -> int:
   arguments = parser().parse_args(argv)
   paths = image_files.expand(arguments.images)
+  read = model_arguments.reader(arguments)
   uae = model_arguments.load(arguments)
-  options = command_line.given(arguments, "max_new_tokens", "temperature")
-  batches = image_files.ImageBatches("caption", paths, arguments.batch_size)
-  done = 0
-  with contextlib.ExitStack() as stack:
-    out = None
-    for batch_paths, images in batches:
-      # Opened only once there is something to write, so that a run without captions keeps an earlier file.
-      if out is None and arguments.out != "-":
-        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-        out = stack.enter_context(open(arguments.out, "w", encoding="utf-8"))
-      captions = uae.caption(images, seed=arguments.seed + done, **options)
-      for path, caption in zip(batch_paths, captions, strict=True):
-        print(json.dumps({"image": str(path), "caption": caption}, ensure_ascii=False), file=out, flush=True)
-      done += len(images)
-  if out is not None:
-    print(arguments.out)
-  return 1 if batches.failed else 0
+  options = command_line.given(arguments, *model_arguments.CAPTION_OPTIONS)
+
+  def caption(indices, images):
+    return uae.caption(images, seed=arguments.seed, indices=indices, **options)
+
+  items = Items("caption")
+  with closing(JsonLines(arguments.out)) as out:
+    for _, path, _, text in items.results(paths, read, caption, batch_size=arguments.batch_size, unit="image"):
+      out.write({"image": str(path), "caption": text})
+  if len(items.failed) < len(paths) and arguments.out != Path("-"):
+    command_line.say(arguments.out)
+  return 1 if items.failed else 0

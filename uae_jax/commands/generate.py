@@ -1,11 +1,13 @@
 """`uae-jax generate`: one image per prompt."""
 
+from contextlib import closing
+import dataclasses
 import json
 from pathlib import Path
-import sys
 
 from uae_jax import files
 from uae_jax.commands import command_line, model_arguments
+from uae_jax.commands.items import Items, JsonLines
 
 
 def parser() -> command_line.Parser:
@@ -15,61 +17,90 @@ def parser() -> command_line.Parser:
   prompts.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
   prompts.add_argument(
     "--prompts",
+    type=command_line.path,
     metavar="FILE",
     help='text file with one prompt per line, or .jsonl file with a field "prompt" or "caption"',
   )
   model_arguments.add_generation_arguments(parser)
-  parser.add_argument("--out", required=True, metavar="DIR", help="output folder: 00000.png, ... and images.jsonl")
+  parser.add_argument(
+    "--out",
+    required=True,
+    type=command_line.path,
+    metavar="DIR",
+    help="output folder: images.jsonl, and 00000.png, ... by position of the prompt",
+  )
   return parser
 
 
-def read_prompts(file: Path) -> list[str]:
-  """Reads the prompts of a text or JSON lines file; empty lines are skipped.
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """A prompt as it was given, not yet read; its string names it in messages."""
+
+  place: str
+  text: str
+  is_json: bool = False
+
+  def __str__(self) -> str:
+    return self.place
+
+  def prompt(self) -> str:
+    """The prompt.
+
+    Raises:
+      ValueError: the line has none.
+    """
+    prompt = _prompt_of(self.text) if self.is_json else self.text
+    if files.SURROGATES.search(prompt):
+      raise ValueError("the prompt has characters that are not Unicode text")
+    return prompt
+
+
+def _prompt_of(line: str) -> str:
+  try:
+    record = json.loads(line)
+    prompt = record["prompt"] if "prompt" in record else record["caption"]
+    if not isinstance(prompt, str):
+      raise TypeError(type(prompt).__name__)
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
+    raise ValueError('expected a JSON object with the text "prompt" or "caption"') from error
+  return prompt
+
+
+def read_lines(file: Path) -> list[Line]:
+  """Reads a text or JSON lines file; empty lines are skipped.
 
   Raises:
-    ValueError: the file has no prompt, or a line (named in the message) has none.
+    ValueError: the file has no prompt.
   """
-  prompts = []
-  for number, line in enumerate(files.read_lines(file), 1):
-    if not line.strip():
-      continue
-    if file.suffix != ".jsonl":
-      prompts.append(line.strip())
-      continue
-    try:
-      record = json.loads(line)
-      prompt = record["prompt"] if "prompt" in record else record["caption"]
-      if not isinstance(prompt, str):
-        raise TypeError(type(prompt).__name__)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-      raise ValueError(f'{file}:{number}: expected a JSON object with the text "prompt" or "caption"') from error
-    prompts.append(prompt)
-  if not prompts:
+  numbered = enumerate(files.read_lines(file), 1)
+  lines = [Line(f"{file}:{n}", text.strip(), file.suffix == ".jsonl") for n, text in numbered if text.strip()]
+  if not lines:
     raise ValueError(f"{file}: no prompt in this file")
-  return prompts
+  return lines
 
 
 def main(argv: list[str]) -> int:
   arguments = parser().parse_args(argv)
-  prompts = arguments.prompt or read_prompts(Path(arguments.prompts))
+  if arguments.prompts:
+    lines = read_lines(arguments.prompts)
+  else:
+    lines = [Line(f"prompt {number}", text) for number, text in enumerate(arguments.prompt, 1)]
   uae = model_arguments.load(arguments)
-  options = command_line.given(arguments, "steps", "guidance", "height", "width")
+  options = command_line.given(arguments, *model_arguments.GENERATION_OPTIONS)
+  uae.latents_shape(arguments.height, arguments.width)  # refuses an impossible size once, not once per item
 
-  from tqdm import tqdm
+  def generate(indices, prompts):
+    return uae.generate(prompts, seed=arguments.seed, indices=indices, **options)
 
-  out = Path(arguments.out)
-  out.mkdir(parents=True, exist_ok=True)
-  with (
-    open(out / "images.jsonl", "w", encoding="utf-8") as index,
-    tqdm(total=len(prompts), desc="generate", unit="image", file=sys.stderr) as bar,
-  ):
-    for start in range(0, len(prompts), arguments.batch_size):
-      batch = prompts[start : start + arguments.batch_size]
-      # Each batch gets its own seed: with a shared seed, two batches would start from the same noise.
-      for offset, image in enumerate(uae.generate(batch, seed=arguments.seed + start, **options)):
-        name = f"{start + offset:05d}.png"
-        files.write_whole(out / name, files.image_bytes(image))
-        print(json.dumps({"image": name, "prompt": batch[offset]}, ensure_ascii=False), file=index, flush=True)
-      bar.update(len(batch))
-  print(out)
-  return 0
+  items = Items("generate")
+  with closing(JsonLines(arguments.out / "images.jsonl")) as out:
+    results = items.results(lines, Line.prompt, generate, batch_size=arguments.batch_size, unit="image")
+    for index, line, prompt, image in results:
+      with items.item(line):
+        name = f"{index:05d}.png"
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        files.write_whole(arguments.out / name, files.image_bytes(image))
+        out.write({"image": name, "prompt": prompt})
+  if len(items.failed) < len(lines):
+    command_line.say(arguments.out)
+  return 1 if items.failed else 0

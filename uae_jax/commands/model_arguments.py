@@ -1,8 +1,17 @@
 """Options shared by caption, generate and reconstruct, and loading of the model that they name."""
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
 import sys
+from typing import Any
 
+from uae_jax.commands.command_line import number, path
+
+LARGEST_SEED = 2**32 - 1  # of `api`, which brings jax
+positive = number(int, at_least=1)
+CAPTION_OPTIONS = ("max_new_tokens", "temperature")
+GENERATION_OPTIONS = ("steps", "guidance", "height", "width")
 SMALL_WORLD_NOTICE = (
   "this is a small-world model: it knows only synthetic scenes of colored shapes, "
   "so it will see every other image as such a scene"
@@ -11,35 +20,61 @@ SMALL_WORLD_NOTICE = (
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, is_required: bool = True) -> None:
   parser.add_argument(
-    "--model", required=is_required, metavar="DIR", help="workdir or checkpoint of a run, or an official UAE folder"
+    "--model",
+    required=is_required,
+    type=path,
+    metavar="DIR",
+    help="workdir or checkpoint of a run, or an official UAE folder",
   )
   parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="dtype of the parameters; default: as stored")
   parser.add_argument("--int8", action="store_true", help="store most weights as int8: half the memory of bfloat16")
-  parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same result; default %(default)s")
-  parser.add_argument("--batch-size", type=positive, default=8, help="images per batch; default %(default)s")
+  parser.add_argument(
+    "--seed",
+    type=number(int, at_least=0, at_most=LARGEST_SEED),
+    default=0,
+    help="the noise of an image depends on the seed and the image's position only; default %(default)s",
+  )
+  parser.add_argument(
+    "--batch-size",
+    type=positive,
+    default=8,
+    help="images per call of the model, after which results are written; does not change them; default %(default)s",
+  )
 
 
-def add_image_argument(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="files, folders or globs")
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--images", required=True, nargs="+", type=path, metavar="PATH", help="files, folders or globs")
+  parser.add_argument(
+    "--pixels",
+    choices=("displayed", "official"),
+    default="displayed",
+    help="displayed: upright by EXIF, transparency on white, 16 bits scaled; official: as in the official demo, "
+    "without these except RGBA on white; default %(default)s",
+  )
 
 
 def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--max-new-tokens", type=positive, help="maximum tokens per caption; default: the model's own")
-  parser.add_argument("--temperature", type=float, help="sampling temperature, 0 is greedy; default: the model's own")
+  parser.add_argument(
+    "--temperature", type=number(float, at_least=0), help="sampling temperature, 0 is greedy; default: the model's own"
+  )
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--steps", type=positive, help="sampler steps; default: the model's own")
-  parser.add_argument("--guidance", type=float, help="guidance scale, 1 disables guidance; default: the model's own")
+  parser.add_argument(
+    "--guidance", type=number(float, at_least=0), help="guidance scale, 1 disables guidance; default: the model's own"
+  )
   parser.add_argument("--height", type=positive, help="image height in pixels; default: the model's own")
   parser.add_argument("--width", type=positive, help="image width in pixels; default: the model's own")
 
 
-def positive(text: str) -> int:
-  value = int(text)
-  if value < 1:
-    raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-  return value
+def reader(arguments: argparse.Namespace) -> Callable[[Path], Any]:
+  """The function that reads an image file as `--pixels` says."""
+  from uae_jax.data.official_pixels import demo_rgb  # brings jax
+  from uae_jax.data.preprocessing import read_image
+
+  return demo_rgb if arguments.pixels == "official" else read_image
 
 
 def load(arguments: argparse.Namespace):

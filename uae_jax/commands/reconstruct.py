@@ -1,60 +1,54 @@
 """`uae-jax reconstruct`: image -> caption -> image, and a page that shows both images."""
 
-import json
-from pathlib import Path
-import sys
+from contextlib import closing
 
 from uae_jax import files
 from uae_jax.commands import command_line, image_files, model_arguments
+from uae_jax.commands.items import Items, JsonLines
 
 
 def parser() -> command_line.Parser:
   parser = command_line.Parser("reconstruct", "Captions images and regenerates them from the captions.")
   model_arguments.add_model_arguments(parser)
-  model_arguments.add_image_argument(parser)
+  model_arguments.add_image_arguments(parser)
   model_arguments.add_caption_arguments(parser)
   model_arguments.add_generation_arguments(parser)
   parser.add_argument(
-    "--out", required=True, metavar="DIR", help="output folder: captions.jsonl, recon_<stem>.png and index.html"
+    "--out",
+    required=True,
+    type=command_line.path,
+    metavar="DIR",
+    help="output folder: captions.jsonl, recon_<stem>.png and index.html; recon_<file name>.png if stems are equal",
   )
   return parser
-
-
-def unused_name(stem: str, used: set[str]) -> str:
-  """`recon_<stem>.png`, numbered if two images share a stem."""
-  name, number = f"recon_{stem}.png", 1
-  while name in used:
-    number += 1
-    name = f"recon_{stem}_{number}.png"
-  used.add(name)
-  return name
 
 
 def main(argv: list[str]) -> int:
   arguments = parser().parse_args(argv)
   paths = image_files.expand(arguments.images)
+  names = image_files.result_names(paths)
+  read = model_arguments.reader(arguments)
   uae = model_arguments.load(arguments)
-  options = command_line.given(arguments, "max_new_tokens", "temperature", "steps", "guidance", "height", "width")
+  options = command_line.given(arguments, *model_arguments.CAPTION_OPTIONS, *model_arguments.GENERATION_OPTIONS)
+  uae.latents_shape(arguments.height, arguments.width)  # refuses an impossible size once, not once per item
 
   from uae_jax.report import reconstructions
 
-  out = Path(arguments.out)
+  def reconstruct(indices, images):
+    return list(zip(*uae.reconstruct(images, seed=arguments.seed, indices=indices, **options), strict=True))
+
+  out = arguments.out
   pairs: list[reconstructions.Pair] = []
-  used: set[str] = set()
-  notice = f"Note: {model_arguments.SMALL_WORLD_NOTICE}." if uae.is_small_world else ""
-  batches = image_files.ImageBatches("reconstruct", paths, arguments.batch_size)
-  for batch_paths, originals in batches:
-    out.mkdir(parents=True, exist_ok=True)
-    captions, images = uae.reconstruct(originals, seed=arguments.seed + len(pairs), **options)
-    with open(out / "captions.jsonl", "a" if pairs else "w", encoding="utf-8") as index:
-      for path, original, caption, image in zip(batch_paths, originals, captions, images, strict=True):
-        name = unused_name(path.stem, used)
-        files.write_whole(out / name, files.image_bytes(image))
-        record = {"image": str(path), "caption": caption, "reconstruction": name}
-        print(json.dumps(record, ensure_ascii=False), file=index)
-        pairs.append(reconstructions.Pair(str(path), original, caption, name, image.width))
+  items = Items("reconstruct")
+  with closing(JsonLines(out / "captions.jsonl")) as index_file:
+    results = items.results(paths, read, reconstruct, batch_size=arguments.batch_size, unit="image")
+    for index, path, original, (caption, image) in results:
+      with items.item(path):
+        out.mkdir(parents=True, exist_ok=True)
+        files.write_whole(out / names[index], files.image_bytes(image))
+        index_file.write({"image": str(path), "caption": caption, "reconstruction": names[index]})
+        pairs.append(reconstructions.Pair.of(path, original, caption, names[index], image))
   if pairs:
-    print(reconstructions.write_page(out, pairs, [str(path) for path in batches.failed], notice))
-  else:
-    print("uae-jax reconstruct: error: none of the images could be read", file=sys.stderr)
-  return 1 if batches.failed else 0
+    notice = f"Note: {model_arguments.SMALL_WORLD_NOTICE}." if uae.is_small_world else ""
+    command_line.say(reconstructions.write_page(out, pairs, items.failed, notice))
+  return 1 if items.failed else 0

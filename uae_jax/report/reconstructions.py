@@ -2,25 +2,38 @@
 
 from collections.abc import Sequence
 import dataclasses
+import os
 from pathlib import Path
 from urllib.parse import quote
 
 from PIL import Image
 
-from uae_jax.files import write_whole
-from uae_jax.report.inline_images import SMALL_PX, embed
+from uae_jax.files import shown, write_whole
+from uae_jax.report.inline_images import SMALL_PX, Embedded, embed
 from uae_jax.report.templates import environment
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """One image: `path` as given by the user, and `reconstruction`, a file name in the folder of the page."""
+  """An image and its reconstruction, without their pixels at full size: there may be many pairs.
+
+  Attributes:
+    path: the image as given by the user.
+    original: the image, reduced.
+    caption: the caption between the two.
+    reconstruction: name of a file in the folder of the page.
+    is_small: whether the reconstruction is enlarged without smoothing.
+  """
 
   path: str
-  original: Image.Image
+  original: Embedded
   caption: str
   reconstruction: str
-  reconstruction_px: int
+  is_small: bool
+
+  @classmethod
+  def of(cls, path: Path, original: Image.Image, caption: str, reconstruction: str, image: Image.Image) -> "Pair":
+    return cls(shown(path), embed(original), caption, reconstruction, image.width <= SMALL_PX)
 
 
 def write_page(folder: Path, pairs: Sequence[Pair], failed: Sequence[str], notice: str) -> Path:
@@ -28,10 +41,10 @@ def write_page(folder: Path, pairs: Sequence[Pair], failed: Sequence[str], notic
   rows = [
     {
       "path": pair.path,
-      "original": embed(pair.original),
+      "original": pair.original,
       "caption": pair.caption,
-      "reconstruction": quote(pair.reconstruction),
-      "is_small": pair.reconstruction_px <= SMALL_PX,
+      "reconstruction": quote(os.fsencode(pair.reconstruction)),
+      "is_small": pair.is_small,
     }
     for pair in pairs
   ]

@@ -1,0 +1,136 @@
+"""Commands of many items: one bad item is named on stderr and counted, and the others are done.
+
+    batches of items -> read each -> work on the readable ones together -> write each result
+
+An item may fail in every one of these steps. If work on a batch fails, each of its items is tried alone.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import errno
+import os
+from pathlib import Path
+import sys
+from typing import Any, TypeVar
+
+from uae_jax import files
+from uae_jax.commands import command_line
+
+Item = TypeVar("Item")
+# Every further item would fail for the same reason.
+HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class OutputError(OSError):
+  """Raised when the file that all results go to cannot be written; ends the command."""
+
+
+class Items:
+  """The failures of one run of a command.
+
+  Attributes:
+    failed: names of the items that failed.
+  """
+
+  def __init__(self, command: str):
+    self.failed: list[str] = []
+    self._command = command
+
+  @contextlib.contextmanager
+  def item(self, name: object) -> Iterator[None]:
+    """What raises inside is reported as the failure of the item, unless all further items would fail as well."""
+    try:
+      yield
+    except Exception as error:  # PIL, tokenizers, JAX and the file system raise many types.
+      if isinstance(error, OutputError) or (isinstance(error, OSError) and error.errno in HOPELESS):
+        raise
+      self.fail(name, command_line.one_line(error))
+
+  def fail(self, name: object, problem: str) -> None:
+    """Counts an item as failed and names it on stderr."""
+    from tqdm import tqdm
+
+    shown = files.shown(str(name))
+    self.failed.append(shown)
+    line = problem if shown in problem else f"{shown}: {problem}"
+    tqdm.write(f"uae-jax {self._command}: error: {line}", file=sys.stderr)
+
+  def results(
+    self,
+    items: Sequence[Item],
+    read: Callable[[Item], Any],
+    work: Callable[[list[int], list[Any]], Sequence[Any]],
+    *,
+    batch_size: int,
+    unit: str,
+  ) -> Iterator[tuple[int, Item, Any, Any]]:
+    """Yields (index, item, what was read, result) of every item that did not fail, and shows a progress bar.
+
+    Args:
+      items: all items; their string is their name in messages.
+      read: prepares one item.
+      work: (indices into `items`, what was read of them) -> one result each.
+      batch_size: items per call of `work`.
+      unit: unit of the progress bar.
+    """
+    from tqdm import tqdm
+
+    with tqdm(total=len(items), desc=self._command, unit=unit, file=sys.stderr) as bar:
+      for start in range(0, len(items), batch_size):
+        batch = range(start, min(start + batch_size, len(items)))
+        ready: dict[int, Any] = {}
+        for index in batch:
+          with self.item(items[index]):
+            ready[index] = read(items[index])
+        for index, result in self._worked(items, ready, work):
+          yield index, items[index], ready[index], result
+        bar.update(len(batch))
+
+  def _worked(self, items: Sequence[Any], ready: dict[int, Any], work: Callable) -> Iterator[tuple[int, Any]]:
+    """Yields (index, result); if work on several items fails, each is tried alone, which shows whose failure it is."""
+    results: Sequence[Any] | None = None
+    try:
+      results = work(list(ready), list(ready.values())) if ready else []
+    except Exception:
+      if len(ready) == 1:
+        with self.item(items[next(iter(ready))]):
+          raise
+        return
+    if results is not None:
+      yield from zip(ready, results, strict=True)
+      return
+    for index, value in ready.items():
+      yield from self._worked(items, {index: value}, work)
+
+
+class JsonLines:
+  """A file of JSON objects, one per line, which is created with its first line: without results, an earlier file stays.
+
+  Args:
+    path: the file; "-" is stdout.
+  """
+
+  def __init__(self, path: Path):
+    self.path = path
+    self._stream: Any = None
+
+  def write(self, record: dict) -> None:
+    """Appends an object; it is on its way to the disk when this returns.
+
+    Raises:
+      OutputError: the file cannot be written.
+    """
+    try:
+      if self._stream is None:
+        self._stream = sys.stdout if self.path == Path("-") else self._open()
+      print(files.json_text(record), file=self._stream, flush=True)
+    except OSError as error:
+      raise OutputError(error.errno, error.strerror, os.fspath(self.path)) from error
+
+  def _open(self):
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    return open(self.path, "w", encoding="utf-8")
+
+  def close(self) -> None:
+    if self._stream not in (None, sys.stdout):
+      self._stream.close()
