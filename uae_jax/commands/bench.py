@@ -1,12 +1,13 @@
 """`uae-jax bench`: Unified-Bench. Protocol 1 scores reconstructions; protocol 2 has judge models compare captions."""
 
-import json
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 import sys
 
 from uae_jax.commands import command_line
 from uae_jax.embedders import KINDS
-from uae_jax.files import write_whole
+from uae_jax.files import IMAGE_SUFFIXES, json_text, local_path, shown, write_whole
 
 
 def parser() -> command_line.Parser:
@@ -15,31 +16,59 @@ def parser() -> command_line.Parser:
     "Runs Unified-Bench. --embedders measures the similarity of originals and reconstructions; --judge-url asks a "
     "vision-language model which of two systems' captions it prefers.",
   )
-  parser.add_argument("--references", required=True, metavar="DIR", help="folder of original images")
-  parser.add_argument("--out", default="results.json", help="JSON file for the results; default %(default)s")
+  path, number = command_line.path, command_line.number
+  parser.add_argument("--references", required=True, type=path, metavar="DIR", help="folder of original images")
+  parser.add_argument(
+    "--out", type=path, default=Path("results.json"), help="JSON file for the results; default %(default)s"
+  )
   one = parser.add_argument_group("protocol 1: reconstructions")
   one.add_argument(
     "--images",
+    type=path,
     metavar="DIR",
-    help="reconstructions: same file name or stem as the original, or recon_<stem>",
+    help="reconstructions: same file name or stem as the original, or recon_<stem>; with subfolders",
   )
   one.add_argument(
     "--embedders", metavar="KIND=PATH,...", help=f"checkpoints of {', '.join(KINDS)}; the score is their mean"
   )
   one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
-  one.add_argument("--pairs", type=int, default=8, help="best and worst pairs shown on the page; default %(default)s")
+  one.add_argument(
+    "--pixels",
+    choices=("official", "displayed"),
+    default="official",
+    help="official: as the published figures, without transparency, EXIF rotation and scaling of 16 bits; displayed: "
+    "with them; default %(default)s",
+  )
+  one.add_argument(
+    "--suffixes",
+    choices=("official", "all"),
+    default="official",
+    help="official: without .gif, .ppm and .tif; default %(default)s",
+  )
+  one.add_argument(
+    "--pairs",
+    type=number(int, at_least=0),
+    default=8,
+    help="best and worst pairs shown on the page; default %(default)s",
+  )
   two = parser.add_argument_group("protocol 2: captions")
-  two.add_argument("--captions", metavar="FILE", help="captions.jsonl of `uae-jax caption`")
-  two.add_argument("--against", metavar="FILE", help="captions of the other system, in the same format")
+  two.add_argument("--captions", type=path, metavar="FILE", help="captions.jsonl of `uae-jax caption`")
+  two.add_argument("--against", type=path, metavar="FILE", help="captions of the other system, in the same format")
   two.add_argument("--judge-url", metavar="URL", help="OpenAI-compatible endpoint, such as https://host/v1")
   two.add_argument("--judge-model", action="append", metavar="NAME", help="may be repeated")
   two.add_argument(
     "--key-variable", default="OPENAI_API_KEY", help="environment variable that holds the API key; default %(default)s"
   )
   two.add_argument(
-    "--cache", default="judge_cache", metavar="DIR", help="folder for cached answers; default %(default)s"
+    "--cache",
+    type=path,
+    default=Path("judge_cache"),
+    metavar="DIR",
+    help="folder for cached answers; default %(default)s",
   )
-  two.add_argument("--workers", type=int, default=4, help="concurrent requests; default %(default)s")
+  two.add_argument(
+    "--workers", type=number(int, at_least=1), default=4, help="concurrent requests; default %(default)s"
+  )
   return parser
 
 
@@ -52,6 +81,8 @@ def main(argv: list[str]) -> int:
   for name in needed:
     if not getattr(arguments, name):
       commands.error(f"--{name.replace('_', '-')} is needed")
+  if arguments.out.suffix in (".csv", ".html"):
+    commands.error(f"--out {shown(arguments.out)}: the table and the page get these suffixes, name the JSON file .json")
   if arguments.embedders:
     return score(arguments, commands)
   return judge(arguments)
@@ -61,89 +92,123 @@ def parse_embedders(text: str) -> dict[str, str]:
   """Parses `clip=DIR,dinov2=DIR` into a dict.
 
   Raises:
-    ValueError: an entry does not have this form, or its kind is unknown or repeated.
+    ValueError: an entry does not have this form, its kind is unknown or repeated, or its path is an address.
   """
   found: dict[str, str] = {}
   for entry in text.split(","):
     kind, _, path = entry.strip().partition("=")
     if kind not in KINDS or not path or kind in found:
       raise ValueError(f"--embedders: {entry!r}: expected KIND=PATH, each of {', '.join(KINDS)} once at most")
-    found[kind] = path
+    found[kind] = local_path(path)
   return found
 
 
 def score(arguments, commands) -> int:
-  """Runs protocol 1; writes results.json, results.csv and results.html."""
+  """Runs protocol 1; writes results.json and results.csv after each embedder, and results.html."""
   try:
     kinds = parse_embedders(arguments.embedders)
   except ValueError as error:
     commands.error(str(error))
 
   from uae_jax import embedders
+  from uae_jax.data.official_pixels import benchmark_rgb
   from uae_jax.data.preprocessing import read_image
-  from uae_jax.evaluation import unified_bench
+  from uae_jax.evaluation import bench_notes, unified_bench
   from uae_jax.report.bench_page import ScoredPair, write_page
 
-  references = unified_bench.image_files(Path(arguments.references))
-  pairs = unified_bench.pair(references, unified_bench.image_files(Path(arguments.images)))
-  loaded = {kind: embedders.load(kind, path, dtype=arguments.dtype) for kind, path in kinds.items()}
-  scores = unified_bench.score(pairs, {kind: model.embed for kind, model in loaded.items()}, read_image)
+  # 1. Pairs.
+  everything = unified_bench.image_files(arguments.references, suffixes=IMAGE_SUFFIXES)
+  counted = unified_bench.OFFICIAL_SUFFIXES if arguments.suffixes == "official" else IMAGE_SUFFIXES
+  references = [file for file in everything if file.suffix.lower() in counted]
+  pairs = unified_bench.pair(unified_bench.image_files(arguments.images, suffixes=counted), references)
+  problems = bench_notes.missing(pairs, references, [file for file in everything if file not in references])
+  if not any(pairs.values()):
+    raise ValueError(
+      f"no reconstruction in {arguments.images} has its original in {arguments.references}: names or stems must be "
+      f"equal, or recon_ + stem ({problems[0]})"
+    )
+  causes = bench_notes.affected(pairs)
+  subset = {image: pairs[image] for image in causes}
 
-  result = unified_bench.official_result(scores)
-  out = Path(arguments.out)
+  # 2. Similarities, written after each embedder.
+  readers = {"official": benchmark_rgb, "displayed": read_image}
+  loaded = {kind: embedders.load(kind, path, dtype=arguments.dtype) for kind, path in kinds.items()}
+  out = arguments.out
   out.parent.mkdir(parents=True, exist_ok=True)
-  write_whole(out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-  unified_bench.write_table(out.with_suffix(".csv"), scores)
-  ranked = scores.ranked()
+  similarities: dict[str, dict[Path, float | None]] = {}
+  both: dict[str, dict] = {name: {} for name in readers}
+  for kind, model in loaded.items():
+    similarities[kind], failed = unified_bench.similarities(kind, pairs, model.embed, readers[arguments.pixels])
+    problems += [problem for problem in failed.values() if problem not in problems]
+    for name, read in readers.items() if causes else ():
+      both[name][kind], _ = unified_bench.similarities(f"{kind}, {name} pixels", subset, model.embed, read)
+    scores = unified_bench.Scores(pairs, similarities)
+    result = unified_bench.official_result(scores)
+    write_whole(out, json_text(result, indent=2) + "\n")
+    unified_bench.write_table(out.with_suffix(".csv"), scores)
+  notes = bench_notes.ambiguous(pairs) + bench_notes.both_readings(causes, both["official"], both["displayed"])
+
+  # 3. Page and summary.
+  ranked = list(scores.ranked().items())
   count = min(arguments.pairs, len(ranked))
 
-  def scored(chosen):
+  def scored(chosen: Iterable[tuple[Path, float]]) -> list[ScoredPair]:
+    # `ranked` has only pairs that are whole and have all similarities.
     return [
       ScoredPair(
         reference,
         image,
-        {kind: values[reference.name] for kind, values in scores.similarities.items()},
-        scores.mean(reference.name),
+        {kind: value for kind, values in similarities.items() if (value := values[image]) is not None},
+        mean,
       )
-      for reference in chosen
-      if (image := pairs[reference]) is not None  # always so: `ranked` has whole pairs only
+      for image, mean in chosen
+      if (reference := pairs[image]) is not None
     ]
 
-  unpaired = [reference.name for reference, image in pairs.items() if image is None]
-  notes = [f"{name}: no reconstruction" for name in unpaired] + list(scores.unreadable.values())
   groups = {"Best pairs": scored(ranked[:count]), "Worst pairs": scored(ranked[::-1][:count])}
-  overall = result["summary"]["overall_average"]
-  write_page(out.with_suffix(".html"), scores.averages, overall, groups, notes)
-  for kind, average in scores.averages.items():
-    print(f"{kind:10} {100 * average:.2f}")
-  print(f"{'unified':10} {100 * overall:.2f}   {len(ranked)} of {len(pairs)} images")
-  print(out)
-  for note in notes:
-    print(f"uae-jax bench: error: {note}", file=sys.stderr)
-  return 1 if notes else 0
+  averages = scores.averages | {"unified": result["summary"].get("overall_average")}
+  write_page(out.with_suffix(".html"), averages, groups, [*problems, *notes], readers[arguments.pixels])
+  for kind, average in averages.items():
+    more = f"   {len(ranked)} of {len(pairs)} images" if kind == "unified" else ""
+    print(f"{kind:10} {'-' if average is None else f'{100 * average:.2f}'}{more}")
+  command_line.say(out)
+  return told(problems, notes)
 
 
 def judge(arguments) -> int:
-  """Runs protocol 2; writes results.json with win rates."""
+  """Runs protocol 2; writes results.json with win rates after each judge."""
   from uae_jax.evaluation import caption_judge, unified_bench
 
-  images = {file.name: file for file in unified_bench.image_files(Path(arguments.references))}
-  ours, theirs = (caption_judge.read_captions(Path(file)) for file in (arguments.captions, arguments.against))
-  judges = {}
-  for model in arguments.judge_model:
-    one = caption_judge.Judge(
-      arguments.judge_url, model, key_variable=arguments.key_variable, cache=Path(arguments.cache)
-    )
-    judges[model] = caption_judge.compare(one, images, ours, theirs, workers=arguments.workers)
-  result = caption_judge.result(judges)
-  out = Path(arguments.out)
+  files = unified_bench.image_files(arguments.references, suffixes=IMAGE_SUFFIXES)
+  images = {file.name: file for file in files}
+  ours, theirs = (caption_judge.read_captions(file) for file in (arguments.captions, arguments.against))
+  judges = [
+    caption_judge.Judge(arguments.judge_url, model, key_variable=arguments.key_variable, cache=arguments.cache)
+    for model in arguments.judge_model
+  ]
+  outcomes = {}
+  out = arguments.out
   out.parent.mkdir(parents=True, exist_ok=True)
-  write_whole(out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+  for one in judges:
+    outcomes[one.model] = caption_judge.compare(one, images, ours, theirs, workers=arguments.workers)
+    result = caption_judge.result(outcomes)
+    write_whole(out, json_text(result, indent=2) + "\n")
   for name, rate in (*result["judges"].items(), ("overall", result["overall"])):
     if rate:
       print(f"{name}: wins {100 * rate['rate']:.1f} % [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]")
-  print(out)
-  failed = {key: why for _, (_, failures) in judges.items() for key, why in failures.items()}
-  for key, why in failed.items():
-    print(f"uae-jax bench: error: {key}: {why}", file=sys.stderr)
-  return 1 if failed else 0
+  command_line.say(out)
+  failed = {key: why for _, (_, failures) in outcomes.items() for key, why in failures.items()}
+  counts = Counter(file.name for file in files)
+  notes = [f"{name}: {n} images of this name; the last one was judged" for name, n in counts.items() if n > 1]
+  alone = len(set(ours) | set(theirs)) - len(set(ours) & set(theirs) & set(images))
+  notes += [f"{alone} captions were not judged: they have no image, or no caption of the other system"] if alone else []
+  return told([f"{key}: {why}" for key, why in failed.items()], notes)
+
+
+def told(problems: list[str], notes: list[str]) -> int:
+  """Prints problems and notes on stderr; returns the exit code."""
+  for note in notes:
+    print(f"note: {shown(note)}", file=sys.stderr)
+  for problem in problems:
+    print(f"uae-jax bench: error: {shown(problem)}", file=sys.stderr)
+  return 1 if problems else 0

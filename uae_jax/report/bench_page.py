@@ -1,11 +1,12 @@
 """The page of `uae-jax bench`: scores, and the best and worst pairs side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from pathlib import Path
 
-from uae_jax.data.preprocessing import read_image
-from uae_jax.files import write_whole
+from PIL import Image
+
+from uae_jax.files import shown, write_whole
 from uae_jax.report.inline_images import embed
 from uae_jax.report.templates import environment
 
@@ -23,26 +24,26 @@ class ScoredPair:
 def write_page(
   file: Path,
   averages: Mapping[str, float | None],
-  overall: float | None,
   groups: Mapping[str, Sequence[ScoredPair]],
   notes: Sequence[str],
+  read: Callable[[Path], Image.Image],
 ) -> None:
   """Writes one self-contained page.
 
   Args:
     file: path of the page.
-    averages: embedder -> mean cosine similarity, None if no pair was scored.
-    overall: mean of `averages`.
+    averages: embedder -> mean cosine similarity, None if no pair was scored; last "unified", their mean.
     groups: section heading -> pairs.
-    notes: messages about missing and unreadable images.
+    notes: messages about missing, unreadable and ambiguous images.
+    read: reads the pixels that were scored.
   """
   sections = {
     heading: [
       {
-        "name": pair.reference.name,
-        "reconstruction": pair.image.name,
-        "original": embed(read_image(pair.reference)),
-        "generated": embed(read_image(pair.image)),
+        "name": shown(pair.reference.name),
+        "reconstruction": shown(pair.image.name),
+        "original": embed(read(pair.reference)),
+        "generated": embed(read(pair.image)),
         "similarities": {name: f"{100 * value:.2f}" for name, value in pair.similarities.items()},
         "mean": f"{100 * pair.mean:.2f}",
       }
@@ -54,8 +55,6 @@ def write_page(
   html = (
     environment()
     .get_template("bench.html")
-    .render(
-      scores=scores, overall="-" if overall is None else f"{100 * overall:.2f}", sections=sections, notes=list(notes)
-    )
+    .render(scores=scores, sections=sections, notes=[shown(note) for note in notes])
   )
   write_whole(file, html)
