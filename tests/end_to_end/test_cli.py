@@ -311,6 +311,14 @@ PATHS = {
   ),
   "plan": ("--config=PATH --topology=v5e:4x4", "--config=c.py --topology=v5e:4x4 --json=PATH"),
   "report": ("--workdir=PATH",),
+  "evaluate": (
+    "--suite=geneval --prompts=PATH --out=o",
+    "--suite=geneval --prompts=p --out=PATH",
+    "--suite=geneval --prompts=p --out=o --model=PATH",
+    "--suite=geneval --prompts=p --out=o --results PATH",
+    "--out=o --like=PATH",
+  ),
+  "compare": ("PATH b", "a PATH"),
 }
 
 

@@ -1,7 +1,6 @@
 """`uae-jax compare`: two results of `uae-jax evaluate`, prompt by prompt."""
 
 import json
-from pathlib import Path
 import sys
 
 from uae_jax.commands import command_line
@@ -9,7 +8,9 @@ from uae_jax.commands import command_line
 
 def parser() -> command_line.Parser:
   parser = command_line.Parser("compare", "Compares two scored results of uae-jax evaluate, prompt by prompt.")
-  parser.add_argument("results", nargs=2, metavar="RESULT", help="results.json, or the folder that holds it")
+  parser.add_argument(
+    "results", nargs=2, type=command_line.path, metavar="RESULT", help="results.json, or the folder that holds it"
+  )
   parser.add_argument("--json", action="store_true", help="print JSON")
   return parser
 
@@ -21,7 +22,7 @@ def main(argv: list[str]) -> int:
 
   read = []
   for name in arguments.results:
-    result = results.read(Path(name))
+    result = results.read(name)
     if result is None:
       raise ValueError(f"{name}: no {results.FILE}")
     if "scores" not in result:

@@ -6,6 +6,7 @@ import re
 import sys
 
 from uae_jax.commands import command_line, model_arguments
+from uae_jax.commands.command_line import path
 
 EPILOG = """
 The images are made with --model. Then the benchmark's own scorer is run on the output folder, and
@@ -20,10 +21,14 @@ def parser() -> command_line.Parser:
   parser = command_line.Parser("evaluate", "Generates the images of a benchmark and reads its official scores.", EPILOG)
   suites = "; ".join(f"{name}: {summary}" for name, summary in SUITES.items())
   parser.add_argument("--suite", choices=tuple(SUITES), help=suites)
-  parser.add_argument("--prompts", metavar="PATH", help="the benchmark's own prompts: a file, or a folder of files")
-  parser.add_argument("--out", required=True, metavar="DIR", help="output folder: images and results.json")
-  parser.add_argument("--results", nargs="+", metavar="FILE", help="result files of the scorer; default: in DIR")
-  parser.add_argument("--like", metavar="FILE", help="results.json whose suite and settings are repeated")
+  parser.add_argument(
+    "--prompts", type=path, metavar="PATH", help="the benchmark's own prompts: a file, or a folder of files"
+  )
+  parser.add_argument("--out", required=True, type=path, metavar="DIR", help="output folder: images and results.json")
+  parser.add_argument(
+    "--results", nargs="+", type=path, metavar="FILE", help="result files of the scorer; default: in DIR"
+  )
+  parser.add_argument("--like", type=path, metavar="FILE", help="results.json whose suite and settings are repeated")
   model_arguments.add_model_arguments(parser, is_required=False)
   parser.add_argument("--limit", type=model_arguments.positive, help="use the first N prompts only")
   parser.add_argument(
@@ -48,18 +53,18 @@ def main(argv: list[str]) -> int:
 
   from uae_jax.evaluation import results, suites
 
-  out = Path(arguments.out)
+  out = arguments.out
   if arguments.like:
     take_settings(arguments, arguments.like)
   if not arguments.suite or not arguments.prompts:
     raise ValueError("--suite and --prompts are both needed")
   suite = suites.find(arguments.suite)
-  path = Path(arguments.prompts)
-  if not path.exists():
-    raise ValueError(f"--prompts {path}: no such file; expected {suite.prompts_file}")
-  prompts = suite.read_prompts(path)[: arguments.limit]
+  prompts_file = arguments.prompts
+  if not prompts_file.exists():
+    raise ValueError(f"--prompts {prompts_file}: no such file; expected {suite.prompts_file}")
+  prompts = suite.read_prompts(prompts_file)[: arguments.limit]
   if not arguments.limit and len(prompts) != suite.num_prompts:
-    print(f"note: {path} has {len(prompts)} prompts, the official list {suite.num_prompts}", file=sys.stderr)
+    print(f"note: {prompts_file} has {len(prompts)} prompts, the official list {suite.num_prompts}", file=sys.stderr)
   failed: dict[str, str] = {}
   if arguments.model:
     settings, failed, number = generate(arguments, suite, prompts, out)
@@ -69,8 +74,8 @@ def main(argv: list[str]) -> int:
       raise ValueError(f"{out}: no {results.FILE}: --model makes the images first")
     settings, number = known["settings"], known["files"]
     if settings["suite"] != suite.name or settings["prompts"] != results.prompts_hash(prompts):
-      raise ValueError(f"{out} has images of suite {settings['suite']} or of other prompts than {path}")
-  paths = [Path(file) for file in arguments.results or suite.result_files(out)]
+      raise ValueError(f"{out} has images of suite {settings['suite']} or of other prompts than {prompts_file}")
+  paths = arguments.results or suite.result_files(out)
   scores = suite.read_results(paths, prompts) if paths else None
   about = {
     "files": number,
@@ -114,7 +119,7 @@ def generate(arguments: argparse.Namespace, suite, prompts, out: Path) -> tuple[
     "dtype": arguments.dtype or "auto",
     "int8": arguments.int8,
     "weights": uae.fingerprint(),
-    "model": arguments.model,
+    "model": str(arguments.model),
     "versions": results.versions(),
   }
   known = results.read(out)
@@ -139,7 +144,7 @@ def generate(arguments: argparse.Namespace, suite, prompts, out: Path) -> tuple[
   return settings, failed, total - len(generation.missing(suite, prompts, samples, out, (height, width)))
 
 
-def take_settings(arguments: argparse.Namespace, file: str) -> None:
+def take_settings(arguments: argparse.Namespace, file: Path) -> None:
   """Sets the options that the command line leaves open to those of a result.
 
   Raises:
@@ -147,7 +152,7 @@ def take_settings(arguments: argparse.Namespace, file: str) -> None:
   """
   from uae_jax.evaluation import results
 
-  known = results.read(Path(file))
+  known = results.read(file)
   if known is None:
     raise ValueError(f"--like {file}: no such file")
   settings = known["settings"]
