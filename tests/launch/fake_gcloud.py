@@ -2,8 +2,8 @@
 """A fake gcloud: a slice of two workers, which are folders that serve as homes of the scripts that run on them.
 
 $FAKE contains `calls.jsonl` (the arguments of every call), `plan.json` (verb -> answers, one per call; null for the
-default answer) and `state` (state of the node). An answer is {"exit", "stdout", "stderr", "state"}, each optional:
-`state` is set before the default answer, `exit` replaces it.
+default answer) and `state` (state of the nodes; `state-NAME` of one of them). An answer is {"exit", "stdout",
+"stderr", "state"}, each optional: `state` is set before the default answer, `exit` replaces it.
 """
 
 import json
@@ -67,8 +67,11 @@ def main():
   elif verb == "describe":
     if not state.exists():
       fail(f'ERROR: (gcloud.compute.tpus.{kind}.describe) NOT_FOUND: Resource "nodes/{name}" was not found')
-    print("ACTIVE" if kind == "queued-resources" else state.read_text())
+    own = FAKE / f"state-{name}"
+    print("ACTIVE" if kind == "queued-resources" else (own if own.exists() else state).read_text())
   elif verb == "delete":
+    if not state.exists():
+      fail(f'ERROR: (gcloud.compute.tpus.{kind}.delete) NOT_FOUND: Resource "nodes/{name}" was not found')
     take_away()
     state.unlink(missing_ok=True)
   elif state.read_text() != "READY":

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from launch import tpu_vm
+from launch import tpu_run, tpu_vm
 
 pytestmark = pytest.mark.fast
 
@@ -89,7 +89,7 @@ def cloud(tmp_path, monkeypatch):
   git = ["git", "-C", repository, "-c", "user.name=a", "-c", "user.email=a@b"]
   for command in (["init", "-q"], ["add", "setup.py"], ["commit", "-q", "-m", "one"]):
     subprocess.run([*git, *command], check=True)
-  monkeypatch.setattr(tpu_vm, "ROOT", repository)
+  monkeypatch.setattr(tpu_run, "ROOT", repository)
   monkeypatch.setenv("FAKE", str(folder))
   monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
   cloud = Cloud(folder)
@@ -136,24 +136,24 @@ def test_create_is_one_gcloud_command(cloud, flags, expected):
   assert " ".join(cloud.calls()[0]) == f"compute tpus {expected} --zone=us-west4-a --project=lab --quiet"
 
 
-@pytest.mark.parametrize("script", [["-m", "launch.tpu_vm"], ["launch/tpu_vm.py"]])
-def test_a_dry_run_prints_every_command_and_runs_none(cloud, script):
-  command = [sys.executable, *script, "watch", "mine", *PLACE, *NEW, "--bucket=b", "--delete", "--dry-run", *TRAIN]
+def test_a_dry_run_prints_every_command_and_runs_none(cloud):
+  flags = [*PLACE, *NEW, "--bucket=my-bucket", "--delete", "--dry-run", *TRAIN]
+  command = [sys.executable, "-m", "launch.tpu_vm", "watch", "mine", *flags]
   done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
   assert cloud.calls() == []
   # The printed commands are valid shell commands.
   words = shlex.split(done.stdout, comments=True)
   runs = " ".join(words).split("gcloud compute tpus ")[1:]
   assert [" ".join(run.split()[:2]) for run in runs] == [
-    *("tpu-vm describe", "tpu-vm delete", "tpu-vm create", "tpu-vm ssh", "tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"),
-    *("tpu-vm ssh", "tpu-vm delete"),
+    *("tpu-vm describe", "tpu-vm delete", "tpu-vm create", "tpu-vm ssh", "tpu-vm scp", "tpu-vm ssh", "tpu-vm scp"),
+    *("tpu-vm ssh", "tpu-vm ssh", "tpu-vm delete"),
   ]
-  assert "gcsfuse --implicit-dirs b /mnt/bucket" in runs[5]
-  assert "uae-jax train --config=configs/scenes.py:smoke" in runs[6] and "'--config.note=two words'" in runs[6]
+  assert "gcsfuse --implicit-dirs my-bucket /mnt/bucket" in runs[5]
+  assert "uae-jax train --config=configs/scenes.py:smoke" in runs[7] and "'--config.note=two words'" in runs[7]
 
 
 def test_setup_copies_the_commit_to_every_worker(cloud, capsys):
-  (tpu_vm.ROOT / "setup.py").write_text("changed since")
+  (tpu_run.ROOT / "setup.py").write_text("changed since")
   assert launch("create", *NEW) == 0
   assert launch("setup", "--bucket=my-bucket") == 0
   for worker in ("worker-0", "worker-1"):
@@ -165,14 +165,14 @@ def test_setup_copies_the_commit_to_every_worker(cloud, capsys):
 
 def test_setup_can_clone(cloud):
   assert launch("create", *NEW) == 0
-  assert launch("setup", f"--repository={tpu_vm.ROOT}", "--ref=HEAD") == 0
+  assert launch("setup", f"--repository={tpu_run.ROOT}", "--ref=HEAD") == 0
   assert cloud.read("worker-1/uae_jax/setup.py") == "committed"
   assert "scp" not in cloud.verbs()
 
 
 def test_it_needs_the_standard_library_only():
-  command = [sys.executable, "-I", "-S", REPOSITORY / "launch" / "tpu_vm.py", "--help"]
-  assert "gcloud" in subprocess.check_output(command, text=True)
+  command = [sys.executable, "-S", "-m", "launch.tpu_vm", "--help"]
+  assert "gcloud" in subprocess.check_output(command, text=True, cwd=REPOSITORY)
 
 
 def test_a_run_starts_on_every_worker_once_and_ends_in_order(cloud, capfd):
@@ -310,7 +310,7 @@ def test_an_error_names_the_step_and_carries_gclouds_own_words(cloud, capsys, sa
 def test_create_retries_a_stock_out_if_asked(cloud):
   cloud.plan(create=[{"exit": 1, "stderr": STOCK_OUT}])
   assert launch("create", *NEW, *FAST, "--max-retries=1") == 0
-  assert cloud.verbs() == ["create", "create"]
+  assert cloud.verbs() == ["create", "describe", "create"]
 
 
 def test_without_gcloud_the_error_says_so(monkeypatch, tmp_path, capsys):
@@ -322,12 +322,12 @@ def test_without_gcloud_the_error_says_so(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
   ("command", "flags", "message"),
   [
-    ("create", ["--accelerator-type=v5e-16"], "unknown accelerator 'v5e-16'"),
-    ("create", ["--accelerator-type=v5p-12"], "v5p does not come in size '12', but in 8, 16"),
+    ("create", ["--accelerator-type=v5f-16"], "unknown slice 'v5f-16', did you mean v5p"),
+    ("create", ["--accelerator-type=v5p-12"], "v5p does not come in this size, but in v5p:2x2x1, v5p:2x2x2"),
     ("create", [*NEW, "--valid-until-duration=6h"], "--valid-until-duration is for --queued"),
-    ("start", [], "needs the flags of uae-jax train after --"),
+    ("start", [], "needs the flags of uae-jax train: --config=FILE --workdir=DIR"),
     ("start", [*TRAIN, "--dry-run"], "--dry-run belongs before --"),
-    ("start", ["--env=NOTE", *TRAIN], "--env=NOTE: expected NAME=VALUE"),
+    ("start", ["--env=2=NOTE", *TRAIN], "--env: expected NAME=VALUE"),
     ("stop", TRAIN, "stop takes nothing after --"),
   ],
 )

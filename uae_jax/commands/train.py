@@ -32,6 +32,13 @@ def parser() -> Parser:
   parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
   parser.add_argument("--num_processes", type=number(int, at_least=1), metavar="N", help="number of processes")
   parser.add_argument("--process_id", type=number(int, at_least=0), metavar="I", help="index of this process, from 0")
+  parser.add_argument(
+    "--preempted_exit_code",
+    type=number(int, at_least=0),
+    default=0,
+    metavar="N",
+    help="exit code after SIGTERM and a save, for schedulers that restart only what failed (default: 0)",
+  )
   return parser
 
 
@@ -42,8 +49,8 @@ def main(argv: list[str]) -> int:
   from uae_jax.training import processes
 
   processes.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
-  train(config, arguments.workdir)
-  return 0
+  is_finished = train(config, arguments.workdir)
+  return 0 if is_finished else arguments.preempted_exit_code
 
 
 def add_xla_flags(flags: str) -> None:
@@ -51,12 +58,15 @@ def add_xla_flags(flags: str) -> None:
   os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 
-def train(config: Experiment, workdir: Path) -> None:
+def train(config: Experiment, workdir: Path) -> bool:
   """Runs the stages of a config that are not finished, then writes the report.
 
   Args:
     config: stages, models and data.
     workdir: created if absent.
+
+  Returns:
+    Whether all stages are finished; False after SIGTERM, once the state is saved.
 
   Raises:
     ValueError: the workdir is not a run's, its config differs, or a setting is invalid; existing files are not touched.
@@ -136,10 +146,11 @@ def train(config: Experiment, workdir: Path) -> None:
             evaluator.evaluate(folder, name, params, before)
   except Preempted as reason:
     print(f"preempted, {reason}: the same command resumes", file=sys.stderr)
-    return
+    return False
   finally:
     writer.close()
 
   # 4. Report.
   if jax.process_index() == 0:
     print(f"report: {write_report(workdir)}")
+  return True

@@ -40,7 +40,7 @@ def parse(name: str) -> tuple[Chip, str]:
   match = GRAMMAR.fullmatch(name)
   if match is None:
     raise ValueError(
-      f"--topology={name}: expected GENERATION:SHAPE with a generation of {', '.join(CHIPS)}, such as v5e:4x4, "
+      f"--topology={name}: expected GENERATION:SHAPE with a generation of v5e, v5p or v6e, such as v5e:4x4, "
       "v5p:2x2x2 or v6e:4x4, or Cloud's name of a slice, such as v5p-16"
     )
   return CHIPS[match[1]], name

@@ -1,0 +1,268 @@
+"""A training job, described once for every engine, and the flags that describe it."""
+
+import argparse
+from collections.abc import Callable, Sequence
+import dataclasses
+import os
+import re
+import sys
+
+from launch import slices
+from launch.commands import LaunchError
+
+BUCKET_FOLDER = "/mnt/bucket"
+# Of a run that saved on SIGTERM. XPK restarts on 127 to 255; JobSet and SkyPilot are told this one.
+PREEMPTED_EXIT_CODE = 143
+# Time from SIGTERM to SIGKILL: the run finishes its step, at most some minutes, and saves.
+GRACE_SECONDS = 300
+SECRET_NAMES = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS?)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What every engine needs to know; the fields are also the flags of the command line.
+
+  Attributes:
+    name: of the job and of what is created for it; Google's rule for names.
+    zone: Google Cloud zone; None: gcloud's own setting.
+    project: Google Cloud project; None: gcloud's own setting.
+    slice: one slice.
+    num_slices: number of equal slices, connected by the data center's network.
+    spot: cheaper capacity that may be taken away at any time.
+    flex_start: capacity that starts when there is some, for at most `max_run_duration`.
+    reservation: name of a reservation to take the capacity from.
+    max_run_duration: of flex-start, such as "10h".
+    image: container image, for engines that run containers.
+    bucket: Cloud Storage bucket, mounted at BUCKET_FOLDER.
+    train: flags of `uae-jax train`.
+    env: (NAME, VALUE); VALUE is None if it comes from the local environment, and is then never printed.
+    secrets: (NAME, reference), see `secret`.
+    max_restarts: after failures; preemptions do not count.
+    grace_seconds: from SIGTERM to SIGKILL.
+  """
+
+  name: str
+  zone: str | None = None
+  project: str | None = None
+  slice: slices.Slice | None = None
+  num_slices: int = 1
+  spot: bool = False
+  flex_start: bool = False
+  reservation: str | None = None
+  max_run_duration: str | None = None
+  image: str | None = None
+  bucket: str | None = None
+  train: tuple[str, ...] = ()
+  env: tuple[tuple[str, str | None], ...] = ()
+  secrets: tuple[tuple[str, str], ...] = ()
+  max_restarts: int = 20
+  grace_seconds: int = GRACE_SECONDS
+
+  @property
+  def shape(self) -> slices.Slice:
+    assert self.slice is not None  # every command that asks for it requires --topology
+    return self.slice
+
+  @property
+  def command(self) -> list[str]:
+    """The program and its arguments, on every host."""
+    return ["uae-jax", "train", *self.train, f"--preempted_exit_code={PREEMPTED_EXIT_CODE}"]
+
+  @property
+  def literal_env(self) -> dict[str, str]:
+    """The environment that may be shown."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": f"{BUCKET_FOLDER}/compilation_cache"} if self.bucket else {}
+    return cache | {name: value for name, value in self.env if value is not None}
+
+  @property
+  def local_env_names(self) -> list[str]:
+    return [name for name, value in self.env if value is None]
+
+  def local_env(self) -> dict[str, str]:
+    """The environment that comes from the local one and must not be shown.
+
+    Raises:
+      LaunchError: a variable is not set here.
+    """
+    if missing := [name for name in self.local_env_names if name not in os.environ]:
+      raise LaunchError(f"--env={missing[0]}: {missing[0]} is not set in the local environment")
+    return {name: os.environ[name] for name in self.local_env_names}
+
+
+def matching(pattern: str, expected: str) -> Callable[[str], str]:
+  """A type of argparse: text that matches as a whole, so that it can be neither an option nor shell syntax."""
+
+  def convert(text: str) -> str:
+    if re.fullmatch(pattern, text) is None:
+      raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+    return text
+
+  return convert
+
+
+name = matching(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", "at most 63 of a-z, 0-9 and -, from a letter to a letter or digit")
+bucket = matching(r"[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]", "the name of a bucket, without gs://")
+place = matching(r"[a-z][-a-z0-9.:]*", "a-z, 0-9 and -")
+resource = matching(r"[A-Za-z0-9][-\w./]*", "letters, digits, -, _, . and /")
+image = matching(r"[a-z0-9][-\w./:]*(@sha256:[0-9a-f]{64})?", "an image such as us-docker.pkg.dev/p/r/uae-jax:v1")
+duration = matching(r"\d+[smhd]", "a duration such as 10h")
+revision = matching(r"[A-Za-z0-9][\w./@^~{}-]*", "a branch, tag or commit")
+repository = matching(r"[A-Za-z0-9/.~][^\s\0]*", "the URL of a repository")
+
+
+def checked_slice(text: str) -> slices.Slice:
+  try:
+    return slices.parse(text)
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def count(text: str) -> int:
+  if not text.isdecimal() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1")
+  return int(text)
+
+
+def variable(text: str) -> tuple[str, str | None]:
+  """NAME=VALUE, or NAME for the value that it has in the local environment."""
+  variable_name, equals, value = text.partition("=")
+  if re.fullmatch(r"[A-Za-z_]\w*", variable_name, re.ASCII) is None:
+    raise argparse.ArgumentTypeError("expected NAME=VALUE, or NAME alone for the value of the local environment")
+  return variable_name, value if equals else None
+
+
+def secret(text: str) -> tuple[str, str]:
+  """NAME=REFERENCE: a secret of Secret Manager, or `k8s:SECRET/KEY`, a key of a Kubernetes secret."""
+  match = re.fullmatch(
+    r"([A-Za-z_]\w*)=(?:(projects/[-a-z0-9.:]+/secrets/[-\w]+)(/versions/\w+)?|(k8s:[-a-z0-9.]+/[-\w.]+))",
+    text,
+    re.ASCII,
+  )
+  if match is None:  # the text may be the secret itself: it is not repeated
+    raise argparse.ArgumentTypeError(
+      "expected a reference, NAME=projects/PROJECT/secrets/SECRET or NAME=k8s:SECRET/KEY, not the secret itself"
+    )
+  return match[1], match[4] or match[2] + (match[3] or "/versions/latest")
+
+
+class Parser(argparse.ArgumentParser):
+  """An argument parser with one-line errors and without abbreviations."""
+
+  def __init__(self, *args, **kwargs):
+    super().__init__(*args, **kwargs, allow_abbrev=False)
+
+  def error(self, message: str):
+    self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("name", type=name, help="name of the job and of what is created for it")
+  parser.add_argument("--zone", type=place, help="default: gcloud's own setting")
+  parser.add_argument("--project", type=place, help="default: gcloud's own setting")
+  parser.add_argument("--dry-run", action="store_true", help="print what would be run or applied, and do nothing")
+
+
+def add_capacity(parser: argparse.ArgumentParser, is_required: bool = True) -> None:
+  parser.add_argument(
+    *("--topology", "--accelerator-type"),
+    dest="slice",
+    type=checked_slice,
+    required=is_required,
+    metavar="SLICE",
+    help="one slice, such as v5e:4x4 or v5litepod-16",
+  )
+  parser.add_argument("--slices", dest="num_slices", type=count, default=1, metavar="N", help="number of such slices")
+  kind = parser.add_mutually_exclusive_group()
+  kind.add_argument("--spot", action="store_true", help="cheaper, may be taken away at any time")
+  kind.add_argument("--flex-start", action="store_true", help="starts when there is capacity, ends after a time")
+  kind.add_argument("--reservation", type=resource, metavar="NAME", help="take the capacity from a reservation")
+  parser.add_argument("--max-run-duration", type=duration, metavar="TIME", help="of --flex-start, such as 10h")
+
+
+def add_bucket(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--bucket", type=bucket, help=f"bucket to mount at {BUCKET_FOLDER}; default: that of --workdir=gs://BUCKET/..."
+  )
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--config", metavar="FILE", help="config of the run; may also stand after --")
+  parser.add_argument("--workdir", metavar="DIR", help="workdir of the run; may also stand after --")
+  parser.add_argument(
+    *("--env",),
+    action="append",
+    default=[],
+    type=variable,
+    metavar="NAME[=VALUE]",
+    help="variable of the run; without VALUE that of the local environment, which is never printed",
+  )
+  parser.add_argument(
+    *("--secret",),
+    dest="secrets",
+    action="append",
+    default=[],
+    type=secret,
+    metavar="NAME=REF",
+    help="variable of the run from projects/PROJECT/secrets/SECRET, or in GKE from k8s:SECRET/KEY",
+  )
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, Job]:
+  """Parses a command line; what follows `--` is for `uae-jax train`."""
+  argv = list(argv)
+  cut = argv.index("--") if "--" in argv else len(argv)
+  args = parser.parse_args(argv[:cut])
+  words = argv[cut + 1 :]
+  takes_flags = hasattr(args, "config")
+  if words and not takes_flags:
+    parser.error(f"{args.command} takes nothing after --")
+  if "--dry-run" in words:
+    parser.error("--dry-run belongs before --: what follows -- is for uae-jax train")
+  if takes_flags:
+    given = [f"--{field}={getattr(args, field)}" for field in ("config", "workdir") if getattr(args, field)]
+    words = given + words
+    for field in ("config", "workdir"):
+      if not any(word == f"--{field}" or word.startswith(f"--{field}=") for word in words):
+        parser.error(f"{args.command} needs the flags of uae-jax train: --config=FILE --workdir=DIR")
+    workdir = next((match for word in words if (match := re.fullmatch(r"--workdir=gs://([^/]*)(/.*)?", word))), None)
+    if workdir:
+      if getattr(args, "bucket", None) not in (None, workdir[1]):
+        parser.error(f"--workdir is in the bucket {workdir[1]}, but --bucket says {args.bucket}")
+      try:
+        args.bucket = bucket(workdir[1])
+      except argparse.ArgumentTypeError as error:
+        parser.error(f"--workdir: {error}")
+    if getattr(args, "bucket", None):
+      # uae-jax reads and writes files: those of the bucket are in the folder at which it is mounted.
+      words = [re.sub(rf"gs://{re.escape(args.bucket)}(?=/|$)", BUCKET_FOLDER, word) for word in words]
+  if getattr(args, "max_run_duration", None) and not args.flex_start:
+    parser.error("--max-run-duration is for --flex-start")
+  known = {field.name for field in dataclasses.fields(Job)} & vars(args).keys()
+  values = {field: getattr(args, field) for field in known} | {"train": tuple(words)}
+  return args, Job(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def refuse_literal_secrets(job: Job) -> None:
+  """Refuses literal values of variables that sound secret, for engines whose manifests everybody can read.
+
+  Raises:
+    LaunchError: there is one.
+  """
+  if found := [name for name, value in job.env if value is not None and SECRET_NAMES.search(name.upper())]:
+    raise LaunchError(
+      f"--env={found[0]}: a secret does not belong on a command line or in a manifest; "
+      f"give a reference, --secret={found[0]}=..., or --env={found[0]} for the value of the local environment"
+    )
+
+
+def main(program: str, execute: Callable[[], None], on_interrupt: str) -> int:
+  """Runs a command and returns its exit code: 0, 1 after an error in one line, 130 when interrupted."""
+  try:
+    execute()
+  except LaunchError as error:
+    print(f"{program}: error: {error}", file=sys.stderr)
+    return 1
+  except KeyboardInterrupt:
+    print(f"{program}: interrupted; {on_interrupt}", file=sys.stderr)
+    return 130
+  return 0
