@@ -118,8 +118,8 @@ def run(step: str, command: Sequence[str], *, is_dry: bool, captures: bool = Fal
     output.seek(0)
     text = output.read()
   if process.returncode:
-    # A failure on one of many workers has no message of its own, only an exit code.
-    said = f"{own_message(''.join(errors))} (exit code {process.returncode})"
+    # A failure on one of many workers has no message of its own, only an exit code; XPK writes its own to stdout.
+    said = f"{own_message(''.join(errors) or text)} (exit code {process.returncode})"
     cause = next((cause for cause in CAUSES if re.search(cause.pattern, said, re.IGNORECASE)), None)
     advice = f": {cause.advice}" if cause else ""
     raise LaunchError(f"{step}: {said}{advice}", cause)

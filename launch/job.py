@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import sys
+from typing import Any
 
 from launch import slices
 from launch.commands import LaunchError
@@ -149,7 +150,7 @@ class Parser(argparse.ArgumentParser):
   """An argument parser with one-line errors and without abbreviations."""
 
   def __init__(self, *args, **kwargs):
-    super().__init__(*args, **kwargs, allow_abbrev=False)
+    super().__init__(*args, **kwargs | {"allow_abbrev": False})
 
   def error(self, message: str):
     self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -207,6 +208,14 @@ def add_training(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_container(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--image", type=image, required=True, help="see: python -m launch.image")
+  parser.add_argument("--max-restarts", type=int, default=20, help="after failures")
+  parser.add_argument(
+    "--grace-seconds", type=count, default=GRACE_SECONDS, help="from SIGTERM to SIGKILL; the run saves"
+  )
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, Job]:
   """Parses a command line; what follows `--` is for `uae-jax train`."""
   argv = list(argv)
@@ -219,8 +228,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
   if "--dry-run" in words:
     parser.error("--dry-run belongs before --: what follows -- is for uae-jax train")
   if takes_flags:
-    given = [f"--{field}={getattr(args, field)}" for field in ("config", "workdir") if getattr(args, field)]
-    words = given + words
+    first = [f"--{field}={getattr(args, field)}" for field in ("config", "workdir") if getattr(args, field)]
+    words = first + words
     for field in ("config", "workdir"):
       if not any(word == f"--{field}" or word.startswith(f"--{field}=") for word in words):
         parser.error(f"{args.command} needs the flags of uae-jax train: --config=FILE --workdir=DIR")
@@ -238,8 +247,9 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
   if getattr(args, "max_run_duration", None) and not args.flex_start:
     parser.error("--max-run-duration is for --flex-start")
   known = {field.name for field in dataclasses.fields(Job)} & vars(args).keys()
-  values = {field: getattr(args, field) for field in known} | {"train": tuple(words)}
-  return args, Job(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+  given: dict[str, Any] = {field: getattr(args, field) for field in known} | {"train": words}
+  fixed: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+  return args, Job(**fixed)
 
 
 def refuse_literal_secrets(job: Job) -> None:
@@ -255,7 +265,7 @@ def refuse_literal_secrets(job: Job) -> None:
     )
 
 
-def main(program: str, execute: Callable[[], None], on_interrupt: str) -> int:
+def main(program: str, execute: Callable[[], object], on_interrupt: str) -> int:
   """Runs a command and returns its exit code: 0, 1 after an error in one line, 130 when interrupted."""
   try:
     execute()

@@ -146,7 +146,7 @@ def secret(job: Job, values: dict[str, str]) -> dict:
 
 def queue_manifests(name: str, job: Job, num_chips: int, namespace: str) -> list[dict]:
   """Kueue's objects of one queue for one kind of slice: flavor, quota of chips, and the queue of a namespace."""
-  version = "kueue.x-k8s.io/v1beta1"
+  version = "kueue.x-k8s.io/v1beta2"
   flavor = f"{job.shape.generation.gke_accelerator}-{job.shape.topology}"
   quota = {"name": flavor, "resources": [{"name": "google.com/tpu", "nominalQuota": num_chips}]}
   return [
@@ -236,16 +236,12 @@ def parser() -> argparse.ArgumentParser:
   jobs.add_capacity(kind)
   jobs.add_training(container)
   jobs.add_bucket(container)
-  container.add_argument("--image", type=jobs.image, required=True, help="see: python -m launch.image")
+  jobs.add_container(container)
   container.add_argument("--queue", type=jobs.name, help="Kueue's LocalQueue; default: no queue")
   container.add_argument("--priority-class", type=jobs.name, help="of Kueue's workload")
   container.add_argument("--service-account", type=jobs.name, help="of Kubernetes; needs access to the bucket")
   container.add_argument(
     "--user", type=int, metavar="UID", help=f"user of the process; default: the image's, {USER_ID}"
-  )
-  container.add_argument("--max-restarts", type=int, default=20, help="after failures; preemptions do not count")
-  container.add_argument(
-    "--grace-seconds", type=jobs.count, default=jobs.GRACE_SECONDS, help="from SIGTERM to SIGKILL; the run saves"
   )
   top = Parser(prog="jobset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   commands = top.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")

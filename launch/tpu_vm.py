@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
   top = Parser(prog="tpu_vm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   commands = top.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
 
-  def add(name: str, summary: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+  def add(name: str, summary: str, *parents: Parser) -> Parser:
     added = commands.add_parser(name, help=summary, description=summary, parents=[common, *parents])
     if creation not in parents:
       added.add_argument("--slices", dest="num_slices", type=jobs.count, default=1, help="as in create")

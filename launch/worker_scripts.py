@@ -3,8 +3,9 @@
 The code is in ~/uae_jax, its packages in ~/uae_venv, and a run's pid, log and exit code in ~/uae_run.
 """
 
-IS_RUNNING = """r=$HOME/uae_run
-is_running() { [ -f $r/pid ] && [ ! -f $r/exit_code ] && kill -0 "$(cat $r/pid)" 2>/dev/null; }
+IS_RUNNING = """is_running() {
+  [ -f ~/uae_run/pid ] && [ ! -f ~/uae_run/exit_code ] && kill -0 "$(cat ~/uae_run/pid)" 2>/dev/null
+}
 """
 
 ARCHIVE = "uae_jax.tar.gz"
@@ -47,35 +48,36 @@ ENVIRONMENT = ".uae_env"
 # ignores SIGTERM, in order to write the exit code. The file of variables is removed last, because a lost connection
 # repeats the script.
 START = """if is_running; then rm -f ~/.uae_env; echo "$(hostname): already running"; exit 0; fi
+# shellcheck disable=SC1090
 if [ -f ~/.uae_env ]; then . ~/.uae_env; fi
 {secrets}
-mkdir -p $r
-rm -f $r/exit_code
-if [ -f $r/log ]; then mv $r/log $r/log.$(date +%Y%m%d-%H%M%S); fi
+mkdir -p ~/uae_run
+rm -f ~/uae_run/exit_code
+if [ -f ~/uae_run/log ]; then mv ~/uae_run/log ~/uae_run/log."$(date +%Y%m%d-%H%M%S)"; fi
 cd ~/uae_jax
 nohup setsid bash -c 'trap : TERM; "$@"; echo $? > ~/uae_run/exit_code' run \\
-  ~/uae_venv/bin/uae-jax train {flags} > $r/log 2>&1 < /dev/null &
-echo $! > $r/pid
+  ~/uae_venv/bin/uae-jax train {flags} > ~/uae_run/log 2>&1 < /dev/null &
+echo $! > ~/uae_run/pid
 rm -f ~/.uae_env
 echo "$(hostname): started"
 """
 
 STOP = """if ! is_running; then echo "$(hostname): nothing is running"; exit 0; fi
-kill -TERM -- "-$(cat $r/pid)"
+kill -TERM -- "-$(cat ~/uae_run/pid)"
 for _ in $(seq {seconds}); do
   if ! is_running; then echo "$(hostname): stopped"; exit 0; fi
   sleep 1
 done
-kill -KILL -- "-$(cat $r/pid)"
+kill -KILL -- "-$(cat ~/uae_run/pid)"
 echo "$(hostname): killed, it did not end within {seconds} s"
 """
 
 # `uae-jax train` exits with 0 both when finished and when preempted; its last line then starts with "preempted,".
 STATUS = """if is_running; then s=running
-elif [ ! -f $r/pid ]; then s=none
-elif [ ! -f $r/exit_code ]; then s=lost
-elif [ "$(cat $r/exit_code)" != 0 ]; then s="failed $(cat $r/exit_code)"
-elif tail -n 20 $r/log | grep -q '^preempted,'; then s=preempted
+elif [ ! -f ~/uae_run/pid ]; then s=none
+elif [ ! -f ~/uae_run/exit_code ]; then s=lost
+elif [ "$(cat ~/uae_run/exit_code)" != 0 ]; then s="failed $(cat ~/uae_run/exit_code)"
+elif tail -n 20 ~/uae_run/log | grep -q '^preempted,'; then s=preempted
 else s=finished; fi
 echo "uae-run $(hostname) $s"
 """

@@ -15,6 +15,7 @@ import time
 import pytest
 
 from launch import tpu_run, tpu_vm
+from tests.launch.far_side import HOSTILE
 
 pytestmark = pytest.mark.fast
 
@@ -37,6 +38,7 @@ PROGRAMS = {
   "mountpoint": "exit 1",
   "gcsfuse": 'echo "$@" > ~/mounted',
   "sudo": "exit 0",
+  "python3": 'printf "%s" "value of $3"',
   "uv": """
 if [ "$1" = venv ]; then
   mkdir -p ~/uae_venv/bin
@@ -47,6 +49,7 @@ else
 fi""",
   "uae-jax": """
 printf '%s\\n' "$PWD" "$NOTE" "$@" > ~/arguments
+printf '%s\\0' "$NOTE" "$HF_TOKEN" "$TOKEN" "$@" > ~/words
 if [ -e "$FAKE/crash" ]; then echo broken; exit 7; fi
 if [ -e "$FAKE/finish" ]; then echo "report: index.html"; exit 0; fi
 trap 'echo "preempted, saved at step 3: the same command resumes"; exit 0' TERM
@@ -196,6 +199,70 @@ def test_a_run_starts_on_every_worker_once_and_ends_in_order(cloud, capfd):
   assert cloud.read("worker-0/uae_run/exit_code").strip() == "0"
 
 
+def test_words_with_shell_syntax_arrive_intact_and_no_value_is_shown(cloud, capfd, monkeypatch):
+  monkeypatch.setenv("HF_TOKEN", "hf_1234")
+  brought_up(cloud)
+  note = "s3cret " + HOSTILE[0]
+  variables = [f"--env=NOTE={note}", "--env=HF_TOKEN", "--secret=TOKEN=projects/p/secrets/s"]
+  assert launch("start", *variables, *TRAIN, *HOSTILE) == 0
+  assert is_soon(lambda: all(is_training(cloud, worker) for worker in ("worker-0", "worker-1")))
+  for worker in ("worker-0", "worker-1"):
+    words = cloud.read(f"{worker}/words").split("\0")[:-1]
+    assert words[:3] == [note, "hf_1234", "value of projects/p/secrets/s/versions/latest"]
+    assert words[4:] == [*TRAIN[1:], *HOSTILE]
+    assert not (cloud.folder / worker / ".uae_env").exists()
+  processes = [words for file in Path("/proc").glob("[0-9]*/cmdline") if b"train" in (words := command_line(file))]
+  assert any(b"--config.list=(1,2)" in words for words in processes)
+  shown = json.dumps(cloud.calls()).encode() + "".join(capfd.readouterr()).encode() + b"".join(processes)
+  assert b"hf_1234" not in shown and b"s3cret" not in shown
+
+
+def command_line(file: Path) -> bytes:
+  try:
+    return file.read_bytes()
+  except OSError:  # the process has ended
+    return b""
+
+
+def test_the_file_of_variables_is_for_its_owner_only(cloud, monkeypatch):
+  modes = []
+  record = lambda self, step, file, target: modes.append(file.stat().st_mode & 0o777)  # noqa: E731
+  monkeypatch.setattr(tpu_run.TpuSlice, "copy", record)
+  (cloud.folder / "state").write_text("PREEMPTED")
+  launch("start", "--env=NOTE=1", *FAST, *TRAIN)
+  assert modes == [0o600]
+
+
+def test_several_slices_are_one_queued_resource(cloud, capfd):
+  slices = ["--slices=2"]
+  assert launch("create", *NEW, *slices) == 0
+  create = cloud.calls()[0]
+  assert create[:6] == ["alpha", "compute", "tpus", "queued-resources", "create", "mine"]
+  assert {"--node-prefix=mine", "--node-count=2", "--accelerator-type=v5litepod-16", "--spot"} <= set(create)
+  assert launch("setup", *slices) == 0
+  assert launch("start", *slices, *TRAIN) == 0
+  for call in cloud.calls()[1:]:
+    assert call[3] == "queued-resources" and "--node=all" in call
+  capfd.readouterr()
+  assert launch("status", *slices) == 0
+  assert "  worker-1: running\n" in capfd.readouterr().out
+  (cloud.folder / "state-mine-1").write_text("PREEMPTED")
+  assert launch("status", *slices) == 0
+  assert capfd.readouterr().out == "mine: PREEMPTED\n"
+
+
+def test_flex_start_queues_for_a_time(cloud):
+  assert launch("create", "--topology=v6e:4x4", "--flex-start", "--max-run-duration=10h") == 0
+  words = cloud.calls()[0]
+  assert words[:5] == ["alpha", "compute", "tpus", "queued-resources", "create"]
+  assert {"--provisioning-model=flex-start", "--max-run-duration=10h", "--node-id=mine"} <= set(words)
+
+
+def test_a_shape_that_is_not_the_default_is_given_by_name(cloud):
+  assert launch("create", "--topology=v5p:4x4x16", "--reservation=lab") == 0
+  assert {"--type=v5p", "--topology=4x4x16", "--reserved"} <= set(cloud.calls()[0])
+
+
 def test_status_and_tail_speak_of_the_workers(cloud, capfd):
   assert launch("status") == 0
   assert "mine: ABSENT" in capfd.readouterr().out
@@ -235,6 +302,25 @@ def test_watch_outlives_a_stock_out_a_dropped_connection_and_a_preemption(cloud,
   assert verbs.count("create") == 3
   assert verbs.count("delete") == 2
   assert verbs[-1] == "delete" and not (cloud.folder / "state").exists()
+
+
+@pytest.mark.parametrize(("verb", "earlier"), [("ssh", 0), ("scp", 0), ("ssh", 2)])
+def test_watch_outlives_a_preemption_in_each_phase(cloud, verb, earlier):
+  """While it stops, copies, starts."""
+  (cloud.folder / "finish").touch()
+  cloud.plan(**{verb: [None] * earlier + [{"state": "PREEMPTED"}]})
+  assert launch("watch", *NEW, *FAST, "--poll-seconds=0.05", "--delete", *TRAIN) == 0
+  verbs = cloud.verbs()
+  assert verbs.count("create") == 2 and verbs.count("delete") == 2
+  assert verbs[-1] == "delete" and not (cloud.folder / "state").exists()
+
+
+def test_watch_recreates_a_queued_resource_whose_nodes_are_gone(cloud):
+  (cloud.folder / "finish").touch()
+  cloud.plan(describe=[{"stdout": "ACTIVE"}, None, {"stdout": "ACTIVE"}, None])
+  assert launch("watch", *NEW, "--queued", *FAST, "--poll-seconds=0.05", "--delete", *TRAIN) == 0
+  deletes = [call for call in cloud.calls() if call[3] == "delete"]
+  assert len(deletes) == 2 and all("--force" in call for call in deletes)
 
 
 def test_watch_stops_at_a_crash_of_training(cloud, capsys):
@@ -307,6 +393,42 @@ def test_an_error_names_the_step_and_carries_gclouds_own_words(cloud, capsys, sa
   assert "quota" not in error or "Quota" in said
 
 
+LOST = {"exit": 1, "stderr": "ERROR: (gcloud) UNAVAILABLE: connection reset"}
+
+
+@pytest.mark.parametrize(
+  ("answers", "code", "message"),
+  [
+    ({"create": [LOST | {"state": "CREATING"}]}, 0, "mine is CREATING and is billed when it is ready"),
+    ({"create": [{"exit": 1, "stderr": "ERROR: odd", "state": "READY"}]}, 1, "mine is READY and is billed"),
+    ({"create": [LOST], "describe": [LOST]}, 1, "mine may exist and be billed"),
+    ({"create": [{"exit": 1, "stderr": STOCK_OUT}]}, 1, "the zone has none left: wait, use --queued"),
+    ({"create": [{"exit": 1, "stderr": "ERROR: ALREADY_EXISTS", "state": "READY"}]}, 1, "or delete it first"),
+  ],
+)
+def test_create_says_what_is_left_and_billed(cloud, capsys, answers, code, message):
+  cloud.plan(**answers)
+  assert launch("create", *NEW) == code
+  assert message in capsys.readouterr().err.strip().splitlines()[-1]
+  assert "delete" not in cloud.verbs()
+
+
+def test_delete_outlives_a_lost_connection_and_else_says_what_may_exist(cloud, capsys):
+  brought_up(cloud)
+  cloud.plan(delete=[LOST, None])
+  assert launch("delete", *FAST) == 0
+  assert not (cloud.folder / "state").exists()
+  # The first request was carried out, although its answer was lost.
+  cloud.plan(delete=[LOST])
+  assert launch("delete", *FAST) == 0
+  cloud.plan(delete=[LOST] * 3, describe=[LOST])
+  assert launch("delete", *FAST) == 1
+  assert "mine may exist and be billed" in capsys.readouterr().err
+  # A wrong name or zone is an error: the right ones are still there.
+  assert launch("delete", *FAST) == 1
+  assert "check name, zone and project" in capsys.readouterr().err
+
+
 def test_create_retries_a_stock_out_if_asked(cloud):
   cloud.plan(create=[{"exit": 1, "stderr": STOCK_OUT}])
   assert launch("create", *NEW, *FAST, "--max-retries=1") == 0
@@ -329,6 +451,14 @@ def test_without_gcloud_the_error_says_so(monkeypatch, tmp_path, capsys):
     ("start", [*TRAIN, "--dry-run"], "--dry-run belongs before --"),
     ("start", ["--env=2=NOTE", *TRAIN], "--env: expected NAME=VALUE"),
     ("stop", TRAIN, "stop takes nothing after --"),
+    ("create", ["--topology=tpu7x:4x4x4"], "GKE has it: python -m launch.jobset"),
+    ("create", ["--topology=v6e:4x4", "--flex-start"], "--flex-start needs --max-run-duration"),
+    ("setup", ["--ref=--output=x"], "'--output=x': expected a branch, tag or commit"),
+    ("setup", ["--repository=--upload-pack=x"], "expected the URL of a repository"),
+    ("setup", ["--bucket=--key-file=x"], "expected the name of a bucket"),
+    ("setup", ["--bucket=gs://b"], "without gs://"),
+    ("tail", ["--worker=0;id"], "expected a number or all"),
+    ("start", ["--secret=A=k8s:b/c", *TRAIN], "a TPU VM reads projects/PROJECT/secrets/SECRET"),
   ],
 )
 def test_wrong_options_are_one_line(cloud, capsys, command, flags, message):
@@ -336,4 +466,11 @@ def test_wrong_options_are_one_line(cloud, capsys, command, flags, message):
     launch(command, *flags)
   error = capsys.readouterr().err.strip()
   assert message in error and "\n" not in error
+  assert cloud.calls() == []
+
+
+@pytest.mark.parametrize("name", ["mine;id", "Mine", "a b", "$(id)", "9a", "a-", "a" * 64, "--rm"])
+def test_a_name_follows_googles_rule(cloud, name):
+  with pytest.raises(SystemExit, match="2"):
+    tpu_vm.main(["create", *NEW, *PLACE, name])
   assert cloud.calls() == []
