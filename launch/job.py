@@ -163,12 +163,12 @@ def add_place(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--dry-run", action="store_true", help="print what would be run or applied, and do nothing")
 
 
-def add_capacity(parser: argparse.ArgumentParser, is_required: bool = True) -> None:
+def add_capacity(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     *("--topology", "--accelerator-type"),
     dest="slice",
     type=checked_slice,
-    required=is_required,
+    required=True,
     metavar="SLICE",
     help="one slice, such as v5e:4x4 or v5litepod-16",
   )
@@ -190,7 +190,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--config", metavar="FILE", help="config of the run; may also stand after --")
   parser.add_argument("--workdir", metavar="DIR", help="workdir of the run; may also stand after --")
   parser.add_argument(
-    *("--env",),
+    "--env",
     action="append",
     default=[],
     type=variable,
@@ -198,7 +198,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     help="variable of the run; without VALUE that of the local environment, which is never printed",
   )
   parser.add_argument(
-    *("--secret",),
+    "--secret",
     dest="secrets",
     action="append",
     default=[],

@@ -12,7 +12,6 @@ kubectl's current context is the cluster. docs/launch/gke.md has the steps from 
 
 import argparse
 from collections.abc import Sequence
-import json
 import sys
 
 from launch import job as jobs
@@ -24,6 +23,7 @@ from launch.yaml_text import dump
 # uid of the image's user, see Dockerfile. Files of the bucket belong to it.
 USER_ID = 1000
 CONTAINER = "train"
+LABEL = "jobset.sigs.k8s.io"
 RETRIES = 3
 
 
@@ -216,18 +216,6 @@ def remove(names: list[str], args: argparse.Namespace, reason: str = "") -> None
     ) from error
 
 
-def status(name: str, args: argparse.Namespace) -> None:
-  """Prints the state of the JobSet and of its pods."""
-  kubectl = ["kubectl", f"--namespace={args.namespace}", "get"]
-  text = run("status", [*kubectl, f"jobset/{name}", "--output=json"], is_dry=args.dry_run, captures=True)
-  if not args.dry_run:
-    found = json.loads(text)
-    conditions = [c["type"] for c in found.get("status", {}).get("conditions", []) if c["status"] == "True"]
-    restarts = found.get("status", {}).get("restarts", 0)
-    print(f"{name}: {', '.join(conditions) or 'Running'}, {restarts} restarts")
-  run("status", [*kubectl, "pods", f"--selector=jobset.sigs.k8s.io/jobset-name={name}"], is_dry=args.dry_run)
-
-
 def parser() -> argparse.ArgumentParser:
   common, kind, container = (Parser(add_help=False) for _ in range(3))
   jobs.add_place(common)
@@ -280,11 +268,11 @@ def execute(args: argparse.Namespace, job: Job) -> None:
   elif args.command == "apply":
     apply(job, args)
   elif args.command == "status":
-    status(job.name, args)
+    kubectl = ["kubectl", f"--namespace={args.namespace}", "get"]
+    run("status", [*kubectl, f"jobset/{job.name}"], is_dry=args.dry_run)
+    run("status", [*kubectl, "pods", f"--selector={LABEL}/jobset-name={job.name}"], is_dry=args.dry_run)
   elif args.command == "logs":
-    label = "jobset.sigs.k8s.io"
-    host = "batch.kubernetes.io/job-completion-index=0"
-    first = f"{label}/jobset-name={job.name},{label}/job-index=0,{host}"
+    first = f"{LABEL}/jobset-name={job.name},{LABEL}/job-index=0,batch.kubernetes.io/job-completion-index=0"
     words = [f"--selector={first}", f"--container={CONTAINER}", "--tail=-1"]
     run("logs", ["kubectl", f"--namespace={args.namespace}", "logs", *words], is_dry=args.dry_run)
   else:

@@ -210,11 +210,13 @@ def test_a_delete_that_fails_says_what_may_still_run(cluster, capsys):
   assert launch("delete", "--backoff-seconds=0") == 0
 
 
-def test_status_shows_condition_and_restarts(cluster, capfd):
-  status = {"status": {"restarts": 2, "conditions": [{"type": "Suspended", "status": "True"}]}}
-  cluster.plan(get=[{"stdout": json.dumps(status)}])
+def test_status_and_logs_ask_for_the_pods_of_the_jobset(cluster, capfd):
   assert launch("status") == 0
-  assert "one: Suspended, 2 restarts" in capfd.readouterr().out
+  assert launch("logs") == 0
+  (jobs, _), (pods, _), (logs, _) = cluster.calls()
+  assert jobs[1:] == ["get", "jobset/one"]
+  assert pods[1:] == ["get", "pods", "--selector=jobset.sigs.k8s.io/jobset-name=one"]
+  assert logs[1] == "logs" and "--container=train" in logs
 
 
 @pytest.mark.parametrize(
