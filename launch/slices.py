@@ -36,7 +36,7 @@ class Generation:
   Attributes:
     name: as in topology names, such as "v5e"; also the key of its chip in CHIPS.
     type_prefix: of accelerator types, such as "v5litepod".
-    names_per_chip: what the number of an accelerator type counts per chip: 2 if cores, 1 if chips.
+    units_per_chip: what the number of an accelerator type counts per chip: 2 if cores, 1 if chips.
     runtime: default image of a TPU VM; None if `gcloud compute tpus` does not offer this generation.
     gke_accelerator: value of the node label cloud.google.com/gke-tpu-accelerator.
     machine: machine type in GKE, less the number of chips.
@@ -46,7 +46,7 @@ class Generation:
 
   name: str
   type_prefix: str
-  names_per_chip: int
+  units_per_chip: int
   runtime: str | None
   gke_accelerator: str
   machine: str
@@ -134,7 +134,7 @@ class Slice:
   @property
   def accelerator_type(self) -> str:
     """Google's name of the slice, such as "v5litepod-16"; ambiguous unless `is_default_shape`."""
-    return f"{self.generation.type_prefix}-{self.num_chips * self.generation.names_per_chip}"
+    return f"{self.generation.type_prefix}-{self.num_chips * self.generation.units_per_chip}"
 
   @property
   def is_default_shape(self) -> bool:
@@ -168,8 +168,8 @@ def parse(text: str) -> Slice:
   else:
     prefix, _, size = text.rpartition("-")
     generation = next((g for g in GENERATIONS.values() if prefix in (g.type_prefix, g.name)), None)
-    if generation and size.isdecimal() and int(size) % generation.names_per_chip == 0:
-      if shapes := generation.shapes(int(size) // generation.names_per_chip):
+    if generation and size.isdecimal() and int(size) % generation.units_per_chip == 0:
+      if shapes := generation.shapes(int(size) // generation.units_per_chip):
         return Slice(generation, shapes[0])
   if generation:
     sizes = [chips for chips in range(1, 513) if generation.shapes(chips)]
