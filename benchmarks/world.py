@@ -151,6 +151,8 @@ def prompts(size: Size) -> Prompts:
     image_grid=(side, side),
     pad=0,
     end=(vocabulary(size),),
+    control=(),
+    vocab_size=vocabulary(size),
   )
 
 

@@ -145,7 +145,7 @@ class UAE:
     return run
 
   def log_probs(self, images: Images, captions: list[str]) -> list[np.ndarray]:
-    """Computes the log-probabilities of the tokens of given captions.
+    """Computes the log-probabilities of the tokens of given captions, over the whole vocabulary.
 
     Args:
       images: N PIL images or paths.
@@ -169,7 +169,7 @@ class UAE:
 
   def _log_probs_one(self, prompts: Prompts):
     return lambda params, images, tokens: caption_rollouts.caption_log_probs(
-      self._model(params), prompts, images, tokens
+      self._model(params), prompts, images, tokens, has_whole_vocabulary=True
     )[0]
 
   # --- Generation --------------------------------------------------------------------------------------------------

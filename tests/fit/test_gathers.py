@@ -171,7 +171,7 @@ def test_decoding_gathers_its_weights_once():
   keys = array(config.depth, 8, 5, 2, 16, axis=1)
   cache = PrefixCache(keys, keys, array(8, 5, dtype=bool))
   prefix = captions.Prefix(cache, array(8, config.width), array(8, dtype=jnp.int32))
-  prompts = types.SimpleNamespace(end=(1,), pad=0)
+  prompts = types.SimpleNamespace(end=(1,), pad=0, vocabulary=lambda size: jnp.ones(size, bool))
 
   def decode(params, prefix):
     language, key = nnx.merge(graphdef, params), jax.random.key(0)

@@ -290,6 +290,7 @@ def test_replay_of_truncated_captions_uses_the_kept_tokens_of_the_rollout():
   is_kept = np.unpackbits(np.asarray(sampled.kept), axis=-1, count=vocabulary).astype(bool)
   sizes = is_kept[np.asarray(sampled.mask)].sum(axis=-1)
   assert sizes.min() >= 1 and sizes.max() <= 6 and len(set(sizes)) > 1
+  assert not is_kept[np.asarray(sampled.mask)][:, ~networks.prompts.vocabulary(vocabulary)].any()
 
   @jax.jit
   def logits_of(params):

@@ -169,6 +169,15 @@ class Processor:
   def image_token_id(self) -> int:
     return self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
+  @property
+  def control_ids(self) -> tuple[int, ...]:
+    """Ids of all tokens that are not text: those of images, roles, tools and code files, closing tokens, padding.
+
+    These are the tokens that the tokenizer adds to its vocabulary. It calls only some of them special: Qwen2.5-VL's
+    `<|fim_prefix|>` and `<tool_call>`, for example, are not.
+    """
+    return tuple(sorted({*self.tokenizer.added_tokens_decoder, *self.tokenizer.all_special_ids}))
+
   def encode(self, text: str) -> list[int]:
     """Token ids of plain text."""
     return self.tokenizer.encode(text, add_special_tokens=False)

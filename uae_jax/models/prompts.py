@@ -19,6 +19,8 @@ class Prompts:
     image_grid: (rows, columns) of merged cells of the image in `caption`.
     pad: id of the padding token.
     end: ids that close a caption; the first one is `<|im_end|>`.
+    control: ids that are not text; of these, a caption contains only those in `end`.
+    vocab_size: number of tokens of the tokenizer; larger ids of the model have no text.
   """
 
   caption: np.ndarray
@@ -28,6 +30,8 @@ class Prompts:
   image_grid: tuple[int, int]
   pad: int
   end: tuple[int, ...]
+  control: tuple[int, ...]
+  vocab_size: int
 
   @classmethod
   def from_processor(cls, processor, grid: tuple[int, int]) -> "Prompts":
@@ -45,7 +49,14 @@ class Prompts:
       image_grid=(grid[0] // merge, grid[1] // merge),
       pad=processor.pad_id,
       end=tuple(processor.end_ids),
+      control=tuple(processor.control_ids),
+      vocab_size=processor.vocab_size,
     )
+
+  def vocabulary(self, size: int) -> np.ndarray:
+    """Marks the tokens that captions are sampled from, text and closing tokens: bool[size]; size is the model's V."""
+    ids = np.arange(size)
+    return (ids < self.vocab_size) & ~np.isin(ids, self.control) | np.isin(ids, self.end)
 
 
 def generation_rows(prompts: Prompts, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:

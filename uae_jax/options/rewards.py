@@ -18,8 +18,8 @@ class TextRewardOptions(Options):
   Attributes:
     length_free_tokens: captions up to this length have "length" reward 0; 0 makes it a plain price per token.
     repetition_ngram: n of "repetition".
-    forbidden_tokens: token ids that "format" accepts nowhere before the closing token; empty means all special tokens
-      of the tokenizer.
+    forbidden_tokens: token ids that "format" accepts nowhere before the closing token; empty means all that are
+      not text. The sampler never draws those.
   """
 
   length_free_tokens: int = option(0, at_least=0)

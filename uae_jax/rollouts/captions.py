@@ -6,6 +6,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from uae_jax.algorithms import kl
 from uae_jax.models.captioner import TokenModel
@@ -84,6 +85,8 @@ def sample_captions(
 ) -> Captions:
   """Samples R captions per image; the loop ends as soon as every caption is closed.
 
+  Tokens that are neither text nor close a caption (images, roles, tools) have probability 0.
+
   Weights that are sharded over `fsdp` are all-gathered once, before the loop, not once per token.
 
   Args:
@@ -108,6 +111,7 @@ def sample_captions(
   language = captioner.for_decoding()
   logits = jnp.broadcast_to(language.logits(prefix.last_hidden)[:, None], (*shape, language.vocab_size))
   suffix = language.init_suffix(batch, num_rollouts, max_tokens, prefix.cache.dtype)
+  vocabulary = jnp.asarray(prompts.vocabulary(language.vocab_size))
   is_truncated = token_distribution.truncates(top_k, top_p, min_p)
 
   def is_running(carry):
@@ -119,7 +123,7 @@ def sample_captions(
     if repetition_penalty != 1.0:
       repeated = jnp.where(logits < 0, logits * repetition_penalty, logits / repetition_penalty)
       logits = jnp.where(seen, repeated, logits)
-    scores = logits / jnp.where(temperature > 0, temperature, 1.0)
+    scores = token_distribution.remove(logits / jnp.where(temperature > 0, temperature, 1.0), vocabulary)
     if is_truncated:
       is_kept = token_distribution.kept_tokens(scores, top_k=top_k, top_p=top_p, min_p=min_p)
       scores = token_distribution.remove(scores, is_kept)
@@ -129,7 +133,7 @@ def sample_captions(
     token = jax.lax.cond(
       temperature > 0,
       lambda: draw(jax.random.fold_in(key, t), jnp.exp(log_p)),
-      lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32),
+      lambda: jnp.argmax(scores, axis=-1).astype(jnp.int32),
     )
     log_prob = jnp.take_along_axis(log_p, token[..., None], axis=-1)[..., 0]
     tokens = tokens.at[:, :, t].set(jnp.where(done, prompts.pad, token))
@@ -207,6 +211,7 @@ def token_log_probs(
   tokens: jax.Array,
   *,
   temperature: float = 1.0,
+  vocabulary: np.ndarray | None = None,
   kept: jax.Array | None = None,
   num_chunks: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
@@ -217,6 +222,7 @@ def token_log_probs(
     hidden: float[B, R, L, D], the states that predict `tokens`.
     tokens: int32[B, R, L].
     temperature: divides the logits, as in sampling.
+    vocabulary: bool[V], tokens with a probability, see `Prompts.vocabulary`; None for all.
     kept: `Captions.kept` of captions sampled with truncation.
     num_chunks: number of chunks of L, each of which is rematerialized; 1 holds all logits.
 
@@ -231,7 +237,7 @@ def token_log_probs(
     raise ValueError(f"num_chunks = {num_chunks} does not divide the caption budget of {length} tokens")
 
   def chunk(hidden, tokens, kept):
-    log_p = jax.nn.log_softmax(_scores(captioner, hidden, temperature, kept))
+    log_p = jax.nn.log_softmax(_scores(captioner, hidden, temperature, vocabulary, kept))
     entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
     return jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0], entropy
 
@@ -249,6 +255,7 @@ def caption_log_probs(
   tokens: jax.Array,
   *,
   temperature: float = 1.0,
+  has_whole_vocabulary: bool = False,
   kept: jax.Array | None = None,
   num_chunks: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
@@ -260,6 +267,7 @@ def caption_log_probs(
     images: uint8[B, h, w, 3].
     tokens: int32[B, R, L].
     temperature: divides the logits, as in sampling.
+    has_whole_vocabulary: give a probability to tokens that are never sampled too, as in next-token prediction.
     kept: `Captions.kept` of captions sampled with truncation.
     num_chunks: number of rematerialized chunks of L, see `token_log_probs`.
 
@@ -268,7 +276,10 @@ def caption_log_probs(
   """
   prefix = caption_prefix(model, prompts, images)
   hidden, _ = caption_hidden(model.captioner, prefix, tokens)
-  return token_log_probs(model.captioner, hidden, tokens, temperature=temperature, kept=kept, num_chunks=num_chunks)
+  vocabulary = None if has_whole_vocabulary else prompts.vocabulary(model.captioner.vocab_size)
+  return token_log_probs(
+    model.captioner, hidden, tokens, temperature=temperature, vocabulary=vocabulary, kept=kept, num_chunks=num_chunks
+  )
 
 
 def caption_kl(
@@ -302,21 +313,30 @@ def caption_kl(
   hidden = [caption_hidden(*pair, tokens)[0] for pair in zip(captioners, prefixes, strict=True)]
   hidden[1] = jax.lax.stop_gradient(hidden[1])
 
+  vocabulary = prompts.vocabulary(policy.captioner.vocab_size)
+
   def chunk(own, other, kept):
     scores, others = (
-      _scores(captioner, h, temperature, kept) for captioner, h in zip(captioners, (own, other), strict=True)
+      _scores(captioner, h, temperature, vocabulary, kept)
+      for captioner, h in zip(captioners, (own, other), strict=True)
     )
     return kl.exact(scores, jax.lax.stop_gradient(others))
 
   return jnp.concatenate([jax.checkpoint(chunk)(*part) for part in _split((*hidden, kept), num_chunks)], axis=2)
 
 
-def _scores(captioner: TokenModel, hidden: jax.Array, temperature: float, kept: jax.Array | None) -> jax.Array:
-  """Scores of the distribution that was sampled, float32[B, R, L, V], of the states that predict its tokens."""
+def _scores(
+  captioner: TokenModel,
+  hidden: jax.Array,
+  temperature: float,
+  vocabulary: np.ndarray | None,
+  kept: jax.Array | None,
+) -> jax.Array:
+  """Scores float32[B, R, L, V] of the states that predict the tokens; what the sampler removed is removed here too."""
   scores = captioner.logits(hidden) / temperature
-  if kept is None:
-    return scores
-  return token_distribution.remove(scores, token_distribution.unpack(kept, captioner.vocab_size))
+  if kept is not None:
+    return token_distribution.remove(scores, token_distribution.unpack(kept, captioner.vocab_size))
+  return scores if vocabulary is None else token_distribution.remove(scores, jnp.asarray(vocabulary))
 
 
 def _split(parts: tuple[jax.Array | None, ...], num_chunks: int) -> list[tuple[jax.Array | None, ...]]:

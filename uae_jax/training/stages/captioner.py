@@ -30,7 +30,7 @@ def make_loss(networks: Networks, options: CaptionerOptions) -> Loss:
     images = images + options.pixel_noise_std_255 * jax.random.normal(key, images.shape)
     tokens = batch["tokens"]
     mask = captions.caption_mask(tokens, prompts)
-    log_probs, _ = captions.caption_log_probs(model, prompts, images, tokens[:, None])
+    log_probs, _ = captions.caption_log_probs(model, prompts, images, tokens[:, None], has_whole_vocabulary=True)
     with_image = -jnp.sum(log_probs[:, 0] * mask) / jnp.sum(mask)
 
     rows, row_mask = generation_rows(prompts, tokens, mask)

@@ -261,7 +261,7 @@ def phases(config: Experiment, built: Built, optimizer: optax.GradientTransforma
   section = config.generation_for_understanding
   text = section.text_rewards
   if not text.forbidden_tokens:
-    text = dataclasses.replace(text, forbidden_tokens=tuple(built.processor.tokenizer.all_special_ids))
+    text = dataclasses.replace(text, forbidden_tokens=built.processor.control_ids)
   return make_phases(
     built.networks,
     section.options,
