@@ -8,7 +8,7 @@ The argument is the image side in pixels. The mesh fits v5e-16; for other slices
 --config.mesh.{data,fsdp,tensor}. Weights, embedders and data are folders supplied by the user, see `config.init`.
 
 Everything that is not set here has its default from `uae_jax.options`. Sources of the numbers: UAE arXiv 2509.09666 and
-its inference code; Flow-GRPO arXiv 2505.05470 and its SD3.5 configs; TRL 1.10 (GRPOConfig,
+its inference code; Flow-GRPO arXiv 2505.05470 and its SD3.5 configs; TRL 1.16 (GRPOConfig,
 examples/scripts/grpo_vlm.py); SD3 arXiv 2403.03206. UAE's authors have not published their training code: values
 without a source are marked "ours".
 """
@@ -58,7 +58,7 @@ def get_config(arg=None):
   config.cold_start.update(total_steps=500, optimizer=dict(learning_rate=1e-4))
   # Stage 2, token GRPO. UAE: clipped token ratio, CLIP reward. Group size, clip range and temperature: TRL's defaults;
   # learning rate: TRL's grpo_vlm.py for adapters; KL weight: PromptRL for Qwen2.5-VL-3B with a flow decoder
-  # (G-U-N/UniRL).
+  # (G-U-N/UniRL), there of k3 without the ratio that is TRL's default and ours.
   config.generation_for_understanding.update(
     total_steps=500,
     optimizer=dict(learning_rate=1e-5, weight_decay=0.0),

@@ -33,8 +33,7 @@ def test_a_row_is_valid_and_starts_before_its_stages(row):
       prompts, embedders = None, dict.fromkeys(config.embedders)
 
     class processor:
-      class tokenizer:
-        all_special_ids = ()
+      control_ids = ()
 
   for name in config.stages:
     optimizer, _, _ = stage.stage_optimizer(config.section(name))

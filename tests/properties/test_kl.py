@@ -56,6 +56,45 @@ def test_estimators_are_zero_at_equality_and_finite_far_away(kind):
     assert (kl.estimate(kind, log_probs, log_probs + jnp.float32([1e-3, -1e-3])) > 0).all()
 
 
+def gradient_of(divergence, logits):
+  """d divergence / d logits of a function of log-probabilities, by PyTorch."""
+  logits = torch.tensor(logits, requires_grad=True)
+  divergence(torch.log_softmax(logits, -1)).backward()
+  return logits.grad.numpy()
+
+
+@pytest.mark.parametrize("is_on_policy", [True, False])
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+def test_the_weighted_estimators_have_the_expected_gradient_of_the_kl(kind, is_on_policy):
+  """Exact expectation over 11 tokens sampled by the policy itself, or by an older one."""
+  logits, reference = 0.7 * draw(11), 0.7 * draw(11, seed=1)
+  old = jax.nn.log_softmax(jnp.asarray(logits if is_on_policy else logits + 0.5 * draw(11, seed=2)))
+  log_reference = jax.nn.log_softmax(jnp.asarray(reference))
+
+  def expected_loss(logits):
+    log_p = jax.nn.log_softmax(logits)
+    estimate = kl.estimate(kind, log_p, log_reference)
+    return jnp.sum(jnp.exp(old) * kl.weighted(kind, estimate, jnp.exp(log_p - old)))
+
+  q = torch.log_softmax(torch.tensor(reference), -1)
+  expected = gradient_of(lambda p: (p.exp() * (p - q)).sum(), logits)
+  np.testing.assert_allclose(jax.grad(expected_loss)(jnp.asarray(logits)), expected, atol=1e-12)
+
+
+def test_the_plain_estimators_have_other_gradients_on_policy():
+  """That of k1 is zero, that of k3 is the gradient of the reversed KL; only k2 needs no weight."""
+  logits, reference = 0.7 * draw(11), 0.7 * draw(11, seed=1)
+  log_reference = jax.nn.log_softmax(jnp.asarray(reference))
+  p_old = jnp.exp(jax.nn.log_softmax(jnp.asarray(logits)))
+  q = torch.log_softmax(torch.tensor(reference), -1)
+  forward = gradient_of(lambda p: (p.exp() * (p - q)).sum(), logits)
+  reverse = gradient_of(lambda p: (q.exp() * (q - p)).sum(), logits)
+  assert np.linalg.norm(forward - reverse) > 0.3 * np.linalg.norm(forward)
+  for kind, expected in (("k1", np.zeros(11)), ("k2", forward), ("k3", reverse)):
+    found = jax.grad(lambda x, kind=kind: jnp.sum(p_old * kl.estimate(kind, jax.nn.log_softmax(x), log_reference)))
+    np.testing.assert_allclose(found(jnp.asarray(logits)), expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("sampler", samplers.KINDS)
 def test_flow_kls(sampler):
   steps = np.array([2, 5])

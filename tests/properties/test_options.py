@@ -80,6 +80,11 @@ COMPANIONS = {
   f"{STAGE2}.objective.ratio_cap": ((f"{STAGE2}.objective.loss", "cispo"),),
   f"{STAGE2}.objective.temperature_positive": ((f"{STAGE2}.objective.loss", "sapo"),),
   f"{STAGE2}.objective.temperature_negative": ((f"{STAGE2}.objective.loss", "sapo"),),
+  **{
+    f"{STAGE2}.objective.{name}": ((f"{STAGE2}.objective.loss", "vespo"),)
+    for name in ("k_positive", "k_negative", "lambda_positive", "lambda_negative")
+  },
+  f"{STAGE2}.objective.sampling_correction": ((f"{STAGE2}.objective.sampling_cap", "2.0"),),
   f"{STAGE2}.objective.kl": ((f"{STAGE2}.objective.beta", "0.1"),),
   f"{STAGE2}.objective.is_kl_weighted": ((f"{STAGE2}.objective.beta", "0.1"),),
   f"{STAGE3}.objective.kl": ((f"{STAGE3}.objective.beta", "0.1"),),
@@ -402,6 +407,10 @@ def test_unknown_fields_name_the_nearest(path, message):
     ([("profile.first_step", 3)], "config.profile.first_step = 3 does nothing with num_steps = 0"),
     ([(f"{STAGE2}.text_rewards.repetition_ngram", 2)], f"config.{STAGE2}.text_rewards.repetition_ngram does nothing"),
     ([(f"{STAGE2}.http_reward.url", "http://a/")], f"config.{STAGE2}.http_reward.url does nothing"),
+    (
+      [(f"{STAGE2}.objective.is_kl_weighted", False)],
+      f"config.{STAGE2}.objective.is_kl_weighted = False does nothing with beta = 0",
+    ),
     ([(f"{STAGE2}.objective.kl", "k1")], f"config.{STAGE2}.objective.kl = 'k1' does nothing with beta = 0"),
     ([(f"{STAGE3}.objective.mix", 0.5)], f"config.{STAGE3}.objective.mix = 0.5 does nothing with loss = 'flow_grpo'"),
     ([(f"{STAGE3}.options.noising_points", 5)], f"config.{STAGE3}.options.noising_points does nothing with objective"),

@@ -29,11 +29,19 @@ CONFIGURATIONS = {
   "delta": TokenObjective(clip_low=0.1, clip_high=0.1, delta=1.15),
   "cispo with a low cap": TokenObjective(loss="cispo", ratio_cap=1.05),
   **{f"{kl} with grpo": TokenObjective(loss="grpo", beta=0.1, kl=kl) for kl in ("k1", "k2", "k3", "exact")},
-  "weighted kl": TokenObjective(beta=0.1, is_kl_weighted=True),
+  **{f"plain {kl}": TokenObjective(beta=0.1, kl=kl, is_kl_weighted=False) for kl in ("k1", "k2", "k3")},
   "gspo with kl": TokenObjective(loss="grpo", importance_level="sequence", beta=0.1),
   "top entropy": TokenObjective(top_entropy=0.4, beta=0.1),
   "entropy bonus": TokenObjective(loss="dr_grpo", entropy_bonus=0.05),
+  "vespo with its own k and lambda": TokenObjective(
+    loss="vespo", k_positive=1.5, lambda_positive=2.5, k_negative=0.5, lambda_negative=0.25
+  ),
   "sampling correction": TokenObjective(sampling_cap=1.1),
+  "sampling floor": TokenObjective(sampling_floor=0.95, sampling_cap=1.1),
+  "sampling mask": TokenObjective(sampling_floor=0.9, sampling_cap=1.1, sampling_correction="token_mask"),
+  "sampling mask without a cap": TokenObjective(loss="sapo", sampling_floor=0.95, sampling_correction="token_mask"),
+  "vespo with sampling correction": TokenObjective(loss="vespo", sampling_floor=0.95, sampling_cap=1.1),
+  "vespo with a sampling mask": TokenObjective(loss="vespo", sampling_cap=1.3, sampling_correction="token_mask"),
   "off-policy mask": TokenObjective(off_policy_threshold=0.02),
   "masked truncation": TokenObjective(loss="grpo", truncation="mask"),
 }
@@ -99,7 +107,15 @@ def torch_loss(o, batch):
         continue
       new, old = log_probs[i, j, :length], tensors["old_log_probs"][i, j, :length]
       advantage = tensors["advantages"][i, j]
-      ratio = torch.exp(new - old)
+      token_ratio = ratio = torch.exp(new - old)
+      correction = torch.ones(length, dtype=torch.float64)
+      if o.sampling_cap or o.sampling_floor:
+        correction = torch.exp(old - tensors["sampling_log_probs"][i, j, :length])
+        cap = o.sampling_cap or math.inf
+        if o.sampling_correction == "token_mask":
+          correction = torch.where((correction >= o.sampling_floor) & (correction <= cap), correction, 0)
+        else:
+          correction = correction.clamp(o.sampling_floor, cap)
       if o.importance_level == "sequence":
         ratio = torch.exp((new - old).mean()).repeat(length)
       if o.loss == "cispo":
@@ -108,14 +124,16 @@ def torch_loss(o, batch):
         tau = o.temperature_positive if advantage > 0 else o.temperature_negative
         term = -(4 / tau) * torch.sigmoid(tau * (ratio - 1)) * advantage
       elif o.loss == "vespo":
-        k, rate = (2.0, 3.0) if advantage > 0 else (3.0, 2.0)
-        log_w = (new - old).sum().clamp(math.log(1e-8), 20).detach()
+        k, rate = (o.k_positive, o.lambda_positive) if advantage > 0 else (o.k_negative, o.lambda_negative)
+        log_w = (
+          ((new - old).sum() + torch.log(correction).clamp(math.log(1e-8), 20).sum()).clamp(math.log(1e-8), 20).detach()
+        )
         term = -torch.exp(rate + k * log_w - rate * torch.exp(log_w)) * advantage * new
       else:
         capped = ratio if o.delta is None else ratio.clamp(max=o.delta)
         term = -torch.min(capped * advantage, ratio.clamp(1 - o.clip_low, 1 + o.clip_high) * advantage)
-      if o.sampling_cap:
-        term = term * torch.exp(old - tensors["sampling_log_probs"][i, j, :length]).clamp(max=o.sampling_cap)
+      if o.loss != "vespo":
+        term = term * correction
       if o.off_policy_threshold:
         drift = (tensors["sampling_log_probs"][i, j, :length] - new).mean().detach()
         term = term * bool(advantage >= 0 or drift <= o.off_policy_threshold)
@@ -129,7 +147,9 @@ def torch_loss(o, batch):
           "k3": torch.exp(d) - d - 1,
           "exact": tensors["exact_kl"][i, j, :length],
         }[o.kl]
-        term = term + o.beta * divergence * (ratio if o.is_kl_weighted else 1)
+        if o.is_kl_weighted and o.kl != "exact":
+          divergence = divergence * (token_ratio.detach() if o.kl == "k2" else token_ratio)
+        term = term + o.beta * divergence
       term = term - o.entropy_bonus * tensors["entropy"][i, j, :length]
       numerators.append(term.mean() if o.loss in ("grpo", "sapo") else term.sum())
   rollouts = PROMPTS * ROLLOUTS
@@ -195,7 +215,7 @@ def test_before_the_first_update_the_ratio_is_one_and_the_kl_zero(name):
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_equal_rewards_give_no_policy_gradient(name):
   objective = dataclasses.replace(
-    CONFIGURATIONS[name], beta=0.0, kl=TokenObjective().kl, is_kl_weighted=False, entropy_bonus=0.0
+    CONFIGURATIONS[name], beta=0.0, kl=TokenObjective().kl, is_kl_weighted=True, entropy_bonus=0.0
   )
   batch = make_batch()
   batch["advantages"] = group_advantages(jnp.full((PROMPTS, ROLLOUTS), 0.3), AdvantageOptions())
@@ -282,12 +302,59 @@ def test_entropy_bonus_and_exact_kl_follow_the_logits():
   np.testing.assert_allclose(gradient, scores.grad.numpy(), atol=1e-12)
 
 
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_the_default_kl_term_has_the_gradient_of_the_kl_to_the_reference(level):
+  """Exact expectation over all captions of two tokens out of three, on policy."""
+  objective = TokenObjective(loss="dr_grpo", importance_level=level, beta=1.0)
+  random = np.random.default_rng(5)
+  logits, reference = random.normal(size=(2, 2, 3))
+  chosen = np.asarray([(a, b) for a in range(3) for b in range(3)])
+  places = np.arange(2)
+  log_reference = np.asarray(jax.nn.log_softmax(jnp.asarray(reference)))[places, chosen]
+
+  def expected_loss(logits):
+    log_probs = jax.nn.log_softmax(logits)[places, chosen][:, None]
+    arguments = (log_probs, jax.lax.stop_gradient(log_probs), jnp.zeros((9, 1)), jnp.ones((9, 1, 2)))
+    sums = jax.vmap(
+      lambda *rows: token_objective(objective, *(x[None] for x in rows[:-1]), reference_log_probs=rows[-1][None])[0].sum
+    )(*arguments, jnp.asarray(log_reference)[:, None])
+    return jnp.sum(jax.lax.stop_gradient(jnp.exp(log_probs.sum(axis=(1, 2)))) * sums)
+
+  scores = torch.tensor(logits, requires_grad=True)
+  log_p, log_q = torch.log_softmax(scores, -1), torch.log_softmax(torch.tensor(reference), -1)
+  (log_p.exp() * (log_p - log_q)).sum().backward()
+  np.testing.assert_allclose(jax.grad(expected_loss)(jnp.asarray(logits)), scores.grad.numpy(), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    dict(loss="vespo", importance_level="sequence"),
+    dict(loss="dapo", k_positive=1.0),
+    dict(loss="grpo", lambda_negative=1.0),
+    dict(loss="cispo", clip_low=0.1),
+    dict(loss="sapo", clip_high=0.1),
+    dict(is_kl_weighted=False),
+    dict(beta=0.1, kl="exact", is_kl_weighted=False),
+    dict(sampling_correction="token_mask"),
+  ],
+)
+def test_options_that_do_nothing_are_refused(options):
+  with pytest.raises(ValueError, match="does nothing with"):
+    TokenObjective(**options)
+
+
 @pytest.mark.parametrize(
   "call_",
   [
     lambda: TokenObjective(loss="ppo"),
     lambda: TokenObjective(loss="luspo"),
     lambda: TokenObjective(delta=1.1),
+    lambda: TokenObjective(clip_low=0.0),
+    lambda: TokenObjective(entropy_bonus=-0.1),
+    lambda: TokenObjective(loss="vespo", lambda_positive=0.0),
+    lambda: TokenObjective(sampling_cap=0.5, sampling_floor=0.5),
+    lambda: call(TokenObjective(sampling_floor=0.5), {k: v for k, v in make_batch().items() if "sampling" not in k}),
     lambda: TokenObjective(top_entropy=0.0),
     lambda: TokenObjective(kl="k4"),
     lambda: call(TokenObjective(beta=0.1), {k: v for k, v in make_batch().items() if k != "reference_log_probs"}),

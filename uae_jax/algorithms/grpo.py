@@ -16,14 +16,18 @@ With D_t = log p_t - log p_old_t, r_t = e^(D_t) at token level or r = e^(mean_t 
 where vespo's w = exp(sum_t m D_t) is the ratio of whole captions, clipped to [1e-8, e^20], and enters through the
 gamma-shaped phi(w) = e^(lambda (1 - w)) w^k with phi(1) = 1.
 
+For a sampler whose log-probabilities q_t differ from those of replay, c_t = p_old_t / q_t corrects each token, clipped
+to [sampling_floor, sampling_cap] ("token_truncate") or 0 outside of it ("token_mask"). It multiplies the token term; in
+vespo it is a factor of w instead, which becomes p / q.
+
 The last two columns are a `Loss(sum, count)`. Both add over microbatches and devices. The count depends on masks alone,
 so the `denominator` of a whole batch is known before its update. In other libraries bnpo averages over a device's own
 microbatch and dapo over all tokens of an optimizer step; with exact accumulation they are equal, and both names are
-accepted. Fully masked rollouts count as rollouts.
+accepted. Fully masked rollouts count as rollouts. KL and entropy are added to the token term before this reduction.
 
 Sources: GRPO arXiv 2402.03300; DAPO 2503.14476; Dr. GRPO 2503.20783; CISPO (MiniMax-M1) 2506.13585; GSPO 2507.18071;
 SAPO 2511.20347; VESPO and the off-policy mask (DeepSeek-V3.2 section 3.1) in the form of TRL; names and aggregation as
-in TRL 1.10 GRPOTrainer (its "bnpo" is not the Beta normalisation of the paper BNPO).
+in TRL 1.16 GRPOTrainer (its "bnpo" is not the Beta normalisation of the paper BNPO).
 """
 
 import math
@@ -37,8 +41,6 @@ from uae_jax.options import TokenObjective
 
 BY_ROLLOUT = ("grpo", "sapo")
 BY_TOKEN = ("bnpo", "dapo", "cispo", "vespo")
-# (k, lambda) of vespo for A > 0 and for A <= 0; TRL's defaults.
-VESPO_POSITIVE, VESPO_NEGATIVE = (2.0, 3.0), (3.0, 2.0)
 MIN_LOG_SEQUENCE_RATIO = math.log(1e-8)
 
 
@@ -90,27 +92,51 @@ def entropy_threshold(entropy: jax.Array, mask: jax.Array, top_entropy: float) -
   return ordered[below] + jnp.where(above > below, (position - below) * (ordered[above] - ordered[below]), 0)
 
 
-def _vespo_weights(difference: jax.Array, advantages: jax.Array) -> jax.Array:
+def _sampling_correction(
+  objective: TokenObjective, old_log_probs: jax.Array, sampling_log_probs: jax.Array
+) -> jax.Array:
+  """c of the formulas above, [prompts, rollouts, L], without gradient."""
+  correction = jnp.exp(kl_functions.clip_log_ratio(jax.lax.stop_gradient(old_log_probs - sampling_log_probs)))
+  low, high = objective.sampling_floor, objective.sampling_cap or jnp.inf
+  if objective.sampling_correction == "token_truncate":
+    return jnp.clip(correction, low, high)
+  return jnp.where((correction < low) | (correction > high), 0, correction)
+
+
+def _vespo_weights(
+  objective: TokenObjective, difference: jax.Array, correction: jax.Array | None, advantages: jax.Array
+) -> jax.Array:
   """phi(w), [prompts, rollouts, 1], of masked D [prompts, rollouts, L] and advantages [prompts, rollouts, 1]."""
   log_w = jnp.sum(kl_functions.clip_log_ratio(difference), axis=-1, keepdims=True)
+  if correction is not None:
+    log_c = jnp.clip(jnp.log(correction), MIN_LOG_SEQUENCE_RATIO, kl_functions.MAX_LOG_RATIO)
+    log_w = log_w + jnp.sum(log_c, axis=-1, keepdims=True)
   log_w = jnp.clip(log_w, MIN_LOG_SEQUENCE_RATIO, kl_functions.MAX_LOG_RATIO)
-  k = jnp.where(advantages > 0, VESPO_POSITIVE[0], VESPO_NEGATIVE[0])
-  rate = jnp.where(advantages > 0, VESPO_POSITIVE[1], VESPO_NEGATIVE[1])
+  k = jnp.where(advantages > 0, objective.k_positive, objective.k_negative)
+  rate = jnp.where(advantages > 0, objective.lambda_positive, objective.lambda_negative)
   return jnp.exp(k * log_w + rate * (1 - jnp.exp(log_w)))
 
 
 def _policy_term(
-  objective: TokenObjective, ratio: jax.Array, difference: jax.Array, log_probs: jax.Array, advantages: jax.Array
+  objective: TokenObjective,
+  ratio: jax.Array,
+  difference: jax.Array,
+  log_probs: jax.Array,
+  advantages: jax.Array,
+  correction: jax.Array | None,
 ) -> jax.Array:
-  """The second column of the table, [prompts, rollouts, L]."""
-  if objective.loss == "cispo":
-    return -jax.lax.stop_gradient(jnp.minimum(ratio, objective.ratio_cap)) * advantages * log_probs
+  """The second column of the table with the sampler's correction, [prompts, rollouts, L]."""
   if objective.loss == "vespo":
-    return -jax.lax.stop_gradient(_vespo_weights(difference, advantages)) * advantages * log_probs
-  if objective.loss == "sapo":
+    weights = _vespo_weights(objective, difference, correction, advantages)
+    return -jax.lax.stop_gradient(weights) * advantages * log_probs
+  if objective.loss == "cispo":
+    term = -jax.lax.stop_gradient(jnp.minimum(ratio, objective.ratio_cap)) * advantages * log_probs
+  elif objective.loss == "sapo":
     tau = jnp.where(advantages > 0, objective.temperature_positive, objective.temperature_negative)
-    return -4 / tau * jax.nn.sigmoid(tau * (ratio - 1)) * advantages
-  return clipped_surrogate(ratio, advantages, objective.clip_low, objective.clip_high, objective.delta)
+    term = -4 / tau * jax.nn.sigmoid(tau * (ratio - 1)) * advantages
+  else:
+    term = clipped_surrogate(ratio, advantages, objective.clip_low, objective.clip_high, objective.delta)
+  return term if correction is None else term * correction
 
 
 def _is_clipped(objective: TokenObjective, ratio: jax.Array, advantages: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -140,7 +166,9 @@ def token_objective(
 ) -> tuple[Loss, dict[str, tuple[jax.Array, jax.Array]]]:
   """Numerator and denominator of the loss of a batch or microbatch.
 
-      l_t = policy term * importance weight * top-entropy mask + beta KL_t - entropy_bonus H_t
+      l_t = policy term with sampler correction * top-entropy mask + beta KL_t - entropy_bonus H_t
+
+  KL_t is weighted by the token's ratio, see `kl.weighted`, unless `is_kl_weighted` is off or kl = "exact".
 
   Args:
     objective: static options.
@@ -152,8 +180,8 @@ def token_objective(
     exact_kl: float32[prompts, rollouts, L], see `kl.exact`; required by beta with kl = "exact".
     entropy: float32[prompts, rollouts, L]; required by `entropy_bonus` and `top_entropy`, otherwise only a metric.
     entropy_threshold_value: float32[], `entropy_threshold` of the whole batch; None computes it from this microbatch.
-    sampling_log_probs: float32[prompts, rollouts, L], as measured by the sampler; required by `sampling_cap` and
-      `off_policy_threshold`.
+    sampling_log_probs: float32[prompts, rollouts, L], as measured by the sampler; required by `sampling_cap`,
+      `sampling_floor` and `off_policy_threshold`.
     is_closed: [prompts, rollouts], whether a rollout ended with a closing token; required by truncation = "mask".
 
   Returns:
@@ -174,17 +202,17 @@ def token_objective(
   log_probs, old_log_probs, entropy, exact_kl = map(kept, (log_probs, old_log_probs, entropy, exact_kl))
   reference_log_probs, sampling_log_probs = map(kept, (reference_log_probs, sampling_log_probs))
   difference = log_probs - jax.lax.stop_gradient(old_log_probs)
-  log_ratio = difference
+  token_ratio = ratio = jnp.exp(kl_functions.clip_log_ratio(difference))
   if objective.importance_level == "sequence":
     lengths = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
-    log_ratio = jnp.broadcast_to(jnp.sum(mask * difference, axis=-1, keepdims=True) / lengths, difference.shape)
-  ratio = jnp.exp(kl_functions.clip_log_ratio(log_ratio))
+    log_ratio = jnp.sum(mask * difference, axis=-1, keepdims=True) / lengths
+    ratio = jnp.broadcast_to(jnp.exp(kl_functions.clip_log_ratio(log_ratio)), difference.shape)
 
-  terms = _policy_term(objective, ratio, difference, log_probs, advantages)
-  if objective.sampling_cap:
-    need(sampling_log_probs, "sampling_cap", "sampling_log_probs")
-    mismatch = jnp.exp(old_log_probs - sampling_log_probs)
-    terms = terms * jax.lax.stop_gradient(jnp.minimum(mismatch, objective.sampling_cap))
+  correction = None
+  if objective.corrects_sampler:
+    sampled = need(sampling_log_probs, "sampling_cap or sampling_floor", "sampling_log_probs")
+    correction = jnp.where(mask > 0, _sampling_correction(objective, old_log_probs, sampled), 1)
+  terms = _policy_term(objective, ratio, difference, log_probs, advantages, correction)
   if objective.top_entropy < 1:
     need(entropy, "top_entropy", "entropy")
     threshold = entropy_threshold_value
@@ -214,8 +242,10 @@ def token_objective(
     else:
       reference = jax.lax.stop_gradient(need(reference_log_probs, "beta", "reference_log_probs"))
       divergence = kl_functions.estimate(objective.kl, log_probs, reference)
+      if objective.is_kl_weighted:
+        divergence = kl_functions.weighted(objective.kl, divergence, token_ratio)
     metrics["kl"] = sum_and_count(divergence, mask)
-    terms = terms + objective.beta * (divergence * ratio if objective.is_kl_weighted else divergence)
+    terms = terms + objective.beta * divergence
   if entropy is not None:
     metrics["entropy"] = sum_and_count(entropy, mask)
   if objective.entropy_bonus:

@@ -18,9 +18,13 @@ def clip_log_ratio(log_ratio: jax.Array) -> jax.Array:
 def estimate(kind: str, log_probs: jax.Array, reference_log_probs: jax.Array) -> jax.Array:
   """Estimates KL(policy, reference) at samples of the policy, with d = log p_ref - log p clipped to +-20.
 
-      k1   -d              unbiased, either sign; as a loss its gradient is zero in expectation
-      k2   d^2 / 2         biased value, correct gradient
-      k3   e^d - d - 1     unbiased, never negative
+      kind   estimate       expected value          expected gradient, as a loss
+      k1     -d             KL                      0
+      k2     d^2 / 2        not KL                  that of KL(policy, reference)
+      k3     e^d - d - 1    KL, never negative      that of KL(reference, policy)
+
+  Differentiated as they stand, neither k1 nor k3 minimizes the KL to the reference, although both estimate it without
+  bias: the samples depend on the parameters too. `weighted` gives all three the gradient of KL(policy, reference).
 
   Source: Schulman, "Approximating KL Divergence" (2020); k3 in GRPO (arXiv 2402.03300).
 
@@ -39,6 +43,29 @@ def estimate(kind: str, log_probs: jax.Array, reference_log_probs: jax.Array) ->
   if kind == "k2":
     return 0.5 * jnp.square(d)
   return jnp.expm1(d) - d
+
+
+def weighted(kind: str, divergence: jax.Array, ratio: jax.Array) -> jax.Array:
+  """Multiplies an estimate by the ratio p / p_old of its own token.
+
+  For k1 and k3 the ratio is differentiated. Its value corrects for samples of an older policy; its gradient matters on
+  policy too, where its value is 1: with grad r = r grad log p, the expected gradient of r (e^d - d - 1) is
+  E[-d grad log p], which is that of KL(policy, reference). For k2, whose gradient is right without that, it is a
+  constant factor.
+
+  Source: DeepSeek-V3.2 (arXiv 2512.02556) section 3.1; TRL 1.16 `use_bias_correction_kl`, on by default. With
+  importance_level "sequence", TRL multiplies by the ratio of the sequence instead, whose gradient is that of no KL.
+
+  Args:
+    kind: "k1", "k2" or "k3".
+    divergence: float32[...], result of `estimate`.
+    ratio: float32[...], p / p_old of each token, differentiable.
+
+  Returns:
+    float32[...].
+  """
+  require("kl", kind, ("k1", "k2", "k3"))
+  return divergence * (jax.lax.stop_gradient(ratio) if kind == "k2" else ratio)
 
 
 def exact(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ TOKEN_LOSSES = ("grpo", "bnpo", "dapo", "dr_grpo", "luspo", "cispo", "sapo", "ve
 IMPORTANCE_LEVELS = ("token", "sequence")
 TOKEN_KLS = ("k1", "k2", "k3", "exact")
 TRUNCATIONS = ("train", "mask")
+SAMPLING_CORRECTIONS = ("token_truncate", "token_mask")
 
 SDE_LOSSES = ("flow_grpo",)
 FORWARD_LOSSES = ("nft", "awm")
@@ -20,7 +21,9 @@ AWM_WEIGHTS = ("uniform", "sigma", "sigma_square", "huber", "ghuber")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenObjective(Options):
-  """Objective of stage 2, token GRPO; the defaults are TRL's. Formulas: `algorithms.grpo`.
+  """Objective of stage 2, token GRPO; the defaults are those of TRL 1.16. Formulas: `algorithms.grpo`.
+
+  TRL's own correction for its external sampler, on by default there, is off here: this sampler is the policy itself.
 
   Attributes:
     loss: token loss and its normalizer, see the table in `algorithms.grpo`.
@@ -31,13 +34,22 @@ class TokenObjective(Options):
     ratio_cap: upper bound of cispo's importance weight.
     temperature_positive: tau of sapo where the advantage is positive.
     temperature_negative: tau of sapo elsewhere.
+    k_positive: k of vespo where the advantage is positive.
+    k_negative: k of vespo elsewhere.
+    lambda_positive: lambda of vespo where the advantage is positive.
+    lambda_negative: lambda of vespo elsewhere.
     beta: weight of the KL to the reference; 0 needs no reference.
-    kl: estimator of the KL to the reference.
-    is_kl_weighted: multiplies the KL estimate by the importance ratio.
-    entropy_bonus: c in l_t - c H_t.
+    kl: estimator of the KL to the reference, or "exact" over the vocabulary.
+    is_kl_weighted: multiplies the estimate by the token's ratio to the policy that sampled. Without it, on policy too,
+      the gradient of k3 is that of KL(reference, policy) and the gradient of k1 is zero, see `algorithms.kl.weighted`.
+    entropy_bonus: c in l_t - c H_t. The loss reduces H_t as it does the token term: grpo and sapo take the mean over
+      captions of their mean, dr_grpo divides by the budget, luspo adds the tokens of a caption, the others take the
+      mean over tokens, as TRL does for all. All tokens count, also with top_entropy, where TRL takes those it keeps.
     top_entropy: fraction of tokens, those of highest entropy, that have a policy gradient (arXiv 2506.01939 uses 0.2).
-    sampling_cap: upper bound of the importance weight p_old / p_sampler for a sampler whose log-probabilities differ
-      from replay; 0 disables.
+    sampling_cap: upper bound of the importance weight p_old / p_sampler of a token, for a sampler whose
+      log-probabilities differ from replay; 0 sets none. TRL's clip_max.
+    sampling_floor: lower bound of that weight; 0 sets none. TRL's clip_min. Without either bound nothing is corrected.
+    sampling_correction: a weight outside the bounds is clipped ("token_truncate") or 0 ("token_mask").
     off_policy_threshold: rollouts with negative advantage whose mean_t (log p_sampler - log p) exceeds it have no
       policy gradient; 0 disables.
     truncation: rollouts without a closing token "train" as others, or are left out ("mask", DAPO's overlong filtering).
@@ -46,34 +58,56 @@ class TokenObjective(Options):
 
   loss: str = option("dapo", choices=TOKEN_LOSSES)
   importance_level: str = option("token", choices=IMPORTANCE_LEVELS)
-  clip_low: float = option(0.2, at_least=0)
-  clip_high: float = option(0.2, at_least=0)
+  clip_low: float = option(0.2, more_than=0)
+  clip_high: float = option(0.2, more_than=0)
   delta: float | None = option(None, more_than=0)
   ratio_cap: float = option(5.0, more_than=0)
   temperature_positive: float = option(1.0, more_than=0)
   temperature_negative: float = option(1.05, more_than=0)
+  k_positive: float = option(2.0, at_least=0)
+  k_negative: float = option(3.0, at_least=0)
+  lambda_positive: float = option(3.0, more_than=0)
+  lambda_negative: float = option(2.0, more_than=0)
   beta: float = option(0.0, at_least=0)
   kl: str = option("k3", choices=TOKEN_KLS)
-  is_kl_weighted: bool = False
-  entropy_bonus: float = 0.0
+  is_kl_weighted: bool = True
+  entropy_bonus: float = option(0.0, at_least=0)
   top_entropy: float = option(1.0, more_than=0, at_most=1)
   sampling_cap: float = option(0.0, at_least=0)
+  sampling_floor: float = option(0.0, at_least=0)
+  sampling_correction: str = option("token_truncate", choices=SAMPLING_CORRECTIONS)
   off_policy_threshold: float = option(0.0, at_least=0)
   truncation: str = option("train", choices=TRUNCATIONS)
 
+  @property
+  def corrects_sampler(self) -> bool:
+    """Whether importance weights correct the difference of sampler and replay."""
+    return self.sampling_cap > 0 or self.sampling_floor > 0
+
   def check(self) -> None:
+    loss = f"loss = {self.loss!r}"
     if self.loss == "luspo" and self.importance_level != "sequence":
       raise ValueError("importance_level = 'token': loss = 'luspo' needs 'sequence'")
+    if self.loss == "vespo":
+      self.refuse_inert(("importance_level",), "loss = 'vespo', whose ratio is that of whole captions")
+    else:
+      self.refuse_inert(("k_positive", "k_negative", "lambda_positive", "lambda_negative"), loss)
+    if self.loss != "cispo":
+      self.refuse_inert(("ratio_cap",), loss)
+    if self.loss != "sapo":
+      self.refuse_inert(("temperature_positive", "temperature_negative"), loss)
+    if self.loss in ("cispo", "sapo", "vespo"):
+      self.refuse_inert(("clip_low", "clip_high", "delta"), loss)
     if self.delta is not None and self.delta <= 1 + self.clip_high:
       raise ValueError(f"delta = {self.delta}: expected more than 1 + clip_high = {1 + self.clip_high}")
-    if self.loss != "cispo":
-      self.refuse_inert(("ratio_cap",), f"loss = {self.loss!r}")
-    if self.loss != "sapo":
-      self.refuse_inert(("temperature_positive", "temperature_negative"), f"loss = {self.loss!r}")
-    if self.loss in ("cispo", "sapo", "vespo"):
-      self.refuse_inert(("delta",), f"loss = {self.loss!r}")
     if not self.beta:
       self.refuse_inert(("kl", "is_kl_weighted"), "beta = 0")
+    if self.kl == "exact":
+      self.refuse_inert(("is_kl_weighted",), "kl = 'exact', which is no estimate from samples")
+    if not self.corrects_sampler:
+      self.refuse_inert(("sampling_correction",), "sampling_cap = 0 and sampling_floor = 0")
+    if self.sampling_cap and self.sampling_floor >= self.sampling_cap:
+      raise ValueError(f"sampling_floor = {self.sampling_floor}: expected less than sampling_cap = {self.sampling_cap}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
