@@ -66,12 +66,13 @@ def get_config(arg=None):
     objective=dict(loss="grpo", beta=0.01),
   )
   # Stage 3, Flow-GRPO. Its SD3.5 configs: learning rate 3e-4, group size 24, 10 sampler steps, guidance 4.5, noise
-  # level 0.7, advantages divided by the std of the batch and clipped to +-5, EMA 0.9, and a shared initial noise with
-  # the CLIP reward; its Fast variant: two SDE steps within the first half, no KL, clip range 1e-5. Caption temperature:
-  # UAE's inference code.
+  # level 0.7, advantages divided by the std of the batch and clipped to +-5, EMA 0.9 every 8 optimizer steps, and a
+  # shared initial noise with the CLIP reward; its Fast variant: two SDE steps within the first half, no KL, clip range
+  # 1e-5. Caption temperature: UAE's inference code.
   config.understanding_for_generation.update(
     total_steps=500,
     ema_decay=0.9,
+    ema_interval=8,
     optimizer=dict(learning_rate=3e-4),
     options=dict(
       guidance=4.5,

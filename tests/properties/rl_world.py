@@ -84,10 +84,8 @@ def batch() -> dict:
   return {"image": render.render_batch(scene), "tokens": tokens}
 
 
-def state_of(net: str, tree: dict | None = None, *, has_old: bool = False) -> State:
-  """Initial state of a stage that trains the adapters of one network."""
+def state_of(net: str, tree: dict | None = None, **averages: bool) -> State:
+  """Initial state of a stage that trains the adapters of one network, with averages such as `has_old`."""
   tree = params() if tree is None else tree
   key = jax.random.key(3)
-  return create(
-    tree, lambda path: path.startswith(net) and is_adapter(path), OPTIMIZER, key, has_ema=False, has_old=has_old
-  )
+  return create(tree, lambda path: path.startswith(net) and is_adapter(path), OPTIMIZER, key, has_ema=False, **averages)

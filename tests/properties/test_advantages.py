@@ -101,6 +101,24 @@ def test_several_rewards_normalised_then_summed():
   np.testing.assert_allclose(actual, larger, atol=0.2)
 
 
+def test_a_rollout_without_any_reward_enters_no_statistic():
+  """One that lacks only one of two rewards has the other."""
+  first, second = draw(3, 4), draw(3, 4, seed=1)
+  first[0, 1] = second[0, 1] = second[2, 3] = np.nan
+  options = AdvantageOptions(aggregation="normalize_then_sum")
+
+  def z(x):
+    return (x - np.nanmean(x, axis=1, keepdims=True)) / (np.nanstd(x, axis=1, ddof=1, keepdims=True) + 1e-4)
+
+  total = z(first) + 0.5 * np.nan_to_num(z(second))
+  assert np.isnan(total).sum() == 1
+  expected = total / (np.nanstd(total, ddof=1) + 1e-4)
+  actual = multi_reward_advantages({"a": first, "b": second}, {"a": 1.0, "b": 0.5}, options)
+  np.testing.assert_allclose(actual, np.nan_to_num(expected), atol=1e-10)
+  nothing = multi_reward_advantages({"a": np.full((2, 3), np.nan)}, {"a": 1.0}, options)
+  np.testing.assert_array_equal(nothing, 0)
+
+
 def test_unknown_names_are_refused():
   with pytest.raises(ValueError, match="scale"):
     AdvantageOptions(scale="prompt")

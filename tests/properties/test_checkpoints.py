@@ -29,14 +29,17 @@ def fresh_state():
   """A state with everything that it can contain: both kinds of moments and both averages."""
   params = {"net": {"kernel": jnp.arange(2000.0), "matrix": jnp.eye(4, 8), "bias": jnp.zeros(3)}}
   is_trainable = re.compile("kernel|matrix").search
-  return create(params, is_trainable, optimizer(), jax.random.key(0), has_ema=True, has_old=True)
+  return create(params, is_trainable, optimizer(), jax.random.key(0), has_ema=True, has_old=True, has_reference=True)
 
 
 def advance(state, steps: int):
   for i in range(steps):
     grads = {"net": {"kernel": jnp.full(2000, 1.0 + i), "matrix": jnp.full((4, 8), 1.0 + i)}}
     state, _ = apply_gradients(state, grads, jnp.float32(1.0), optimizer())
-  return state.replace(old=ema.update(state.old, state.trainable, jnp.float32(0.5)))
+  return state.replace(
+    old=ema.update(state.old, state.trainable, jnp.float32(0.5)),
+    reference=ema.update(state.reference, state.trainable, jnp.float32(0.25)),
+  )
 
 
 def assert_same(ours, theirs):

@@ -13,7 +13,7 @@ from uae_jax import sharding
 from uae_jax.algorithms import kl, samplers
 from uae_jax.algorithms.advantages import group_advantages
 from uae_jax.algorithms.flow_grpo import flow_objective
-from uae_jax.algorithms.forward_process import AWM_WEIGHTS, forward_objective
+from uae_jax.algorithms.forward_process import ADVANTAGE_MODES, AWM_WEIGHTS, forward_objective
 from uae_jax.options import AdvantageOptions, ImageObjective
 
 torch.set_num_threads(1)
@@ -276,7 +276,15 @@ def torch_forward_loss(o, samples):
       with torch.no_grad():
         weight = (prediction - x0).abs().mean((1, 2), keepdim=True).clamp(min=1e-5)
       losses.append(((prediction - x0) ** 2 / weight).mean((1, 2)))
-    p = 0.5 + 0.5 * (a / o.max_advantage).clamp(-1, 1)
+    a = a.clamp(-o.max_advantage, o.max_advantage)
+    a = {
+      "all": a,
+      "positive_only": a * (a > 0),
+      "negative_only": a * (a < 0),
+      "one_only": (a > 0).double(),
+      "binary": torch.sign(a),
+    }[o.advantage_mode]
+    p = (a / o.max_advantage / 2 + 0.5).clamp(0, 1)
     loss = (p * losses[0] + (1 - p) * losses[1]) * o.max_advantage / o.mix
   else:
 
@@ -298,6 +306,7 @@ def torch_forward_loss(o, samples):
 
 FORWARD = {
   "nft": ImageObjective(loss="nft"),
+  **{f"nft {mode}": ImageObjective(loss="nft", advantage_mode=mode, max_advantage=2.0) for mode in ADVANTAGE_MODES[1:]},
   "nft half": ImageObjective(loss="nft", mix=0.5, beta=0.1),
   **{
     f"awm {weight}": ImageObjective(loss="awm", weight=weight, clip_low=0.05, clip_high=0.05) for weight in AWM_WEIGHTS

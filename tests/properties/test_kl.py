@@ -139,3 +139,6 @@ def test_moving_average():
   np.testing.assert_array_equal(ema.update(average, params, 0.0)["a"]["b"], params["a"]["b"])
   assert [float(ema.warmup_decay(n, 0.9)) for n in (0, 8, 1000)] == pytest.approx([0.1, 0.5, 0.9])
   assert [float(ema.linear_decay(n, 0.001, 0.5)) for n in (0, 100, 1000)] == pytest.approx([0.0, 0.1, 0.5])
+  # Decay type 2 of DiffusionNFT: a copy for 75 steps, then up to 0.999.
+  delayed = [float(ema.linear_decay(n, 0.0075, 0.999, 75)) for n in (0, 74, 75, 76, 175, 500)]
+  assert delayed == pytest.approx([0.0, 0.0, 0.0, 0.0075, 0.75, 0.999])

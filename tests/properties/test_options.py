@@ -90,6 +90,7 @@ COMPANIONS = {
   f"{STAGE3}.objective.kl": ((f"{STAGE3}.objective.beta", "0.1"),),
   f"{STAGE3}.objective.divergence_threshold": ((f"{STAGE3}.objective.trust_region", "divergence"),),
   f"{STAGE3}.objective.mix": ((f"{STAGE3}.objective.loss", "nft"),),
+  f"{STAGE3}.objective.advantage_mode": ((f"{STAGE3}.objective.loss", "nft"),),
   f"{STAGE3}.objective.max_advantage": ((f"{STAGE3}.objective.loss", "nft"),),
   f"{STAGE3}.objective.weight": ((f"{STAGE3}.objective.loss", "awm"),),
   f"{STAGE3}.objective.average_beta": (
@@ -102,10 +103,16 @@ COMPANIONS = {
   f"{STAGE3}.options.noising_density": ((f"{STAGE3}.objective.loss", "nft"),),
   f"{STAGE3}.options.noising_range": ((f"{STAGE3}.objective.loss", "nft"),),
   f"{STAGE3}.options.old_decay": ((f"{STAGE3}.objective.loss", "nft"),),
-  f"{STAGE3}.options.old_decay_slope": (
-    (f"{STAGE3}.objective.loss", "nft"),
-    (f"{STAGE3}.options.old_decay", "0.5"),
-  ),
+  **{
+    f"{STAGE3}.options.{name}": ((f"{STAGE3}.objective.loss", "nft"), (f"{STAGE3}.options.old_decay", "0.5"))
+    for name in ("old_decay_slope", "old_decay_start")
+  },
+  **{f"{stage}.ema_interval": ((f"{stage}.ema_decay", "0.9"),) for stage in options.STAGES},
+  **{f"{stage}.reference.interval": ((f"{stage}.objective.beta", "0.1"),) for stage in (STAGE2, STAGE3)},
+  **{
+    f"{stage}.reference.alpha": ((f"{stage}.objective.beta", "0.1"), (f"{stage}.reference.interval", "2"))
+    for stage in (STAGE2, STAGE3)
+  },
   f"{STAGE3}.options.samples_from": (
     (f"{STAGE3}.objective.loss", "nft"),
     (f"{STAGE3}.options.old_decay", "0.5"),
@@ -361,6 +368,8 @@ def test_unknown_fields_name_the_nearest(path, message):
     ([("dtype", "int8")], "config.dtype = 'int8': expected one of 'bfloat16', 'float32'"),
     ([("init.weights", "a"), ("init.checkpoint", "b")], "config.init.weights and checkpoint are both set"),
     # RL settings that cannot learn.
+    ([(f"{STAGE2}.objective.clip_high", 0.0)], f"config.{STAGE2}.objective.clip_high = 0.0: expected more than 0"),
+    ([(f"{STAGE3}.objective.clip_low", 0.0)], f"config.{STAGE3}.objective.clip_low = 0.0: expected more than 0"),
     ([(f"{STAGE2}.options.num_rollouts", 1)], f"config.{STAGE2}.options.num_rollouts = 1: expected 2 or more"),
     ([(f"{STAGE3}.options.num_rollouts", 1)], f"config.{STAGE3}.options.num_rollouts = 1: expected 2 or more"),
     ([(f"{STAGE2}.options.temperature", 0.0)], f"config.{STAGE2}.options.temperature = 0.0: expected more than 0"),
@@ -403,6 +412,15 @@ def test_unknown_fields_name_the_nearest(path, message):
       "config.evaluation.text_tower = 'policy' does nothing with conditioning = 'answer' and no guidance",
     ),
     ([("checkpoints.metric", "psnr")], "config.checkpoints.metric = 'psnr' does nothing with best = 0"),
+    ([("pretrain.ema_interval", 8)], "config.pretrain.ema_interval = 8 does nothing with ema_decay = 0"),
+    ([("clip.ema_interval", 8)], "config.clip.ema_interval = 8 does nothing with ema_decay = 0"),
+    ([(f"{STAGE2}.reference.interval", 8)], f"config.{STAGE2}.reference.interval = 8 does nothing with objective.beta"),
+    ([(f"{STAGE3}.reference.interval", 8)], f"config.{STAGE3}.reference.interval = 8 does nothing with objective.beta"),
+    (
+      [(f"{STAGE3}.objective.beta", 0.1), (f"{STAGE3}.reference.alpha", 0.5)],
+      f"config.{STAGE3}.reference.alpha = 0.5 does nothing with interval = 0",
+    ),
+    ([(f"{STAGE3}.objective.advantage_mode", "binary")], f"config.{STAGE3}.objective.advantage_mode = 'binary' does"),
     ([("checkpoints.mode", "max")], "config.checkpoints.mode = 'max' does nothing with best = 0"),
     ([("profile.first_step", 3)], "config.profile.first_step = 3 does nothing with num_steps = 0"),
     ([(f"{STAGE2}.text_rewards.repetition_ngram", 2)], f"config.{STAGE2}.text_rewards.repetition_ngram does nothing"),

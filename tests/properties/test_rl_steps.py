@@ -17,6 +17,7 @@ from uae_jax.options import (
   AdvantageOptions,
   GenerationForUnderstandingOptions,
   ImageObjective,
+  ReferenceOptions,
   TokenObjective,
   UnderstandingForGenerationOptions,
   UnderstandingForGenerationStage,
@@ -34,14 +35,16 @@ WITH_KL = {"captioner": TokenObjective(beta=0.1), "decoder": ImageObjective(beta
 ADVANTAGES = jnp.asarray(np.random.default_rng(0).normal(size=(PROMPTS, ROLLOUTS)), jnp.float32)
 
 
-def captioner_phases(optimizer=OPTIMIZER, objective=WITH_KL["captioner"], **changes):
+def captioner_phases(optimizer=OPTIMIZER, objective=WITH_KL["captioner"], reference=None, **changes):
   update = UpdateOptions(**{name: changes.pop(name) for name in list(changes) if name in UPDATES})
   fields = dict(num_rollouts=ROLLOUTS, max_new_tokens=TOKENS, sampler_steps=2, held_out_embedder="dinov2") | changes
   options = GenerationForUnderstandingOptions(**fields)
-  return stage2.make_phases(built().networks, options, objective, AdvantageOptions(), update, optimizer)
+  return stage2.make_phases(
+    built().networks, options, objective, AdvantageOptions(), update, optimizer, reference=reference
+  )
 
 
-def decoder_phases(optimizer=OPTIMIZER, objective=WITH_KL["decoder"], **changes):
+def decoder_phases(optimizer=OPTIMIZER, objective=WITH_KL["decoder"], reference=None, **changes):
   update = UpdateOptions(**{name: changes.pop(name) for name in list(changes) if name in UPDATES})
   fields = dict(
     num_rollouts=ROLLOUTS,
@@ -55,7 +58,9 @@ def decoder_phases(optimizer=OPTIMIZER, objective=WITH_KL["decoder"], **changes)
   options = UnderstandingForGenerationOptions(**(fields | changes))
   # The section validates options and objective against each other.
   UnderstandingForGenerationStage(batch_size=24, options=options, objective=objective, updates=update)
-  return stage3.make_phases(built().networks, options, objective, AdvantageOptions(), update, optimizer)
+  return stage3.make_phases(
+    built().networks, options, objective, AdvantageOptions(), update, optimizer, reference=reference
+  )
 
 
 UPDATES = ("num_epochs", "num_minibatches", "num_microbatches")
@@ -150,6 +155,19 @@ def assert_equal_updates(one, other):
     np.testing.assert_allclose(one[1][name], other[1][name], rtol=2e-4, atol=1e-6, err_msg=name)
   for (path, ours), (_, theirs) in zip(trees.items(one[0].trainable), trees.items(other[0].trainable), strict=True):
     np.testing.assert_allclose(ours, theirs, atol=2e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("net", STAGES)
+def test_a_moving_reference_starts_as_the_policy_and_follows_it(net):
+  phases = STAGES[net](reference=ReferenceOptions(interval=1, alpha=0.6))
+  assert phases.moves_reference and not STAGES[net]().moves_reference
+  first = state_of(net, has_reference=True)
+  state, metrics = updated(net, phases, rolled_out(net), first)
+  # The fixed reference, without adapters, is far away.
+  assert 0 <= metrics["kl"] < 1e-9 and updated(net, STAGES[net](), rolled_out(net))[1]["kl"] > 1e-4
+  expected = jax.tree.map(lambda old, new: 0.4 * old + 0.6 * new, first.trainable, state.trainable)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.reference, expected)
+  assert moved(state, first)
 
 
 def test_answer_conditioning_guidance_and_own_noise_in_stage_2():

@@ -75,7 +75,9 @@ def multi_reward_advantages(
       normalize_then_sum   s = sum_k w_k (r_k - mean_group r_k) / (std_group r_k + eps);  A = s / (std_batch s + eps)
 
   The second form gives rewards of small spread their full weight. Its s already has mean 0 in every group, so no mean
-  is subtracted again.
+  is subtracted again. A rollout that lacks some rewards has the sum of the others; one without any has advantage 0 and
+  is not part of std_batch. In the first form TRL sums the rewards that are left: here such a sum, of fewer terms than
+  those of its group, is not compared with them.
 
   Source: GDPO (arXiv 2601.05242); TRL multi_objective_aggregation.
 
@@ -97,7 +99,8 @@ def multi_reward_advantages(
     return group_advantages(jnp.asarray(sum(weight * rewards[name] for name, weight in weights.items())), options)
   each = dataclasses.replace(options, scale="group", clip=0.0)
   total = jnp.asarray(sum(weight * group_advantages(rewards[name], each) for name, weight in weights.items()))
-  _, std = _moments(total, jnp.ones_like(total, bool), None, options.is_unbiased)
+  has_reward = jnp.any(jnp.stack([jnp.isfinite(rewards[name]) for name in weights]), axis=0)
+  _, std = _moments(total, has_reward, None, options.is_unbiased)
   return _clip(total / (std + options.eps), options)
 
 

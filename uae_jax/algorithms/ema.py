@@ -17,12 +17,18 @@ def warmup_decay(step: jax.Array, ceiling: float) -> jax.Array:
   return jnp.minimum((1.0 + step) / (10.0 + step), ceiling)
 
 
-def linear_decay(step: jax.Array, slope: float, ceiling: float) -> jax.Array:
-  """min(slope n, ceiling) at step n: at first a copy of the parameters, later a slow average.
+def linear_decay(step: jax.Array, slope: float, ceiling: float, start: int = 0) -> jax.Array:
+  """min(slope max(n - start, 0), ceiling) at step n: at first a copy of the parameters, later a slow average.
 
-  Source: DiffusionNFT (arXiv 2509.16117), slope 0.001, ceiling 0.5.
+  Source: DiffusionNFT (arXiv 2509.16117); decay types of its code: 1 has slope 0.001 and ceiling 0.5, 2 has start 75,
+  slope 0.0075 and ceiling 0.999.
   """
-  return jnp.minimum(slope * step, ceiling)
+  return jnp.minimum(slope * jnp.maximum(step - start, 0), ceiling)
+
+
+def is_due(step: jax.Array, interval: int) -> jax.Array:
+  """Whether an average that is updated every `interval` steps is updated after step n = 0, 1, ...: bool[]."""
+  return (step + 1) % interval == 0
 
 
 def update(average: dict, params: dict, decay: jax.Array) -> dict:

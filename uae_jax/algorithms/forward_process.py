@@ -7,6 +7,12 @@ DiffusionNFT pulls toward good samples and pushes away from bad ones through an 
     w+- = sg mean |x+- - x|, at least 1e-5
     L = (A_max / beta) (p mean (x+ - x)^2 / w+  +  (1 - p) mean (x- - x)^2 / w-)
 
+with advantages A that are first clipped to +-A_max and reduced by the advantage mode:
+
+    all             A                  one_only   1 where A > 0, else 0
+    positive_only   max(A, 0)          binary     sign A
+    negative_only   min(A, 0)
+
 AWM is a policy gradient whose log-probability is the flow-matching loss at one (noise, sigma), shared by the old and
 the new policy:
 
@@ -34,7 +40,20 @@ from uae_jax.algorithms.losses import (
   sum_and_count,
 )
 from uae_jax.options import ImageObjective
-from uae_jax.options.objectives import AWM_WEIGHTS, FORWARD_LOSSES
+from uae_jax.options.objectives import ADVANTAGE_MODES, AWM_WEIGHTS, FORWARD_LOSSES
+
+
+def nft_advantages(advantages: jax.Array, mode: str, max_advantage: float) -> jax.Array:
+  """A of the formulas above, by mode: float32[batch] -> float32[batch]."""
+  require("advantage_mode", mode, ADVANTAGE_MODES)
+  clipped = jnp.clip(advantages, -max_advantage, max_advantage)
+  if mode == "positive_only":
+    return jnp.maximum(clipped, 0)
+  if mode == "negative_only":
+    return jnp.minimum(clipped, 0)
+  if mode == "one_only":
+    return (clipped > 0).astype(clipped.dtype)
+  return jnp.sign(clipped) if mode == "binary" else clipped
 
 
 def nft_terms(
@@ -47,6 +66,7 @@ def nft_terms(
   *,
   mix: float,
   max_advantage: float,
+  advantage_mode: str = "all",
 ) -> jax.Array:
   """L of DiffusionNFT per sample, float32[batch]; arguments as for `forward_objective`."""
   noised = interpolate(x, noise, sigma)
@@ -57,7 +77,8 @@ def nft_terms(
     scale = jnp.mean(jnp.abs(error), axis=tuple(range(1, x.ndim)))
     return mean_square(error) / jax.lax.stop_gradient(jnp.maximum(scale, 1e-5))
 
-  preference = 0.5 + 0.5 * jnp.clip(advantages / max_advantage, -1, 1)
+  advantages = nft_advantages(advantages, advantage_mode, max_advantage)
+  preference = jnp.clip(0.5 + 0.5 * advantages / max_advantage, 0, 1)
   positive = distance(mix * velocity + (1 - mix) * old_velocity)
   negative = distance((1 + mix) * old_velocity - mix * velocity)
   return (preference * positive + (1 - preference) * negative) * max_advantage / mix
@@ -119,8 +140,17 @@ def forward_objective(
   advantages = jax.lax.stop_gradient(advantages)
   metrics = {"old_distance": sum_and_count(mean_square(velocity - old_velocity))}
   if objective.loss == "nft":
-    options = dict(mix=objective.mix, max_advantage=objective.max_advantage)
-    terms = nft_terms(velocity, old_velocity, x, noise, sigma, advantages, **options)
+    terms = nft_terms(
+      velocity,
+      old_velocity,
+      x,
+      noise,
+      sigma,
+      advantages,
+      mix=objective.mix,
+      max_advantage=objective.max_advantage,
+      advantage_mode=objective.advantage_mode,
+    )
   else:
     difference = awm_log_ratio(velocity, old_velocity, x, noise, sigma, objective.weight)
     ratio = jnp.exp(clip_log_ratio(difference))

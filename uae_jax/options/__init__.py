@@ -20,9 +20,9 @@ from uae_jax.options.experiment import (
   ProfileOptions,
 )
 from uae_jax.options.objectives import ImageObjective, TokenObjective
-from uae_jax.options.optimization import AdvantageOptions, OptimizerOptions, UpdateOptions
+from uae_jax.options.optimization import AdvantageOptions, OptimizerOptions, ReferenceOptions, UpdateOptions
 from uae_jax.options.rewards import EXTERNAL, TEXT_REWARDS, ExternalRewardOptions, TextRewardOptions
-from uae_jax.options.sampling import CaptionOptions, GenerationOptions, RewardOptions
+from uae_jax.options.sampling import CaptionOptions, GenerationOptions, RewardOptions, TokenOptions
 from uae_jax.options.stages import (
   CaptionerOptions,
   CaptionerStage,
@@ -72,6 +72,7 @@ __all__ = [
   "PretrainStage",
   "ProfileOptions",
   "REINFORCEMENT",
+  "ReferenceOptions",
   "ReinforcementStage",
   "RewardOptions",
   "STAGES",
@@ -80,6 +81,7 @@ __all__ = [
   "TEXT_REWARDS",
   "TextRewardOptions",
   "TokenObjective",
+  "TokenOptions",
   "UnderstandingForGenerationOptions",
   "UnderstandingForGenerationStage",
   "UpdateOptions",

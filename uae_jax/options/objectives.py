@@ -16,6 +16,7 @@ RATIOS = ("plain", "guard")
 TRUST_REGIONS = ("clip", "divergence")
 STEP_WEIGHTS = ("uniform", "noise", "inverse_dt")
 FLOW_KLS = ("gaussian", "gaussian_no_dt", "velocity", "mean")
+ADVANTAGE_MODES = ("all", "positive_only", "negative_only", "one_only", "binary")
 AWM_WEIGHTS = ("uniform", "sigma", "sigma_square", "huber", "ghuber")
 
 
@@ -127,6 +128,8 @@ class ImageObjective(Options):
     step_weight: flow_grpo: weight of each SDE step.
     mix: nft: beta of the paper, how far v+ and v- lie from the old policy; 1 in Flow-Factory, 0.5 in verl-omni.
     max_advantage: nft: advantages are clipped to it and mapped to [0, 1].
+    advantage_mode: nft: which advantages count, and whether by size or by sign, see `algorithms.forward_process`;
+      adv_mode of DiffusionNFT's code.
     weight: awm: w(sigma) = 1, sigma or sigma^2, or "huber" and "ghuber", with log p = -sigma ((mean + 1e-10)^q -
       1e-10^q) c; q = 1/2, c = 1 and q = 1/4, c = 4.
     average_beta: nft and awm: weight of mean (v - v_average)^2; awm collapses without it or the clip. 0 needs no
@@ -134,8 +137,8 @@ class ImageObjective(Options):
   """
 
   loss: str = option("flow_grpo", choices=(*SDE_LOSSES, *FORWARD_LOSSES))
-  clip_low: float | None = option(None, at_least=0)
-  clip_high: float | None = option(None, at_least=0)
+  clip_low: float | None = option(None, more_than=0)
+  clip_high: float | None = option(None, more_than=0)
   beta: float = option(0.0, at_least=0)
   kl: str = option("gaussian_no_dt", choices=FLOW_KLS)
   ratio: str = option("plain", choices=RATIOS)
@@ -144,6 +147,7 @@ class ImageObjective(Options):
   step_weight: str = option("uniform", choices=STEP_WEIGHTS)
   mix: float = option(1.0, more_than=0)
   max_advantage: float = option(5.0, more_than=0)
+  advantage_mode: str = option("all", choices=ADVANTAGE_MODES)
   weight: str = option("uniform", choices=AWM_WEIGHTS)
   average_beta: float = option(0.0, at_least=0)
 
@@ -167,7 +171,7 @@ class ImageObjective(Options):
     else:
       self.refuse_inert(("average_beta",), loss)
     if self.loss != "nft":
-      self.refuse_inert(("mix", "max_advantage"), loss)
+      self.refuse_inert(("mix", "max_advantage", "advantage_mode"), loss)
     if self.loss != "awm":
       self.refuse_inert(("weight",), loss)
     if self.trust_region != "divergence":

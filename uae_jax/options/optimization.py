@@ -16,7 +16,8 @@ class OptimizerOptions(Options):
   Attributes:
     learning_rate: peak learning rate.
     schedule: shape after the linear warmup.
-    warmup_percent: length of the warmup, percent of the stage's optimizer steps.
+    warmup_percent: length of the linear warmup, percent of the stage's optimizer steps. Its first step has the rate
+      learning_rate / (steps of the warmup); in transformers and Flow-GRPO it has rate 0 and changes nothing.
     end_factor: the cosine schedule ends at this fraction of the peak.
     b1: decay of AdamW's first moment.
     b2: decay of AdamW's second moment.
@@ -57,7 +58,9 @@ class AdvantageOptions(Options):
     eps: added to the divisor.
     is_unbiased: divide the variance by n - 1 (TRL, Tunix, DanceGRPO) instead of n (Flow-GRPO).
     clip: advantages are clipped to [-clip, clip]; 0 disables. Flow-GRPO uses 5.
-    aggregation: order of weighting and normalizing several rewards, see `multi_reward_advantages`.
+    aggregation: order of weighting and normalizing several rewards, see `algorithms.advantages`. A rollout that lacks
+      one of several rewards has advantage 0 with "sum_then_normalize" (TRL sums the others), and the sum of the others
+      with "normalize_then_sum".
   """
 
   scale: str = option("group", choices=ADVANTAGE_SCALES)
@@ -65,6 +68,27 @@ class AdvantageOptions(Options):
   is_unbiased: bool = True
   clip: float = option(0.0, at_least=0)
   aggregation: str = option("sum_then_normalize", choices=AGGREGATIONS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReferenceOptions(Options):
+  """What the KL of an RL stage pulls toward: a fixed reference, or one that follows the policy.
+
+  The fixed reference is the policy without its adapters and needs no memory. A moving one starts as the policy at the
+  start of the stage; it is a copy of the trained parameters, kept in the checkpoints.
+
+  Attributes:
+    interval: rollouts between two updates of the reference; 0 keeps it fixed. TRL's ref_model_sync_steps, 512 there.
+    alpha: at each update, reference = alpha policy + (1 - alpha) reference, parameter by parameter, so of adapters it
+      is the factors that are mixed; 1 copies the policy. TRL's ref_model_mixup_alpha.
+  """
+
+  interval: int = option(0, at_least=0)
+  alpha: float = option(0.6, more_than=0, at_most=1)
+
+  def check(self) -> None:
+    if not self.interval:
+      self.refuse_inert(("alpha",), "interval = 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +106,11 @@ class UpdateOptions(Options):
   num_microbatches: int = option(1, at_least=1)
 
   @property
+  def num_updates(self) -> int:
+    """Optimizer steps per rollout."""
+    return self.num_epochs * self.num_minibatches
+
+  @property
   def is_on_policy(self) -> bool:
     """One update per rollout: the policy that sampled is the policy that learns, so every ratio is 1 by definition."""
-    return self.num_epochs * self.num_minibatches == 1
+    return self.num_updates == 1

@@ -7,7 +7,7 @@ import dataclasses
 
 from uae_jax.options.base import Options, option
 from uae_jax.options.objectives import ImageObjective, TokenObjective
-from uae_jax.options.optimization import AdvantageOptions, OptimizerOptions, UpdateOptions
+from uae_jax.options.optimization import AdvantageOptions, OptimizerOptions, ReferenceOptions, UpdateOptions
 from uae_jax.options.rewards import EXTERNAL, TEXT_REWARDS, ExternalRewardOptions, TextRewardOptions
 from uae_jax.options.sampling import (
   CONDITIONINGS,
@@ -39,6 +39,8 @@ class Stage(Options):
       "contrastive" (each scene with three edited versions).
     trainable: regular expression of the parameters that train.
     ema_decay: decay of the moving average used for evaluation and by the next stage; 0 keeps none.
+    ema_interval: optimizer steps between two updates of that average. It then looks back about
+      ema_interval / (1 - ema_decay) steps: Flow-GRPO's 0.9 with an interval of 8 is like 0.987 at every step.
     log_every_steps: interval of metrics.
     save_every_steps: interval of checkpoints.
     optimizer: optimizer of the stage.
@@ -49,9 +51,14 @@ class Stage(Options):
   captions: str = option("full", choices=CAPTIONS)
   trainable: str = ""
   ema_decay: float = option(0.0, at_least=0, less_than=1)
+  ema_interval: int = option(1, at_least=1)
   log_every_steps: int = option(10, at_least=1)
   save_every_steps: int = option(200, at_least=1)
   optimizer: OptimizerOptions = OptimizerOptions()
+
+  def check(self) -> None:
+    if not self.ema_decay:
+      self.refuse_inert(("ema_interval",), "ema_decay = 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +100,7 @@ class ContrastiveStage(SupervisedStage):
   options: ContrastiveOptions = ContrastiveOptions()
 
   def check(self) -> None:
+    super().check()
     if self.num_microbatches > 1:
       raise ValueError(
         f"num_microbatches = {self.num_microbatches}: a contrastive loss needs all negatives of its batch at once"
@@ -227,15 +235,18 @@ class ReinforcementStage(Stage):
   Attributes:
     advantage: how rewards become advantages.
     updates: epochs, minibatches and microbatches per rollout.
+    reference: what the KL of `objective.beta` pulls toward.
     http_reward: the external reward, used if `options.reward_weights` names "http".
   """
 
   advantage: AdvantageOptions = AdvantageOptions()
   updates: UpdateOptions = UpdateOptions()
+  reference: ReferenceOptions = ReferenceOptions()
   http_reward: ExternalRewardOptions = ExternalRewardOptions()
   options: RewardOptions = RewardOptions()
 
   def check(self) -> None:
+    super().check()
     cuts = self.updates.num_minibatches * self.updates.num_microbatches
     if self.batch_size % cuts:
       raise ValueError(
@@ -247,6 +258,13 @@ class ReinforcementStage(Stage):
       )
     if EXTERNAL not in self.options.reward_names and self.http_reward.url:
       raise ValueError("http_reward.url does nothing: add ('http', weight) to options.reward_weights, or remove it")
+
+  def check_reference(self, beta: float) -> None:
+    """Refuses a moving reference that no KL pulls toward."""
+    if self.reference.interval and not beta:
+      raise ValueError(
+        f"reference.interval = {self.reference.interval} does nothing with objective.beta = 0: remove it"
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -285,6 +303,7 @@ class GenerationForUnderstandingStage(ReinforcementStage):
 
   def check(self) -> None:
     super().check()
+    self.check_reference(self.objective.beta)
     names = self.options.reward_names
     free, budget = self.text_rewards.length_free_tokens, self.options.max_new_tokens
     if "length" in names and free >= budget:
@@ -311,8 +330,10 @@ class UnderstandingForGenerationOptions(CaptionOptions, GenerationOptions, Rewar
     window_strategy: how the start is chosen, see `samplers.sde_window`.
     window_stride: steps by which a "progressive" window moves.
     window_hold: updates after which it moves.
-    is_guided_in_training: False trains the conditional branch only. Its log-probabilities are then replayed, so that
-      the ratio starts at 1; `log_prob_difference` shows how far they are from the sampler's.
+    is_guided_in_training: trains the guided velocity, with its gradient through both branches, as Flow-GRPO does since
+      its Fast variant; its script of July 2025 detaches the unconditional branch. False trains the conditional branch
+      only. Its log-probabilities are then replayed, so that the ratio starts at 1; `log_prob_difference` shows how far
+      they are from the sampler's.
     is_noise_shared: one initial noise per group.
     noising_points: nft and awm: noise levels per image in the loss.
     noising_density: nft and awm: density of these levels before the shift, see `flow_matching.sample_sigmas`.
@@ -320,6 +341,8 @@ class UnderstandingForGenerationOptions(CaptionOptions, GenerationOptions, Rewar
     samples_from: policy that samples: "current", the one that learns, or "old", its slow average (DiffusionNFT).
     old_decay: nft and awm: ceiling of the slow average's decay; 0 keeps no average.
     old_decay_slope: growth of that decay per rollout.
+    old_decay_start: rollouts before it grows; until then the average is a copy of the policy. DiffusionNFT's decay type
+      2 has start 75, slope 0.0075 and ceiling 0.999.
     replay_chunks: number of chunks of each group whose gradients are taken one after the other, as those of the SDE
       steps always are.
   """
@@ -342,6 +365,7 @@ class UnderstandingForGenerationOptions(CaptionOptions, GenerationOptions, Rewar
   samples_from: str = option(CURRENT, choices=(CURRENT, OLD))
   old_decay: float = option(0.0, at_least=0, less_than=1)
   old_decay_slope: float = option(1e-3, more_than=0)
+  old_decay_start: int = option(0, at_least=0)
   replay_chunks: int = option(1, at_least=1)
 
   def check(self) -> None:
@@ -371,7 +395,7 @@ class UnderstandingForGenerationOptions(CaptionOptions, GenerationOptions, Rewar
     if self.window_strategy != "progressive":
       self.refuse_inert(("window_stride", "window_hold"), f"window_strategy = {self.window_strategy!r}")
     if not self.old_decay:
-      self.refuse_inert(("old_decay_slope",), "old_decay = 0")
+      self.refuse_inert(("old_decay_slope", "old_decay_start"), "old_decay = 0")
       if self.samples_from == OLD:
         raise ValueError("samples_from = 'old' needs old_decay: there is no slow average to sample from")
     texts = [name for name in self.reward_names if name in TEXT_REWARDS]
@@ -395,6 +419,7 @@ class UnderstandingForGenerationStage(ReinforcementStage):
   def check(self) -> None:
     super().check()
     options, objective = self.options, self.objective
+    self.check_reference(objective.beta)
     if objective.is_forward:
       if objective.average_beta and not options.old_decay:
         raise ValueError("objective.average_beta needs options.old_decay: there is no slow average to stay near")

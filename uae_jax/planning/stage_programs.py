@@ -129,8 +129,7 @@ def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Generator[Pro
     return
 
   phases = make_phases(config, name, built, optimizer)
-  has_old = phases.old_policy is not None
-  init = make_init(section, built, optimizer, has_old=has_old)
+  init = make_init(section, built, optimizer, phases)
   state = placement.abstract_state(init, built.abstract_params, mesh)
   everywhere = sharding.replicated(mesh)
   key = placed((), jax.random.key(0).dtype, everywhere)

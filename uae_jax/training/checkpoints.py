@@ -73,6 +73,7 @@ def _writable(state: State) -> dict:
     "ema": state.ema,
     "rng": jax.random.key_data(state.rng),
     **({"old": state.old} if state.old else {}),
+    **({"reference": state.reference} if state.reference else {}),
   }
 
 

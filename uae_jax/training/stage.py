@@ -73,7 +73,7 @@ def make_stage(config: Experiment, name: str, built: Built, params: dict, seed: 
   if stage.extra_params is not None:
     params = {**params, **stage.extra_params(built, key)}
   phases = make_phases(config, name, built, optimizer) if stage.make_phases is not None else None
-  init = make_init(section, built, optimizer, has_old=phases is not None and phases.old_policy is not None)
+  init = make_init(section, built, optimizer, phases)
   mesh = jax.tree.leaves(built.shardings)[0].mesh
   places = state_shardings(jax.eval_shape(init, params, key), params, mesh)
   state = jax.jit(init, out_shardings=places)(params, key)
@@ -105,8 +105,8 @@ def stage_optimizer(section: Stage) -> tuple[optax.GradientTransformation, optax
   return make_optimizer(options, total), learning_rate(options, total), optimizer_steps
 
 
-def make_init(section: Stage, built: Built, optimizer: optax.GradientTransformation, *, has_old: bool = False):
-  """Makes init(params, key) -> first state of a stage."""
+def make_init(section: Stage, built: Built, optimizer: optax.GradientTransformation, phases: Phases | None = None):
+  """Makes init(params, key) -> first state of a stage; `phases` are those of an RL stage."""
   trains = is_trainable(section)
 
   def init(params: dict, key: jax.Array) -> State:
@@ -116,7 +116,8 @@ def make_init(section: Stage, built: Built, optimizer: optax.GradientTransformat
       optimizer,
       key,
       has_ema=section.ema_decay > 0,
-      has_old=has_old,
+      has_old=phases is not None and phases.old_policy is not None,
+      has_reference=phases is not None and phases.moves_reference,
     )
 
   return init
@@ -128,7 +129,13 @@ def supervised_step(config: Experiment, name: str, built: Built, optimizer: opta
   if make_loss is None:
     raise ValueError(f"stage {name} has no `make_loss`: it is an RL stage, see `make_phases`")
   loss = make_loss(config, built)
-  return supervised.make_step(loss, optimizer, ema_decay=section.ema_decay, num_microbatches=section.num_microbatches)
+  return supervised.make_step(
+    loss,
+    optimizer,
+    ema_decay=section.ema_decay,
+    ema_interval=section.ema_interval,
+    num_microbatches=section.num_microbatches,
+  )
 
 
 def make_phases(config: Experiment, name: str, built: Built, optimizer: optax.GradientTransformation) -> Phases:

@@ -30,6 +30,7 @@ class State:
     rng: key of the stage; a step uses `fold_in(rng, step)`.
     dtypes: dtypes of the trainable parameters in the networks, in the order of the leaves of `trainable`.
     old: slow average of `trainable` for forward-process objectives, see `rl.phases.OldPolicy`; or an empty dict.
+    reference: moving reference of the KL, see `options.ReferenceOptions`; or an empty dict, if it is fixed.
   """
 
   step: jax.Array
@@ -42,6 +43,7 @@ class State:
   rng: jax.Array
   dtypes: tuple[jnp.dtype, ...] = flax.struct.field(pytree_node=False)
   old: dict = flax.struct.field(default_factory=dict)
+  reference: dict = flax.struct.field(default_factory=dict)
 
   def assemble(self, trainable: dict) -> dict:
     """Returns all parameters of the networks: `trainable`, cast to the networks' dtypes, and the frozen ones."""
@@ -67,6 +69,7 @@ def create(
   *,
   has_ema: bool,
   has_old: bool = False,
+  has_reference: bool = False,
 ) -> State:
   """Makes the first state of a stage, with a float32 master copy of the trainable parameters.
 
@@ -77,6 +80,7 @@ def create(
     rng: key of the stage.
     has_ema: whether to keep a moving average of the trainable parameters.
     has_old: whether to keep the slow average `State.old`.
+    has_reference: whether to keep the moving reference `State.reference`.
 
   Raises:
     ValueError: no parameter is trainable.
@@ -97,6 +101,7 @@ def create(
     rng=rng,
     dtypes=dtypes,
     old=jax.tree.map(jnp.copy, trainable) if has_old else {},
+    reference=jax.tree.map(jnp.copy, trainable) if has_reference else {},
   )
 
 
@@ -109,7 +114,14 @@ def release(old, *kept) -> None:
 
 
 def apply_gradients(
-  state: State, grads: dict, loss: jax.Array, optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0
+  state: State,
+  grads: dict,
+  loss: jax.Array,
+  optimizer: optax.GradientTransformation,
+  *,
+  ema_decay: float = 0.0,
+  ema_interval: int = 1,
+  optimizer_step: jax.Array | None = None,
 ) -> tuple[State, dict]:
   """Performs one optimizer step; skips it if loss or gradient is not finite.
 
@@ -119,6 +131,8 @@ def apply_gradients(
     loss: float32[]; checked for being finite and added to `loss_average`.
     optimizer: the optimizer that made `state.opt_state`.
     ema_decay: upper bound of the decay of `state.ema`; unused if that is empty.
+    ema_interval: optimizer steps between two updates of `state.ema`.
+    optimizer_step: int32[], number of optimizer steps before this one; None for `state.step`.
 
   Returns:
     (state after, {"grad_norm", "skipped_in_a_row", and "spikes_skipped" if the optimizer skips spikes}).
@@ -134,7 +148,8 @@ def apply_gradients(
   trainable = keep(trainable, state.trainable)
   average = state.ema
   if average:
-    decay = ema.warmup_decay(state.step, ema_decay)
+    n = state.step if optimizer_step is None else optimizer_step
+    decay = jnp.where(ema.is_due(n, ema_interval), ema.warmup_decay(n, ema_decay), 1.0)
     average = keep(ema.update(average, trainable, decay), average)
   skipped = jnp.where(is_finite, 0, state.skipped + 1)
   opt_state = keep(opt_state, state.opt_state)

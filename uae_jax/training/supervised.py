@@ -13,7 +13,12 @@ Loss = Callable[[dict, dict, jax.Array], tuple[jax.Array, dict]]
 
 
 def make_step(
-  loss: Loss, optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0, num_microbatches: int = 1
+  loss: Loss,
+  optimizer: optax.GradientTransformation,
+  *,
+  ema_decay: float = 0.0,
+  ema_interval: int = 1,
+  num_microbatches: int = 1,
 ):
   """Makes the pure function step(state, batch) -> (state, metrics).
 
@@ -21,6 +26,7 @@ def make_step(
     loss: (params, batch, key) -> (mean loss of the batch, metrics).
     optimizer: the optimizer that made `state.opt_state`.
     ema_decay: see `apply_gradients`.
+    ema_interval: see `apply_gradients`.
     num_microbatches: number of equal microbatches of a batch, whose gradients are averaged by a scan.
   """
 
@@ -46,7 +52,9 @@ def make_step(
       grads, outputs = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, state.trainable), (microbatches, keys))
       grads = jax.tree.map(lambda x: x / num_microbatches, grads)
       value, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), outputs)
-    state, update_metrics = apply_gradients(state, grads, value, optimizer, ema_decay=ema_decay)
+    state, update_metrics = apply_gradients(
+      state, grads, value, optimizer, ema_decay=ema_decay, ema_interval=ema_interval
+    )
     return state, {"loss": value, **metrics, **update_metrics}
 
   return step

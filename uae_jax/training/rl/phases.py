@@ -40,12 +40,14 @@ class OldPolicy:
 
   Attributes:
     ceiling: upper bound of the decay, in (0, 1).
-    slope: growth of the decay per rollout; after n rollouts it is min(slope n, ceiling).
+    slope: growth of the decay per rollout; after n rollouts it is min(slope max(n - start, 0), ceiling).
+    start: number of rollouts before the decay grows.
     samples: whether the slow average samples the rollouts, instead of the policy that learns.
   """
 
   ceiling: float
   slope: float
+  start: int
   samples: bool
 
 
@@ -64,6 +66,7 @@ class Phases:
     reward_and_inputs: like `reward`, but returns ((rewards, metrics), `RewardInputs` for `external_reward`).
     external_reward: (batch, reward_inputs) -> further rewards, computed on the host; None for no external reward.
     old_policy: update rule of `State.old`; None for a stage without a slow average.
+    moves_reference: whether the reference of the KL is `State.reference`.
   """
 
   rollout: Callable[[dict, dict, jax.Array, jax.Array], Any]
@@ -73,6 +76,7 @@ class Phases:
   reward_and_inputs: Callable[[dict, dict, Any, jax.Array], tuple[tuple[dict, dict], RewardInputs]] | None = None
   external_reward: Callable[[dict, RewardInputs], dict] | None = None
   old_policy: OldPolicy | None = None
+  moves_reference: bool = False
 
   def sampling_params(self, state: State) -> dict:
     """Returns the parameters of the policy that samples the next rollout."""

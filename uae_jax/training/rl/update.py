@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from uae_jax.algorithms import ema
-from uae_jax.options import UpdateOptions
+from uae_jax.options import ReferenceOptions, UpdateOptions
 from uae_jax.training.rl.phases import OldPolicy
 from uae_jax.training.state import State, apply_gradients
 
@@ -64,6 +64,8 @@ def run_updates(
   optimizer: optax.GradientTransformation,
   *,
   ema_decay: float = 0.0,
+  ema_interval: int = 1,
+  reference: ReferenceOptions | None = None,
   old_policy: OldPolicy | None = None,
   prepare: Callable[[dict, Any], Any] | None = None,
   num_parts: int = 1,
@@ -81,6 +83,8 @@ def run_updates(
     options: numbers of epochs, minibatches and microbatches.
     optimizer: the optimizer that made `state.opt_state`.
     ema_decay: see `apply_gradients`.
+    ema_interval: see `apply_gradients`.
+    reference: update rule of `state.reference`, applied after the last update; None leaves it as it is.
     old_policy: update rule of `state.old`, applied once, after the last update; None leaves `state.old` as it is.
     prepare: (params, minibatch with a leading axis of microbatches) -> `UpdateContext.prepared`, for values that depend
       on the whole minibatch; no gradient flows through it.
@@ -110,6 +114,8 @@ def run_updates(
     return total, (jax.lax.stop_gradient(count), metrics)
 
   num_gradients = options.num_microbatches * num_parts
+  # `state.step` counts rollouts; only between the updates of one rollout does it count these.
+  first_step = state.step
 
   def minibatch(state: State, pair):
     microbatches, is_first = pair
@@ -137,24 +143,32 @@ def run_updates(
       total, count, metrics = jnp.sum(totals), jnp.sum(counts), join_metrics(metrics)
     count = jnp.maximum(count, 1e-8)
     loss = total / count
+    grads = jax.tree.map(lambda g: g / count, grads)
     state, update_metrics = apply_gradients(
-      state, jax.tree.map(lambda g: g / count, grads), loss, optimizer, ema_decay=ema_decay
+      state,
+      grads,
+      loss,
+      optimizer,
+      ema_decay=ema_decay,
+      ema_interval=ema_interval,
+      optimizer_step=first_step * options.num_updates + (state.step - first_step),
     )
     means = {name: value / jnp.maximum(weight, 1e-8) for name, (value, weight) in metrics.items()}
     return state, {"loss": loss, **means, **update_metrics}
 
-  # `state.step` counts rollouts; optimizer steps are counted in `state.opt_state`.
-  first_step = state.step
   if options.is_on_policy:
     state, metrics = minibatch(state, (jax.tree.map(lambda x: x[0], minibatches), jnp.bool_(True)))
   else:
     order = jax.tree.map(lambda x: jnp.concatenate([x] * options.num_epochs), minibatches)
-    is_first = jnp.arange(options.num_epochs * options.num_minibatches) == 0
+    is_first = jnp.arange(options.num_updates) == 0
     state, stacked = jax.lax.scan(minibatch, state, (order, is_first))
     metrics = {name: _over_updates(name, values) for name, values in stacked.items()}
   if old_policy is not None:
-    decay = ema.linear_decay(first_step, old_policy.slope, old_policy.ceiling)
+    decay = ema.linear_decay(first_step, old_policy.slope, old_policy.ceiling, old_policy.start)
     state = dataclasses.replace(state, old=ema.update(state.old, state.trainable, decay))
+  if reference is not None and reference.interval:
+    decay = jnp.where(ema.is_due(first_step, reference.interval), 1.0 - reference.alpha, 1.0)
+    state = dataclasses.replace(state, reference=ema.update(state.reference, state.trainable, decay))
   return dataclasses.replace(state, step=first_step + 1), metrics
 
 

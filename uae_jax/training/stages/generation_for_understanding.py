@@ -6,6 +6,7 @@ Source: arXiv 2509.09666 section 3.3; the decoder is part of the environment and
 """
 
 import dataclasses
+import functools
 
 import flax.struct
 import jax
@@ -19,6 +20,7 @@ from uae_jax.options import (
   AdvantageOptions,
   Experiment,
   GenerationForUnderstandingOptions,
+  ReferenceOptions,
   TextRewardOptions,
   TokenObjective,
   UpdateOptions,
@@ -61,6 +63,8 @@ class _Stage:
   update_options: UpdateOptions
   optimizer: optax.GradientTransformation
   ema_decay: float
+  ema_interval: int
+  reference: ReferenceOptions
   ensemble: Ensemble
 
   def scoring(self, sampled: Captions) -> dict:
@@ -151,17 +155,20 @@ class _Stage:
     entropy, mask = jax.lax.map(entropies, microbatches)
     return grpo.entropy_threshold(entropy, mask, self.objective.top_entropy)
 
-  def objective_of_microbatch(self, params, microbatch, known):
+  def objective_of_microbatch(self, reference_params, params, microbatch, known):
+    """Computes the objective; `reference_params` is None for the fixed reference, the policy without its adapters."""
     images, sampled, old, values = microbatch
     log_probs, entropy = self.replay(params, images, sampled)
+    moves = reference_params is not None
+    fixed_or_moving = reference_params if moves else jax.lax.stop_gradient(params)
     reference, exact_kl = None, None
     if self.objective.beta and self.objective.kl == "exact":
-      policy, base = (self.networks.uae(params, adapters=adapters) for adapters in (True, False))
+      policy, base = self.networks.uae(params), self.networks.uae(fixed_or_moving, adapters=moves)
       exact_kl = captions.caption_kl(
         policy, base, self.networks.prompts, images, sampled.tokens, **self.scoring(sampled)
       )
     elif self.objective.beta:
-      reference = jax.lax.stop_gradient(self.replay(params, images, sampled, adapters=False)[0])
+      reference = self.replay(fixed_or_moving, images, sampled, adapters=moves)[0]
     loss, metrics = grpo.token_objective(
       self.objective,
       log_probs,
@@ -184,10 +191,14 @@ class _Stage:
     return run_updates(
       state,
       (captioner_images(batch), groups.captions, groups.old_log_probs, values),
-      self.objective_of_microbatch,
+      functools.partial(
+        self.objective_of_microbatch, state.assemble(state.reference) if self.reference.interval else None
+      ),
       self.update_options,
       self.optimizer,
       ema_decay=self.ema_decay,
+      ema_interval=self.ema_interval,
+      reference=self.reference,
       # With one microbatch the objective computes the threshold itself.
       prepare=self.entropy_threshold
       if self.objective.top_entropy < 1 and self.update_options.num_microbatches > 1
@@ -204,6 +215,8 @@ def make_phases(
   optimizer: optax.GradientTransformation,
   *,
   ema_decay: float = 0.0,
+  ema_interval: int = 1,
+  reference: ReferenceOptions | None = None,
   text_rewards: TextRewardOptions | None = None,
 ) -> Phases:
   """Makes the four phases of stage 2.
@@ -213,13 +226,15 @@ def make_phases(
   """
   ensemble = Ensemble(options.reward_weights, options.held_out_embedder, text_rewards or TextRewardOptions())
   ensemble.check(networks.embedders)
-  stage = _Stage(networks, options, objective, update_options, optimizer, ema_decay, ensemble)
+  reference = reference or ReferenceOptions()
+  stage = _Stage(networks, options, objective, update_options, optimizer, ema_decay, ema_interval, reference, ensemble)
   return Phases(
     stage.rollout,
     lambda *arguments: stage.reward(*arguments)[0],
     lambda rewards: ensemble.advantages(rewards, advantage),
     stage.update,
     reward_and_inputs=stage.reward,
+    moves_reference=reference.interval > 0,
   )
 
 
@@ -270,6 +285,8 @@ def phases(config: Experiment, built: Built, optimizer: optax.GradientTransforma
     section.updates,
     optimizer,
     ema_decay=section.ema_decay,
+    ema_interval=section.ema_interval,
+    reference=section.reference,
     text_rewards=text,
   )
 

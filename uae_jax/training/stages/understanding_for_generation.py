@@ -19,6 +19,7 @@ from uae_jax.options import (
   AdvantageOptions,
   Experiment,
   ImageObjective,
+  ReferenceOptions,
   UnderstandingForGenerationOptions,
   UpdateOptions,
 )
@@ -41,7 +42,9 @@ def old_policy(options: UnderstandingForGenerationOptions) -> OldPolicy | None:
   """Makes the update rule of the slow average of the policy; None if the stage keeps no average."""
   if not options.old_decay:
     return None
-  return OldPolicy(options.old_decay, options.old_decay_slope, samples=options.samples_from == OLD)
+  return OldPolicy(
+    options.old_decay, options.old_decay_slope, options.old_decay_start, samples=options.samples_from == OLD
+  )
 
 
 @flax.struct.dataclass
@@ -75,6 +78,8 @@ class _Stage:
   update_options: UpdateOptions
   optimizer: optax.GradientTransformation
   ema_decay: float
+  ema_interval: int
+  reference: ReferenceOptions
   ensemble: Ensemble
   policy: ImagePolicy
   is_on_policy: bool
@@ -89,7 +94,7 @@ class _Stage:
       negative: conditioning of the negative prompt, or None without guidance.
       repeat: consecutive rows per prompt; None for `num_rollouts`.
       guidance: classifier-free guidance; None for the guidance of training.
-      adapters: False gives the reference policy.
+      adapters: False gives the fixed reference policy.
     """
     repeat = self.options.num_rollouts if repeat is None else repeat
     guidance = self.training_guidance if guidance is None else guidance
@@ -148,6 +153,9 @@ class _Stage:
         self.field(state.assemble(state.old), groups.context, groups.negative), record
       )
 
+    moves = self.reference.interval > 0
+    reference_params = state.assemble(state.reference) if moves else None
+
     def objective_of_part(params, microbatch, known):
       context, record, values = microbatch
       repeat = self.options.num_rollouts // self.options.replay_chunks
@@ -158,9 +166,10 @@ class _Stage:
 
       # Leaves have their rollouts on axis 2; leaves of two axes have no rollouts.
       record = jax.tree.map(lambda x: cut(x, 2) if x.ndim > 2 else x, record)
+      reference = reference_params if moves else jax.lax.stop_gradient(params)
       fields = Fields(
         self.field(params, context, groups.negative, repeat=repeat),
-        lambda: self.field(jax.lax.stop_gradient(params), context, groups.negative, repeat=repeat, adapters=False),
+        lambda: self.field(reference, context, groups.negative, repeat=repeat, adapters=moves),
       )
       # If the slow average sampled, old and current policy differ even at the first update.
       old = known.old if self.options.samples_from == CURRENT else lambda stored, _: stored
@@ -173,6 +182,8 @@ class _Stage:
       self.update_options,
       self.optimizer,
       ema_decay=self.ema_decay,
+      ema_interval=self.ema_interval,
+      reference=self.reference,
       old_policy=old_policy(self.options),
       num_parts=self.policy.num_points * self.options.replay_chunks,
     )
@@ -187,6 +198,8 @@ def make_phases(
   optimizer: optax.GradientTransformation,
   *,
   ema_decay: float = 0.0,
+  ema_interval: int = 1,
+  reference: ReferenceOptions | None = None,
 ) -> Phases:
   """Makes the four phases of stage 3.
 
@@ -199,8 +212,19 @@ def make_phases(
   policy = make_policy(options, objective)
   is_on_policy = update_options.is_on_policy and options.samples_from == CURRENT
   training_guidance = options.guidance if options.is_guided_in_training else 1.0
+  reference = reference or ReferenceOptions()
   stage = _Stage(
-    networks, options, update_options, optimizer, ema_decay, ensemble, policy, is_on_policy, training_guidance
+    networks,
+    options,
+    update_options,
+    optimizer,
+    ema_decay,
+    ema_interval,
+    reference,
+    ensemble,
+    policy,
+    is_on_policy,
+    training_guidance,
   )
   return Phases(
     stage.rollout,
@@ -209,6 +233,7 @@ def make_phases(
     stage.update,
     reward_and_inputs=stage.reward,
     old_policy=old_policy(options),
+    moves_reference=reference.interval > 0,
   )
 
 
@@ -223,6 +248,8 @@ def phases(config: Experiment, built: Built, optimizer: optax.GradientTransforma
     section.updates,
     optimizer,
     ema_decay=section.ema_decay,
+    ema_interval=section.ema_interval,
+    reference=section.reference,
   )
 
 
