@@ -1,6 +1,6 @@
 """The public Python API: a class around a trained UAE, loaded from the official weights, a run, or an export."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 import dataclasses
 import math
 import os
@@ -27,6 +27,8 @@ from uae_jax.weights.checkpoint import LoadedUAE
 
 Images = Iterable[Image.Image | str | os.PathLike]
 LARGEST_SEED = 2**32 - 1
+# Prompts are padded to a multiple of this if the decoder does not attend to padding.
+MASKED_BUCKET = 16
 NOT_FINITE = "another dtype may help, or the weights are damaged"
 
 Value = TypeVar("Value")
@@ -98,6 +100,7 @@ class UAE:
     repetition_penalty: float | None = None,
     *,
     indices: Sequence[int] | None = None,
+    batch_size: int = 8,
   ) -> list[str]:
     """Samples one caption per image.
 
@@ -109,6 +112,8 @@ class UAE:
       repetition_penalty: divides positive and multiplies negative logits of tokens that question or caption already
         contain; 1 disables it. By default that of the weights, from their `generation_config.json`.
       indices: index of each image in a larger job, for the same results in any batches; by default 0, 1, ...
+      batch_size: maximum number of images per batch. Images of one patch grid share batches, which are padded to a
+        power of two; the caption of an image does not depend on its batch, up to rounding.
 
     Raises:
       ValueError: an image cannot be read, an option is out of range, or the model's numbers are not finite.
@@ -119,24 +124,28 @@ class UAE:
     if not (math.isfinite(penalty) and penalty > 0):
       raise ValueError(f"repetition_penalty = {penalty}: expected a finite number, more than 0")
     prepared = list(self._prepare(images))
-    results = []
-    for key, (pixels, prompts) in zip(_keys(seed, indices, len(prepared)), prepared, strict=True):
+    keys = _keys(seed, indices, len(prepared))
+    results = [""] * len(prepared)
+    for rows in _batches([pixels.shape for pixels, _ in prepared], batch_size):
+      pixels = np.stack([prepared[row][0] for row in rows])
       run = self._program(
-        ("caption", pixels.shape, max_new_tokens, penalty), self._caption_one(prompts, max_new_tokens, penalty)
+        ("caption", pixels.shape, max_new_tokens, penalty),
+        self._caption_batch(prepared[rows[0]][1], max_new_tokens, penalty),
       )
-      sampled = run(self.params, pixels[None], key, jnp.float32(temperature))
+      sampled = run(self.params, pixels, jnp.stack([keys[row] for row in rows]), jnp.float32(temperature))
       if not np.all(np.isfinite(sampled.log_probs)):
         raise ValueError(f"the probabilities of a caption's tokens are not finite numbers: {NOT_FINITE}")
-      results.append(self.processor.caption_text(sampled.tokens[0, 0]))
+      for row, tokens in zip(rows, np.asarray(sampled.tokens[:, 0]), strict=True):
+        results[row] = self.processor.caption_text(tokens)
     return results
 
-  def _caption_one(self, prompts: Prompts, max_new_tokens: int, repetition_penalty: float):
-    def run(params, images, key, temperature):
+  def _caption_batch(self, prompts: Prompts, max_new_tokens: int, repetition_penalty: float):
+    def run(params, images, keys, temperature):
       return reconstruct.caption(
         self._model(params),
         prompts,
         images,
-        key,
+        keys,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         repetition_penalty=repetition_penalty,
@@ -174,17 +183,18 @@ class UAE:
 
   # --- Generation --------------------------------------------------------------------------------------------------
 
-  def encode_text(self, prompts: list[str]) -> tuple[jax.Array, jax.Array]:
+  def encode_text(self, prompts: list[str], length: int | None = None) -> tuple[jax.Array, jax.Array]:
     """Encodes prompts in the generation template as conditioning of the decoder.
 
     Args:
       prompts: B texts; they are right-padded to a common length T.
+      length: T; by default the length of the longest prompt.
 
     Returns:
       (context float[B, T, C], mask bool[B, T], True at the slots that are not padding). The official decoder attends to
       the padding too.
     """
-    tokens, mask = self.processor.pad_rows([self.processor.generation_prompt(prompt) for prompt in prompts])
+    tokens, mask = self.processor.pad_rows([self.processor.generation_prompt(prompt) for prompt in prompts], length)
     run = self._program(("encode_text", tokens.shape), self._encode_text)
     return run(self.params, tokens, mask), jnp.asarray(mask)
 
@@ -250,6 +260,7 @@ class UAE:
     output: str = "pil",
     *,
     indices: Sequence[int] | None = None,
+    batch_size: int | None = None,
   ):
     """Generates one image per prompt.
 
@@ -263,6 +274,8 @@ class UAE:
       latents: initial noise float[B, h, w, 16]; None draws it from the seed.
       output: "pil", or "array" for float32[B, H, W, 3] in 0..1.
       indices: index of each image in a larger job, for the same results in any batches; by default 0, 1, ...
+      batch_size: maximum number of images per batch; by default 2 at 1024 px, 8 at 512 px. Prompts of one length share
+        batches, which are padded to a power of two; an image does not depend on its batch, up to rounding.
 
     Raises:
       ValueError: the decoder's patches or position table do not allow the size, the output is unknown, an option is out
@@ -272,38 +285,50 @@ class UAE:
       raise ValueError(f"output = {output!r}: expected 'pil' or 'array'")
     steps, guidance = _or(steps, self.inference.steps), _or(guidance, self.inference.guidance)
     GenerationOptions(sampler_steps=steps, guidance=guidance)
-    shape = (1, *self.latents_shape(height, width))
-    if latents is not None and len(latents) != len(prompts):
+    shape = self.latents_shape(height, width)
+    if latents is None:
+      noise = [jax.random.normal(key, shape) for key in _keys(seed, indices, len(prompts))]
+    elif len(latents) != len(prompts):
       raise ValueError(f"{len(prompts)} prompts, but latents of {len(latents)} images")
-    generated = []
-    for number, (key, prompt) in enumerate(zip(_keys(seed, indices, len(prompts)), prompts, strict=True)):
-      if latents is None:
-        noise = jax.random.normal(key, shape)
-      else:
-        noise = jnp.asarray(latents, jnp.float32)[number : number + 1]
-      # As in the official pipeline, prompt and negative prompt are padded together; the official decoder attends to the
-      # padding, so the common length matters.
-      texts = [prompt] if guidance == 1.0 else [self.processor.negative_prompt, prompt]
-      context, mask = self.encode_text(texts)
+    else:
+      noise = list(jnp.asarray(latents, jnp.float32))
+    negative = [] if guidance == 1.0 else [self.processor.negative_prompt]
+    lengths = self._context_lengths(prompts, negative)
+    generated = [np.zeros(0)] * len(prompts)
+    for rows in _batches(lengths, _or(batch_size, fitting(shape))):
+      context, mask = self.encode_text([*negative, *(prompts[row] for row in rows)], lengths[rows[0]])
+      batch = jnp.stack([noise[row] for row in rows])
       run = self._program(
-        ("generate", noise.shape, context.shape, steps, guidance), self._generate_one(steps, guidance)
+        ("generate", batch.shape, context.shape, steps, guidance), self._generate_batch(steps, guidance)
       )
-      image = np.asarray(run(self.params, noise, context, mask))[0]
-      if not np.all(np.isfinite(image)):
+      images = np.asarray(run(self.params, batch, context, mask))
+      if not np.all(np.isfinite(images)):
         raise ValueError(f"a generated image has pixels that are not finite numbers: {NOT_FINITE}")
-      generated.append(image)
-    images = np.clip(np.stack(generated) / 2 + 0.5, 0.0, 1.0)
+      for row, image in zip(rows, images, strict=True):
+        generated[row] = image
+    clipped = np.clip(np.stack(generated) / 2 + 0.5, 0.0, 1.0)
     if output == "array":
-      return images
-    return [Image.fromarray(np.round(image * 255).astype(np.uint8)) for image in images]
+      return clipped
+    return [Image.fromarray(np.round(image * 255).astype(np.uint8)) for image in clipped]
 
-  def _generate_one(self, steps: int, guidance: float):
+  def _context_lengths(self, prompts: Sequence[str], negative: Sequence[str]) -> list[int]:
+    """Number of tokens to which each prompt is padded.
+
+    As in the official pipeline, that is the longer one of prompt and negative prompt: the official decoder attends to
+    the padding. A decoder that masks it needs fewer programs with multiples of `MASKED_BUCKET`.
+    """
+    least, *_ = *(len(self.processor.generation_prompt(text)) for text in negative), 0
+    bucket = MASKED_BUCKET if self._config.mask_context else 1
+    lengths = [max(least, len(self.processor.generation_prompt(prompt))) for prompt in prompts]
+    return [math.ceil(length / bucket) * bucket for length in lengths]
+
+  def _generate_batch(self, steps: int, guidance: float):
     def run(params, noise, context, mask):
-      model = self._model(params)
+      model, count = self._model(params), len(noise)
       negative = None if guidance == 1.0 else Context(context[:1], mask[:1])
-      context = Context(context[-1:], mask[-1:])
+      own = Context(context[-count:], mask[-count:])
       return reconstruct.generate(
-        model, context, negative, noise, guidance=guidance, sampler_steps=steps, shift=self.inference.shift
+        model, own, negative, noise, guidance=guidance, sampler_steps=steps, shift=self.inference.shift
       )
 
     return run
@@ -313,7 +338,7 @@ class UAE:
 
     Args:
       images: PIL images or paths, of any mode and size.
-      **options: arguments of `caption` and of `generate`; `seed` and `indices` are passed to both.
+      **options: arguments of `caption` and of `generate`; `seed`, `indices` and `batch_size` are passed to both.
 
     Returns:
       (captions, images).
@@ -321,8 +346,8 @@ class UAE:
     Raises:
       TypeError: an option is unknown.
     """
-    caption_names = ("max_new_tokens", "temperature", "seed", "repetition_penalty", "indices")
-    generate_names = ("steps", "guidance", "height", "width", "seed", "latents", "output", "indices")
+    caption_names = ("max_new_tokens", "temperature", "seed", "repetition_penalty", "indices", "batch_size")
+    generate_names = ("steps", "guidance", "height", "width", "seed", "latents", "output", "indices", "batch_size")
     unknown = set(options) - set(caption_names) - set(generate_names)
     if unknown:
       raise TypeError(f"reconstruct has no option {sorted(unknown)}")
@@ -373,3 +398,30 @@ def _keys(seed: int, indices: Sequence[int] | None, count: int) -> list[jax.Arra
     raise ValueError(f"{count} images, but {len(indices)} indices")
   key = jax.random.key(seed)
   return [jax.random.fold_in(key, index) for index in indices]
+
+
+def fitting(latents_shape: Sequence[int]) -> int:
+  """Default number of images per batch: as many as 8 images of 64 x 64 latents (512 px) have together, 1 to 16."""
+  return max(1, min(16, 8 * 64**2 // (latents_shape[0] * latents_shape[1])))
+
+
+def _batches(groups: Sequence[Hashable], batch_size: int) -> Iterator[list[int]]:
+  """Yields batches of positions of one group, padded to a power of two by repeating the last position.
+
+  Args:
+    groups: group of each position.
+    batch_size: maximum number of positions per batch.
+
+  Raises:
+    ValueError: `batch_size` is less than 1.
+  """
+  if batch_size < 1:
+    raise ValueError(f"batch_size = {batch_size}: expected at least 1")
+  positions: dict[Hashable, list[int]] = {}
+  for position, group in enumerate(groups):
+    positions.setdefault(group, []).append(position)
+  for rows in positions.values():
+    for start in range(0, len(rows), batch_size):
+      batch = rows[start : start + batch_size]
+      padded = min(batch_size, 1 << (len(batch) - 1).bit_length())
+      yield batch + batch[-1:] * (padded - len(batch))

@@ -212,6 +212,24 @@ def test_bfloat16_log_probs_deviate_no_more_than_in_pytorch(reference, their_hal
   assert deviation(ours, exact) <= 1.5 * allowed
 
 
+def test_results_do_not_depend_on_the_batch(uae):
+  """Images of two grids and prompts of three lengths: alone, together, and as part of a larger job."""
+  rng = np.random.default_rng(4)
+  pictures = [Image.fromarray(rng.integers(0, 255, (40, 50 + 40 * (i % 2), 3), np.uint8)) for i in range(5)]
+  options = dict(max_new_tokens=5, temperature=1.0, seed=3)
+  alone = uae.caption(pictures, batch_size=1, **options)
+  assert len(set(alone)) > 1
+  assert uae.caption(pictures, batch_size=4, **options) == alone
+  assert uae.caption(pictures[3:], indices=[3, 4], **options) == alone[3:]
+
+  prompts = ["red", *PROMPTS, "green", "blue"]
+  size = dict(steps=2, height=16, width=16, seed=3, output="array")
+  single = uae.generate(prompts, batch_size=1, **size)
+  np.testing.assert_allclose(uae.generate(prompts, batch_size=4, **size), single, atol=2e-5)
+  np.testing.assert_allclose(uae.generate(prompts[3:], indices=[3, 4], **size), single[3:], atol=2e-5)
+  assert np.abs(single[0] - single[3]).max() > 0.01
+
+
 def test_weights_land_on_a_mesh(uae, reference):
   mesh = sharding.make_mesh(data=1, fsdp=2, tensor=2, devices=jax.devices()[:4])
   placed = uae_jax.UAE.load(reference.folder, dtype="float32", mesh=mesh)

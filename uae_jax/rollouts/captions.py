@@ -93,7 +93,7 @@ def sample_captions(
     captioner: the policy, with adapters enabled or disabled by the caller.
     prompts: provides the ids of closing tokens and padding.
     prefix: result of `caption_prefix`.
-    key: one key for the whole batch.
+    key: one key for the whole batch, or keys[B], with which a caption does not depend on the other images.
     num_rollouts: R.
     max_tokens: L, maximum length, including the closing token.
     temperature: divides the logits; 0 takes the most likely token.
@@ -132,7 +132,7 @@ def sample_captions(
     log_p = jax.nn.log_softmax(scores)
     token = jax.lax.cond(
       temperature > 0,
-      lambda: draw(jax.random.fold_in(key, t), jnp.exp(log_p)),
+      lambda: draw(fold_in(key, t), jnp.exp(log_p)),
       lambda: jnp.argmax(scores, axis=-1).astype(jnp.int32),
     )
     log_prob = jnp.take_along_axis(log_p, token[..., None], axis=-1)[..., 0]
@@ -160,8 +160,22 @@ def sample_captions(
   return Captions(tokens, caption_mask(tokens, prompts), log_probs, is_closed=done, kept=kept)
 
 
+def fold_in(key: jax.Array, t: jax.Array) -> jax.Array:
+  """Folds a step into one key, or into each of keys[B]."""
+  return jax.vmap(jax.random.fold_in, (0, None))(key, t) if key.ndim else jax.random.fold_in(key, t)
+
+
+def uniform_pair(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Draws float32[2, *shape] in [0, 1) from one key, or the rows of axis 1 from keys[B] each."""
+  if not key.ndim:
+    return jax.random.uniform(key, (2, *shape))
+  return jnp.moveaxis(jax.vmap(lambda key: jax.random.uniform(key, (2, *shape[1:])))(key), 0, 1)
+
+
 def draw(key: jax.Array, weights: jax.Array) -> jax.Array:
   """Samples int32[...] from distributions that are proportional to weights float32[..., V].
+
+  `key` is one key, or keys[B] for the first axis.
 
   Inverts the cumulative distribution over groups of entries, then over the entries of the chosen group, with one random
   number each. `jax.random.categorical` draws noise for every entry instead: on CPU, for 16 x 16384 entries, 9 ms
@@ -174,7 +188,7 @@ def draw(key: jax.Array, weights: jax.Array) -> jax.Array:
 
   num_groups = math.gcd(weights.shape[-1], 128)
   groups = weights.reshape(*weights.shape[:-1], num_groups, -1)
-  first, second = jax.random.uniform(key, (2, *weights.shape[:-1]))
+  first, second = uniform_pair(key, weights.shape[:-1])
   group = invert(jnp.sum(groups, axis=-1), first)
   inside = jnp.take_along_axis(groups, group[..., None, None], axis=-2)[..., 0, :]
   return group * groups.shape[-1] + invert(inside, second)
