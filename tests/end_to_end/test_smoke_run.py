@@ -126,7 +126,7 @@ def trained(monkeypatch) -> list:
   calls = []
   monkeypatch.setattr(sys, "argv", ["pytest"])
   monkeypatch.setattr(train_command, "train", lambda config, workdir: calls.append((config, workdir)))
-  monkeypatch.setattr(train_command, "add_xla_flags", lambda flags: None)
+  monkeypatch.setattr(train_command.compiler_flags, "add", lambda config: None)
   return calls
 
 

@@ -6,11 +6,10 @@ command again resumes.
 
 import dataclasses
 import functools
-import os
 from pathlib import Path
 import sys
 
-from uae_jax.commands import config_file
+from uae_jax.commands import compiler_flags, config_file
 from uae_jax.commands.command_line import Parser, number, path
 from uae_jax.options import Experiment
 
@@ -45,17 +44,12 @@ def parser() -> Parser:
 def main(argv: list[str]) -> int:
   """Parses the arguments and trains."""
   arguments, config = config_file.parse(parser(), argv)
-  add_xla_flags(config.xla_flags)
+  compiler_flags.add(config)
   from uae_jax.training import processes
 
   processes.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
   is_finished = train(config, arguments.workdir)
   return 0 if is_finished else arguments.preempted_exit_code
-
-
-def add_xla_flags(flags: str) -> None:
-  """Prepends to XLA_FLAGS before XLA reads it with the first device; flags of the environment come later and win."""
-  os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 
 def train(config: Experiment, workdir: Path) -> bool:

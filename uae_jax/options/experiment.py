@@ -154,6 +154,10 @@ class EvaluationOptions(GenerationOptions):
   caption_every_steps: int = option(50, at_least=0)
   seed: int = 0
 
+# Beginnings of the names of libtpu's flags, and the two such names that XLA itself knows.
+LIBTPU_PREFIXES = ("xla_tpu_", "xla_jf_", "xla_sc_", "xla_enable_async_", "xla_latency_hiding_scheduler_", "megascale_")
+XLA_TPU_FLAGS = ("xla_tpu_detect_nan", "xla_tpu_detect_inf")
+
 
 def stage(default: sections.Stage, title: str, moment: str) -> Any:
   """A field of `Experiment` that is a stage; `training.stages.<field>` makes it.
@@ -176,7 +180,9 @@ class Experiment(Options):
     processor: folder of tokenizer and image processor; "" takes that of the weights or of the small world.
     dtype: dtype of the parameters; trained parameters keep a float32 master copy.
     remat: what the backward pass recomputes per layer: "none", "full", or "dots" (all but matrix products).
-    xla_flags: compiler flags, added before those of the environment's XLA_FLAGS.
+    xla_flags: compiler flags for every platform, added before those of the environment's XLA_FLAGS.
+    libtpu_init_args: flags of the TPU compiler and runtime, such as --xla_tpu_enable_latency_hiding_scheduler=true,
+      added before those of the environment's LIBTPU_INIT_ARGS; unused on other platforms.
     max_skipped_in_a_row: updates with a non-finite loss or gradient before the run stops.
     tensorboard: writes TensorBoard event files beside metrics.jsonl.
     stages: names of the stages to run, in this order.
@@ -205,6 +211,7 @@ class Experiment(Options):
   dtype: str = option("float32", choices=DTYPES)
   remat: str = option("none", choices=REMAT_POLICIES)
   xla_flags: str = ""
+  libtpu_init_args: str = ""
   max_skipped_in_a_row: int = option(20, at_least=1)
   tensorboard: bool = True
   stages: tuple[str, ...] = (
@@ -257,6 +264,7 @@ class Experiment(Options):
     return once + [(f"{name}_round{k + 1}", name) for k in range(self.rounds) for name in in_turn]
 
   def check(self) -> None:
+    check_xla_flags(self.xla_flags, "xla_flags", "libtpu_init_args")
     object.__setattr__(self, "embedders", {kind: _local(kind, path) for kind, path in self.embedders.items()})
     if not self.stages:
       raise ValueError(f"stages = (): expected some of {', '.join(STAGES)}")
@@ -291,6 +299,23 @@ def _local(kind: str, path: str) -> str:
     return local_path(path)
   except ValueError as error:
     raise ValueError(f"embedders.{kind} = {error}") from error
+
+
+def check_xla_flags(flags: str, where: str, remedy: str) -> None:
+  """Refuses flags that only libtpu knows, because XLA ends the process on an unknown flag in XLA_FLAGS.
+
+  Args:
+    flags: flags for XLA_FLAGS, separated by spaces.
+    where: where they are from, for the error message.
+    remedy: where flags of libtpu belong.
+
+  Raises:
+    ValueError: there is one.
+  """
+  for flag in flags.split():
+    name = flag.lstrip("-").partition("=")[0]
+    if name.startswith(LIBTPU_PREFIXES) and name not in XLA_TPU_FLAGS:
+      raise ValueError(f"{where}: {flag} is a flag of libtpu, XLA would end the process: put it into {remedy}")
 
 
 # name -> {"title", "moment"} of every stage, in the order of a run.

@@ -1,8 +1,8 @@
 """Published specifications of TPU chips.
 
 Source: docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e and tpu7x (peak compute, HBM bandwidth, bidirectional
-inter-chip bandwidth per chip). The HBM limit of v5e, v5p and v6e is the capacity that libtpu 0.0.42 compiles for,
-slightly less than the published 16, 95 and 32 GB; that of v4 and tpu7x is the published one.
+inter-chip bandwidth per chip). The HBM limit is the capacity that libtpu 0.0.42 compiles for, slightly less than the
+published 16, 95, 32 and 192 GB; that of v4 is the published one.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ class Chip:
     flops: peak bfloat16 FLOP/s.
     hbm_bandwidth: bytes/s.
     link_bandwidth: bytes/s into the chip over all its links, half the published bidirectional figure.
+    num_devices: number of devices as which JAX shows one chip.
   """
 
   name: str
@@ -27,6 +28,16 @@ class Chip:
   flops: float
   hbm_bandwidth: float
   link_bandwidth: float
+  num_devices: int = 1
+
+  @property
+  def device(self) -> "Chip":
+    """One of the chip's devices, with its share of everything."""
+    share = {
+      field: getattr(self, field) / self.num_devices
+      for field in ("hbm_bytes", "flops", "hbm_bandwidth", "link_bandwidth")
+    }
+    return dataclasses.replace(self, **share, num_devices=1)
 
 
 CHIPS = {
@@ -36,6 +47,7 @@ CHIPS = {
     Chip("v5e", 15.75 * GIB, 197e12, 819e9, 200e9),
     Chip("v5p", 95.74 * GIB, 459e12, 2765e9, 600e9),
     Chip("v6e", 31.25 * GIB, 918e12, 1638e9, 400e9),
-    Chip("tpu7x", 192 * GIB, 2307e12, 7380e9, 600e9),
+    # Ironwood. Each of its two devices has a memory of its own, 94.75 GiB.
+    Chip("tpu7x", 2 * 94.75 * GIB, 2307e12, 7380e9, 600e9, num_devices=2),
   )
 }

@@ -30,7 +30,7 @@ def step_seconds(plan: dict, stage: str) -> float:
 
 def bounds(program: dict, chip: str) -> dict[str, float]:
   """Seconds of a program if only one part of the chip took time, for each part."""
-  peaks = CHIPS[chip]
+  peaks = CHIPS[chip].device
   return {
     "matrix units": program["work"]["flops"] / peaks.flops,
     "HBM": program["work"]["bytes"] / peaks.hbm_bandwidth,

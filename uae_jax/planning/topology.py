@@ -18,16 +18,20 @@ ENVIRONMENT = {
   "TPU_LOG_DIR": "disabled",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# Cloud's name of a slice -> topology. v5p names count cores, two per chip; the others count chips.
+# Cloud's name of a slice -> topology. Names of v5p and tpu7x count cores, two per chip; the others count chips.
 CLOUD_NAMES = {
   **{
     f"{prefix}-{chips}": f"{generation}:{shape}"
     for generation, prefix in (("v5e", "v5e"), ("v5e", "v5litepod"), ("v6e", "v6e"))
     for chips, shape in ((4, "2x2"), (8, "2x4"), (16, "4x4"), (32, "4x8"), (64, "8x8"), (128, "8x16"), (256, "16x16"))
   },
-  **{f"v5p-{2 * n}": f"v5p:{s}" for n, s in ((4, "2x2x1"), (8, "2x2x2"), (16, "2x2x4"), (32, "2x4x4"), (64, "4x4x4"))},
+  **{
+    f"{generation}-{2 * chips}": f"{generation}:{shape}"
+    for generation in ("v5p", "tpu7x")
+    for chips, shape in ((4, "2x2x1"), (8, "2x2x2"), (16, "2x2x4"), (32, "2x4x4"), (64, "4x4x4"))
+  },
 }
-GRAMMAR = re.compile(r"(v5e|v5p|v6e):(\d+x\d+(?:x\d+)?)")
+GRAMMAR = re.compile(r"(v5e|v5p|v6e|tpu7x):(\d+x\d+(?:x\d+)?)")
 
 
 def parse(name: str) -> tuple[Chip, str]:
@@ -40,14 +44,14 @@ def parse(name: str) -> tuple[Chip, str]:
   match = GRAMMAR.fullmatch(name)
   if match is None:
     raise ValueError(
-      f"--topology={name}: expected GENERATION:SHAPE with a generation of v5e, v5p or v6e, such as v5e:4x4, "
-      "v5p:2x2x2 or v6e:4x4, or Cloud's name of a slice, such as v5p-16"
+      f"--topology={name}: expected GENERATION:SHAPE with a generation of v5e, v5p, v6e or tpu7x, such as "
+      "v5e:4x4 or tpu7x:2x2x1, or Cloud's name of a slice, such as v5p-16"
     )
   return CHIPS[match[1]], name
 
 
 def slice_devices(name: str, num_slices: int = 1) -> tuple[Chip, list[jax.Device]]:
-  """The chip type and the devices of a slice, or of several equal slices.
+  """The chip type and the devices of a slice, or of several equal slices; tpu7x has two devices per chip.
 
   Raises:
     ValueError: libtpu is not installed, or there is no slice of this name.

@@ -19,11 +19,14 @@ PEAK_FLOPS = {
   "TPU v5p": 459e12,
   "TPU v6 lite": 918e12,
   "TPU v6e": 918e12,
+  "TPU7x": 2307e12,
   "NVIDIA A100-SXM4-40GB": 312e12,
   "NVIDIA A100-SXM4-80GB": 312e12,
   "NVIDIA H100 80GB HBM3": 989e12,
   "NVIDIA H200": 989e12,
 }
+# Number of devices as which JAX shows one chip, if not 1.
+DEVICES_PER_CHIP = {"TPU7x": 2}
 
 
 class StepClock:
@@ -36,8 +39,9 @@ class StepClock:
 
   def __init__(self, flops: Callable[[], float], *, num_rollouts: int = 1):
     self._flops, self._num_rollouts = flops, num_rollouts
-    self._num_chips = jax.device_count()
-    self._peak_flops = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    kind = jax.devices()[0].device_kind
+    self._num_chips = jax.device_count() / DEVICES_PER_CHIP.get(kind, 1)
+    self._peak_flops = PEAK_FLOPS.get(kind)
     self._is_warm = False
     self._begin()
 
