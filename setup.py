@@ -80,6 +80,7 @@ setup(
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.8,<10", "mkdocstrings[python]>=1,<2"],
     # What .pre-commit-config.yaml runs besides ruff and mypy; a local hook takes it from the same environment.
     "dev": ["pre-commit>=4,<5", "pre-commit-hooks>=6,<7"],
+    "wandb": ["wandb>=0.16"],
     "tpu": ["jax[tpu]==0.10.2"],
     "cuda": ["jax[cuda12]==0.10.2"],
     "aot": ["libtpu==0.0.42.*"],

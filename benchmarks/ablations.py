@@ -1,23 +1,20 @@
-"""Rows of docs/ablations.md: the RL stages of `configs/scenes_ablations.py` from base runs that are already trained.
+"""The tables of docs/ablations.md, from a sweep over the rows of `configs/scenes_ablations.py`.
 
-for seed in 0 1 2; do uae-jax train --config=configs/scenes.py --workdir=runs/seed$seed --config.seed=$seed; done
-python -m benchmarks.ablations --rows default gspo --seeds 0 1 2 --base runs --out runs/ablations
+uae-jax sweep --config=configs/scenes.py --workdir=runs/seeds
+uae-jax sweep --config=configs/scenes_ablations.py --workdir=runs/ablations --config-points --grid=config.seed=0,1,2
+python -m benchmarks.ablations runs/ablations
 
-Each row and seed is one process with its own workdir, OUT/<row>/seed<k>; finished ones are not run again. Further flags
-(--config.FIELD=VALUE) apply to every run. Writes OUT/ablations.json and OUT/ablations.md about all runs found in OUT.
+Reads runs/ablations/sweep.json, writes runs/ablations/ablations.md and prints it: mean and range over seeds, and
+differences by seed.
 """
 
 import argparse
 import json
 import math
 from pathlib import Path
-import resource
 import runpy
-import subprocess
-import sys
 
 CONFIG = Path(__file__).parents[1] / "configs" / "scenes_ablations.py"
-COST = "cost.json"
 COLUMNS = {
   "caption_recall": "recall",
   "caption_precision": "precision",
@@ -26,7 +23,7 @@ COLUMNS = {
   "held_out_similarity": "held out",
   "object_accuracy": "objects right",
   "psnr": "PSNR",
-  "cpu_minutes": "CPU minutes",
+  "minutes": "minutes",
 }
 DIFFERENCES = (
   "caption_recall",
@@ -40,28 +37,15 @@ BASELINES = {"generation_for_understanding": "default", "understanding_for_gener
 GAINS = {"reward_similarity": "reward gain", "held_out_similarity": "held-out gain", "psnr": "PSNR gain, dB"}
 
 
-def run(row: str, start: str, seed: int, base: Path, workdir: Path, flags: list[str]) -> None:
-  """Trains one row with one seed, unless it is finished.
-
-  Raises:
-    SystemExit: training failed.
-  """
-  if (workdir / COST).exists():
-    return
-  command = [sys.executable, "-m", "uae_jax.cli", "train", f"--config={CONFIG}:{row}", f"--workdir={workdir}"]
-  command += [f"--config.seed={seed}", f"--config.init.checkpoint={base / f'seed{seed}'}:{start}", *flags]
-  before = resource.getrusage(resource.RUSAGE_CHILDREN)
-  if subprocess.run(command, check=False).returncode:
-    raise SystemExit(f"{row}, seed {seed} failed: {' '.join(command)}")
-  after = resource.getrusage(resource.RUSAGE_CHILDREN)
-  cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-  (workdir / COST).write_text(json.dumps({"cpu_minutes": cpu_seconds / 60}) + "\n")
-
-
-def figures(workdir: Path, stages: tuple[str, ...]) -> dict:
-  """Held-out metrics after the last stage of the last round, and the cost of the run."""
-  files = sorted((workdir / "evaluation").glob(f"{stages[-1]}*.json"))
-  return json.loads(files[-1].read_text()) | json.loads((workdir / COST).read_text())
+def read(file: Path) -> dict[str, dict[int, dict[str, float]]]:
+  """Row -> seed -> metrics of the finished runs of a sweep."""
+  results: dict[str, dict[int, dict[str, float]]] = {}
+  for run in json.loads(file.read_text())["runs"]:
+    seed = int(run["overrides"].get("seed", 0))
+    row = run["name"].removesuffix(f"_seed-{seed}")
+    if run["state"] == "finished":
+      results.setdefault(row, {})[seed] = run["metrics"] | {"minutes": run["metrics"]["seconds"] / 60}
+  return results
 
 
 def cell(values: list[float], sign: str = "") -> str:
@@ -100,11 +84,11 @@ def table(results: dict[str, dict[int, dict]], rows: dict) -> str:
     seeds = " ".join(map(str, sorted(of_seeds)))
     cells = [cell([found.get(name, math.nan) for found in of_seeds.values()]) for name in COLUMNS]
     lines.append(f"| {row} | {seeds} | " + " | ".join(cells) + " |")
-    paired = [found["paired"] for found in of_seeds.values() if "paired" in found]
+    paired = [found for found in of_seeds.values() if all(f"paired.{name}.gain" in found for name in GAINS)]
     if paired:
       cells = [
-        cell([found[name]["gain"] for found in paired])
-        + (f" ± {paired[0][name]['standard_error']:.4f}" if len(paired) == 1 else "")
+        cell([found[f"paired.{name}.gain"] for found in paired])
+        + (f" ± {paired[0][f'paired.{name}.standard_error']:.4f}" if len(paired) == 1 else "")
         for name in GAINS
       ]
       gains.append(f"| {row} | {seeds} | " + " | ".join(cells) + " |")
@@ -118,30 +102,11 @@ def table(results: dict[str, dict[int, dict]], rows: dict) -> str:
 
 
 def main() -> None:
-  rows = runpy.run_path(str(CONFIG))["ROWS"]
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--rows", nargs="*", default=[], choices=list(rows), metavar="ROW", help=", ".join(rows))
-  parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-  parser.add_argument("--base", type=Path, required=True, help="folder of the base runs seed<k>")
-  parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
-  arguments, flags = parser.parse_known_args()
-  unknown = [flag for flag in flags if not flag.startswith("--config.")]
-  if unknown:
-    parser.error(f"unknown argument {unknown[0]!r}: flags of a run start with --config.")
-  for row in arguments.rows:
-    for seed in arguments.seeds:
-      run(row, rows[row]["start"], seed, arguments.base, arguments.out / row / f"seed{seed}", flags)
-  results = {}
-  for row in rows:
-    done = sorted((arguments.out / row).glob(f"seed*/{COST}"))
-    results[row] = {
-      int(file.parent.name.removeprefix("seed")): figures(file.parent, rows[row]["stages"]) for file in done
-    }
-  results = {row: of_seeds for row, of_seeds in results.items() if of_seeds}
-  arguments.out.mkdir(parents=True, exist_ok=True)
-  (arguments.out / "ablations.json").write_text(json.dumps(results, indent=1) + "\n")
-  text = table(results, rows)
-  (arguments.out / "ablations.md").write_text(text)
+  parser.add_argument("sweep", type=Path, help="folder of the sweep")
+  folder = parser.parse_args().sweep
+  text = table(read(folder / "sweep.json"), runpy.run_path(str(CONFIG))["ROWS"])
+  (folder / "ablations.md").write_text(text)
   print(text)
 
 

@@ -1,7 +1,7 @@
 """The README's table: held-out metrics of runs of `configs/scenes.py`, mean and range over seeds.
 
-for seed in 0 1 2; do uae-jax train --config=configs/scenes.py --workdir=runs/seed$seed --config.seed=$seed; done
-python -m benchmarks.small_world runs/seed0 runs/seed1 runs/seed2
+uae-jax sweep --config=configs/scenes.py --workdir=runs/seeds
+python -m benchmarks.small_world runs/seeds/seed-0 runs/seeds/seed-1 runs/seeds/seed-2
 """
 
 import argparse

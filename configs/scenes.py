@@ -2,6 +2,7 @@
 
 uae-jax train --config=configs/scenes.py --workdir=runs/demo
 uae-jax train --config=configs/scenes.py:smoke --workdir=runs/smoke      every stage, in two minutes, without learning
+uae-jax sweep --config=configs/scenes.py --workdir=runs/seeds            three seeds, as in the README's table
 
 Everything that is not set here has its default from `uae_jax.options`.
 """

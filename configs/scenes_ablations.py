@@ -1,7 +1,9 @@
 """Ablations on the small world: the RL stages, starting from a finished run of `configs/scenes.py`.
 
-python -m benchmarks.ablations --rows gspo --seeds 0 1 2 --base runs            a row of docs/ablations.md; runs/seed<k>
-uae-jax train --config=configs/scenes_ablations.py:gspo --workdir=DIR --config.init.checkpoint=runs/seed0:cold_start
+uae-jax sweep --config=configs/scenes.py --workdir=runs/seeds                   the base runs, with three seeds
+uae-jax sweep --config=configs/scenes_ablations.py --workdir=runs/ablations --config-points --grid=config.seed=0,1,2
+python -m benchmarks.ablations runs/ablations                                   the tables of docs/ablations.md
+uae-jax train --config=configs/scenes_ablations.py:gspo --workdir=DIR --config.init.checkpoint=RUN:cold_start
 
 The argument is the name of a row in `ROWS`, which lists its changes to the default. A row starts from the checkpoint
 of its `start` stage and runs its own `stages`.
@@ -9,6 +11,7 @@ of its `start` stage and runs its own `stages`.
 
 from configs import scenes
 
+BASE = "runs/seeds"
 CAPTIONER, DECODER = "generation_for_understanding", "understanding_for_generation"
 
 
@@ -107,6 +110,7 @@ def get_config(arg=None):
 
 
 def sweep(add):
-  """Runs every row once."""
-  for row in ROWS.values():
-    add(stages=row["stages"], **row["changes"])
+  """Runs every row from the base run of its seed, which `--grid=config.seed=...` sets."""
+  for name, row in ROWS.items():
+    checkpoint = f"{BASE}/seed-{{seed}}:{row['start']}"
+    add(name, stages=row["stages"], **{"seed": 0, "init.checkpoint": checkpoint}, **row["changes"])

@@ -34,6 +34,12 @@ def get_config(arg=None):
   # UAE (adapters llm_lora and dit_lora) and Flow-GRPO: rank 32, alpha 64.
   config.lora.update(rank=32, alpha=64.0)
   config.mesh.fsdp = 16
+  # Usual flags of TPU recipes for asynchronous collectives; nothing here has run on a TPU, so measure before use:
+  # config.libtpu_init_args = (
+  #   "--xla_tpu_enable_async_collective_fusion=true --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true "
+  #   "--xla_tpu_enable_async_collective_fusion_multiple_steps=true --xla_tpu_overlap_compute_collective_tc=true "
+  #   "--xla_enable_async_all_gather=true --xla_tpu_scoped_vmem_limit_kib=65536"
+  # )
   config.data.update(
     source="jsonl:data/long_captions/{split}.jsonl",
     image_px=image_px,

@@ -24,6 +24,8 @@ COMMANDS = {
   "compare": ("uae_jax.commands.compare", "compare two results of evaluate, prompt by prompt"),
   "plan": ("uae_jax.commands.plan", "check whether a config fits a TPU slice, and what a step costs"),
   "report": ("uae_jax.commands.report", "write the HTML report of a training run"),
+  "status": ("uae_jax.commands.status", "show how far runs are, how fast, and their goodput"),
+  "sweep": ("uae_jax.commands.sweep", "train a config at many points, and compare the results on one page"),
 }
 
 

@@ -110,16 +110,27 @@ def read(file: Path) -> tuple[list[dict], list[str]]:
   return records, notes
 
 
-def rewind(file: Path, stage: str, round_number: int, step: int) -> float:
+def tail(file: Path, size: int = 2**16) -> list[dict]:
+  """Parses the lines within the last `size` bytes of a file, in order; a long file is not read."""
+  with file.open("rb") as stream:
+    start = max(0, stream.seek(0, os.SEEK_END) - size)
+    stream.seek(start)
+    lines = stream.read().split(b"\n")
+  # The first piece may be the end of a line, the last one a line that is being written.
+  return [record for record in map(parse, lines[bool(start) :]) if record is not None]
+
+
+def rewind(file: Path, stage: str, round_number: int, step: int) -> dict[str, float]:
   """Deletes the lines of a stage after `step` (all of its lines for step 0) and lines that cannot be read.
 
   The file has either its old or its new content, even after a crash.
 
   Returns:
-    `seconds` of the last remaining line; 0 if there is none.
+    `seconds` and `useful_seconds` of the last remaining line that has them; 0 if there is none.
   """
+  totals = ("seconds", "useful_seconds")
   if not file.exists():
-    return 0.0
+    return dict.fromkeys(totals, 0.0)
 
   def is_kept(head: Header | None) -> bool:
     return head is not None and not (head[:2] == (stage, round_number) and (step == 0 or head[2] > step))
@@ -148,5 +159,5 @@ def rewind(file: Path, stage: str, round_number: int, step: int) -> float:
   if is_suffix and not is_ended:
     with file.open("ab") as out:
       out.write(b"\n")
-  seconds = (parse(last) or {}).get("seconds")
-  return float(seconds) if isinstance(seconds, int | float) else 0.0
+  record = parse(last) or {}
+  return {name: float(record[name]) if isinstance(record.get(name), int | float) else 0.0 for name in totals}

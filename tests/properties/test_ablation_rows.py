@@ -1,7 +1,6 @@
 """Every row of the ablations is a valid config, and the table of the runner states the results of the runs."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -49,8 +48,8 @@ def test_rows_differ_and_unknown_ones_are_refused():
   with pytest.raises(ValueError, match="expected one of"):
     scenes_ablations.get_config("no_such_row")
   points = []
-  scenes_ablations.sweep(lambda **fields: points.append(fields))
-  assert len(points) == len(ROWS)
+  scenes_ablations.sweep(lambda name, **fields: points.append(name))
+  assert points == list(ROWS)
 
 
 def test_two_rounds_have_the_updates_of_one_pass():
@@ -59,33 +58,32 @@ def test_two_rounds_have_the_updates_of_one_pass():
     assert two.rounds * two[name].total_steps == one.rounds * one[name].total_steps
 
 
-def write_run(folder: Path, stage_name: str, recall: float, gain: float | None):
-  figures = {
+def run(row: str, seed: int, recall: float, gain: float | None) -> dict:
+  metrics = {
     "caption_recall": recall,
     "caption_precision": 0.9,
     "caption_length": 12.0,
     "psnr": 20.0,
     "object_accuracy": 0.5,
+    "reward_similarity": 0.95,
+    "held_out_similarity": 0.94,
+    "seconds": 240.0,
   }
-  figures |= {"reward_similarity": 0.95, "held_out_similarity": 0.94}
   if gain is not None:
-    names = ("reward_similarity", "held_out_similarity", "psnr")
-    figures["paired"] = {name: {"gain": gain, "standard_error": 0.001} for name in names}
-  (folder / "evaluation").mkdir(parents=True)
-  (folder / "evaluation" / f"{stage_name}.json").write_text(json.dumps(figures))
-  (folder / ablations.COST).write_text('{"cpu_minutes": 4.0}')
+    for name in ("reward_similarity", "held_out_similarity", "psnr"):
+      metrics |= {f"paired.{name}.gain": gain, f"paired.{name}.standard_error": 0.001}
+  return {"name": f"{row}_seed-{seed}", "overrides": {"seed": str(seed)}, "state": "finished", "metrics": metrics}
 
 
 def test_the_table_has_mean_and_range_over_seeds(tmp_path, monkeypatch, capsys):
-  for seed, recall in ((0, 0.8), (1, 0.9)):
-    write_run(tmp_path / "gspo" / f"seed{seed}", "generation_for_understanding", recall, None)
-  write_run(tmp_path / "default" / "seed1", "generation_for_understanding", 0.75, None)
-  write_run(tmp_path / "nft" / "seed0", "understanding_for_generation", 0.9, 0.01)
-  monkeypatch.setattr("sys.argv", ["ablations", "--base", str(tmp_path), "--out", str(tmp_path)])
+  runs = [run("gspo", 0, 0.8, None), run("gspo", 1, 0.9, None), run("default", 1, 0.75, None), run("nft", 0, 0.9, 0.01)]
+  unfinished = run("dapo", 0, 0.1, None) | {"state": "failed"}
+  (tmp_path / "sweep.json").write_text(json.dumps({"runs": [*runs, unfinished]}))
+  monkeypatch.setattr("sys.argv", ["ablations", str(tmp_path)])
   ablations.main()
   text = capsys.readouterr().out
   assert "| gspo | 0 1 | 0.850 (0.800 to 0.900) | 0.900 (0.900 to 0.900) | 12.0 (12.0 to 12.0) |" in text
   assert "| 4.000 (4.000 to 4.000) |" in text
   assert "| gspo | default | 1 | +0.150 | +0.0000 | +0.0000 | +0.0000 | +0.0000 | +0.0000 |" in text
-  assert "| nft | 0 | 0.0100 ± 0.0010 |" in text
-  assert json.loads((tmp_path / "ablations.json").read_text())["gspo"]["1"]["caption_recall"] == 0.9
+  assert "| nft | 0 | 0.0100 ± 0.0010 |" in text and "dapo" not in text
+  assert (tmp_path / "ablations.md").read_text() == text.removesuffix("\n")

@@ -35,6 +35,7 @@ def test_a_line_a_logging_step(tmp_path):
     "step": 1,
     "round": 0,
     "seconds": 0,
+    "useful_seconds": 0.0,
     "reward": 0.1,
     "loss": None,
   }
@@ -92,7 +93,7 @@ def test_a_full_disk_names_the_file(tmp_path):
 
 
 def test_rewinding_nothing_writes_nothing(tmp_path):
-  assert rewind(tmp_path / "metrics.jsonl", STAGE, 0, 0) == 0.0
+  assert rewind(tmp_path / "metrics.jsonl", STAGE, 0, 0) == {"seconds": 0.0, "useful_seconds": 0.0}
   assert list(tmp_path.iterdir()) == []
 
 

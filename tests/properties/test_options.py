@@ -51,6 +51,7 @@ VALUES = {
   "http_reward.url": "http://127.0.0.1:1/",
   "optimizer.spike_factor": 2.0,
   "rounds": 2,
+  "metric_writers": ("wandb", "module:make"),
   "mesh.data": 2,
   "mesh.fsdp": 2,
   "stages": ("clip", "pretrain"),

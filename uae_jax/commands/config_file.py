@@ -1,11 +1,13 @@
 """Reads a config file and command-line overrides into a typed config."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import importlib.util
 from pathlib import Path
 import sys
 import traceback
+import types
 
 from ml_collections import ConfigDict
 
@@ -15,10 +17,31 @@ from uae_jax.options import Experiment, read_config
 from uae_jax.options.flags import override, split_flags
 
 
-def load_config(spec: str) -> ConfigDict:
-  """Loads a config file and returns the result of its `get_config`.
+def load_module(spec: str) -> types.ModuleType:
+  """Executes a config file and returns its module.
 
   The file may import its neighbors, and the package `configs` if its folder has that name, as a script could.
+
+  Args:
+    spec: "FILE" or "FILE:ARGUMENT".
+
+  Raises:
+    ValueError: the file does not exist or is not a config.
+  """
+  file, _ = _split(spec)
+  module_spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+  if module_spec is None or module_spec.loader is None:
+    raise ValueError(f"--config={spec}: not a Python file")
+  module = importlib.util.module_from_spec(module_spec)
+  with _code_of(spec, file):
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+      raise ValueError("the file defines no get_config")
+  return module
+
+
+def load_config(spec: str) -> ConfigDict:
+  """Loads a config file and returns the result of its `get_config`.
 
   Args:
     spec: "FILE", or "FILE:ARGUMENT" for `get_config(ARGUMENT)`.
@@ -26,30 +49,40 @@ def load_config(spec: str) -> ConfigDict:
   Raises:
     ValueError: the file does not exist or is not a config.
   """
-  try:
-    name, _, argument = local_path(spec).partition(":")
-  except ValueError as error:
-    raise ValueError(f"--config={error}") from error
-  file = Path(name)
-  if not file.is_file():
-    raise ValueError(
-      f"--config={spec}: no such file; configs are not part of the installed package, use those of a checkout"
-    )
-  folders = [str(file.parent.resolve()), str(file.parent.parent.resolve())]
-  module_spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
-  if module_spec is None or module_spec.loader is None:
-    raise ValueError(f"--config={spec}: not a Python file")
-  module = importlib.util.module_from_spec(module_spec)
-  sys.path[:0] = folders
-  try:
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-      raise ValueError("the file defines no get_config")
+  module = load_module(spec)
+  file, argument = _split(spec)
+  with _code_of(spec, file):
     config = module.get_config(argument) if argument else module.get_config()
     if not isinstance(config, ConfigDict):
       raise ValueError(f"get_config returned {type(config).__name__}, expected what uae_jax.options.new_config makes")
     return config
-  except Exception as error:  # Any failure of the file is reported with its place.
+
+
+def _split(spec: str) -> tuple[Path, str]:
+  """(file, argument or "").
+
+  Raises:
+    ValueError: there is no such file.
+  """
+  try:
+    name, _, argument = local_path(spec).partition(":")
+  except ValueError as error:
+    raise ValueError(f"--config={error}") from error
+  if not Path(name).is_file():
+    raise ValueError(
+      f"--config={spec}: no such file; configs are not part of the installed package, use those of a checkout"
+    )
+  return Path(name), argument
+
+
+@contextlib.contextmanager
+def _code_of(spec: str, file: Path) -> Iterator[None]:
+  """Context for code of a config file: it may import its neighbors, and any failure is reported with its place."""
+  folders = [str(file.parent.resolve()), str(file.parent.parent.resolve())]
+  sys.path[:0] = folders
+  try:
+    yield
+  except Exception as error:
     raise ValueError(f"--config={spec}: {place(error, folders)}{type(error).__name__}: {error}") from error
   finally:
     for folder in folders:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from pathlib import Path
 import sys
+import time
 
 from uae_jax.commands import compiler_flags, config_file
 from uae_jax.commands.command_line import Parser, number, path
@@ -72,6 +73,7 @@ def train(config: Experiment, workdir: Path) -> bool:
   from uae_jax import sharding
   from uae_jax.evaluation.evaluator import StageEvaluator
   from uae_jax.report.page import write_report
+  from uae_jax.report.progress import record_start
   from uae_jax.training import initial, loop, processes
   from uae_jax.training.batches import Batches
   from uae_jax.training.build import build
@@ -83,11 +85,15 @@ def train(config: Experiment, workdir: Path) -> bool:
   from uae_jax.training.stages import spec
   from uae_jax.training.state import release
   from uae_jax.training.validate import validate
+  from uae_jax.training.watchdog import Watchdog
   from uae_jax.training.workdir import open_workdir, to_plain
+
+  began, flags = time.time(), compiler_flags.in_effect()
 
   # 1. Workdir and mesh.
   validate(config)
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+  processes.name_logs()
   processes.on_first(lambda: open_workdir(workdir, config))
   plain_config = to_plain(config)
   if jax.config.values["jax_compilation_cache_dir"] is None:
@@ -101,9 +107,17 @@ def train(config: Experiment, workdir: Path) -> bool:
 
   # 3. Stages. Finished ones are restored, the first unfinished one resumes.
   evaluator = StageEvaluator(config, built.networks, built.processor, workdir, spec.find)
-  writer = MetricWriter(workdir, enabled=jax.process_index() == 0, tensorboard=config.tensorboard)
+  writer = MetricWriter(
+    workdir,
+    enabled=jax.process_index() == 0,
+    tensorboard=config.tensorboard,
+    others=config.metric_writers,
+    config=plain_config,
+  )
+  is_recorded = False
+  watchdog = Watchdog(config.watchdog_seconds, workdir, jax.process_index())
   try:
-    with jax.set_mesh(mesh), PreemptionNotice(mesh) as notice:
+    with jax.set_mesh(mesh), PreemptionNotice(mesh) as notice, watchdog:
       for number, (folder, name) in enumerate(config.runs):
         section = config.section(name)
         observes = (
@@ -112,6 +126,9 @@ def train(config: Experiment, workdir: Path) -> bool:
         checkpoints = Checkpoints(workdir / "checkpoints" / folder, config.checkpoints)
         before, finished = params_before(config, name, params), checkpoints.restore_final(built.abstract_params)
         if finished is None:
+          if not is_recorded and jax.process_index() == 0:
+            record_start(workdir, began, num_processes=jax.process_count(), num_devices=jax.device_count(), flags=flags)
+          is_recorded = True
           seed = 1000 * config.seed + number
           stage = make_stage(config, name, built, params, seed)
           release(params, before)  # the state has its own copy
@@ -129,6 +146,7 @@ def train(config: Experiment, workdir: Path) -> bool:
               observe=functools.partial(evaluator.observe, folder) if observes else None,
               observe_every_steps=config.evaluation.caption_every_steps,
               profiler=profiler,
+              watchdog=watchdog,
             )
           checkpoints.save_final(section.total_steps, params, plain_config)
         else:

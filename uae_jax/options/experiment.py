@@ -154,6 +154,7 @@ class EvaluationOptions(GenerationOptions):
   caption_every_steps: int = option(50, at_least=0)
   seed: int = 0
 
+
 # Beginnings of the names of libtpu's flags, and the two such names that XLA itself knows.
 LIBTPU_PREFIXES = ("xla_tpu_", "xla_jf_", "xla_sc_", "xla_enable_async_", "xla_latency_hiding_scheduler_", "megascale_")
 XLA_TPU_FLAGS = ("xla_tpu_detect_nan", "xla_tpu_detect_inf")
@@ -185,6 +186,9 @@ class Experiment(Options):
       added before those of the environment's LIBTPU_INIT_ARGS; unused on other platforms.
     max_skipped_in_a_row: updates with a non-finite loss or gradient before the run stops.
     tensorboard: writes TensorBoard event files beside metrics.jsonl.
+    metric_writers: further writers of the metrics: "wandb", or MODULE:FUNCTION, see `training.metric_writers`.
+    watchdog_seconds: longest time between the ends of two steps, after which a process writes the stacks of its threads
+      and exits with 75; loading, compiling, evaluation and saves may take 20 times as long; 0 disables.
     stages: names of the stages to run, in this order.
     rounds: number of alternations of the RL stages.
     init: see `InitOptions`.
@@ -214,6 +218,8 @@ class Experiment(Options):
   libtpu_init_args: str = ""
   max_skipped_in_a_row: int = option(20, at_least=1)
   tensorboard: bool = True
+  metric_writers: tuple[str, ...] = ()
+  watchdog_seconds: float = option(0.0, at_least=0)
   stages: tuple[str, ...] = (
     "pretrain",
     "cold_start",
@@ -265,6 +271,9 @@ class Experiment(Options):
 
   def check(self) -> None:
     check_xla_flags(self.xla_flags, "xla_flags", "libtpu_init_args")
+    for name in self.metric_writers:
+      if name != "wandb" and not all(name.partition(":")):
+        raise ValueError(f"metric_writers: {name!r} is neither wandb nor MODULE:FUNCTION")
     object.__setattr__(self, "embedders", {kind: _local(kind, path) for kind, path in self.embedders.items()})
     if not self.stages:
       raise ValueError(f"stages = (): expected some of {', '.join(STAGES)}")

@@ -67,7 +67,7 @@ CURVES = (
   ("Loss", "", [("loss", "loss")], None),
 )
 MOST_OPEN_STAGES = 4
-NOT_CURVES = {"stage", "step", "round", "seconds"}
+NOT_CURVES = {"stage", "step", "round", "seconds", "useful_seconds"}
 
 PHASES = (
   ("seconds_rollout", "rollout"),

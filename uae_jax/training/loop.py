@@ -15,6 +15,7 @@ from uae_jax.training.profiling import Profiler
 from uae_jax.training.stage import ReadyStage
 from uae_jax.training.state import release
 from uae_jax.training.throughput import StepClock
+from uae_jax.training.watchdog import Watchdog
 
 
 def run(
@@ -31,6 +32,7 @@ def run(
   max_skipped_in_a_row: int,
   observe: Callable[[int, dict], dict] | None = None,
   observe_every_steps: int = 0,
+  watchdog: Watchdog | None = None,
 ) -> dict:
   """Trains a stage to its end, from its newest checkpoint if there is one.
 
@@ -48,6 +50,7 @@ def run(
       metrics are logged.
     observe: (step, params) -> further metrics, such as those of captions of held-out images; None disables it.
     observe_every_steps: number of steps between calls of `observe`.
+    watchdog: receives a heartbeat after every step; None: there is none.
 
   Returns:
     The parameters that the next stage starts from.
@@ -57,6 +60,8 @@ def run(
     NonFiniteError: too many updates were skipped, or the state to save is not finite; the last good one stays.
     SaveError: a state could not be written; earlier checkpoints remain intact.
   """
+  watchdog = watchdog or Watchdog(0)
+  watchdog.grace()
   state = stage.state
   restored = checkpoints.restore(state)
   if restored is not None:
@@ -81,6 +86,7 @@ def run(
   is_save_due, is_last = False, step >= section.total_steps
   while not is_last:
     if observe is not None and step % observe_every_steps == 0:
+      watchdog.grace()
       with clock.paused(state):
         writer.write(folder, step, observe(step, state.averaged_params))
     with profiler.step(step + 1):
@@ -89,6 +95,7 @@ def run(
       state, metrics = stage.step(state, batch)
     step += 1
     clock.end_step(state, batch, metrics)
+    watchdog.beat()
     profiler.end_step(step, state)
     is_last = step == section.total_steps
     if step % section.log_every_steps == 0 or is_last:
@@ -108,14 +115,17 @@ def run(
           f"{checkpoints.last_saved()}: {ADVICE}"
         )
     if is_preempted() and not is_last:
+      watchdog.grace()
       is_saved = save(metrics)
       checkpoints.close()
       raise Preempted(f"{folder}: {f'saved at step {step}' if is_saved else checkpoints.last_saved()}")
     is_save_due = is_save_due or step % section.save_every_steps == 0
     if is_save_due and not is_last:
+      watchdog.grace()
       with clock.paused(state):
         # A step that is not good is not saved over a good one; the next one is tried instead.
         is_save_due = not save(metrics)
+  watchdog.grace()
   if observe is not None:
     writer.write(folder, step, observe(step, state.averaged_params))
   batch = batch if batch is not None else next(batches)

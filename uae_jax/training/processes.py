@@ -5,6 +5,7 @@ import json
 import os
 from typing import Any
 
+from absl import logging
 import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -54,6 +55,23 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     # runs on one workdir.
     if "coordinator_address should be defined" not in str(error):
       raise ValueError(f"cannot join the other processes ({error}): say {FLAGS}") from error
+
+
+def name_logs() -> None:
+  """Prefixes the lines that absl logs with the index of this process, if there are several."""
+  if jax.process_count() > 1:
+    logging.get_absl_handler().setFormatter(_Formatter(f"[process {jax.process_index()}] "))
+
+
+class _Formatter(logging.PythonFormatter):
+  """absl's format of a line, with a prefix."""
+
+  def __init__(self, prefix: str):
+    super().__init__()
+    self._prefix = prefix
+
+  def format(self, record) -> str:
+    return self._prefix + super().format(record)
 
 
 def gather(value: Any) -> list:

@@ -10,7 +10,10 @@ from uae_jax.weights import legacy
 
 CONFIG_FILE = "config.json"
 # Fields that may change when a run is resumed: they affect where it runs and what it writes, not what it computes.
-FREE_FIELDS = ("mesh", "checkpoints", "profile", "tensorboard", "libtpu_init_args")
+FREE_FIELDS = (
+  *("mesh", "checkpoints", "profile", "tensorboard"),
+  *("metric_writers", "watchdog_seconds", "libtpu_init_args"),
+)
 
 
 def to_plain(config: Experiment) -> dict:

@@ -1,0 +1,127 @@
+"""Charts of a sweep as inline SVG: parallel coordinates, and one metric against another."""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+
+from markupsafe import Markup, escape
+
+from uae_jax.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, label, ticks
+
+AXIS_WIDTH, AXES_HEIGHT, MARGIN = 150, 260, 70
+
+
+@dataclasses.dataclass(frozen=True)
+class Dot:
+  """A run in a chart: `strength` in 0..1 is how good it is, `is_best` marks the best one."""
+
+  name: str
+  values: Sequence[float | str | None]
+  strength: float
+  is_best: bool
+
+
+def _opacity(dot: Dot) -> str:
+  return "1" if dot.is_best else f"{0.25 + 0.6 * dot.strength:.2f}"
+
+
+def _color(dot: Dot) -> int:
+  return 1 if dot.is_best else 0
+
+
+def _position(values: Sequence[float | str | None]) -> tuple[dict[float | str, float], list[tuple[str, float]]]:
+  """(value -> place on an axis in 0..1, labels with their places); numbers are spaced as such, texts evenly."""
+  present = [value for value in values if value is not None]
+  numbers = [value for value in present if isinstance(value, float)]
+  if len(numbers) < len(present):
+    distinct = sorted({str(value) for value in present})
+    places = {text: (i + 0.5) / len(distinct) for i, text in enumerate(distinct)}
+    return {value: places[str(value)] for value in present}, list(places.items())
+  low, high = min(numbers), max(numbers)
+  # A positive field that spans decades was chosen on a logarithmic scale.
+  scale = math.log if low > 0 and high / low >= 50 else float
+  span = scale(high) - scale(low)
+  places = {value: (scale(value) - scale(low)) / span if span else 0.5 for value in numbers}
+  return dict(places), [(label(value), places[value]) for value in dict.fromkeys((low, high))]
+
+
+def parallel_chart(axes: Sequence[str], dots: Sequence[Dot]) -> Markup:
+  """A vertical axis per field and metric, and a line per run across them.
+
+  Args:
+    axes: names of the axes.
+    dots: the runs, with a value per axis.
+  """
+  width, bottom = 2 * MARGIN + AXIS_WIDTH * (len(axes) - 1), AXES_HEIGHT - 16
+  xs = [MARGIN + AXIS_WIDTH * i for i in range(len(axes))]
+  columns = [_position([dot.values[i] for dot in dots]) for i in range(len(axes))]
+  parts = []
+  for i, (name, x) in enumerate(zip(axes, xs, strict=True)):
+    # Long names of neighbors stand at different heights.
+    parts.append(f'<text class="tick" x="{x}" y="{14 + 13 * (i % 2)}" text-anchor="middle">{escape(name)}</text>')
+    parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="40" y2="{bottom}"/>')
+  for dot in sorted(dots, key=lambda dot: (dot.is_best, dot.strength)):
+    commands, pen = [], "M"
+    for i, value in enumerate(dot.values):
+      if value is None:
+        pen = "M"
+        continue
+      commands.append(f"{pen}{xs[i]} {bottom - columns[i][0][value] * (bottom - 40):.1f}")
+      pen = "L"
+    parts.append(
+      f'<path class="curve c{_color(dot)}" style="opacity:{_opacity(dot)}" d="{"".join(commands)}">'
+      f"<title>{escape(dot.name)}</title></path>"
+    )
+  for x, (_, labels) in zip(xs, columns, strict=True):
+    for text, place in labels:
+      y = bottom - place * (bottom - 40) + 4
+      parts.append(f'<text class="tick value" x="{x + 6}" y="{y:.1f}">{escape(text)}</text>')
+  return Markup(
+    f'<svg class="parallel" style="min-width:{round(0.75 * width)}px" viewBox="0 0 {width} {AXES_HEIGHT}" role="img" '
+    f'aria-label="parallel coordinates of the runs">{"".join(parts)}</svg>'
+  )
+
+
+def scatter_chart(x_name: str, y_name: str, dots: Sequence[Dot]) -> Markup:
+  """One metric against another, a dot per run; runs without both are left out.
+
+  Args:
+    x_name: metric of the x axis.
+    y_name: metric of the y axis.
+    dots: the runs, with the values (x, y).
+  """
+  known = [(dot, float(dot.values[0]), float(dot.values[1])) for dot in dots if None not in dot.values]  # type: ignore
+  if not known:
+    return Markup('<p class="empty">no run has both</p>')
+
+  def limits(values: Sequence[float]) -> tuple[float, float]:
+    margin = 0.07 * (max(values) - min(values)) or 0.1 * abs(max(values)) or 1.0
+    return min(values) - margin, max(values) + margin
+
+  left, right = limits([x for _, x, _ in known])
+  low, high = limits([y for _, _, y in known])
+
+  def place_x(x: float) -> float:
+    return LEFT + (x - left) / (right - left) * (WIDTH - LEFT - RIGHT)
+
+  def place_y(y: float) -> float:
+    return TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+  parts = []
+  for tick in ticks(low, high):
+    y = place_y(tick)
+    parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+    parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{label(tick)}</text>')
+  for tick in ticks(left, right, 4):
+    x = place_x(tick)
+    parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+    parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 7}" text-anchor="middle">{label(tick)}</text>')
+  for dot, x, y in sorted(known, key=lambda item: item[0].is_best):
+    parts.append(
+      f'<circle class="dot c{_color(dot)}" style="opacity:{_opacity(dot)}" cx="{place_x(x):.1f}" '
+      f'cy="{place_y(y):.1f}" r="4"><title>{escape(dot.name)}: {label(x)}, {label(y)}</title></circle>'
+    )
+  return Markup(
+    f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_name)} against '
+    f'{escape(x_name)}">{"".join(parts)}</svg>'
+  )

@@ -1,0 +1,169 @@
+"""The points of a sweep: what each run changes, from the config's `sweep(add)`, from grids and from random draws."""
+
+from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+import hashlib
+import itertools
+import math
+import random
+import re
+from typing import Any
+
+DRAW = re.compile(r"(uniform|loguniform|integer|choice)\((.*)\)", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """One run of a sweep.
+
+  Attributes:
+    name: name of its folder.
+    overrides: (field, text) as on the command line; a text may contain the values of other fields, "seed-{seed}".
+  """
+
+  name: str
+  overrides: tuple[tuple[str, str], ...]
+
+  @property
+  def flags(self) -> list[str]:
+    """Flags of `uae-jax train`."""
+    values = dict(self.overrides)
+    return [f"--config.{field}={insert(text, values)}" for field, text in self.overrides]
+
+
+def insert(text: str, values: dict[str, str]) -> str:
+  """Replaces "{field}" by the value of the field, where the run sets one."""
+  return re.sub(r"\{([\w.]+)\}", lambda match: values.get(match[1], match[0]), text)
+
+
+def from_config(sweep: Callable[[Callable[..., None]], None]) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
+  """(name or "", overrides) of the points that a config's `sweep(add)` adds.
+
+  Args:
+    sweep: calls `add(**fields)` or `add(name, **fields)` per point; fields may have dots: `add(**{"a.b": 1})`.
+  """
+  found: list[tuple[str, tuple[tuple[str, str], ...]]] = []
+
+  def add(name: str | None = None, /, **fields: Any) -> None:
+    found.append((name or "", tuple((field, as_text(value)) for field, value in fields.items())))
+
+  sweep(add)
+  return found
+
+
+def as_text(value: Any) -> str:
+  """A value as the text of a flag."""
+  return value if isinstance(value, str) else repr(value)
+
+
+def split_values(text: str) -> list[str]:
+  """Splits at the commas that are outside brackets and quotes."""
+  return [item.strip() for item in re.findall(r"(?:\([^()]*(?:\([^()]*\)[^()]*)*\)|\[[^][]*\]|\"[^\"]*\"|[^,])+", text)]
+
+
+def grid(texts: Sequence[str]) -> list[tuple[tuple[str, str], ...]]:
+  """Every combination of the values of all grids.
+
+  Args:
+    texts: "config.FIELD=VALUE,VALUE,..." per field.
+
+  Raises:
+    ValueError: a text has another form.
+  """
+  axes = []
+  for text in texts:
+    field, values = field_and_rest("--grid", text, "VALUE,VALUE,...")
+    axes.append([(field, value) for value in split_values(values)])
+  return list(itertools.product(*axes))
+
+
+def draws(texts: Sequence[str], num: int, seed: int) -> list[tuple[tuple[str, str], ...]]:
+  """Random points; the same ones for the same texts, number and seed, and the first of more are those of fewer.
+
+  Args:
+    texts: "config.FIELD=DISTRIBUTION" per field: uniform(LOW, HIGH), loguniform(LOW, HIGH), integer(LOW, HIGH) with
+      both ends, or choice(A, B, ...).
+    num: number of points.
+    seed: seed of the draws.
+
+  Raises:
+    ValueError: a text has another form, or a range is empty.
+  """
+  fields = []
+  for text in texts:
+    field, rest = field_and_rest("--draw", text, "loguniform(LOW,HIGH)")
+    fields.append((field, distribution(rest, text)))
+  generator = random.Random(seed)
+  return [tuple((field, draw(generator)) for field, draw in fields) for _ in range(num if fields else 1)]
+
+
+def distribution(text: str, where: str) -> Callable[[random.Random], str]:
+  """(generator) -> text of a value drawn from a distribution.
+
+  Raises:
+    ValueError: it is not a distribution.
+  """
+  match = DRAW.fullmatch(text.strip())
+  problem = ValueError(
+    f"--draw {where}: expected uniform(LOW,HIGH), loguniform(LOW,HIGH), integer(LOW,HIGH) or choice(A,B,...)"
+  )
+  if match is None:
+    raise problem
+  kind, items = match[1], split_values(match[2])
+  if kind == "choice":
+    return lambda generator: generator.choice(items)
+  try:
+    low, high = map(float, items)
+    if not low < high or (kind == "loguniform" and low <= 0) or (kind == "integer" and (low % 1 or high % 1)):
+      raise problem
+  except ValueError as error:
+    raise problem from error
+  if kind == "integer":
+    return lambda generator: str(generator.randint(int(low), int(high)))
+  if kind == "uniform":
+    return lambda generator: f"{generator.uniform(low, high):.4g}"
+  return lambda generator: f"{math.exp(generator.uniform(math.log(low), math.log(high))):.4g}"
+
+
+def field_and_rest(flag: str, text: str, form: str) -> tuple[str, str]:
+  """Splits "config.FIELD=REST".
+
+  Raises:
+    ValueError: the text has another form.
+  """
+  match = re.fullmatch(r"(?:--)?(?:config\.)?([\w.]+)=(.+)", text, re.DOTALL)
+  if match is None:
+    raise ValueError(f"{flag} {text}: expected config.FIELD={form}")
+  return match[1], match[2]
+
+
+def combine(
+  bases: Iterable[tuple[str, tuple[tuple[str, str], ...]]], *others: Iterable[tuple[tuple[str, str], ...]]
+) -> list[Point]:
+  """The points with every combination of the given overrides; later ones override earlier ones of the same field.
+
+  Raises:
+    ValueError: two points are the same.
+  """
+  points: dict[str, Point] = {}
+  for (name, base), *more in itertools.product(bases, *others):
+    added = {field: text for part in more for field, text in part}
+    overrides = tuple((dict(base) | added).items())
+    point = Point(folder_name(name, tuple(added.items()) if name else overrides), overrides)
+    if point.name in points:
+      raise ValueError(f"the sweep contains {point.name} twice: remove one of its points")
+    points[point.name] = point
+  return list(points.values())
+
+
+def folder_name(name: str, overrides: Sequence[tuple[str, str]]) -> str:
+  """A folder's name: the point's own name, and the last part of each field with its value; long ones are cut."""
+  parts = [name] if name else []
+  ends = [field.rpartition(".")[2] for field, _ in overrides]
+  for field, text in overrides:
+    end = field.rpartition(".")[2]
+    parts.append(f"{end if ends.count(end) == 1 else field}-{text}")
+  clean = re.sub(r"[^\w.-]+", "-", "_".join(parts) or "default").strip("-.")
+  if len(clean) <= 80:
+    return clean
+  return f"{clean[:70]}-{hashlib.sha256('_'.join(parts).encode()).hexdigest()[:8]}"
