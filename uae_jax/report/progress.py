@@ -59,14 +59,15 @@ def read_progress(workdir: str | Path, now: float | None = None) -> Progress:
   records = metrics_file.tail(file) if file.exists() else []
   written = [path.stat().st_mtime for path in (file, workdir / "config.json") if path.exists()]
   written += [path.stat().st_mtime for path in (workdir / "evaluation").glob("*.json")]
-  known = {
-    "workdir": str(workdir),
-    "idle_seconds": max(0.0, (time.time() if now is None else now) - max(written)),
-    "restarts": max(0, len(starts) - 1) if starts else None,
-  }
   finished = is_finished(workdir, config)
+  progress = Progress(
+    str(workdir),
+    state="finished" if finished else "new",
+    idle_seconds=max(0.0, (time.time() if now is None else now) - max(written)),
+    restarts=max(0, len(starts) - 1) if starts else None,
+  )
   if not records:
-    return Progress(state="finished" if finished else "new", **known)
+    return progress
   last = records[-1]
   folder = f"{last['stage']}_round{last['round']}" if last["round"] else last["stage"]
   total = config.section(last["stage"]).total_steps
@@ -76,8 +77,8 @@ def read_progress(workdir: str | Path, now: float | None = None) -> Progress:
   useful = next((record["useful_seconds"] for record in reversed(records) if "useful_seconds" in record), None)
   wall = max(written) - starts[0]["time"] if starts else 0.0
   state = "finished" if finished else "evaluating" if is_trained else "training"
-  return Progress(
-    **known,
+  return dataclasses.replace(
+    progress,
     state=state,
     stage=folder,
     step=last["step"],

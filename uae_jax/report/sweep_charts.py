@@ -33,16 +33,18 @@ def _position(values: Sequence[float | str | None]) -> tuple[dict[float | str, f
   """(value -> place on an axis in 0..1, labels with their places); numbers are spaced as such, texts evenly."""
   present = [value for value in values if value is not None]
   numbers = [value for value in present if isinstance(value, float)]
+  places: dict[float | str, float]
   if len(numbers) < len(present):
     distinct = sorted({str(value) for value in present})
-    places = {text: (i + 0.5) / len(distinct) for i, text in enumerate(distinct)}
-    return {value: places[str(value)] for value in present}, list(places.items())
+    heights = {text: (i + 0.5) / len(distinct) for i, text in enumerate(distinct)}
+    places = {value: heights[str(value)] for value in present}
+    return places, list(heights.items())
   low, high = min(numbers), max(numbers)
   # A positive field that spans decades was chosen on a logarithmic scale.
   scale = math.log if low > 0 and high / low >= 50 else float
   span = scale(high) - scale(low)
   places = {value: (scale(value) - scale(low)) / span if span else 0.5 for value in numbers}
-  return dict(places), [(label(value), places[value]) for value in dict.fromkeys((low, high))]
+  return places, [(label(value), places[value]) for value in dict.fromkeys((low, high))]
 
 
 def parallel_chart(axes: Sequence[str], dots: Sequence[Dot]) -> Markup:

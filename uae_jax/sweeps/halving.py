@@ -71,11 +71,16 @@ def halve(
       is_enough=lambda point: value_at(sweep, point, metric, fraction) is not None,  # noqa: B023
       log=log,
     )
-    values = {point.name: value_at(sweep, point, metric, fraction) for point in alive}
-    ranked = [point for point in alive if values[point.name] is not None and math.isfinite(values[point.name])]
+    values = {}
+    for point in alive:
+      value = value_at(sweep, point, metric, fraction)
+      if value is not None and math.isfinite(value):
+        values[point.name] = value
+    ranked = [point for point in alive if point.name in values]
     if not ranked:
       raise ValueError(f"--halving: no run logged {metric!r} at {fraction:.0%} of its last stage")
     ranked.sort(key=lambda point: values[point.name], reverse=is_max)
+    num_alive = len(alive)
     alive = ranked[: max(1, math.ceil(keep * len(alive)))]
-    log(f"at {fraction:.0%}: {', '.join(point.name for point in alive)} of {len(values)} go on")
+    log(f"at {fraction:.0%}: {', '.join(point.name for point in alive)} of {num_alive} go on")
   return alive

@@ -9,6 +9,8 @@ import random
 import re
 from typing import Any
 
+# (field, text) as on the command line.
+Overrides = tuple[tuple[str, str], ...]
 DRAW = re.compile(r"(uniform|loguniform|integer|choice)\((.*)\)", re.DOTALL)
 
 
@@ -22,7 +24,7 @@ class Point:
   """
 
   name: str
-  overrides: tuple[tuple[str, str], ...]
+  overrides: Overrides
 
   @property
   def flags(self) -> list[str]:
@@ -36,13 +38,13 @@ def insert(text: str, values: dict[str, str]) -> str:
   return re.sub(r"\{([\w.]+)\}", lambda match: values.get(match[1], match[0]), text)
 
 
-def from_config(sweep: Callable[[Callable[..., None]], None]) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
+def from_config(sweep: Callable[[Callable[..., None]], None]) -> list[tuple[str, Overrides]]:
   """(name or "", overrides) of the points that a config's `sweep(add)` adds.
 
   Args:
     sweep: calls `add(**fields)` or `add(name, **fields)` per point; fields may have dots: `add(**{"a.b": 1})`.
   """
-  found: list[tuple[str, tuple[tuple[str, str], ...]]] = []
+  found: list[tuple[str, Overrides]] = []
 
   def add(name: str | None = None, /, **fields: Any) -> None:
     found.append((name or "", tuple((field, as_text(value)) for field, value in fields.items())))
@@ -61,7 +63,7 @@ def split_values(text: str) -> list[str]:
   return [item.strip() for item in re.findall(r"(?:\([^()]*(?:\([^()]*\)[^()]*)*\)|\[[^][]*\]|\"[^\"]*\"|[^,])+", text)]
 
 
-def grid(texts: Sequence[str]) -> list[tuple[tuple[str, str], ...]]:
+def grid(texts: Sequence[str]) -> list[Overrides]:
   """Every combination of the values of all grids.
 
   Args:
@@ -77,7 +79,7 @@ def grid(texts: Sequence[str]) -> list[tuple[tuple[str, str], ...]]:
   return list(itertools.product(*axes))
 
 
-def draws(texts: Sequence[str], num: int, seed: int) -> list[tuple[tuple[str, str], ...]]:
+def draws(texts: Sequence[str], num: int, seed: int) -> list[Overrides]:
   """Random points; the same ones for the same texts, number and seed, and the first of more are those of fewer.
 
   Args:
@@ -137,22 +139,22 @@ def field_and_rest(flag: str, text: str, form: str) -> tuple[str, str]:
   return match[1], match[2]
 
 
-def combine(
-  bases: Iterable[tuple[str, tuple[tuple[str, str], ...]]], *others: Iterable[tuple[tuple[str, str], ...]]
-) -> list[Point]:
+def combine(bases: Iterable[tuple[str, Overrides]], *others: Iterable[Overrides]) -> list[Point]:
   """The points with every combination of the given overrides; later ones override earlier ones of the same field.
 
   Raises:
     ValueError: two points are the same.
   """
   points: dict[str, Point] = {}
-  for (name, base), *more in itertools.product(bases, *others):
-    added = {field: text for part in more for field, text in part}
-    overrides = tuple((dict(base) | added).items())
-    point = Point(folder_name(name, tuple(added.items()) if name else overrides), overrides)
-    if point.name in points:
-      raise ValueError(f"the sweep contains {point.name} twice: remove one of its points")
-    points[point.name] = point
+  more = list(itertools.product(*others))
+  for name, base in bases:
+    for parts in more:
+      added = dict(itertools.chain.from_iterable(parts))
+      overrides = tuple((dict(base) | added).items())
+      point = Point(folder_name(name, tuple(added.items()) if name else overrides), overrides)
+      if point.name in points:
+        raise ValueError(f"the sweep contains {point.name} twice: remove one of its points")
+      points[point.name] = point
   return list(points.values())
 
 

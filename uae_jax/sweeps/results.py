@@ -34,7 +34,8 @@ class Row:
 def read_row(sweep: Sweep, point: Point) -> Row:
   """Reads the results of a run; a run that is not finished has only what it logged."""
   workdir = sweep.workdir(point)
-  state, metrics = sweep.state(point), {}
+  state = sweep.state(point)
+  metrics: dict[str, float] = {}
   file = workdir / metrics_file.METRICS_FILE
   for record in metrics_file.tail(file) if file.exists() else ():
     metrics |= {name: number(value) for name, value in record.items() if math.isfinite(number(value))}
