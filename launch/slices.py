@@ -10,23 +10,9 @@ import math
 import re
 
 from uae_jax.planning.chips import CHIPS
+from uae_jax.planning.prices import PRICES, Price
 
 PLANES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-
-
-@dataclasses.dataclass(frozen=True)
-class Price:
-  """A list price on demand; a spot price changes every day and is in none of our tables.
-
-  Attributes:
-    usd: US dollars per chip-hour.
-    region: where it applies; others differ.
-    source: who quotes cloud.google.com/tpu/pricing, and when. The page itself was not read.
-  """
-
-  usd: float
-  region: str
-  source: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +27,6 @@ class Generation:
     gke_accelerator: value of the node label cloud.google.com/gke-tpu-accelerator.
     machine: machine type in GKE, less the number of chips.
     max_chips: of a slice.
-    price: list price on demand.
   """
 
   name: str
@@ -51,7 +36,11 @@ class Generation:
   gke_accelerator: str
   machine: str
   max_chips: int
-  price: Price
+
+  @property
+  def price(self) -> Price:
+    """List price on demand."""
+    return PRICES[self.name]
 
   @property
   def is_flat(self) -> bool:
@@ -80,26 +69,11 @@ class Generation:
 GENERATIONS = {
   generation.name: generation
   for generation in (
-    Generation(
-      *("v4", "v4", 2, "tpu-ubuntu2204-base", "tpu-v4-podslice", "ct4p-hightpu", 2048),
-      Price(3.22, "us-central2", "one reader, 2025-01; unconfirmed"),
-    ),
-    Generation(
-      *("v5e", "v5litepod", 1, "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", "ct5lp-hightpu", 256),
-      Price(1.20, "us-central1", "two readers, undated; unconfirmed"),
-    ),
-    Generation(
-      *("v5p", "v5p", 2, "v2-alpha-tpuv5", "tpu-v5p-slice", "ct5p-hightpu", 6144),
-      Price(4.20, "us-east5", "three readers, undated; unconfirmed"),
-    ),
-    Generation(
-      *("v6e", "v6e", 1, "v2-alpha-tpuv6e", "tpu-v6e-slice", "ct6e-standard", 256),
-      Price(2.70, "us-east5", "two readers, 2026-08"),
-    ),
-    Generation(
-      *("tpu7x", "tpu7x", 2, None, "tpu7x", "tpu7x-standard", 9216),
-      Price(12.00, "us-central1", "one reader, 2026-08; unconfirmed"),
-    ),
+    Generation("v4", "v4", 2, "tpu-ubuntu2204-base", "tpu-v4-podslice", "ct4p-hightpu", 2048),
+    Generation("v5e", "v5litepod", 1, "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", "ct5lp-hightpu", 256),
+    Generation("v5p", "v5p", 2, "v2-alpha-tpuv5", "tpu-v5p-slice", "ct5p-hightpu", 6144),
+    Generation("v6e", "v6e", 1, "v2-alpha-tpuv6e", "tpu-v6e-slice", "ct6e-standard", 256),
+    Generation("tpu7x", "tpu7x", 2, None, "tpu7x", "tpu7x-standard", 9216),
   )
 }
 

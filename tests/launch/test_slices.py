@@ -33,7 +33,7 @@ def test_every_generation_is_a_chip_of_the_planner_and_has_a_price_with_its_sour
   assert set(slices.GENERATIONS) == set(CHIPS)
   for generation in slices.GENERATIONS.values():
     assert generation.price.usd > 0 and generation.price.source and generation.price.region
-  assert "about 38.40 USD per hour (1.20 per chip in us-central1; two readers, undated; unconfirmed)" in slices.parse(
+  assert "about 38.40 USD per hour (1.20 per chip in us-central1; SkyPilot's catalog, 2026-11-28)" in slices.parse(
     "v5e:4x4"
   ).cost(2)
 

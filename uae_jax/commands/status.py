@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from uae_jax.commands.command_line import Parser
+from uae_jax.commands.command_line import Parser, path
 
 COLUMNS = ("run", "state", "stage", "step", "steps/s", "stage ends in", "idle", "saved", "restarts", "goodput")
 
@@ -15,7 +15,9 @@ def parser() -> Parser:
     "Prints a line per run: stage, step, rate, time to the end of the stage, time since it last wrote a file, newest "
     "checkpoint, restarts, and goodput (useful seconds per wall second). Reads only the ends of long files.",
   )
-  parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="workdir of a run, or a folder of workdirs")
+  parser.add_argument(
+    "workdirs", nargs="+", type=path, metavar="WORKDIR", help="workdir of a run, or a folder of workdirs"
+  )
   parser.add_argument("--json", action="store_true", help="print a JSON list instead")
   return parser
 
@@ -25,7 +27,7 @@ def main(argv: list[str]) -> int:
 
   from uae_jax.report.progress import read_progress
 
-  runs = [read_progress(workdir) for name in arguments.workdirs for workdir in expand(Path(name))]
+  runs = [read_progress(workdir) for name in arguments.workdirs for workdir in expand(name)]
   if arguments.json:
     import dataclasses
 

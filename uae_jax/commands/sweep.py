@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from uae_jax.commands import config_file
-from uae_jax.commands.command_line import Parser
+from uae_jax.commands.command_line import Parser, number, path
 from uae_jax.commands.model_arguments import positive
 from uae_jax.options.flags import split_flags
 
@@ -27,7 +27,7 @@ def parser() -> Parser:
   parser = Parser("sweep", "Trains a config at many points and compares the results on one page.", EPILOG)
   add = parser.add_argument
   add("--config", required=True, metavar="FILE[:VARIANT]", help="experiment, such as configs/scenes.py")
-  add("--workdir", required=True, metavar="DIR", help="folder of the sweep; each run has a workdir in it")
+  add("--workdir", required=True, type=path, metavar="DIR", help="folder of the sweep; each run has a workdir in it")
   add("--name", help="name of the sweep, on its page and in job names; default: that of DIR")
   add("--grid", action="append", default=[], metavar="config.FIELD=A,B,...", help="all combinations of these values")
   add(
@@ -52,7 +52,7 @@ def parser() -> Parser:
     metavar="FRACTION,...",
     help="stop runs at these fractions of the last stage's steps, such as 0.25,0.5; the best go on",
   )
-  add("--keep", type=float, default=0.5, metavar="SHARE", help="share of runs that go on; default %(default)s")
+  add("--keep", type=number(float), default=0.5, metavar="SHARE", help="share of runs that go on; default %(default)s")
   add("--halving-metric", metavar="NAME", help="logged metric that decides; default: that of --metric")
   add(
     "--launcher",
@@ -142,7 +142,7 @@ def make_sweep(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str
   for field in dict(overrides):
     if any(field in dict(point.overrides) for point in found):
       raise argparse.ArgumentError(None, f"--config.{field} is set by the points of the sweep: remove the flag")
-  folder, experiments = Path(arguments.workdir), {}
+  folder, experiments = arguments.workdir, {}
   for point in found:
     config = config_file.load_config(arguments.config)
     try:

@@ -31,6 +31,7 @@ PRICES = {
   "v5e": Price(1.20, "us-central1"),
   "v5p": Price(4.20, "us-east5"),
   "v6e": Price(2.70, "us-east5"),
+  "tpu7x": Price(12.00, "us-central1", "one reader of Google's page, 2026-08; unconfirmed"),
 }
 
 
