@@ -9,6 +9,7 @@ Weights are stored sharded over `fsdp`; `gather` all-gathers them where they are
 from collections.abc import Callable
 import functools
 import math
+import os
 from typing import TypeVar
 
 from flax import nnx
@@ -56,8 +57,9 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Me
   links within a slice.
 
   Raises:
-    ValueError: the axes do not fit the devices or their slices, or `fsdp` exceeds `MAX_FSDP`.
+    ValueError: the axes do not fit the devices or their slices, `fsdp` exceeds `MAX_FSDP`, or some slices are missing.
   """
+  num_expected = int(os.environ.get("MEGASCALE_NUM_SLICES") or 1) if devices is None else None
   devices = jax.devices() if devices is None else devices
   shape = (data, fsdp, tensor)
   text = f"mesh (data={data}, fsdp={fsdp}, tensor={tensor})"
@@ -68,14 +70,20 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Me
       f"{text}: fsdp may be at most {MAX_FSDP}, beyond it gathers become all-reduces: "
       f"set config.mesh.fsdp={MAX_FSDP} and config.mesh.data={data * fsdp // MAX_FSDP}"
     )
-  num_slices = len({getattr(device, "slice_index", 0) for device in devices})
-  if num_slices == 1:
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  # CPUs do not know their slice: their processes are divided in order, slice after slice.
+  is_cpu = getattr(devices[0], "platform", "") == "cpu"
+  num_slices = (num_expected or 1) if is_cpu else len({getattr(device, "slice_index", 0) for device in devices})
+  if num_expected not in (None, 1, num_slices):
+    raise ValueError(
+      f"MEGASCALE_NUM_SLICES = {num_expected}, but the devices are of {num_slices} slices: not all slices have joined"
+    )
   if data % num_slices:
     raise ValueError(
       f"{text}: data = {data} does not divide by {num_slices} slices, and only data goes over the network "
       "between them: change config.mesh.data"
     )
+  if num_slices == 1 or is_cpu:
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
   inside = (data // num_slices, fsdp, tensor)
   array = mesh_utils.create_hybrid_device_mesh(inside, (num_slices, 1, 1), devices)
   return Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * 3)

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "uae_jax"
 
 # From the bottom up. A file imports from lower lines and from its own folder; everything not listed is at the top.
 FLOORS = (
-  ("files", "http_client", "metrics_file"),
+  ("files", "http_client", "json_files", "metrics_file"),
   ("sharding", "trees", "draws", "plain"),
   ("options",),
   ("layers", "algorithms"),

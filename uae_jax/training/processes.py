@@ -55,6 +55,24 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     # runs on one workdir.
     if "coordinator_address should be defined" not in str(error):
       raise ValueError(f"cannot join the other processes ({error}): say {FLAGS}") from error
+    if sign := sign_of_others():
+      raise ValueError(
+        f"{sign} is a sign of other processes, but JAX found no cluster: in Kubernetes without TPUs, install jax[k8s]; "
+        f"elsewhere say {FLAGS}"
+      ) from error
+
+
+def sign_of_others() -> str:
+  """The variable by which a launcher says that there are other processes, as NAME=VALUE; "" if none does."""
+  for name, is_sign in (
+    ("MEGASCALE_NUM_SLICES", lambda value: value != "1"),
+    ("JOB_COMPLETION_INDEX", lambda value: value != "0"),
+    ("TPU_WORKER_HOSTNAMES", lambda value: "," in value),
+  ):
+    value = os.environ.get(name)
+    if value and is_sign(value):
+      return f"{name}={value}"
+  return ""
 
 
 def name_logs() -> None:
