@@ -128,7 +128,7 @@ def make_sweep(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str
 
   module = config_file.load_module(arguments.config)
   by_flags = arguments.grid or arguments.draw
-  bases = [("", ())]
+  bases: list[tuple[str, points.Overrides]] = [("", ())]
   if not by_flags or arguments.config_points:
     if not hasattr(module, "sweep"):
       raise ValueError(f"--config={arguments.config}: the file defines no sweep(add); give --grid or --draw")
