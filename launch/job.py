@@ -14,6 +14,8 @@ from launch.commands import LaunchError
 BUCKET_FOLDER = "/mnt/bucket"
 # Of a run that saved on SIGTERM. XPK restarts on 127 to 255; JobSet and SkyPilot are told this one.
 PREEMPTED_EXIT_CODE = 143
+# Of a run whose watchdog ended it, see `uae_jax.training.watchdog`.
+HUNG_EXIT_CODE = 175
 # Time from SIGTERM to SIGKILL: the run finishes its step, at most some minutes, and saves.
 GRACE_SECONDS = 300
 SECRET_NAMES = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS?)$")

@@ -10,7 +10,7 @@ import time
 from launch import worker_scripts as scripts
 from launch.commands import TAKEN_AWAY, LaunchError, run, with_retries
 from launch.far_side import export_secrets
-from launch.job import BUCKET_FOLDER
+from launch.job import BUCKET_FOLDER, HUNG_EXIT_CODE
 from launch.tpu_slice import ABSENT, CHANGING, LOST, READY, TpuSlice
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -145,7 +145,8 @@ def watch(target: TpuSlice, args: argparse.Namespace) -> None:
   starts = 0
   while (states := persistently(look)) != {"finished"}:
     failed = sorted(state for state in states if state.startswith("failed"))
-    if failed and "lost" not in states:
+    # The processes around one that hangs fail too. A restart helps then, as it does when a worker is lost.
+    if failed and not states & {"lost", f"failed {HUNG_EXIT_CODE}"}:
       # While a slice is being preempted, its workers fail before its state changes.
       time.sleep(args.poll_seconds)
       if persistently(target.state) == READY:

@@ -15,7 +15,9 @@ import time
 import pytest
 
 from launch import tpu_run, tpu_vm
+from launch.job import HUNG_EXIT_CODE
 from tests.launch.far_side import HOSTILE
+from uae_jax.training import watchdog
 
 pytestmark = pytest.mark.fast
 
@@ -51,6 +53,7 @@ fi""",
 printf '%s\\n' "$PWD" "$NOTE" "$@" > ~/arguments
 printf '%s\\0' "$NOTE" "$HF_TOKEN" "$TOKEN" "$@" > ~/words
 if [ -e "$FAKE/crash" ]; then echo broken; exit 7; fi
+if [ -e "$FAKE/hang" ]; then sleep 1; rm -f "$FAKE/hang"; exit 175; fi
 if [ -e "$FAKE/finish" ]; then echo "report: index.html"; exit 0; fi
 trap 'echo "preempted, saved at step 3: the same command resumes"; exit 0' TERM
 echo training
@@ -329,6 +332,15 @@ def test_watch_stops_at_a_crash_of_training(cloud, capsys):
   error = capsys.readouterr().err.strip().splitlines()[-1]
   assert "training failed 7" in error and "costs" in error
   assert cloud.verbs().count("create") == 1
+
+
+def test_watch_starts_a_run_that_hung_again(cloud):
+  """The watchdog of `uae-jax train` ended it with its own exit code; the slice is kept."""
+  assert HUNG_EXIT_CODE == watchdog.EXIT_CODE
+  for file in ("hang", "finish"):
+    (cloud.folder / file).touch()
+  assert launch("watch", *NEW, *PATIENT, *TRAIN) == 0
+  assert cloud.verbs().count("create") == 1 and not (cloud.folder / "hang").exists()
 
 
 def test_watch_gives_up_after_its_retries(cloud, capsys):

@@ -124,7 +124,7 @@ def hang(tmp_path: Path, code: str) -> subprocess.CompletedProcess:
 
 def test_the_watchdog_ends_a_process_whose_steps_have_stopped(tmp_path):
   done = hang(tmp_path, "dog.beat(); time.sleep(50)")
-  assert done.returncode == watchdog.EXIT_CODE == 75
+  assert done.returncode == watchdog.EXIT_CODE == 175
   assert "process 3 hangs" in done.stderr and "Thread" in done.stderr
   (file,) = (tmp_path / "hangs").iterdir()
   assert file.name.endswith("_process_3.txt") and "<string>" in file.read_text()

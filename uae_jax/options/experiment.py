@@ -188,7 +188,7 @@ class Experiment(Options):
     tensorboard: writes TensorBoard event files beside metrics.jsonl.
     metric_writers: further writers of the metrics: "wandb", or MODULE:FUNCTION, see `training.metric_writers`.
     watchdog_seconds: longest time between the ends of two steps, after which a process writes the stacks of its threads
-      and exits with 75; loading, compiling, evaluation and saves may take 20 times as long; 0 disables.
+      and exits with 175; loading, compiling, evaluation and saves may take 20 times as long; 0 disables.
     stages: names of the stages to run, in this order.
     rounds: number of alternations of the RL stages.
     init: see `InitOptions`.

@@ -8,8 +8,8 @@ import sys
 import threading
 import time
 
-# EX_TEMPFAIL of sysexits.h: a failure that may pass if the command is run again.
-EXIT_CODE = 75
+# No signal's code, and in the range (127 to 255) in which XPK starts a workload again.
+EXIT_CODE = 175
 # Everything that is not a step (loading, compiling, evaluation, saves) may take so many times as long as a step.
 GRACE = 20
 
