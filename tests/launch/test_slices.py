@@ -3,6 +3,7 @@
 import pytest
 
 from launch import slices
+from uae_jax.planning import topology
 from uae_jax.planning.chips import CHIPS
 
 pytestmark = pytest.mark.fast
@@ -60,3 +61,8 @@ def test_an_unknown_slice_is_an_error_that_names_known_ones(text, message):
   with pytest.raises(ValueError) as error:
     slices.parse(text)
   assert message in str(error.value)
+
+
+def test_plans_and_launchers_give_slices_the_same_names():
+  for name, topology_name in topology.CLOUD_NAMES.items():
+    assert str(slices.parse(name)) == topology_name and topology.parse(str(slices.parse(name)))[1] == topology_name
