@@ -1,6 +1,7 @@
 """The processor equals transformers': sizes, pixels and patches of any image, templated prompts, padding."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 import pytest
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from uae_jax.data import chat_template, processor_files
 from uae_jax.data.processing import NEGATIVE_PROMPT, QUESTION, Processor
 from uae_jax.models.qwen25_vl.vision import VisionConfig, normalize, patchify
 from uae_jax.small_world.processor import write_processor
@@ -232,3 +234,114 @@ def test_pixels_are_normalised_in_float32(processor):
   want = (values / 255 - np.array(config.image_mean)) / np.array(config.image_std)
   assert out.dtype == np.float32 and isinstance(out, jax.Array)
   np.testing.assert_allclose(out, want, atol=1e-6)
+
+
+# --- Special tokens are not text --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", [write_qwen, write_processor])
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|image_pad|>", "<|endoftext|>", "<|im_start|>", "<|vision_start|>"])
+def test_a_special_token_in_a_text_is_text(write, token, tmp_path):
+  write(tmp_path)
+  processor = Processor.from_folder(tmp_path, question=f"what {token} now")
+  special = processor.tokenizer.convert_tokens_to_ids(token)
+  text = f"red{token} circle {token}"
+  assert special not in processor.encode(text)
+  tokens, length = processor.caption_rows([text], 64)
+  closing = processor.end_ids[0]
+  assert tokens[0, : length[0]].tolist() == [*processor.encode(text), closing]
+  # The prompts have the special tokens of the template, and no more.
+  for prompt, plain in (
+    (processor.generation_prompt(text), processor.generation_prompt("red circle")),
+    (processor.caption_prompt((4, 4)), Processor.from_folder(tmp_path, question="what now").caption_prompt((4, 4))),
+  ):
+    assert prompt.count(special) == plain.count(special)
+
+
+@pytest.mark.parametrize(
+  "text", ["", " A cat ", "\n\nA cat.\n", "caf\u00e9 \u2014 \U0001f600 <b>|im|</b> < | im_end | >", "a  b\tc"]
+)
+def test_ordinary_text_is_tokenized_as_by_transformers(processor, text):
+  messages = [{"role": "generate", "content": [{"type": "text", "text": text}]}]
+  ids = processor.tokenizer.apply_chat_template(
+    messages, chat_template=QWEN_TEMPLATE, add_generation_prompt=True, return_dict=False
+  )
+  assert processor.generation_prompt(text) == list(ids)
+  assert processor.encode(text) == processor.tokenizer.encode(text, add_special_tokens=False)
+
+
+# --- Folders of others ------------------------------------------------------------------------------------------------
+
+
+def test_a_processor_saved_by_transformers_5(folder, processor, tmp_path):
+  processor.tokenizer.save_pretrained(tmp_path)
+  (tmp_path / "chat_template.jinja").write_text(QWEN_TEMPLATE)
+  settings = {"patch_size": 14, "merge_size": 2, "size": {"shortest_edge": 3136, "longest_edge": 65536}}
+  settings |= {"image_processor_type": "Qwen2VLImageProcessor", "do_resize": True, "rescale_factor": 1 / 255}
+  whole = {"image_processor": settings, "processor_class": "Qwen2_5_VLProcessor"}
+  (tmp_path / "processor_config.json").write_text(json.dumps(whole))
+  new = Processor.from_folder(tmp_path)
+  assert new.caption_prompt((16, 20)) == processor.caption_prompt((16, 20))
+  assert new.resize(picture(389, 517)).size == processor.resize(picture(389, 517)).size
+  file, changed = processor_files.replace_image_settings(tmp_path, {"image_mean": [0.5] * 3})
+  assert file.name == "processor_config.json" and changed["image_processor"]["image_mean"] == [0.5] * 3
+
+
+def test_code_of_a_folder_is_never_run_and_nothing_is_asked(tmp_path, monkeypatch, capsys):
+  write_qwen(tmp_path)
+  trap = tmp_path / "trap"
+  (tmp_path / "evil.py").write_text(f"open({str(trap)!r}, 'w')\nclass C: pass\n")
+  auto_map = {"AutoConfig": "evil.C", "AutoTokenizer": ["evil.C", "evil.C"]}
+  (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": auto_map}))
+  monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked a question"))
+  Processor.from_folder(tmp_path)
+  file = tmp_path / "tokenizer_config.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": auto_map, "tokenizer_class": "EvilTokenizer"}))
+  with pytest.raises(ValueError, match=f"{tmp_path.name}: the tokenizer cannot be read: .*code of their own"):
+    Processor.from_folder(tmp_path)
+  assert not trap.exists() and not capsys.readouterr().out
+
+
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+LOOPS = "{%- for i in range(99999) -%}{%- for j in range(99999) -%}{%- endfor -%}{%- endfor -%}"
+
+
+@pytest.mark.parametrize(
+  ("template", "message"),
+  [
+    (QWEN_TEMPLATE.replace(IMAGE, ""), "writes 0 times"),
+    (QWEN_TEMPLATE.replace(IMAGE, 2 * IMAGE), "writes 2 times"),
+    (QWEN_TEMPLATE + "<|image_pad|>", "writes 2 times"),
+    (QWEN_TEMPLATE.replace("part.text if", "part.text|trim if"), "changes the text"),
+    (QWEN_TEMPLATE.replace("part.text if", "'' if"), "does not write it once"),
+    (QWEN_TEMPLATE + LOOPS, "takes more than"),
+    (QWEN_TEMPLATE + "{{ 'a' * 10**10 }}", "takes more than"),
+    (QWEN_TEMPLATE + "{{ 'a' * 10**7 }}", "writes more than"),
+    (QWEN_TEMPLATE + "{% for", "TemplateSyntaxError"),
+    (QWEN_TEMPLATE + "{{ raise_exception('no such role') }}", "no such role"),
+    (QWEN_TEMPLATE + "{{ ''.__class__.__mro__ }}", "SecurityError"),
+    ("", "no chat template"),
+    (["a"], "expected a text"),
+  ],
+)
+def test_a_chat_template_that_cannot_be_used_is_refused(folder, tmp_path, monkeypatch, template, message):
+  monkeypatch.setattr(chat_template, "CPU_SECONDS", 2)
+  broken = shutil.copytree(folder, tmp_path / "broken")
+  (broken / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+  with pytest.raises(ValueError, match=rf"broken.*{message}"):
+    Processor.from_folder(broken)
+
+
+@pytest.mark.parametrize(
+  ("content", "penalty"), [({"repetition_penalty": 1.3}, 1.3), ({"repetition_penalty": None}, 1.0), ({}, 1.0)]
+)
+def test_the_repetition_penalty_is_that_of_the_folder(tmp_path, content, penalty):
+  (tmp_path / "generation_config.json").write_text(json.dumps(content))
+  assert processor_files.repetition_penalty(tmp_path) == penalty
+
+
+def test_settings_of_sampling_that_are_not_applied_are_named(tmp_path):
+  settings = {"top_k": 1, "num_beams": 4, "top_p": 1.0, "temperature": 0.1}
+  (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+  with pytest.warns(UserWarning, match=r"generation_config\.json: not applied to captions: top_k, num_beams$"):
+    processor_files.repetition_penalty(tmp_path)

@@ -7,14 +7,16 @@ prompts and the double resizing. Pixels are normalized on the device (`models.qw
 from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
-import json
 import math
 from pathlib import Path
+import re
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from uae_jax.data import chat_template as templates
+from uae_jax.data import processor_files
 from uae_jax.data.preprocessing import ImageSource, read_image
 
 IMAGE_TOKEN = "<|image_pad|>"
@@ -28,6 +30,16 @@ NEGATIVE_PROMPT = "Generate a random, low quality, ugly, blur, bad and anime, ca
 # The demo's client resizes images to 4 to 16384 merged cells before the image processor sees them.
 CLIENT_CELLS = (4, 16384)
 MAX_ASPECT_RATIO = 200
+# The second name is that of early Qwen2.5-VL folders.
+IMAGE_PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor")
+# Settings of an image processor that have one supported value.
+FIXED_SETTINGS = {
+  "do_resize": True,
+  "do_rescale": True,
+  "do_normalize": True,
+  "do_convert_rgb": True,
+  "rescale_factor": 1 / 255,
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,46 +78,36 @@ class Processor:
   ) -> "Processor":
     """Reads a processor from a local folder; downloads nothing.
 
-    It reads the tokenizer's files, `preprocessor_config.json` and, if they exist, `chat_template.json` and
-    `generation_config.json`.
+    It reads the tokenizer's files, `preprocessor_config.json` or `processor_config.json` of transformers 5 and, if they
+    exist, `chat_template.json`, `chat_template.jinja` and `generation_config.json`.
 
     Raises:
-      FileNotFoundError: the folder does not exist, or has no `preprocessor_config.json`.
-      ValueError: the tokenizer cannot be read, or has no chat template, padding token or image token.
+      ValueError: the folder or a file is missing or cannot be read; the tokenizer has no padding token or no image
+        token; the chat template is missing, or has no single place for the image and for the caption.
     """
-    from transformers import AutoTokenizer  # Imported late: it loads half of transformers.
-
     path = Path(path)
-    if not (path / "preprocessor_config.json").is_file():
-      raise FileNotFoundError(f"{path}: no preprocessor_config.json, so this is not the folder of a processor")
-    settings = json.loads((path / "preprocessor_config.json").read_text())
-    try:
-      tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-    except (OSError, ValueError) as error:
-      raise ValueError(f"{path}: the tokenizer cannot be read: {str(error).splitlines()[0]}") from error
-    template = _optional(path / "chat_template.json").get("chat_template") or tokenizer.chat_template
-    if not template:
-      raise ValueError(f"{path}: no chat template in chat_template.json or in the tokenizer's files")
+    if not path.is_dir():
+      raise ValueError(f"{path}: no such folder")
+    file, settings = processor_files.image_settings(path)
+    tokenizer = processor_files.read_tokenizer(path)
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
       raise ValueError(f"{path}: the tokenizer has no pad_token or no eos_token")
     if IMAGE_TOKEN not in tokenizer.get_vocab():
       raise ValueError(f"{path}: the tokenizer has no token {IMAGE_TOKEN}")
-    ends = _optional(path / "generation_config.json").get("eos_token_id", [])
-    ends = [tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])]
-    size = settings.get("size") or {}
-    return cls(
+    processor = cls(
       tokenizer=tokenizer,
-      chat_template=template,
-      patch_size=settings.get("patch_size", 14),
-      merge_size=settings.get("merge_size", 2),
-      min_pixels=settings.get("min_pixels") or size.get("shortest_edge", 56 * 56),
-      max_pixels=settings.get("max_pixels") or size.get("longest_edge", 28 * 28 * 1280),
-      resample=settings.get("resample", Image.Resampling.BICUBIC),
+      chat_template=processor_files.chat_template(path, tokenizer),
+      **_sizes(file, settings),
       pad_id=tokenizer.pad_token_id,
-      end_ids=tuple(dict.fromkeys(ends)),
+      end_ids=tuple(dict.fromkeys([tokenizer.eos_token_id, *processor_files.end_ids(path)])),
       question=question,
       negative_prompt=negative_prompt,
     )
+    try:
+      processor.check_templates()
+    except ValueError as error:
+      raise ValueError(f"{path}: the chat template {error}") from error
+    return processor
 
   # --- Images ------------------------------------------------------------------------------------------------------
 
@@ -179,8 +181,24 @@ class Processor:
     return tuple(sorted({*self.tokenizer.added_tokens_decoder, *self.tokenizer.all_special_ids}))
 
   def encode(self, text: str) -> list[int]:
-    """Token ids of plain text."""
-    return self.tokenizer.encode(text, add_special_tokens=False)
+    """Token ids of plain text, in which special tokens such as `<|im_end|>` are ordinary characters."""
+    ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    if self._special_ids.isdisjoint(ids):
+      return ids
+    # A vocabulary of whole words knows special tokens as words too.
+    unknown = self.tokenizer.unk_token_id
+    kept = (unknown if i in self._special_ids else i for i in ids)
+    return [i for i in kept if i is not None]
+
+  @functools.cached_property
+  def _special_tokens(self) -> dict[str, int]:
+    """Text -> id of the special tokens, without the one for unknown words."""
+    added = self.tokenizer.added_tokens_decoder
+    return {str(token): i for i, token in added.items() if token.special and i != self.tokenizer.unk_token_id}
+
+  @functools.cached_property
+  def _special_ids(self) -> frozenset[int]:
+    return frozenset(self._special_tokens.values())
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text of token ids, without special tokens."""
@@ -199,23 +217,52 @@ class Processor:
     rows, columns = grid
     if rows % self.merge_size or columns % self.merge_size:
       raise ValueError(f"a grid of {rows} x {columns} patches does not divide into cells of {self.merge_size}")
-    content = [{"type": "text", "text": self.question}, {"type": "image"}]
-    ids = self._templated("user", content)
     tokens = rows * columns // self.merge_size**2
+    ids = self._prompt(self._caption_template, self.question)
     return [i for token in ids for i in ([token] * tokens if token == self.image_token_id else [token])]
 
   def generation_prompt(self, text: str) -> list[int]:
     """Token ids of the chat that the decoder's context is computed from: one message of role `generate`."""
-    return self._templated("generate", [{"type": "text", "text": text}])
+    return self._prompt(self._generation_template, text)
 
-  def _templated(self, role: str, content: list[dict]) -> list[int]:
-    text = self.tokenizer.apply_chat_template(
-      [{"role": role, "content": content}],
-      chat_template=self.chat_template,
-      tokenize=False,
-      add_generation_prompt=True,
-    )
-    return self.encode(text)
+  def check_templates(self) -> None:
+    """Renders the chat template for both prompts.
+
+    Raises:
+      ValueError: it cannot be rendered, has no single place for image or caption, or changes the text of a message.
+    """
+    for name, template, num_images in (("user", self._caption_template, 1), ("generate", self._generation_template, 0)):
+      found = template.count(IMAGE_TOKEN)
+      if found != num_images:
+        raise ValueError(f"writes {found} times {IMAGE_TOKEN} for role {name}, expected {num_images}")
+      places, marks = template.count(templates.TEXT), template.count(templates.TEXT.strip())
+      # A template may have a question of its own, as that of the small world has.
+      if places != marks or places > 1 or (places == 0 and name == "generate"):
+        raise ValueError(f"changes the text of a message, or does not write it once for role {name}")
+
+  @functools.cached_property
+  def _caption_template(self) -> str:
+    """The caption prompt, with `templates.TEXT` for the question."""
+    return self._rendered("user", has_image=True)
+
+  @functools.cached_property
+  def _generation_template(self) -> str:
+    """The generation prompt, with `templates.TEXT` for the caption."""
+    return self._rendered("generate", has_image=False)
+
+  def _rendered(self, role: str, *, has_image: bool) -> str:
+    names = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    return templates.render(self.chat_template, role, has_image=has_image, special_tokens=names)
+
+  def _prompt(self, template: str, text: str) -> list[int]:
+    """Token ids of a rendered template, whose special tokens are parsed, around a text, whose are not."""
+    longest_first = sorted(self._special_tokens, key=len, reverse=True)
+    pieces = re.split(f"({'|'.join(map(re.escape, longest_first))})", template)
+    ids: list[int] = []
+    for i, piece in enumerate(pieces):
+      # re.split puts the separators at odd places. The text is encoded together with what touches it.
+      ids += [self._special_tokens[piece]] if i % 2 else self.encode(piece.replace(templates.TEXT, text))
+    return ids
 
   @functools.cached_property
   def seam_word(self) -> str:
@@ -273,5 +320,34 @@ class Processor:
     return tokens, mask
 
 
-def _optional(path: Path) -> dict:
-  return json.loads(path.read_text()) if path.is_file() else {}
+def _sizes(file: Path, settings: dict[str, Any]) -> dict[str, int]:
+  """The sizes of an image processor, as fields of `Processor`.
+
+  Raises:
+    ValueError: a setting is not supported or no positive integer.
+  """
+  kind = str(settings.get("image_processor_type") or IMAGE_PROCESSORS[0]).removesuffix("Fast").removesuffix("Pil")
+  if kind not in IMAGE_PROCESSORS:
+    raise ValueError(f"{file}: image_processor_type is {kind[:60]!r}, expected {IMAGE_PROCESSORS[0]!r}")
+  for name, expected in FIXED_SETTINGS.items():
+    found = settings.get(name)
+    if found is not None and not (isinstance(found, int | float) and math.isclose(found, expected, rel_tol=1e-3)):
+      raise ValueError(f"{file}: {name} is {found!r}, only {expected!r} is supported")
+  size = settings.get("size") or {}
+  if not isinstance(size, dict):
+    raise ValueError(f"{file}: size is {size!r:.60}, expected shortest_edge and longest_edge")
+  sizes = {
+    "patch_size": settings.get("patch_size", 14),
+    "merge_size": settings.get("merge_size", 2),
+    "min_pixels": settings.get("min_pixels") or size.get("shortest_edge", 56 * 56),
+    "max_pixels": settings.get("max_pixels") or size.get("longest_edge", 28 * 28 * 1280),
+    "resample": settings.get("resample", Image.Resampling.BICUBIC),
+  }
+  for name, value in sizes.items():
+    if type(value) is not int and not isinstance(value, Image.Resampling) or not 0 < value < 2**31:
+      raise ValueError(f"{file}: {name} is {value!r:.60}, expected a positive integer")
+  if sizes["resample"] not in set(Image.Resampling):
+    raise ValueError(f"{file}: resample is {sizes['resample']}, which is no filter of PIL")
+  if sizes["min_pixels"] > sizes["max_pixels"]:
+    raise ValueError(f"{file}: min_pixels {sizes['min_pixels']} is more than max_pixels {sizes['max_pixels']}")
+  return sizes

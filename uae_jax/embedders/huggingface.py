@@ -1,15 +1,19 @@
 """Opens model folders of transformers: `config.json`, `preprocessor_config.json`, safetensors."""
 
 from collections.abc import Callable, Mapping
-import json
 from pathlib import Path
 from typing import Any
 
+from uae_jax import json_files
+from uae_jax.data import processor_files
 from uae_jax.data.preprocessing import Preprocessing
 from uae_jax.embedders.kind import Checkpoint
 from uae_jax.models.vit import ViTConfig
-from uae_jax.weights import tensor_files
+from uae_jax.weights import fields, tensor_files
 from uae_jax.weights.table import Row
+
+TOWERS = ("vision_config", "text_config")
+MAX_PX = 4096
 
 
 def opener(
@@ -32,35 +36,40 @@ def opener(
 
   def open_folder(folder: Path) -> Checkpoint:
     file = folder / "config.json"
-    settings = read_json(file)
+    settings = json_files.read_object(file)
+    if found := tower_problems(settings):
+      raise ValueError(f"{file}: {'; '.join(found)}")
     try:
       network = config(settings)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
       raise ValueError(f"{file}: not a {kind} network ({error})") from error
     tensors = tensor_files.open_folder(folder)
-    preprocessing = Preprocessing.from_huggingface(processor_settings(folder), processors)
-    return Checkpoint(network, tensors, table(network, tensors), ignored, preprocessing)
+    return Checkpoint(network, tensors, table(network, tensors), ignored, read_preprocessing(folder, processors))
 
   return open_folder
 
 
-def processor_settings(folder: Path) -> dict[str, Any]:
-  """The settings of the image processor; transformers 5 may store them inside `processor_config.json`."""
-  whole = folder / "processor_config.json"
-  if whole.exists() and not (folder / "preprocessor_config.json").exists():
-    return read_json(whole)["image_processor"]
-  return read_json(folder / "preprocessor_config.json")
+def tower_problems(settings: Mapping[str, Any]) -> list[str]:
+  """What is not supported in a `config.json` of one tower or two."""
+  towers = [settings, *(tower for name in TOWERS if isinstance(tower := settings.get(name), dict))]
+  return [problem for tower in towers for problem in fields.TOWER.check(tower).problems]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-  """Reads a JSON file.
+def read_preprocessing(folder: Path, processors: Mapping[str, Mapping[str, Any]]) -> Preprocessing:
+  """Reads the settings of the image processor; for `processors` see `Preprocessing.from_huggingface`.
 
   Raises:
-    ValueError: the file is missing or not JSON.
+    ValueError: the settings are missing or not supported; the message names their file.
   """
+  file, settings = processor_files.image_settings(folder)
   try:
-    return json.loads(path.read_text())
-  except FileNotFoundError as error:
-    raise ValueError(f"{path}: no such file") from error
-  except ValueError as error:
-    raise ValueError(f"{path}: not JSON ({error})") from error
+    made = Preprocessing.from_huggingface(settings, processors)
+    height, width = made.output_size
+  except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    raise ValueError(f"{file}: the settings of the image processor are not understood ({error})") from error
+  if any(type(side) is not int or not 0 < side <= MAX_PX for side in (height, width)):
+    raise ValueError(f"{file}: images of {height!r:.20} x {width!r:.20} pixels, expected sides from 1 to {MAX_PX}")
+  for name, values, is_divisor in (("image_mean", made.mean, False), ("image_std", made.std, True)):
+    if not processor_files.is_statistic(list(values), is_divisor=is_divisor):
+      raise ValueError(f"{file}: {name} is {values!r:.60}, expected three numbers")
+  return made

@@ -114,6 +114,9 @@ class MMDiTConfig:
       raise ValueError(f"out_channels {config['out_channels']} is not in_channels {config['in_channels']}")
     if config.get("qk_norm") not in (None, "rms_norm"):
       raise ValueError(f"qk_norm {config['qk_norm']!r} is not known; expected None or 'rms_norm'")
+    duals = config.get("dual_attention_layers") or ()
+    if sorted(set(duals)) != list(duals) or any(type(i) is not int or not 0 <= i < config["num_layers"] for i in duals):
+      raise ValueError(f"dual_attention_layers {duals} are no ascending numbers of layers")
     return cls(
       depth=config["num_layers"],
       num_heads=config["num_attention_heads"],
@@ -124,7 +127,7 @@ class MMDiTConfig:
       pooled_width=config["pooled_projection_dim"],
       pos_embed_max_size=config["pos_embed_max_size"],
       sample_size=config["sample_size"],
-      dual_attention_layers=tuple(config.get("dual_attention_layers") or ()),
+      dual_attention_layers=tuple(duals),
       qk_norm=config.get("qk_norm") is not None,
     )
 

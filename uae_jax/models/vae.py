@@ -75,8 +75,20 @@ class AutoencoderKLConfig:
     for name, value in (expected | {"act_fn": "silu"}).items():
       if (found := config.get(name, defaults.get(name, value))) != value:
         raise ValueError(f"vae config: {name} is {found!r}, only {value!r} is known")
+    channels = tuple(config["block_out_channels"])
+    if not channels or any(type(width) is not int or width < 1 for width in channels):
+      raise ValueError(f"block_out_channels is {channels}, expected positive integers")
+    for name, block in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+      if (found := list(config.get(name, [block] * len(channels)))) != [block] * len(channels):
+        raise ValueError(f"{name} is {found}, expected {block} for each of {len(channels)} levels")
+    if config.get("out_channels", config["in_channels"]) != config["in_channels"]:
+      raise ValueError(f"out_channels {config['out_channels']} is not in_channels {config['in_channels']}")
+    if not config["scaling_factor"]:
+      raise ValueError("scaling_factor is 0 or null")
+    if any(width % config["norm_num_groups"] for width in channels):
+      raise ValueError(f"norm_num_groups {config['norm_num_groups']} does not divide block_out_channels {channels}")
     return cls(
-      block_channels=tuple(config["block_out_channels"]),
+      block_channels=channels,
       layers_per_block=config["layers_per_block"],
       norm_groups=config["norm_num_groups"],
       latent_channels=config["latent_channels"],

@@ -7,6 +7,7 @@ import warnings
 
 from jax.sharding import Mesh
 
+from uae_jax.data import processor_files
 from uae_jax.data.processing import Processor
 from uae_jax.models.uae import NETS
 from uae_jax.options import Experiment
@@ -97,6 +98,7 @@ def load_run(workdir: str | Path, dtype: str, mesh: Mesh) -> LoadedUAE:
       steps=evaluation.sampler_steps,
       max_new_tokens=evaluation.max_new_tokens,
       shift=evaluation.shift,
+      repetition_penalty=processor_files.repetition_penalty(workdir / PROCESSOR),
     ),
   )
 

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from uae_jax import trees
 from uae_jax.data.processing import Processor
 from uae_jax.layers import lora
+from uae_jax.models.captioner import CaptionerConfig
 from uae_jax.models.uae import UAEConfig
 from uae_jax.weights import legacy
 
@@ -64,6 +65,24 @@ class LoadedUAE:
   processor: Processor
   processor_folder: Path
   inference: InferenceSettings
+
+
+def processor_problems(folder: Path, processor: Processor, captioner: CaptionerConfig) -> list[str]:
+  """Why a processor does not fit a captioner: ids beyond the embedding table, another image token or patch size."""
+  problems = []
+  ids = {
+    "largest token id": max(processor.tokenizer.get_vocab().values()),
+    "pad_token_id": processor.pad_id,
+    "eos_token_id": max(processor.end_ids),
+  }
+  for name, found in ids.items():
+    if not 0 <= found < captioner.vocab_size:
+      problems.append(f"{folder}: the {name} is {found}, the embedding table has {captioner.vocab_size} rows")
+  for name in ("image_token_id", "patch_size"):
+    ours, theirs = getattr(captioner, name), getattr(processor, name)
+    if ours != theirs:
+      problems.append(f"{folder}: {name} is {ours} in config.json and {theirs} in the processor's files")
+  return problems
 
 
 def typed(

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from uae_jax import trees
+from uae_jax import json_files, trees
+from uae_jax.data import processor_files
 from uae_jax.layers import lora
 from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
 from uae_jax.models.uae import UAEConfig
@@ -122,7 +123,7 @@ def write_uae(
   copy_processor(loaded.processor_folder, folders.language)
   dtype = np.dtype(params["captioner"]["language"]["embedding"].dtype).name
   _write_json(folders.language / "config.json", _language_config(loaded, config.captioner, dtype))
-  _write_pixel_statistics(folders.language / "preprocessor_config.json", config.captioner)
+  _write_pixel_statistics(folders.language, config.captioner)
   write_folder(folders.language, "model", language)
 
   decoder = Dump(params["decoder"], mmdit.table(config.decoder), _scale(config.decoder_lora, merged))
@@ -172,7 +173,7 @@ def _language_config(loaded: LoadedUAE, captioner: Qwen25VLConfig, dtype: str) -
   """The content of `config.json`: that of the source if it exists, because it has more fields, else our own."""
   file = loaded.processor_folder / "config.json"
   if file.exists():
-    return json.loads(file.read_text())
+    return json_files.read_object(file)
   tokens = loaded.processor
   return huggingface_configs.qwen25_vl(captioner, dtype) | {
     "eos_token_id": tokens.end_ids[0],
@@ -181,12 +182,12 @@ def _language_config(loaded: LoadedUAE, captioner: Qwen25VLConfig, dtype: str) -
   }
 
 
-def _write_pixel_statistics(file: Path, config: Qwen25VLConfig) -> None:
+def _write_pixel_statistics(folder: Path, config: Qwen25VLConfig) -> None:
   """Corrects mean and std in a processor's file to those that the model uses; the small world's file differs."""
-  settings, vision = json.loads(file.read_text()), config.vision
+  vision = config.vision
   wanted = {"image_mean": list(vision.image_mean), "image_std": list(vision.image_std)}
-  if any(settings.get(name) != value for name, value in wanted.items()):
-    _write_json(file, settings | wanted)
+  if (changed := processor_files.replace_image_settings(folder, wanted)) is not None:
+    _write_json(*changed)
 
 
 def _write_language_adapters(

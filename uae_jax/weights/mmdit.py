@@ -3,16 +3,18 @@
 Source: diffusers 0.42 transformer_sd3.py; PEFT 0.21 `adapter_model.safetensors`.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 import dataclasses
 import re
 
 from uae_jax.layers.lora import LoRA
 from uae_jax.models.mmdit import MMDiTConfig
 from uae_jax.weights.table import CONV, TRANSPOSE, Reshape, Row, Then, linear, norm
+from uae_jax.weights.tensor_files import count_indices, spec_of
 
 IGNORED: dict[str, str] = {}
 PEFT = "base_model.model."
+POSITIONS = "pos_embed.pos_embed"
 
 # (theirs, ours) of the linear layers outside the blocks.
 OUTER = (
@@ -95,6 +97,24 @@ def linears(config: MMDiTConfig) -> Iterator[tuple[str, str, int, int]]:
       yield f"{group.theirs}.{theirs}", f"{group.ours}/{ours}", group.first, group.count
 
 
+def modules(config: MMDiTConfig) -> Iterator[str]:
+  """Yields the name of every linear layer, in diffusers' names."""
+  for theirs, _, first, count in linears(config):
+    yield from (theirs.replace("{layer}", str(block)) for block in range(first, first + count))
+
+
+def size_problems(config: MMDiTConfig, tensors: Mapping) -> list[str]:
+  """Sizes in a config that are not those of the tensors, and would be expanded."""
+  problems, found = [], count_indices(tensors, "transformer_blocks.")
+  if config.depth != found:
+    problems.append(f"num_layers is {config.depth}, the tensors have {found} blocks")
+  size = config.pos_embed_max_size
+  table = spec_of(tensors, POSITIONS).shape if POSITIONS in tensors else ("no", "table")
+  if len(table) < 2 or table[1] != size * size:
+    problems.append(f"pos_embed_max_size is {size}, {POSITIONS} has the shape {table}")
+  return problems
+
+
 def flatten_patch(config: MMDiTConfig, out_features: int) -> Then:
   """The move from a convolution kernel, whose stride is its size, to a linear kernel on flattened patches."""
   patch, channels = config.patch, config.in_channels
@@ -107,7 +127,7 @@ def table(config: MMDiTConfig) -> tuple[Row, ...]:
   rows = [
     Row("pos_embed.proj.weight", "patch_embed/kernel", flatten_patch(config, width)),
     Row("pos_embed.proj.bias", "patch_embed/bias"),
-    Row("pos_embed.pos_embed", "position_table", Reshape((1, size * size, width), (size, size, width))),
+    Row(POSITIONS, "position_table", Reshape((1, size * size, width), (size, size, width))),
   ]
   for theirs, ours, first, _ in linears(config):
     rows += linear(theirs, ours, first=first)

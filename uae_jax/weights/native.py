@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import orbax.checkpoint as ocp
 
-from uae_jax import sharding, trees
+from uae_jax import json_files, sharding, trees
 from uae_jax.data.processing import Processor
 from uae_jax.models.uae import NETS, UAE, UAEConfig
 from uae_jax.plain import from_plain, to_plain
@@ -57,7 +57,7 @@ def load(source: Path, dtype: str, mesh: Mesh) -> LoadedUAE:
     ValueError: the checkpoint has another format, or is damaged.
   """
   file = source / EXTRAS
-  content = legacy.current_export(json.loads(file.read_text()), file)
+  content = legacy.current_export(json_files.read_object(file), file)
   config = from_plain(UAEConfig, content["config"], f"{file}: config")
   inference = from_plain(InferenceSettings, content["settings"], f"{file}: settings")
   graphdef, abstract = sharding.abstract_model(lambda: UAE(config, rngs=nnx.Rngs(0)), mesh)

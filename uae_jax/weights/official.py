@@ -11,12 +11,12 @@ uae.json     (optional) written by our exports: settings that the other files ca
 Source: the loading code of PKU-YuanGroup/UAE; PEFT 0.17 and 0.21 for the names and the scale of adapters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
-import json
-import math
+import functools
+import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 import warnings
 
 from flax import nnx
@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from uae_jax import sharding
+from uae_jax import json_files, sharding
+from uae_jax.data import processor_files
 from uae_jax.data.processing import Processor
 from uae_jax.layers import lora
 from uae_jax.models.connector import Connector, ConnectorConfig
@@ -34,18 +35,23 @@ from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
 from uae_jax.models.uae import UAE, UAEConfig
 from uae_jax.models.vae import AutoencoderKLConfig
 from uae_jax.plain import from_plain
-from uae_jax.weights import connector, mmdit, pooled, qwen25_vl
+from uae_jax.weights import connector, fields, mmdit, peft_adapters, pooled, qwen25_vl
 from uae_jax.weights import vae as vae_weights
-from uae_jax.weights.checkpoint import InferenceSettings, LoadedUAE, typed
+from uae_jax.weights.checkpoint import InferenceSettings, LoadedUAE, processor_problems, typed
 from uae_jax.weights.table import Row, WeightError, find_problems, stream
 from uae_jax.weights.tensor_files import Renamed, Safetensors, open_file, open_folder, spec_of
 
+T = TypeVar("T")
+Check = Callable[[Mapping], fields.Findings]
 EXTRAS = "uae.json"
 # The connector of an export without base models; replaces the connector in llm_model.
 CONNECTOR = "projector.safetensors"
 DIFFUSERS_STEM, ADAPTER_STEM, ADAPTER_CONFIG = "diffusion_pytorch_model", "adapter_model", "adapter_config.json"
 # A full state has no adapter_config.json; the published adapters have alpha = 2 * rank.
 ALPHA_PER_RANK = 2.0
+# Adapters written by diffusers: without another statement, their alpha is their rank.
+DIFFUSERS_ADAPTERS, DIFFUSERS_METADATA = "pytorch_lora_weights.safetensors", "lora_adapter_metadata"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +116,8 @@ def load_official(path: str | Path, dtype: str, mesh: Mesh) -> LoadedUAE:
   reader = Reader(folders)
   reader.check()
   graphdef, abstract = sharding.abstract_model(lambda: UAE(reader.config, rngs=nnx.Rngs(0)), mesh)
-  parts = reader.parts()
+  parts, inference = reader.parts(), reader.inference()
+  reader.check()
   abstract = typed(abstract, dtype, stored=_stored_dtypes(parts) if dtype == "auto" else None)
   missing_connector = reader.has_no_connector
   for part in parts:
@@ -132,7 +139,8 @@ def load_official(path: str | Path, dtype: str, mesh: Mesh) -> LoadedUAE:
   params["pooled"] = jax.make_array_from_callback(
     condition.shape, abstract["pooled"].sharding, lambda index: condition[index]
   )
-  return LoadedUAE(reader.config, graphdef, params, reader.processor, folders.language, reader.inference())
+  assert reader.processor is not None  # otherwise it is one of the problems
+  return LoadedUAE(reader.config, graphdef, params, reader.processor, folders.language, inference)
 
 
 class Reader:
@@ -141,48 +149,47 @@ class Reader:
   def __init__(self, folders: Folders):
     self.folders = folders
     self.problems: list[str] = []
-    self.extras = self._json(folders.root / EXTRAS, default={})
-    self.language = Renamed()
-    for folder, stem in ((folders.language, "model"), (folders.language_adapters, None)):
-      if stem or folder.is_dir():
-        stem = stem or (ADAPTER_STEM if (folder / ADAPTER_CONFIG).exists() else "model")
-        self.language.add(self._open(folder, stem), qwen25_vl.canonical)
+    self.extras = self._attempt(lambda: json_files.read_object(folders.root / EXTRAS, default={})) or {}
+    self.language, adapter_names = Renamed(), list[str]()
+    self.language.add(self._open(folders.language, "model"), qwen25_vl.canonical)
+    if folders.language_adapters.is_dir():
+      stem = ADAPTER_STEM if (folders.language_adapters / ADAPTER_CONFIG).exists() else "model"
+      tensors = self._open(folders.language_adapters, stem)
+      self.language.add(tensors, qwen25_vl.canonical)
+      adapter_names = list(tensors)
     if (folders.root / CONNECTOR).exists():
-      tensors = self._attempt(lambda: open_file(folders.root / CONNECTOR))
-      self.language.add(tensors or {}, qwen25_vl.canonical)
+      found = self._attempt(lambda: open_file(folders.root / CONNECTOR))
+      self.language.add(found or {}, qwen25_vl.canonical)
     self.decoder = self._open(folders.decoder, DIFFUSERS_STEM)
     self.decoder_adapters = Renamed()
-    if folders.decoder_adapters.is_dir():
-      self.decoder_adapters.add(
-        self._open(folders.decoder_adapters, ADAPTER_STEM), lambda name: name.replace(".default.", ".")
-      )
     self.vae = self._open(folders.diffusion / "vae", DIFFUSERS_STEM)
 
-    captioner = self._config(Qwen25VLConfig, folders.language)
-    decoder = self._config(MMDiTConfig, folders.decoder)
-    vae = self._config(AutoencoderKLConfig, folders.diffusion / "vae")
+    captioner = self._config(Qwen25VLConfig.from_huggingface, folders.language, fields.check_qwen)
+    captioner = self._sized(captioner, qwen25_vl.size_problems, self.language, folders.language)
+    decoder = self._config(MMDiTConfig.from_huggingface, folders.decoder, fields.MMDIT.check)
+    decoder = self._sized(decoder, mmdit.size_problems, self.decoder, folders.decoder)
+    vae = self._config(AutoencoderKLConfig.from_huggingface, folders.diffusion / "vae", fields.VAE.check)
+    vae = self._sized(vae, vae_weights.size_problems, self.vae, folders.diffusion / "vae")
     self.processor = self._attempt(lambda: Processor.from_folder(folders.language))
     self._uae: UAEConfig | None = None
-    if captioner:
-      pixels = self._json(folders.language / "preprocessor_config.json", default={})
-      statistics = {name: tuple(pixels[name]) for name in ("image_mean", "image_std") if pixels.get(name)}
-      captioner = dataclasses.replace(captioner, vision=dataclasses.replace(captioner.vision, **statistics))
+    if captioner and self.processor:
+      self.problems += processor_problems(folders.language, self.processor, captioner)
+      captioner = self._attempt(functools.partial(self._completed, captioner))
     if captioner and decoder and vae:
-      language_adapters = self._lora(
-        folders.language_adapters, qwen25_vl.adapter_targets(captioner, self.language), self.language, "llm_lora"
-      )
-      decoder_adapters = None
-      if len(self.decoder_adapters):
-        targets = mmdit.adapter_targets(decoder, self.decoder_adapters)
-        decoder_adapters = self._lora(folders.decoder_adapters, targets, self.decoder_adapters, "dit_lora")
+      targets = qwen25_vl.adapter_targets(captioner, self.language)
+      captioner_lora = self._lora(folders.language_adapters, targets, self.language, adapter_names)
+      decoder_lora = self._attempt(lambda: self._decoder_lora(decoder)) if folders.decoder_adapters.is_dir() else None
+      masks = self.extras.get("mask_context", False)
+      if not isinstance(masks, bool):
+        self.problems.append(f"{folders.root / EXTRAS}: mask_context is {masks!r:.60}, expected true or false")
       self._uae = UAEConfig(
         captioner=captioner,
         connector=self._connector_config(captioner, decoder),
         decoder=decoder,
         vae=vae,
-        captioner_lora=language_adapters,
-        decoder_lora=decoder_adapters,
-        mask_context=self.extras.get("mask_context", False),
+        captioner_lora=captioner_lora,
+        decoder_lora=decoder_lora,
+        mask_context=bool(masks),
       )
 
   @property
@@ -218,7 +225,8 @@ class Reader:
     statistics = vae_weights.latent_statistics(config.vae)
     for name in statistics:
       if name in self.extras:
-        statistics[name] = np.asarray(self.extras[name], np.float32)
+        values = self._attempt(functools.partial(np.asarray, self.extras[name], np.float32))
+        statistics[name] = statistics[name] if values is None else values
     vae = Renamed()
     vae.add(self.vae, str)
     vae.add(statistics, str)
@@ -233,45 +241,96 @@ class Reader:
   def inference(self) -> InferenceSettings:
     """Inference settings from `uae.json` and the configs; the official defaults where they set nothing."""
     folders, extras = self.folders, self.extras
-    scheduler = self._json(folders.diffusion / "scheduler" / "scheduler_config.json", default={})
-    generation = self._json(folders.language / "generation_config.json", default={})
     side = self.config.decoder.sample_size * self.config.vae.downsampling
     given = {field.name: extras[field.name] for field in dataclasses.fields(InferenceSettings) if field.name in extras}
     given.setdefault("resolution_px", side)
-    given["shift"] = scheduler.get("shift", InferenceSettings.shift)
-    given["repetition_penalty"] = generation.get("repetition_penalty") or InferenceSettings.repetition_penalty
-    return from_plain(InferenceSettings, given, str(folders.root / EXTRAS))
+    file = folders.diffusion / "scheduler" / "scheduler_config.json"
+    if file.exists():
+      # An absent shift is that of diffusers' class.
+      shift = self._checked(file, fields.SCHEDULER.check).get("shift") or 1.0
+      given["shift"] = shift if isinstance(shift, int | float) else 1.0
+      if given["shift"] <= 0:
+        self.problems.append(f"{file}: shift is {shift}, expected a positive number")
+    given["repetition_penalty"] = self._attempt(lambda: processor_files.repetition_penalty(folders.language)) or 1.0
+    made = self._attempt(lambda: from_plain(InferenceSettings, given, str(folders.root / EXTRAS)))
+    return made or InferenceSettings()
 
-  def _attempt(self, make):
+  def _attempt(self, make: Callable[[], T]) -> T | None:
     """Returns `make()`; if it fails, records the problem and returns None."""
     try:
       return make()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, AttributeError, IndexError) as error:
       text = f"missing {error}" if isinstance(error, KeyError) else str(error)
       self.problems.append(text)
       return None
 
-  def _json(self, file: Path, default: dict | None = None) -> dict:
-    if default is not None and not file.exists():
-      return default
-    return self._attempt(lambda: json.loads(file.read_text())) or {}
-
   def _open(self, folder: Path, stem: str) -> Safetensors:
     return self._attempt(lambda: open_folder(folder, stem)) or Safetensors([])
 
-  def _config(self, cls, folder: Path):
-    """Reads a config from `config.json`; if that fails, records the problem and returns None."""
-    file = folder / "config.json"
-    if not file.exists():
-      self.problems.append(f"{file}: no such file")
+  def _checked(self, file: Path, check: Check) -> dict[str, Any]:
+    """The content of a config; records what is not supported, and names in a warning what is not known."""
+    settings = self._attempt(lambda: json_files.read_object(file))
+    if settings is None:
+      return {}
+    found = check(settings)
+    self.problems += [f"{file}: {problem}" for problem in found.problems]
+    if found.unknown:
+      warnings.warn(f"{file}: fields that are not known were ignored: {', '.join(found.unknown)[:500]}", stacklevel=6)
+    return settings
+
+  def _config(
+    self, make: Callable[[Mapping], T], folder: Path, check: Callable[[Mapping], fields.Findings]
+  ) -> T | None:
+    """Reads `config.json`; if anything in it is wrong, records the problem and returns None."""
+    file, before = folder / "config.json", len(self.problems)
+    settings = self._checked(file, check)
+    if len(self.problems) > before:
       return None
     try:
-      return cls.from_huggingface(json.loads(file.read_text()))
+      return make(settings)
     except KeyError as error:
       self.problems.append(f"{file}: no field {error}")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
       self.problems.append(f"{file}: {error}")
     return None
+
+  def _sized(
+    self, config: T | None, check: Callable[[T, Mapping], list[str]], tensors: Mapping, folder: Path
+  ) -> T | None:
+    """The config, if its numbers of layers are those of the tensors; they are expanded only then."""
+    found = check(config, tensors) if config is not None and len(tensors) else []
+    self.problems += [f"{folder / 'config.json'}: {problem}" for problem in found]
+    return None if found else config
+
+  def _completed(self, captioner: Qwen25VLConfig) -> Qwen25VLConfig:
+    """The captioner's config with what other files say of it."""
+    return self._with_pixel_statistics(self._untied(captioner))
+
+  def _untied(self, captioner: Qwen25VLConfig) -> Qwen25VLConfig:
+    """The captioner with a head of its own if the files hold two different matrices, as transformers 5 reads them."""
+    if not captioner.language.ties_embeddings or HEAD not in self.language:
+      return captioner
+    if EMBEDDING not in self.language:
+      self.language.put(EMBEDDING, self.language, HEAD)
+      return captioner
+    if _digest(self.language, HEAD) == _digest(self.language, EMBEDDING):
+      return captioner
+    warnings.warn(
+      f"{self.folders.language}: tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}: both are used, as "
+      "in transformers 5",
+      stacklevel=6,
+    )
+    return dataclasses.replace(captioner, language=dataclasses.replace(captioner.language, ties_embeddings=False))
+
+  def _with_pixel_statistics(self, captioner: Qwen25VLConfig) -> Qwen25VLConfig:
+    """The captioner with mean and standard deviation of the image processor."""
+    file, settings = processor_files.image_settings(self.folders.language)
+    statistics = {name: settings[name] for name in ("image_mean", "image_std") if settings.get(name)}
+    for name, values in statistics.items():
+      if not processor_files.is_statistic(values, is_divisor=name == "image_std"):
+        raise ValueError(f"{file}: {name} is {values!r:.60}, expected three numbers")
+    statistics = {name: tuple(map(float, values)) for name, values in statistics.items()}
+    return dataclasses.replace(captioner, vision=dataclasses.replace(captioner.vision, **statistics))
 
   def _connector_config(self, captioner: Qwen25VLConfig, decoder: MMDiTConfig) -> ConnectorConfig:
     """The connector's config; the hidden width comes from the tensors, by default twice the context width as in UAE."""
@@ -280,28 +339,90 @@ class Reader:
       hidden = self.language.spec("projector.0.weight").shape[0]
     return ConnectorConfig(captioner.language.width, hidden, decoder.context_width)
 
-  def _lora(self, folder: Path, targets: str | None, tensors: Mapping, name: str) -> lora.LoRA | None:
-    """Adapter config, with the rank from shapes and alpha from `adapter_config.json`; None without adapters."""
+  def _lora(self, folder: Path, targets: str | None, tensors: Mapping, file_names: list[str]) -> lora.LoRA | None:
+    """The captioner's adapters, with rank from shapes and alpha from `adapter_config.json`; None without adapters."""
     if targets is None:
       return None
-    first = min((name for name in tensors if name.endswith(".lora_A.weight")), default=None)
-    if first is None:
-      self.problems.append(f"{folder}: no lora_A in it")
-      return None
-    rank = spec_of(tensors, first).shape[0]
-    if not (folder / ADAPTER_CONFIG).exists():
-      if name == "dit_lora":
-        self.problems.append(f"{folder / ADAPTER_CONFIG}: no such file, so the adapters' scale is not known")
+    rank = _rank(tensors)
+    file = folder / ADAPTER_CONFIG
+    if not file.exists():
       return lora.LoRA(rank, ALPHA_PER_RANK * rank, targets)
-    settings = self._json(folder / ADAPTER_CONFIG)
-    for field in ("rank_pattern", "alpha_pattern", "use_dora", "modules_to_save"):
-      if settings.get(field):
-        self.problems.append(f"{folder / ADAPTER_CONFIG}: {field} is {settings[field]!r}, which is not supported")
-    if settings.get("r") != rank:
-      self.problems.append(f"{folder / ADAPTER_CONFIG}: r is {settings.get('r')}, the tensors have rank {rank}")
-    alpha = float(settings.get("lora_alpha", rank))
-    # Rank-stabilized adapters are scaled by alpha / sqrt(r).
-    return lora.LoRA(rank, alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha, targets)
+    return self._scaled(file, self._attempt(lambda: json_files.read_object(file)) or {}, file_names, rank, targets)
+
+  def _scaled(self, file: Path, settings: Mapping, names: list[str], rank: int, targets: str) -> lora.LoRA:
+    """Adapters with the scale of a PEFT config; records what of it is not supported."""
+    found = peft_adapters.read_config(settings, names)
+    problems = found.problems
+    if found.rank != rank:
+      problems = [*problems, f"r is {found.rank}, the tensors have rank {rank}"]
+    self.problems += [f"{file}: {problem}" for problem in problems]
+    return lora.LoRA(rank, found.alpha, targets)
+
+  def _decoder_lora(self, decoder: MMDiTConfig) -> lora.LoRA:
+    """The decoder's adapters, and their tensors under PEFT's names in `decoder_adapters`.
+
+    Raises:
+      ValueError: the folder has no adapters, several sets of them, or no scale.
+    """
+    folder = self.folders.decoder_adapters
+    file, config = _adapter_file(folder), folder / ADAPTER_CONFIG
+    tensors = Safetensors([file])
+    modules = ["pos_embed.proj", *mmdit.modules(decoder)]
+    self.decoder_adapters, alphas = peft_adapters.decoder_tensors(tensors, modules, decoder.depth)
+    if not any(name.endswith(".lora_A.weight") for name in self.decoder_adapters):
+      raise ValueError(f"{file}: no adapters in it")
+    names, rank = list(self.decoder_adapters), _rank(self.decoder_adapters)
+    targets = mmdit.adapter_targets(decoder, self.decoder_adapters)
+    adapted = {module for name in names if (module := peft_adapters.adapted_module(name))}
+    try:
+      alpha = peft_adapters.common_alpha(alphas, adapted)
+    except ValueError as error:
+      raise ValueError(f"{file}: {error}") from error
+    if config.exists():
+      found = self._scaled(config, json_files.read_object(config), names, rank, targets)
+      if alpha not in (None, found.alpha):
+        self.problems.append(f"{file}: its alpha is {alpha}, that of {ADAPTER_CONFIG} is {found.alpha}")
+      return found
+    if DIFFUSERS_METADATA in tensors.metadata:
+      settings = json_files.parse_object(tensors.metadata[DIFFUSERS_METADATA].encode(), f"{file}: {DIFFUSERS_METADATA}")
+      settings = {name.removeprefix("transformer."): value for name, value in settings.items()}
+      return self._scaled(file, settings, names, rank, targets)
+    if alpha is None and file.name != DIFFUSERS_ADAPTERS:
+      raise ValueError(f"{config}: no such file, so the adapters' scale is not known")
+    return lora.LoRA(rank, float(rank if alpha is None else alpha), targets)
+
+
+def _adapter_file(folder: Path) -> Path:
+  """The adapter file of PEFT or diffusers in a folder, or its only safetensors file.
+
+  Raises:
+    ValueError: there is none, or there are several.
+  """
+  for name in (f"{ADAPTER_STEM}.safetensors", DIFFUSERS_ADAPTERS):
+    if (folder / name).exists():
+      return folder / name
+  files = sorted(folder.glob("*.safetensors"))
+  if len(files) != 1:
+    raise ValueError(f"{folder}: no {ADAPTER_STEM}.safetensors, and {len(files)} other safetensors files")
+  return files[0]
+
+
+def _rank(tensors: Mapping) -> int:
+  """The rank of the first adapter by name; a check of all shapes follows."""
+  first = min(name for name in tensors if name.endswith(".lora_A.weight"))
+  shape = spec_of(tensors, first).shape
+  if not shape or not shape[0]:
+    raise ValueError(f"{first}: shape {shape} is that of no adapter")
+  return shape[0]
+
+
+def _digest(tensors: Mapping, name: str) -> bytes:
+  """Digest of a tensor's shape and values, in float32 and a part at a time."""
+  values = np.asarray(tensors[name])
+  digest = hashlib.sha256(repr(values.shape).encode())
+  for start in range(0, len(values), 4096):
+    digest.update(np.ascontiguousarray(values[start : start + 4096], np.float32).tobytes())
+  return digest.digest()
 
 
 def _stored_dtypes(parts: list[Part]) -> dict[str, np.dtype]:

@@ -4,7 +4,6 @@ The vector is the same for every image, so it is computed once, when weights are
 discarded.
 """
 
-import json
 from pathlib import Path
 
 from flax import nnx
@@ -12,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uae_jax import sharding
+from uae_jax import json_files, sharding
 from uae_jax.data import clip_tokens
 from uae_jax.models.clip import CLIPText, CLIPTextConfig
-from uae_jax.weights import clip, table, tensor_files
+from uae_jax.weights import clip, fields, table, tensor_files
 
 ENCODERS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
 # Where an export stores the vector, so that it need not include the text towers.
@@ -39,7 +38,7 @@ def read(folder: Path) -> np.ndarray:
       parts.append(embed(folder / encoder, folder / tokenizer, [""])[0])
     except table.WeightError as error:
       problems += [f"{encoder}: {problem}" for problem in error.problems]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, ArithmeticError) as error:
       problems.append(f"{encoder}: {error}")
   if problems:
     raise table.WeightError(str(folder), problems)
@@ -48,7 +47,9 @@ def read(folder: Path) -> np.ndarray:
 
 def embed(encoder: Path, tokenizer: Path, texts: list[str]) -> np.ndarray:
   """Projected text embeddings float32[B, E], computed in float32 on one device."""
-  settings = json.loads((encoder / "config.json").read_text())
+  settings = json_files.read_object(encoder / "config.json")
+  if found := fields.TOWER.check(settings).problems:
+    raise table.WeightError(str(encoder / "config.json"), found)
   config = CLIPTextConfig.from_huggingface(settings)
   # On one device of this process; every host computes the same values.
   mesh = sharding.make_mesh(devices=jax.local_devices()[:1])

@@ -7,6 +7,7 @@ from uae_jax.layers.lora import LoRA
 from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
 from uae_jax.models.qwen25_vl.vision import VisionConfig
 from uae_jax.weights.table import TRANSPOSE, Reshape, Row, Then, linear, norm
+from uae_jax.weights.tensor_files import count_indices
 
 # Style -> (prefix of the vision tower, prefix of the language model).
 PREFIXES = {
@@ -90,7 +91,26 @@ def canonical(name: str) -> str:
     if name.startswith(new):
       name = old + name.removeprefix(new)
       break
-  return re.sub(r"\.lora_([AB])\.default\.", r".lora_\1.", name).replace(".base_layer.", ".")
+  name = re.sub(r"\.lora_(?:(A|down)|(B|up))\.(?:[^.]+\.)?weight$", _adapter_suffix, name)
+  return name.replace(".base_layer.", ".")
+
+
+def _adapter_suffix(found: re.Match) -> str:
+  return f".lora_{'A' if found[1] else 'B'}.weight"
+
+
+def size_problems(config: Qwen25VLConfig, tensors: Collection[str]) -> list[str]:
+  """Numbers of layers in a config that are not those of the tensors, in "official" names."""
+  vision, language = PREFIXES["official"]
+  claims = (
+    ("num_hidden_layers", config.language.depth, f"{language}layers."),
+    ("vision_config.depth", config.vision.depth, f"{vision}blocks."),
+  )
+  return [
+    f"{name} is {claimed}, the tensors have {found} layers"
+    for name, claimed, prefix in claims
+    if claimed != (found := count_indices(tensors, prefix))
+  ]
 
 
 def linears(config: Qwen25VLConfig, style: str = "official") -> Iterator[tuple[str, str, int]]:

@@ -188,13 +188,16 @@ class WeightError(ValueError):
     super().__init__(f"{source}: {len(problems)} problem(s)\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
-def expand(table: Iterable[Row], abstract: Mapping, adapters: bool = False) -> list[Match]:
+def expand(
+  table: Iterable[Row], abstract: Mapping, adapters: bool = False, available: int | None = None
+) -> list[Match]:
   """Matches the rows of a table to a model; every leaf of `abstract` is in exactly one match.
 
   Args:
     table: the rows of the model.
     abstract: nested dict of arrays or `ShapeDtypeStruct`s.
     adapters: allow rows for (adapter) leaves that this model does not have.
+    available: number of tensors in the checkpoint; a stack of more layers is a problem and is not expanded.
 
   Raises:
     WeightError: a leaf has no row or two rows, or a row has no leaf.
@@ -203,6 +206,11 @@ def expand(table: Iterable[Row], abstract: Mapping, adapters: bool = False) -> l
   filled_by: dict[str, Row] = {}
   matches, problems = [], []
   for row in table:
+    depth = _depth(row, leaves)
+    if available is not None and depth > available:
+      problems.append(f"{row.theirs}: the config has {depth} layers, the checkpoint only {available} tensors")
+      filled_by |= dict.fromkeys(row.paths, row)
+      continue
     found = _matches(row, leaves)
     if not found and not adapters:
       absent = [path for path in row.paths if path not in leaves]
@@ -226,11 +234,17 @@ def _matches(row: Row, leaves: Mapping) -> list[Match]:
     indices = [int(match[1]) for path in leaves if (match := pattern.fullmatch(path))]
     found = [Match(row, tuple(_at(path, i) for path in row.paths), (_at(row.theirs, i + row.first),)) for i in indices]
   elif row.paths[0] in leaves and "{layer}" in row.theirs:
-    depth = row.count or leaves[row.paths[0]].shape[0]
-    found = [Match(row, row.paths, tuple(_at(row.theirs, row.first + i) for i in range(depth)))]
+    names = tuple(_at(row.theirs, row.first + i) for i in range(_depth(row, leaves)))
+    found = [Match(row, row.paths, names)]
   else:
     found = [Match(row, row.paths, (row.theirs,))]
   return [match for match in found if all(path in leaves for path in match.paths)]
+
+
+def _depth(row: Row, leaves: Mapping) -> int:
+  """Number of tensors of a stacked row; 1 for others."""
+  is_stacked = "{layer}" in row.theirs and row.paths[0] in leaves
+  return (row.count or leaves[row.paths[0]].shape[0]) if is_stacked else 1
 
 
 def _at(name: str, layer: int) -> str:
@@ -268,7 +282,11 @@ def find_problems(
   leaves = dict(trees.items(abstract))
   problems: list[str] = []
   used: set[str] = set()
-  for match in expand(table, abstract):
+  try:
+    matches = expand(table, abstract, available=len(tensors))
+  except WeightError as error:
+    return error.problems
+  for match in matches:
     used.update(match.names)
     for name in match.names:
       if name not in tensors:

@@ -3,7 +3,7 @@
 Headers are held to the rules of the safetensors library: tensors cover the file without holes or overlaps.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import json
 import math
@@ -57,12 +57,17 @@ class Safetensors(Mapping):
   """All tensors of some safetensors files, read one at a time.
 
   Files are not memory-mapped, because pages read from a mapped file would keep counting as memory of the process.
+
+  Attributes:
+    metadata: texts that the writer of the files stored beside the tensors.
   """
 
   def __init__(self, files: list[Path]):
     self._places: dict[str, _Place] = {}
+    self.metadata: dict[str, str] = {}
     for file in files:
-      found = _read_header(file)
+      found, metadata = _read_header(file)
+      self.metadata |= metadata
       if twice := sorted(found.keys() & self._places.keys()):
         raise ValueError(
           f"{file}: tensor {twice[0]} is in {self._places[twice[0]].file.name} too: delete one of the two"
@@ -91,8 +96,8 @@ class Safetensors(Mapping):
     return self._places[name].file
 
 
-def _read_header(file: Path) -> dict[str, _Place]:
-  """Reads the locations of all tensors of one file.
+def _read_header(file: Path) -> tuple[dict[str, _Place], dict[str, str]]:
+  """Reads the locations of all tensors of one file, and its metadata.
 
   Raises:
     ValueError: the file is not a safetensors file, is truncated, or has a dtype that is not supported.
@@ -113,7 +118,7 @@ def _read_header(file: Path) -> dict[str, _Place]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
       raise ValueError("its __metadata__ is not a mapping of texts")
-    return _places(file, header, 8 + length, size)
+    return _places(file, header, 8 + length, size), metadata
   except json_files.Pointer:
     raise
   except OSError as error:
@@ -162,6 +167,10 @@ class Renamed(Mapping):
     """Adds all tensors of a mapping; they replace existing ones of the same new name."""
     self._sources |= {rename(name): (tensors, name) for name in tensors}
 
+  def put(self, new: str, tensors: Mapping, name: str) -> None:
+    """Adds one tensor of a mapping under the name `new`."""
+    self._sources[new] = (tensors, name)
+
   def __getitem__(self, name: str) -> np.ndarray:
     tensors, their_name = self._sources[name]
     return tensors[their_name]
@@ -186,6 +195,11 @@ def spec_of(tensors: Mapping, name: str) -> Spec:
     return tensors.spec(name)
   value = tensors[name]
   return Spec(tuple(np.shape(value)), np.asarray(value).dtype)
+
+
+def count_indices(names: Iterable[str], prefix: str) -> int:
+  """Number of different texts between `prefix` and the next dot: of layers, for a prefix such as `model.layers.`."""
+  return len({name.removeprefix(prefix).split(".", 1)[0] for name in names if name.startswith(prefix)})
 
 
 def open_folder(folder: Path, stem: str = TRANSFORMERS_STEM) -> Safetensors:

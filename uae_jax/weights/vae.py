@@ -7,12 +7,13 @@ as tensors: `load(tensors | latent_statistics(config), table(config), abstract)`
 two names, whose values belong in the config.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
 from uae_jax.models.vae import AutoencoderKLConfig
 from uae_jax.weights.table import CONV, Row, linear, norm
+from uae_jax.weights.tensor_files import count_indices
 
 IGNORED: dict[str, str] = {}
 
@@ -24,6 +25,19 @@ def latent_statistics(config: AutoencoderKLConfig) -> dict[str, np.ndarray]:
     "scaling_factor": np.full(shape, config.scaling_factor, np.float32),
     "shift_factor": np.full(shape, config.shift_factor, np.float32),
   }
+
+
+def size_problems(config: AutoencoderKLConfig, tensors: Collection[str]) -> list[str]:
+  """Numbers of levels and layers in a config that are not those of the tensors."""
+  claims = (
+    ("block_out_channels", len(config.block_channels), "encoder.down_blocks."),
+    ("layers_per_block", config.layers_per_block, "encoder.down_blocks.0.resnets."),
+  )
+  return [
+    f"{name} gives {claimed}, the tensors have {found} {prefix}*"
+    for name, claimed, prefix in claims
+    if claimed != (found := count_indices(tensors, prefix))
+  ]
 
 
 def table(config: AutoencoderKLConfig) -> tuple[Row, ...]:

@@ -107,6 +107,11 @@ class LanguageConfig:
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind not in ("default", "mrope"):
       raise ValueError(f"rope type {kind!r} is not known; expected 'default' or 'mrope'")
+    if set(text.get("layer_types") or ()) - {"full_attention"}:
+      raise ValueError("layer_types names other layers than full_attention, which are not supported")
+    head_width = text["hidden_size"] // text["num_attention_heads"]
+    if text.get("head_dim") not in (None, head_width):
+      raise ValueError(f"head_dim is {text['head_dim']}, transformers computes {head_width} for Qwen2.5-VL")
     if text.get("use_sliding_window"):
       raise ValueError("use_sliding_window is true: sliding windows are not supported")
     if text.get("hidden_act", "silu") != "silu":
@@ -117,12 +122,12 @@ class LanguageConfig:
       depth=text["num_hidden_layers"],
       num_heads=text["num_attention_heads"],
       num_kv_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
-      head_width=text["hidden_size"] // text["num_attention_heads"],
+      head_width=head_width,
       mlp_width=text["intermediate_size"],
       rope_theta=parameters.get("rope_theta", 1e6),
       mrope_sections=tuple(parameters.get("mrope_section", (16, 24, 24))),
-      ties_embeddings=config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False),
-      norm_eps=text.get("rms_norm_eps", 1e-6),
+      ties_embeddings=bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
+      norm_eps=text.get("rms_norm_eps", 1e-5),
     )
 
 

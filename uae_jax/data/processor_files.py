@@ -1,0 +1,183 @@
+"""The files of a processor's folder, in the layouts of transformers 4 and 5: one reader for all users of them."""
+
+from collections.abc import Mapping
+import math
+import os
+from pathlib import Path
+from typing import Any
+import warnings
+
+from uae_jax import json_files
+
+IMAGE_SETTINGS, WHOLE_PROCESSOR, GENERATION = (
+  "preprocessor_config.json",
+  "processor_config.json",
+  "generation_config.json",
+)
+# JSON files that transformers reads for a tokenizer.
+TOKENIZER_FILES = (
+  "config.json",
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.json",
+)
+# Fields of generation_config.json that change what is sampled, and the values with which they change nothing. Captions
+# are sampled at the temperature of the call, so `temperature` and `do_sample` are not among them.
+OTHER_SAMPLING: dict[str, tuple] = {
+  "top_k": (None, 0),
+  "top_p": (None, 1),
+  "min_p": (None, 0),
+  "typical_p": (None, 1),
+  "epsilon_cutoff": (None, 0),
+  "eta_cutoff": (None, 0),
+  "top_h": (None,),
+  "num_beams": (None, 1),
+  "num_beam_groups": (None, 1),
+  "diversity_penalty": (None, 0),
+  "length_penalty": (None, 1),
+  "penalty_alpha": (None, 0),
+  "no_repeat_ngram_size": (None, 0),
+  "encoder_repetition_penalty": (None, 1),
+  "encoder_no_repeat_ngram_size": (None, 0),
+  "bad_words_ids": (None,),
+  "force_words_ids": (None,),
+  "constraints": (None,),
+  "sequence_bias": (None,),
+  "suppress_tokens": (None, []),
+  "begin_suppress_tokens": (None, []),
+  "forced_bos_token_id": (None,),
+  "forced_eos_token_id": (None,),
+  "exponential_decay_length_penalty": (None,),
+  "min_length": (None, 0),
+  "min_new_tokens": (None, 0),
+  "stop_strings": (None,),
+  "guidance_scale": (None, 1),
+  "watermarking_config": (None,),
+  "dola_layers": (None,),
+}
+
+
+def image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+  """The settings of the image processor, and the file that they are from.
+
+  As in transformers, the entry `image_processor` of `processor_config.json` comes before `preprocessor_config.json`.
+
+  Raises:
+    ValueError: there are no such settings, or a file is not JSON.
+  """
+  whole, file = folder / WHOLE_PROCESSOR, folder / IMAGE_SETTINGS
+  settings = json_files.read_object(whole, default={}).get("image_processor")
+  if settings is not None:
+    if not isinstance(settings, dict):
+      raise ValueError(f"{whole}: image_processor is {settings!r:.60}, expected an object")
+    return whole, settings
+  if not file.exists():
+    raise ValueError(
+      f"{folder}: no {IMAGE_SETTINGS}, and no {WHOLE_PROCESSOR} with image_processor, so this is not the folder of a "
+      "processor"
+    )
+  return file, json_files.read_object(file)
+
+
+def is_statistic(values: Any, *, is_divisor: bool = False) -> bool:
+  """Whether a value of a JSON file is a mean of three channels, or a standard deviation to divide by."""
+  return (
+    isinstance(values, list)
+    and len(values) == 3
+    and all(isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6 for value in values)
+    and not (is_divisor and 0 in values)
+  )
+
+
+def replace_image_settings(folder: Path, changes: Mapping[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+  """The file of the image settings and its whole content with some settings changed; None if nothing differs."""
+  file, settings = image_settings(folder)
+  if all(settings.get(name) == value for name, value in changes.items()):
+    return None
+  settings = settings | dict(changes)
+  whole = json_files.read_object(file) | {"image_processor": settings} if file.name == WHOLE_PROCESSOR else settings
+  return file, whole
+
+
+def read_tokenizer(folder: Path) -> Any:
+  """Reads a transformers tokenizer; no code of the folder is run.
+
+  Raises:
+    ValueError: the tokenizer cannot be read.
+  """
+  for name in TOKENIZER_FILES:
+    json_files.read_object(folder / name, default={})
+  from transformers import AutoTokenizer, PreTrainedConfig  # Imported late: they load half of transformers.
+
+  # Of the model's config only the name of its type is needed; transformers would expand its sizes.
+  config = PreTrainedConfig()
+  config.model_type = str(json_files.read_object(folder / "config.json", default={}).get("model_type", ""))
+  try:
+    return AutoTokenizer.from_pretrained(
+      os.fspath(folder), config=config, local_files_only=True, trust_remote_code=False
+    )
+  except (KeyboardInterrupt, SystemExit):
+    raise
+  except BaseException as error:  # The Rust library raises Exception itself, and panics are no Exception.
+    raise ValueError(f"{folder}: the tokenizer cannot be read: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+  """The first line of what a tokenizer's library says, and what to do where it asks for code of the folder."""
+  text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+  if "trust_remote_code" in str(error):
+    return "its files ask for code of their own (auto_map), which is never run: save it as a tokenizer of transformers"
+  return text
+
+
+def chat_template(folder: Path, tokenizer: Any) -> str:
+  """The chat template of a folder: that of the processor, else that of the tokenizer.
+
+  Raises:
+    ValueError: there is none, or it is no text.
+  """
+  template = json_files.read_object(folder / "chat_template.json", default={}).get("chat_template")
+  template = template or json_files.read_object(folder / WHOLE_PROCESSOR, default={}).get("chat_template")
+  template = template or tokenizer.chat_template
+  if isinstance(template, dict):
+    template = template.get("default")
+  if not template:
+    raise ValueError(f"{folder}: no chat template in chat_template.json, chat_template.jinja or the tokenizer's files")
+  if not isinstance(template, str):
+    raise ValueError(f"{folder}: the chat template is a {type(template).__name__}, expected a text")
+  return template
+
+
+def repetition_penalty(folder: Path) -> float:
+  """The repetition penalty of `generation_config.json`, 1 if it has none; a warning names other settings of sampling.
+
+  Raises:
+    ValueError: it is no positive number.
+  """
+  file = folder / GENERATION
+  settings = json_files.read_object(file, default={})
+  ignored = [name for name, neutral in OTHER_SAMPLING.items() if settings.get(name) not in neutral]
+  if ignored:
+    warnings.warn(f"{file}: not applied to captions: {', '.join(ignored)}", stacklevel=2)
+  penalty = settings.get("repetition_penalty")
+  if penalty is None:
+    return 1.0
+  if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not 0 < penalty < math.inf:
+    raise ValueError(f"{file}: repetition_penalty is {penalty!r}, expected a positive number")
+  return float(penalty)
+
+
+def end_ids(folder: Path) -> list[int]:
+  """The ids of `generation_config.json` that end a caption.
+
+  Raises:
+    ValueError: an id is no integer.
+  """
+  file = folder / GENERATION
+  ends = json_files.read_object(file, default={}).get("eos_token_id")
+  ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+  if any(type(end) is not int or end < 0 for end in ends):
+    raise ValueError(f"{file}: eos_token_id is {ends!r:.60}, expected ids")
+  return ends

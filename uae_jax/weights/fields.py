@@ -1,0 +1,213 @@
+"""What is known of the fields in configs of others: which are read, which may have one value, which change no result.
+
+A field that changes the result and is not supported is a problem, named with its file. A field that nobody here knows
+is named in a warning: the library that the file is for ignores it too.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import types
+from typing import Any
+
+# No model has a larger width, vocabulary or depth; larger numbers would only be expanded in vain.
+MAX_SIZE = 2**22
+# Fields of any transformers config that change no result here.
+TRANSFORMERS = frozenset(
+  "_name_or_path _attn_implementation architectures auto_map torch_dtype dtype transformers_version model_type "
+  "return_dict output_hidden_states output_attentions use_cache bos_token_id eos_token_id pad_token_id sep_token_id "
+  "decoder_start_token_id initializer_range initializer_factor attention_dropout hidden_dropout_prob dropout "
+  "attention_probs_dropout_prob drop_path_rate id2label label2id tokenizer_class prefix problem_type is_decoder "
+  "is_encoder_decoder add_cross_attention cross_attention_hidden_size tie_encoder_decoder pruned_heads "
+  "chunk_size_feed_forward torchscript use_bfloat16 tf_legacy_loss finetuning_task task_specific_params "
+  "gradient_checkpointing vision_start_token_id vision_end_token_id vision_token_id video_token_id "
+  "repetition_penalty temperature do_sample".split()
+)
+DIFFUSERS = frozenset(("_class_name", "_diffusers_version", "_name_or_path", "_use_default_values", "force_upcast"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+  """What is not understood of a config.
+
+  Attributes:
+    problems: one text per field that changes the result and is not supported.
+    unknown: names of fields that have a value and are not known.
+  """
+
+  problems: list[str]
+  unknown: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+  """The fields of one kind of config.
+
+  Attributes:
+    fixed: name -> supported values; an absent field has the first one.
+    sizes: names of positive integers.
+    numbers: names of finite numbers.
+    read: names of further fields that are read.
+    ignored: names of fields that change no result here.
+  """
+
+  fixed: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
+  sizes: tuple[str, ...] = ()
+  numbers: tuple[str, ...] = ()
+  read: tuple[str, ...] = ()
+  ignored: frozenset[str] = frozenset()
+
+  def check(self, settings: Mapping[str, Any]) -> "Findings":
+    """What is not supported in a config, and what is not known."""
+    return Findings(self._problems(settings), self._unknown(settings))
+
+  def _problems(self, settings: Mapping[str, Any]) -> list[str]:
+    found = [
+      f"{name} is {settings[name]!r:.100}, only {' or '.join(map(repr, values))} is supported"
+      for name, values in self.fixed.items()
+      if name in settings and not any(settings[name] == v and type(settings[name]) is type(v) for v in values)
+    ]
+    for name in self.sizes:
+      value = settings.get(name)
+      if value is not None and (type(value) is not int or not 0 < value <= MAX_SIZE):
+        found.append(f"{name} is {value!r:.100}, expected an integer from 1 to {MAX_SIZE}")
+    for name in self.numbers:
+      value = settings.get(name)
+      is_number = isinstance(value, int | float) and not isinstance(value, bool)
+      if value is not None and not (is_number and abs(value) < 1e9):
+        found.append(f"{name} is {value!r:.100}, expected a number")
+    return found
+
+  def _unknown(self, settings: Mapping[str, Any]) -> list[str]:
+    known = {*self.fixed, *self.sizes, *self.numbers, *self.read, *self.ignored}
+    return sorted(name for name, value in settings.items() if name not in known and value not in (None, False, [], {}))
+
+
+NOT_QUANTIZED = {"quantization_config": (None,)}
+
+QWEN_TEXT = Fields(
+  fixed={
+    **NOT_QUANTIZED,
+    "model_type": ("qwen2_5_vl", "qwen2_5_vl_text"),
+    "hidden_act": ("silu",),
+    "use_sliding_window": (False, None),
+    "tie_word_embeddings": (False, True, None),
+    "partial_rotary_factor": (1.0, 1, None),
+  },
+  sizes=(
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "image_token_id",
+  ),
+  numbers=("rms_norm_eps", "rope_theta"),
+  read=("rope_scaling", "rope_parameters", "layer_types", "vision_config", "text_config"),
+  ignored=TRANSFORMERS | {"sliding_window", "max_window_layers", "max_position_embeddings", "attention_bias"},
+)
+QWEN_VISION = Fields(
+  fixed={
+    **NOT_QUANTIZED,
+    "model_type": ("qwen2_5_vl", "qwen2_5_vl_vision"),
+    "hidden_act": ("silu",),
+  },
+  sizes=(
+    "depth",
+    "hidden_size",
+    "num_heads",
+    "intermediate_size",
+    "out_hidden_size",
+    "patch_size",
+    "spatial_merge_size",
+    "window_size",
+    "temporal_patch_size",
+    "in_channels",
+    "in_chans",
+  ),
+  read=("fullatt_block_indexes", "rope_parameters"),
+  ignored=TRANSFORMERS | {"tokens_per_second", "spatial_patch_size"},
+)
+MMDIT = Fields(
+  fixed={**NOT_QUANTIZED, "_class_name": ("SD3Transformer2DModel",), "qk_norm": (None, "rms_norm")},
+  sizes=(
+    "num_layers",
+    "num_attention_heads",
+    "attention_head_dim",
+    "caption_projection_dim",
+    "in_channels",
+    "out_channels",
+    "patch_size",
+    "joint_attention_dim",
+    "pooled_projection_dim",
+    "pos_embed_max_size",
+    "sample_size",
+  ),
+  read=("dual_attention_layers",),
+  ignored=DIFFUSERS,
+)
+VAE = Fields(
+  fixed={
+    **NOT_QUANTIZED,
+    "_class_name": ("AutoencoderKL",),
+    "act_fn": ("silu",),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+    "mid_block_add_attention": (True, False),
+  },
+  sizes=("layers_per_block", "norm_num_groups", "latent_channels", "in_channels", "out_channels"),
+  numbers=("scaling_factor", "shift_factor"),
+  read=("block_out_channels", "down_block_types", "up_block_types", "use_quant_conv", "use_post_quant_conv"),
+  ignored=DIFFUSERS | {"sample_size"},
+)
+SCHEDULER = Fields(
+  fixed={
+    "_class_name": ("FlowMatchEulerDiscreteScheduler",),
+    "num_train_timesteps": (1000,),
+    "use_dynamic_shifting": (False,),
+    "invert_sigmas": (False,),
+    "shift_terminal": (None,),
+    "use_karras_sigmas": (False, None),
+    "use_exponential_sigmas": (False, None),
+    "use_beta_sigmas": (False, None),
+    "stochastic_sampling": (False,),
+  },
+  numbers=("shift",),
+  # These belong to dynamic shifting.
+  ignored=DIFFUSERS | {"base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type"},
+)
+# Towers of images and texts: CLIP, SigLIP, DINOv2 and DINOv3.
+TOWER = Fields(
+  fixed={
+    **NOT_QUANTIZED,
+    "num_channels": (3,),
+  },
+  sizes=(
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "patch_size",
+    "image_size",
+    "projection_dim",
+    "projection_size",
+    "vocab_size",
+    "max_position_embeddings",
+  ),
+  numbers=("layer_norm_eps", "mlp_ratio", "rope_theta", "layerscale_value"),
+)
+
+
+def check_qwen(settings: Mapping[str, Any]) -> Findings:
+  """Checks a `config.json` of Qwen2.5-VL, flat as in transformers 4.50 or nested as in 5."""
+  text, vision = settings.get("text_config"), settings.get("vision_config")
+  if not isinstance(vision, dict) or not isinstance(text, dict | types.NoneType):
+    return Findings(["vision_config or text_config is no object: this is not the config of a Qwen2.5-VL"], [])
+  parts = {"": QWEN_TEXT.check(settings), "vision_config.": QWEN_VISION.check(vision)}
+  if text:
+    parts["text_config."] = QWEN_TEXT.check(text)
+  return Findings(
+    [prefix + problem for prefix, found in parts.items() for problem in found.problems],
+    [prefix + name for prefix, found in parts.items() for name in found.unknown],
+  )
