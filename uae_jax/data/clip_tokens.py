@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from uae_jax.data import processor_files
+
 
 def encode(folder: str | Path, texts: Sequence[str], length: int) -> np.ndarray:
   """Token ids int32[B, length]: start, words, end, padding (`end` for the first text tower, `!` for the second).
@@ -19,9 +21,6 @@ def encode(folder: str | Path, texts: Sequence[str], length: int) -> np.ndarray:
   """
   from transformers import CLIPTokenizer  # Imported late: it loads half of transformers.
 
-  try:
-    tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-  except (OSError, ValueError, TypeError) as error:
-    raise ValueError(f"{folder}: the tokenizer cannot be read: {str(error).splitlines()[0]}") from error
+  tokenizer = processor_files.load_tokenizer(CLIPTokenizer, Path(folder))
   rows = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True)["input_ids"]
   return np.asarray(rows, np.int32)

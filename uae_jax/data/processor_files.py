@@ -16,7 +16,6 @@ IMAGE_SETTINGS, WHOLE_PROCESSOR, GENERATION = (
 )
 # JSON files that transformers reads for a tokenizer.
 TOKENIZER_FILES = (
-  "config.json",
   "tokenizer.json",
   "tokenizer_config.json",
   "special_tokens_map.json",
@@ -107,17 +106,24 @@ def read_tokenizer(folder: Path) -> Any:
   Raises:
     ValueError: the tokenizer cannot be read.
   """
-  for name in TOKENIZER_FILES:
-    json_files.read_object(folder / name, default={})
   from transformers import AutoTokenizer, PreTrainedConfig  # Imported late: they load half of transformers.
 
   # Of the model's config only the name of its type is needed; transformers would expand its sizes.
   config = PreTrainedConfig()
   config.model_type = str(json_files.read_object(folder / "config.json", default={}).get("model_type", ""))
+  return load_tokenizer(AutoTokenizer, folder, config=config, trust_remote_code=False)
+
+
+def load_tokenizer(cls: Any, folder: Path, **kwargs: Any) -> Any:
+  """Returns `cls.from_pretrained(folder)`.
+
+  Raises:
+    ValueError: the tokenizer cannot be read.
+  """
+  for name in TOKENIZER_FILES:
+    json_files.read_object(folder / name, default={})
   try:
-    return AutoTokenizer.from_pretrained(
-      os.fspath(folder), config=config, local_files_only=True, trust_remote_code=False
-    )
+    return cls.from_pretrained(os.fspath(folder), local_files_only=True, **kwargs)
   except (KeyboardInterrupt, SystemExit):
     raise
   except BaseException as error:  # The Rust library raises Exception itself, and panics are no Exception.

@@ -10,7 +10,7 @@ from uae_jax.data.preprocessing import Preprocessing
 from uae_jax.embedders.kind import Checkpoint
 from uae_jax.models.vit import ViTConfig
 from uae_jax.weights import fields, tensor_files
-from uae_jax.weights.table import Row
+from uae_jax.weights.table import Row, depth_problems
 
 TOWERS = ("vision_config", "text_config")
 MAX_PX = 4096
@@ -44,7 +44,10 @@ def opener(
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
       raise ValueError(f"{file}: not a {kind} network ({error})") from error
     tensors = tensor_files.open_folder(folder)
-    return Checkpoint(network, tensors, table(network, tensors), ignored, read_preprocessing(folder, processors))
+    rows = tuple(table(network, tensors))
+    if found := depth_problems(rows, tensors, network.depth):
+      raise ValueError(f"{file}: {'; '.join(found)}")
+    return Checkpoint(network, tensors, rows, ignored, read_preprocessing(folder, processors))
 
   return open_folder
 

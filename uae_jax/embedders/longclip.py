@@ -23,8 +23,8 @@ def open_file(path: Path) -> Checkpoint:
   tensors = tensor_files.open_file(path)
   try:
     config = longclip.config_of(tensors).vision
-  except ValueError as error:
-    raise ValueError(f"{path}: {error}") from error
+  except (ValueError, ArithmeticError, KeyError, IndexError) as error:
+    raise ValueError(f"{path}: not a Long-CLIP checkpoint ({error})") from error
   table = longclip.vision_table(config)
   return Checkpoint(config, tensors, table, longclip.IGNORED_BY_VISION, preprocessing(config.image_px))
 

@@ -36,7 +36,7 @@ def config_of(tensors: Mapping[str, np.ndarray]) -> CLIPConfig:
   needed = ("visual.conv1.weight", "visual.positional_embedding", "positional_embedding_res", "text_projection")
   missing = [name for name in needed if name not in tensors]
   if missing:
-    raise ValueError(f"not a Long-CLIP checkpoint: no {', '.join(missing)}")
+    raise ValueError(f"no {', '.join(missing)}")
   width, _, patch, _ = tensors["visual.conv1.weight"].shape
   grid = math.isqrt(tensors["visual.positional_embedding"].shape[0] - 1)
   text_width, projection_width = tensors["text_projection"].shape

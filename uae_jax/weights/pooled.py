@@ -31,7 +31,10 @@ def read(folder: Path) -> np.ndarray:
     WeightError: a text tower is missing or does not match its config.
   """
   if (folder / FILE).exists():
-    return np.asarray(tensor_files.open_file(folder / FILE)[NAME], np.float32)
+    tensors = tensor_files.open_file(folder / FILE)
+    if NAME not in tensors:
+      raise table.WeightError(str(folder / FILE), [f"missing {NAME}"])
+    return np.asarray(tensors[NAME], np.float32)
   problems, parts = [], []
   for encoder, tokenizer in ENCODERS:
     try:
@@ -51,10 +54,12 @@ def embed(encoder: Path, tokenizer: Path, texts: list[str]) -> np.ndarray:
   if found := fields.TOWER.check(settings).problems:
     raise table.WeightError(str(encoder / "config.json"), found)
   config = CLIPTextConfig.from_huggingface(settings)
+  rows, tensors = clip.text_table(config), tensor_files.open_folder(encoder)
+  if found := table.depth_problems(rows, tensors, config.depth):
+    raise table.WeightError(str(encoder / "config.json"), found)
   # On one device of this process; every host computes the same values.
   mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
   graphdef, abstract = sharding.abstract_model(lambda: CLIPText(config, rngs=nnx.Rngs(0)), mesh)
-  rows, tensors = clip.text_table(config), tensor_files.open_folder(encoder)
   if problems := table.find_problems(tensors, rows, abstract, ignored=clip.IGNORED_BY_TEXT):
     raise table.WeightError(str(encoder), problems)
   params = table.stream(tensors, rows, abstract)

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from uae_jax import trees
-from uae_jax.weights.tensor_files import Spec, spec_of
+from uae_jax.weights.tensor_files import Spec, count_indices, spec_of
 
 
 class Move(Protocol):
@@ -186,6 +186,19 @@ class WeightError(ValueError):
   def __init__(self, source: str, problems: list[str]):
     self.problems = problems
     super().__init__(f"{source}: {len(problems)} problem(s)\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def depth_problems(table: Iterable[Row], tensors: Mapping, depth: int) -> list[str]:
+  """What is wrong with the number of layers in a config, before it is expanded.
+
+  Args:
+    table: rows of a model with one stack of layers.
+    tensors: the checkpoint.
+    depth: number of layers in the config.
+  """
+  prefix = next(row.theirs for row in table if "{layer}" in row.theirs).split("{layer}")[0]
+  found = count_indices(tensors, prefix)
+  return [f"num_hidden_layers is {depth}, the tensors have {found} {prefix}*"] if found != depth else []
 
 
 def expand(

@@ -235,11 +235,11 @@ def _open_index(index: Path) -> Safetensors:
     raise ValueError(f"{index}: not an index of shards (no weight_map)")
   for file in places.values():
     if not isinstance(file, str) or file != Path(file).name:
-      raise ValueError(f"{index}: a shard is named {str(file)[:100]!r}, expected the name of a file beside the index")
+      raise ValueError(f"{index}: a shard is named {file!r:.100}, expected the name of a file beside the index")
   names = sorted(set(places.values()))
-  missing = [name for name in names if not (index.parent / name).exists()]
+  missing = sorted(set(names) - {file.name for file in index.parent.iterdir()})
   if missing:
-    raise ValueError(f"{index} names files that are not there: {', '.join(missing[:10])}")
+    raise ValueError(f"{index} names files that are not there: {', '.join(name[:100] for name in missing[:10])}")
   tensors = Safetensors([index.parent / name for name in names])
   for name, file in places.items():
     if name in tensors and tensors.file(name).name != file:
