@@ -109,8 +109,9 @@ def read_tokenizer(folder: Path) -> Any:
   from transformers import AutoTokenizer, PreTrainedConfig  # Imported late: they load half of transformers.
 
   # Of the model's config only the name of its type is needed; transformers would expand its sizes.
+  kind = str(json_files.read_object(folder / "config.json", default={}).get("model_type", ""))
   config = PreTrainedConfig()
-  config.model_type = str(json_files.read_object(folder / "config.json", default={}).get("model_type", ""))
+  vars(config)["model_type"] = kind
   return load_tokenizer(AutoTokenizer, folder, config=config, trust_remote_code=False)
 
 
