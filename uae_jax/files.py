@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 import re
 import shutil
+import stat
 import tempfile
 import threading
 from typing import Any
@@ -118,6 +119,31 @@ def whole_folder(target: str | os.PathLike) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
 
 
+def require_regular(path: str | os.PathLike) -> None:
+  """Checks that a path is a file, or a link to one: opening a named pipe or a device can wait forever.
+
+  Raises:
+    FileNotFoundError: nothing is there.
+    ValueError: it is a folder, pipe, socket or device; the message names it.
+  """
+  mode = os.stat(path).st_mode
+  if not stat.S_ISREG(mode):
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
+    raise ValueError(f"{os.fspath(path)} is a {kinds.get(stat.S_IFMT(mode), 'device')}, expected a file")
+
+
+def read_text(path: str | os.PathLike) -> str:
+  r"""Reads a UTF-8 text file, with or without a byte order mark; \r\n becomes \n.
+
+  Raises:
+    ValueError: the file is not UTF-8; the message names it.
+  """
+  try:
+    return Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{path}: not UTF-8 text (byte {error.start}); expected a text file in UTF-8") from error
+
+
 def read_lines(path: str | os.PathLike) -> list[str]:
   r"""Reads the lines of a UTF-8 text or JSON lines file, with or without a byte order mark.
 
@@ -126,11 +152,7 @@ def read_lines(path: str | os.PathLike) -> list[str]:
   Raises:
     ValueError: the file is not UTF-8; the message names it.
   """
-  try:
-    text = Path(path).read_bytes().decode("utf-8-sig")
-  except UnicodeDecodeError as error:
-    raise ValueError(f"{path}: not UTF-8 text (byte {error.start}); expected a text file in UTF-8") from error
-  lines = [line.removesuffix("\r") for line in text.split("\n")]
+  lines = read_text(path).split("\n")
   return lines if lines[-1] else lines[:-1]
 
 

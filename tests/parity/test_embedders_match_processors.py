@@ -18,7 +18,8 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTModel
 
 from uae_jax import embedders
-from uae_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD, Preprocessing, read_image
+from uae_jax.data.images import read_image
+from uae_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD, Preprocessing
 from uae_jax.embedders import clip, dinov2, dinov3, longclip
 
 CLIP = {"CLIPImageProcessor": clip.PROCESSOR}

@@ -111,8 +111,8 @@ def score(arguments, commands) -> int:
     commands.error(str(error))
 
   from uae_jax import embedders
+  from uae_jax.data.images import read_image
   from uae_jax.data.official_pixels import benchmark_rgb
-  from uae_jax.data.preprocessing import read_image
   from uae_jax.evaluation import bench_notes, unified_bench
   from uae_jax.report.bench_page import ScoredPair, write_page
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from uae_jax.data.preprocessing import read_image
+from uae_jax.data.images import read_image
 
 EXIF_ORIENTATION = 0x0112
 

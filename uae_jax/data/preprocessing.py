@@ -1,4 +1,4 @@
-"""Reading images as upright RGB, and host preprocessing for the embedders.
+"""Host preprocessing of images for the embedders.
 
 Source: the image processors of transformers 5.23 (`PilBackend`, and `TorchvisionBackend` where floats are resized);
 torchvision's `Resize` and `CenterCrop`.
@@ -6,12 +6,12 @@ torchvision's `Resize` and `CenterCrop`.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import os
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from uae_jax.data.images import ImageSource, read_image
 from uae_jax.layers import resize
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -20,46 +20,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 METHODS: dict[int, str] = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
-
-ImageSource = Image.Image | str | os.PathLike | np.ndarray
-
-
-def read_image(source: ImageSource) -> Image.Image:
-  """Reads any image as RGB: applies EXIF rotation, puts transparency on white, scales 16-bit gray to 8 bits.
-
-  Args:
-    source: a path, a PIL image of any mode, or uint8[H, W], [H, W, 3] or [H, W, 4].
-
-  Raises:
-    ValueError: the file is missing, corrupt or not an image (the message names it), or the array has another dtype or
-      shape.
-  """
-  if isinstance(source, np.ndarray):
-    if source.dtype != np.uint8 or not (source.ndim == 2 or source.ndim == 3 and source.shape[2] in (3, 4)):
-      raise ValueError(
-        f"image array of {source.dtype}{list(source.shape)}, expected uint8[H, W], [H, W, 3] or [H, W, 4]"
-      )
-    return to_rgb(Image.fromarray(source))
-  if isinstance(source, Image.Image):
-    return to_rgb(source)
-  try:
-    with Image.open(source) as image:
-      return to_rgb(image)
-  except Exception as error:  # PIL's decoders raise a dozen exception types for corrupt files.
-    reason = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
-    raise ValueError(f"cannot read image {os.fspath(source)}: {reason}") from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-  """Converts a PIL image of any mode to upright RGB."""
-  image = ImageOps.exif_transpose(image)
-  if image.mode.startswith("I"):
-    # Nearly always 16-bit gray, which PIL would clip at 255.
-    image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 257).astype(np.uint8))
-  if "A" in image.getbands() or "transparency" in image.info:
-    image = image.convert("RGBA")
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-  return image.convert("RGB")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from uae_jax import sharding
-from uae_jax.data.preprocessing import ImageSource, Preprocessing
+from uae_jax.data.images import ImageSource
+from uae_jax.data.preprocessing import Preprocessing
 from uae_jax.embedders import registry
 from uae_jax.embedders.in_graph import EmbeddingNetwork
 from uae_jax.embedders.kind import EmbedderSizes

@@ -23,7 +23,7 @@ import urllib.parse
 from tqdm import tqdm
 
 from uae_jax import files, http_client
-from uae_jax.data.preprocessing import read_image
+from uae_jax.data.images import read_image
 
 INSTRUCTION = (
   "Two captions describe the image. Judge which one describes it better: more complete, more precise, and without "
