@@ -184,6 +184,18 @@ def test_captions_are_closed_and_truncated(processor):
   assert processor.caption_text([*ids, 0, *ids]) == text
 
 
+@pytest.mark.parametrize("text", ["a red cat, 3 boxes. ", "caf\u00e9\u2014", " ", "\n\n", "x", "\u65e5\u672c"])
+def test_huge_captions_are_cut_before_they_are_tokenized(processor, text, monkeypatch):
+  """The tokens that are used are those of the whole text."""
+  whole = processor.encode(text * 5000)[:16]
+  lengths, encode = [], Processor.encode
+  monkeypatch.setattr(Processor, "encode", lambda self, text: lengths.append(len(text)) or encode(self, text))
+  tokens, length = processor.caption_rows([text * 5000, text * 1000_000], 16)
+  assert tokens[0, : len(whole)].tolist() == whole and max(lengths) <= 50_000
+  if len(whole) == 16:
+    np.testing.assert_array_equal(tokens[0], tokens[1])
+
+
 def test_rows_are_padded_on_the_right(processor):
   tokens, mask = processor.pad_rows([[5, 6, 7], [8]])
   assert tokens.tolist() == [[5, 6, 7], [8, 0, 0]] and mask.tolist() == [[True] * 3, [True, False, False]]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from uae_jax.data import chat_template as templates
 from uae_jax.data import processor_files
-from uae_jax.data.preprocessing import ImageSource, read_image
+from uae_jax.data.images import ImageSource, read_image
 
 IMAGE_TOKEN = "<|image_pad|>"
 QUESTION = (
@@ -294,8 +294,20 @@ class Processor:
     Returns:
       (tokens int32[B, L], length int32[B], the number of tokens without padding).
     """
-    rows = [[*self.encode(text), self.end_ids[0]][:length] for text in texts]
+    rows = [[*self._encode_start(text, length), self.end_ids[0]][:length] for text in texts]
     return self.pad_rows(rows, length)[0], np.asarray([len(row) for row in rows], np.int32)
+
+  def _encode_start(self, text: str, length: int) -> list[int]:
+    """At least the first `length` token ids of a text, if it has as many, without tokenizing the rest of a huge one.
+
+    A cut changes only the tokens near it, so it is far beyond the tokens that are used.
+    """
+    size = 4096 + 64 * length
+    ids = self.encode(text[:size])
+    while size < len(text) and len(ids) < 2 * length:
+      size *= 8
+      ids = self.encode(text[:size])
+    return ids
 
   def pad_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Pads rows of ids on the right.
