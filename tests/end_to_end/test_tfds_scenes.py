@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ import pytest
 from uae_jax.data.pipeline import make_dataset
 from uae_jax.data.processing import Processor
 from uae_jax.data.sources import open_source
+from uae_jax.data.tfds_source import TFDSSource
 from uae_jax.evaluation import held_out
 from uae_jax.options import DataOptions
 from uae_jax.small_world import phrases, processor, render, scenes, tfds
@@ -132,6 +134,50 @@ def test_what_is_there_is_left_alone_and_other_sizes_are_an_error(data):
 def test_missing_datasets_are_named(data, source, split, message):
   with pytest.raises(ValueError, match=message):
     dataset(dataclasses.replace(data, source=source), split=split)
+
+
+def test_a_stored_split_describes_itself(data):
+  source = open_source(data, "held_out")
+  assert source.key(3) == "uae_scenes/plain held_out record 3" and source.caption(3) == source[3]["caption"] != ""
+  assert set(source.fields()) == {"image", "caption", "scene", "index"}
+  found = source.fingerprint()
+  assert found["records"] == NUM_HELD_OUT and found != open_source(data, "train").fingerprint()
+  assert found == open_source(data, "held_out").fingerprint()
+
+
+def test_torn_and_missing_files_are_named(data, tmp_path):
+  shutil.copytree(data.data_dir, tmp_path / "tfds")
+  data = dataclasses.replace(data, data_dir=str(tmp_path / "tfds"))
+  file = next((tmp_path / "tfds").rglob("*train.array_record*"))
+  whole = file.read_bytes()
+  for content in (whole[: len(whole) // 2], b"", None):
+    file.unlink()
+    if content is not None:
+      file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"data\.source = tfds:uae_scenes/plain: .*train\.array_record"):
+      open_source(data, "train")
+  assert len(open_source(data, "held_out")) == NUM_HELD_OUT
+
+
+def test_features_that_do_not_exist_are_named(data):
+  with pytest.raises(ValueError, match="no feature 'mask', only .*image.*scene"):
+    TFDSSource("uae_scenes/plain", "train", data.data_dir, extra=("mask",))
+
+
+@pytest.mark.parametrize(
+  "image, corner",
+  [
+    (np.zeros((4, 4, 4), np.uint8), 255),
+    (np.zeros((4, 4, 2), np.uint8), 255),
+    (np.full((4, 4, 1), 32896, np.uint16), 128),
+    (np.full((4, 4, 3), 0.5, np.float32), 128),
+    (np.full((4, 4), 7, np.uint8), 7),
+  ],
+)
+def test_images_are_those_of_other_sources(data, image, corner, monkeypatch):
+  source = TFDSSource("uae_scenes/plain", "train", data.data_dir)
+  monkeypatch.setattr(source, "_data", [{"image": image, "caption": b"a"}])
+  np.testing.assert_array_equal(source[0]["image"], np.full((4, 4, 3), corner, np.uint8))
 
 
 def test_another_variant_is_an_error(data):

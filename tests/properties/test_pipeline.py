@@ -13,8 +13,9 @@ import pytest
 
 from tests.processors import processor_of
 from uae_jax.data import pipeline
+from uae_jax.data.bad_records import BadRecords
 from uae_jax.data.pipeline import make_dataset
-from uae_jax.data.sources import BadRecords, open_source
+from uae_jax.data.sources import open_source
 from uae_jax.draws import Draws
 from uae_jax.options import DataOptions
 from uae_jax.small_world import phrases, processor, render, scenes
@@ -358,7 +359,7 @@ def test_long_captions_are_cut_and_not_closed(small_source):
     (dict(source="imagenet"), {}, r"data\.source = 'imagenet'"),
     (dict(source="jsonl:nowhere.jsonl"), {}, "nowhere.jsonl does not exist"),
     (dict(source="arrayrecord:nowhere-*"), {}, "nowhere"),
-    (dict(source="folder:nowhere"), {}, "no image"),
+    (dict(source="folder:nowhere"), {}, "nowhere: no such folder"),
     (dict(source="jsonl:train.jsonl"), dict(split="held_out"), "no split held_out"),
     (dict(variant="huge"), {}, r"data\.variant = 'huge'"),
     (dict(image_px=64), {}, r"data\.image_px = 64"),

@@ -16,8 +16,9 @@ from absl import flags
 import grain
 import numpy as np
 
+from uae_jax.data.bad_records import BadRecords
 from uae_jax.data.processing import Processor
-from uae_jax.data.sources import BadRecords, CaptionsRecords, MakesBatches, Source
+from uae_jax.data.sources import CaptionsRecords, MakesBatches, Source
 from uae_jax.draws import Draws
 from uae_jax.options import DataOptions
 from uae_jax.options.stages import CAPTIONS
@@ -37,6 +38,7 @@ def make_dataset(
   num_threads: int = 1,
   num_workers: int = 0,
   prefetch_batches: int = 2,
+  needs_captions: bool = False,
   bad_indices: set[int] | None = None,
 ) -> grain.IterDataset:
   """An endless dataset of this process's slice of every batch.
@@ -56,6 +58,7 @@ def make_dataset(
     num_workers: processes that read records in advance, for large photographs; unused if the source makes batches. The
       state of an iterator is valid only for the same number of workers.
     prefetch_batches: number of batches prepared in advance.
+    needs_captions: whether a record without a caption counts as unreadable.
     bad_indices: receives the indices of unreadable records that were skipped, except those of worker processes.
 
   Returns:
@@ -94,7 +97,7 @@ def make_dataset(
   else:
     caption = CaptionRecords(data.source, processor, data.caption_tokens, captions)
   bad = BadRecords(data.max_bad_fraction, len(source), process_count * max(1, num_workers), bad_indices)
-  records = order.map(LoadRecord(source, data.image_px, processor.square_px(data.image_px), bad))
+  records = order.map(LoadRecord(source, data.image_px, processor.square_px(data.image_px), bad, needs_captions))
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches * rows)
   records = records.to_iter_dataset(options)
   if num_workers:
@@ -159,11 +162,14 @@ class LoadRecord:
   image_px: int
   captioner_px: int
   bad: BadRecords
+  needs_captions: bool = False
 
   def __call__(self, row: tuple[int, int]) -> dict | None:
     position, index = row[0], row[1] % len(self.source)
     try:
       record = self.source[index]
+      if self.needs_captions and not record["caption"]:
+        raise ValueError("no caption, which this stage trains on")
       images = {"image": fit(record["image"], self.image_px)}
       if self.captioner_px != self.image_px:
         images["captioner_image"] = fit(record["image"], self.captioner_px)

@@ -4,9 +4,11 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 from typing import Any, Protocol
 
+from absl import logging
 import numpy as np
 from PIL import Image
 
+from uae_jax.data.bad_records import describe, printable
 from uae_jax.data.pipeline import fit
 from uae_jax.data.processing import Processor
 from uae_jax.data.sources import KnowsTruth, MakesBatches, Source, open_source
@@ -126,7 +128,8 @@ def _readable(source: Source, count: int) -> Iterator[dict]:
     try:
       record = source[index]
       Image.fromarray(record["image"])
-    except Exception:  # A damaged file can raise any exception when decoded; the next record is used instead.
+    except Exception as error:  # A damaged file can raise any exception when decoded; the next record is used instead.
+      logging.warning("skipped held-out record %s (%s)", printable(source.key(index)), describe(error))
       continue
     count -= 1
     yield record

@@ -78,6 +78,15 @@ class StoredScenes:
   def key(self, index: int) -> str:
     return self._stored.key(index)
 
+  def caption(self, index: int) -> str:
+    return self._stored.caption(index)
+
+  def fields(self) -> Sequence[str]:
+    return self._stored.fields()
+
+  def fingerprint(self) -> dict[str, int | str]:
+    return self._stored.fingerprint()
+
   def record_captioner(self, processor, caption_tokens: int, captions: str, seed: int) -> "CaptionStoredScenes":
     return CaptionStoredScenes(SceneCaptions.of(self._config, processor, caption_tokens, captions, seed))
 
