@@ -28,8 +28,8 @@ class Nothing:
   def restore(self, state):
     del state
 
-  def num_bad(self):
-    return 0
+  def counts(self):
+    return {"bad_records": 0.0}
 
   def start_stage(self, *_, **__):
     pass

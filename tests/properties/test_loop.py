@@ -47,8 +47,8 @@ class Counting:
   def set_state(self, state):
     self.next = state["next"]
 
-  def num_bad(self):
-    return 3
+  def counts(self):
+    return {"bad_records": 3.0}
 
 
 OPTIMIZER = make_optimizer(OptimizerOptions(learning_rate=0.1, schedule="constant"), 10)

@@ -29,6 +29,9 @@ def parser() -> Parser:
   parser.add_argument(
     "--workdir", required=True, type=path, metavar="DIR", help="folder for checkpoints, metrics and the report"
   )
+  parser.add_argument(
+    "--accept_changed_data", action="store_true", help="resume although the data are not those of the last start"
+  )
   parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
   parser.add_argument("--num_processes", type=number(int, at_least=1), metavar="N", help="number of processes")
   parser.add_argument("--process_id", type=number(int, at_least=0), metavar="I", help="index of this process, from 0")
@@ -49,22 +52,24 @@ def main(argv: list[str]) -> int:
   from uae_jax.training import processes
 
   processes.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
-  is_finished = train(config, arguments.workdir)
+  is_finished = train(config, arguments.workdir, accepts_changed_data=arguments.accept_changed_data)
   return 0 if is_finished else arguments.preempted_exit_code
 
 
-def train(config: Experiment, workdir: Path) -> bool:
+def train(config: Experiment, workdir: Path, *, accepts_changed_data: bool = False) -> bool:
   """Runs the stages of a config that are not finished, then writes the report.
 
   Args:
     config: stages, models and data.
     workdir: created if absent.
+    accepts_changed_data: resume although the data are not those of the last start.
 
   Returns:
     Whether all stages are finished; False after SIGTERM, once the state is saved.
 
   Raises:
-    ValueError: the workdir is not a run's, its config differs, or a setting is invalid; existing files are not touched.
+    ValueError: the workdir is not a run's, its config or data differ, or a setting is invalid; existing files are not
+      touched.
     NonFiniteError: the loss became NaN or infinite; the last good state is saved.
     SaveError: a checkpoint could not be written; earlier ones are complete.
   """
@@ -78,6 +83,7 @@ def train(config: Experiment, workdir: Path) -> bool:
   from uae_jax.training.batches import Batches
   from uae_jax.training.build import build
   from uae_jax.training.checkpoints import Checkpoints
+  from uae_jax.training.data_check import check_data, write_fingerprints
   from uae_jax.training.metrics import MetricWriter
   from uae_jax.training.preemption import Preempted, PreemptionNotice
   from uae_jax.training.profiling import Profiler
@@ -94,7 +100,13 @@ def train(config: Experiment, workdir: Path) -> bool:
   validate(config)
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
   processes.name_logs()
-  processes.on_first(lambda: open_workdir(workdir, config))
+
+  def open_run():
+    fingerprints = check_data(config, workdir, accepts_changes=accepts_changed_data)
+    open_workdir(workdir, config)
+    write_fingerprints(workdir, fingerprints)
+
+  processes.on_first(open_run)
   plain_config = to_plain(config)
   if jax.config.values["jax_compilation_cache_dir"] is None:
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilation_cache"))
@@ -137,7 +149,14 @@ def train(config: Experiment, workdir: Path) -> bool:
               stage,
               section,
               folder,
-              Batches(config, name, built.processor, mesh, seed),
+              Batches(
+                config,
+                name,
+                built.processor,
+                mesh,
+                seed,
+                needs_captions=spec.find(name).needs_captions(section.options),
+              ),
               checkpoints,
               writer,
               plain_config,

@@ -4,16 +4,13 @@ import threading
 
 from absl import logging
 
+from uae_jax.files import shown
+
 
 def describe(error: Exception) -> str:
   """Describes in one line why a record is unreadable."""
   kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-  return printable(" ".join(f"{kind}{error}".split()))
-
-
-def printable(text: str) -> str:
-  """Escapes what is not Unicode text, such as the bytes of a file name in another encoding."""
-  return text.encode("utf-8", "backslashreplace").decode()
+  return shown(" ".join(f"{kind}{error}".split()))
 
 
 class BadRecords:
@@ -51,7 +48,7 @@ class BadRecords:
       self._bad.add(index)
       num_bad = len(self._bad)
       num_read = min(max(self._num_read, -(-self._num_records // self._process_count)), self._num_records)
-    key, reason = printable(key), describe(error)
+    key, reason = shown(key), describe(error)
     if is_new:
       logging.warning("skipped record %s (%s); %d skipped so far", key, reason, num_bad)
     # Even with max_fraction 1, a source without any readable record must not be read forever.

@@ -85,7 +85,7 @@ class TFDSSource:
     return self._features
 
   def fingerprint(self) -> dict[str, int | str]:
-    return {"version": self._version, "records": len(self), "bytes": self._split.num_bytes}
+    return {"version": self._version, "records": len(self), "bytes": int(self._split.num_bytes)}
 
 
 def caption_of(example: Mapping[str, Any]) -> str:

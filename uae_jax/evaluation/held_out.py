@@ -8,10 +8,11 @@ from absl import logging
 import numpy as np
 from PIL import Image
 
-from uae_jax.data.bad_records import describe, printable
+from uae_jax.data.bad_records import describe
 from uae_jax.data.pipeline import fit
 from uae_jax.data.processing import Processor
 from uae_jax.data.sources import KnowsTruth, MakesBatches, Source, open_source
+from uae_jax.files import shown
 
 PLAIN, PAIRS = "held_out", "held_out_pairs"
 
@@ -129,7 +130,7 @@ def _readable(source: Source, count: int) -> Iterator[dict]:
       record = source[index]
       Image.fromarray(record["image"])
     except Exception as error:  # A damaged file can raise any exception when decoded; the next record is used instead.
-      logging.warning("skipped held-out record %s (%s)", printable(source.key(index)), describe(error))
+      logging.warning("skipped held-out record %s (%s)", shown(source.key(index)), describe(error))
       continue
     count -= 1
     yield record

@@ -108,6 +108,8 @@ class DataOptions(Options):
     image_px: side of the square images in a batch, pixels.
     caption_tokens: tokens per caption, including the closing token; longer captions are truncated.
     max_bad_fraction: largest fraction of unreadable records before the run stops.
+    max_cut_fraction: largest fraction of captions longer than `caption_tokens` before a stage that trains on captions
+      stops; 1 sets no limit.
     variant: variant of the small world: "plain", "shifted" or "dense".
   """
 
@@ -116,6 +118,7 @@ class DataOptions(Options):
   image_px: int = option(512, at_least=1)
   caption_tokens: int = option(512, at_least=2)
   max_bad_fraction: float = option(0.01, at_least=0, at_most=1)
+  max_cut_fraction: float = option(1.0, at_least=0, at_most=1)
   variant: str = "plain"
 
   def check(self) -> None:

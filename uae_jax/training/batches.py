@@ -1,12 +1,18 @@
 """Batches of a stage on the mesh; every process loads its part, and the position in the data can be saved."""
 
+from absl import logging
 import jax
 from jax.sharding import Mesh
+import numpy as np
 
 from uae_jax import sharding
 from uae_jax.data.pipeline import make_dataset, repartition
-from uae_jax.data.sources import open_source
+from uae_jax.data.sources import Stored, open_source
 from uae_jax.training import processes
+from uae_jax.training.data_check import NUM_CAPTIONS, sample
+
+# Of the limit on cut captions, until as many rows have been read: one of the first rows is no large fraction.
+LEAST_ROWS = 1000
 
 
 class Batches:
@@ -18,13 +24,24 @@ class Batches:
     processor: tokenizer and image processor of the captioner.
     mesh: mesh of the batches, which are sharded over `data` and `fsdp`.
     seed: determines the order of the data and what partial captions leave out.
+    needs_captions: whether the stage trains on the captions; they are then checked and counted.
+
+  Raises:
+    ValueError: the data cannot be read, differ between processes, or have too many captions that are cut.
   """
 
-  def __init__(self, config, name: str, processor, mesh: Mesh, seed: int):
+  def __init__(self, config, name: str, processor, mesh: Mesh, seed: int, *, needs_captions: bool = False):
+    self._name, self._data, self._processor = name, config.data, processor
     self._source = open_source(config.data, "train")
     self._sharding = sharding.batch_sharding(mesh)
     self._part, self._num_parts = processes.batch_part(mesh)
     self._bad: set[int] = set()
+    # Captions that were cut and all captions: of this process since the last `counts`, and of all since the start.
+    self._counts_captions, self._recent, self._total = needs_captions, np.zeros(2, int), np.zeros(2, int)
+    if isinstance(self._source, Stored):
+      check_same(self._source.fingerprint(), config.data.source)
+      if needs_captions:
+        processes.on_first(self._check_sample)
     dataset = make_dataset(
       self._source,
       config.data,
@@ -34,12 +51,16 @@ class Batches:
       seed=seed,
       process_index=self._part,
       process_count=self._num_parts,
+      needs_captions=needs_captions,
       bad_indices=self._bad,
     )
     self._iterator = iter(dataset)
 
   def __next__(self) -> dict[str, jax.Array]:
-    return processes.place(next(self._iterator), self._sharding, self._num_parts)
+    batch = next(self._iterator)
+    if self._counts_captions:
+      self._recent += self._count_cut(batch["tokens"], batch["length"])
+    return processes.place(batch, self._sharding, self._num_parts)
 
   def get_state(self) -> dict:
     """Returns the positions of all parts; every process gets the same value."""
@@ -56,6 +77,66 @@ class Batches:
     else:
       self._iterator.set_state(repartition(self._source, [part["iterator"] for part in parts], self._num_parts))
 
-  def num_bad(self) -> int:
-    """Returns the number of unreadable records that were skipped, over all parts."""
-    return sum(dict(processes.gather([self._part, len(self._bad)])).values())
+  def counts(self) -> dict[str, float]:
+    """Returns metrics of the data, over all parts; every process must call it.
+
+    `bad_records` is the number of unreadable records that were skipped so far. `cut_captions`, where captions are
+    trained on, is the fraction of captions since the previous call that were longer than `data.caption_tokens`.
+
+    Raises:
+      ValueError: more captions were cut than `data.max_cut_fraction` allows.
+    """
+    own = [self._part, len(self._bad), *map(int, self._recent)]
+    parts = {part: values for part, *values in processes.gather(own)}
+    self._recent[:] = 0
+    bad, *recent = np.sum(list(parts.values()), axis=0)
+    if not self._counts_captions:
+      return {"bad_records": float(bad)}
+    self._total += recent
+    cut, rows = self._total
+    if cut > self._data.max_cut_fraction * max(rows, min(LEAST_ROWS, len(self._source))):
+      raise ValueError(self._too_many(f"{cut} of {rows} captions so far"))
+    return {"bad_records": float(bad), "cut_captions": float(recent[0] / max(recent[1], 1))}
+
+  def _count_cut(self, tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """(captions that were cut, captions) of tokens int[..., L] and their lengths int[...]."""
+    is_cut = (length == tokens.shape[-1]) & (tokens[..., -1] != self._processor.end_ids[0])
+    return np.asarray([np.sum(is_cut), length.size])
+
+  def _check_sample(self) -> None:
+    """Warns of captions that will be cut, and raises if they are clearly too many, before the stage trains."""
+    captions, _ = sample(self._source, self._source.caption, NUM_CAPTIONS)
+    cut, rows = self._count_cut(*self._processor.caption_rows(captions, self._data.caption_tokens))
+    if not cut:
+      return
+    is_exact = rows == len(self._source) or not self._data.max_cut_fraction
+    # Two standard deviations of a count: what a sample may contain by chance.
+    if cut - (0 if is_exact else 2 * cut**0.5) > self._data.max_cut_fraction * rows:
+      raise ValueError(self._too_many(f"{cut} of {rows} captions that were looked at"))
+    logging.warning(
+      "%s: %d of %d captions that were looked at are longer than data.caption_tokens = %d and are cut",
+      self._name,
+      cut,
+      rows,
+      self._data.caption_tokens,
+    )
+
+  def _too_many(self, captions: str) -> str:
+    return (
+      f"{self._name}: {captions} are longer than data.caption_tokens = {self._data.caption_tokens} and are cut, more "
+      f"than data.max_cut_fraction = {self._data.max_cut_fraction}: raise one of the two, or shorten the captions"
+    )
+
+
+def check_same(fingerprint: dict, source: str) -> None:
+  """Checks that every process reads the same data, since each of them computes the order of all records.
+
+  Raises:
+    ValueError: two processes read different data.
+  """
+  for index, other in enumerate(processes.gather(fingerprint)):
+    if other != fingerprint:
+      raise ValueError(
+        f"data.source = {source!r} is not the same on all processes: {fingerprint} on process {jax.process_index()}, "
+        f"{other} on process {index}: copy the same files to every host"
+      )

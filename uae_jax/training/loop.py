@@ -102,7 +102,7 @@ def run(
       metrics = {n: float(np.asarray(value)) for n, value in metrics.items() if not n.startswith("seconds_")}
       logged = metrics | {
         "learning_rate": float(stage.learning_rate(step * stage.optimizer_steps)),
-        "bad_records": batches.num_bad(),
+        **batches.counts(),
       }
       if target_loss:
         logged["loss_average"] = float(state.loss_average)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from uae_jax.models.uae import captioner_images, to_signed
 from uae_jax.networks import Networks
 from uae_jax.options import ColdStartOptions
-from uae_jax.options.sampling import SAMPLED
+from uae_jax.options.sampling import DATASET, SAMPLED
 from uae_jax.rollouts import reconstruct
 from uae_jax.rollouts.conditioning import encode_captions
 from uae_jax.training.stages.pretrain import flow_loss
@@ -63,5 +63,6 @@ SPEC = StageSpec(
   make_loss=lambda config, built: make_loss(built.networks, config.cold_start.options),
   embedders=lambda options: {"embedder": options.embedder},
   samples_captions=lambda options: int(options.captions == SAMPLED),
+  needs_captions=lambda options: options.captions == DATASET or options.flow_weight > 0,
   figures=lambda evaluator, folder, params, before: evaluator.uae_figures(folder, params),
 )

@@ -296,5 +296,6 @@ SPEC = StageSpec(
   embedders=rewarded_embedders,
   observes_captions=True,
   samples_captions=lambda options: options.num_rollouts,
+  needs_captions=lambda options: False,
   figures=lambda evaluator, folder, params, before: evaluator.uae_figures(folder, params),
 )

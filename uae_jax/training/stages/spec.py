@@ -40,6 +40,7 @@ class StageSpec:
     compares_before: whether the metrics compare with the parameters from before the stage.
     observes_captions: whether held-out images are captioned while the stage trains.
     samples_captions: section.options -> captions sampled per row of the batch.
+    needs_captions: section.options -> whether the stage trains on the captions of the data.
   """
 
   figures: Callable[[Any, str, dict, dict | None], dict]
@@ -51,6 +52,7 @@ class StageSpec:
   compares_before: bool = False
   observes_captions: bool = False
   samples_captions: Callable[[Any], int] = lambda options: 0
+  needs_captions: Callable[[Any], bool] = lambda options: True
 
 
 def find(name: str) -> StageSpec:

@@ -259,5 +259,6 @@ SPEC = StageSpec(
   # The captioner is frozen, so the gain can be measured per image, from the same captions.
   compares_before=True,
   samples_captions=lambda options: int(options.captions == SAMPLED),
+  needs_captions=lambda options: options.captions == DATASET,
   figures=lambda evaluator, folder, params, before: evaluator.uae_figures(folder, params, before),
 )

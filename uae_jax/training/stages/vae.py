@@ -63,5 +63,6 @@ def finish(built: Built, params: dict, images: jax.Array) -> dict:
 SPEC = StageSpec(
   make_loss=lambda config, built: make_loss(built.networks, config.vae.options),
   finish=finish,
+  needs_captions=lambda options: False,
   figures=lambda evaluator, folder, params, before: evaluator.vae_figures(params),
 )
