@@ -1,4 +1,4 @@
-"""Before a run trains: readable data, captions where they are needed, no unnoticed changes, and cut captions counted."""
+"""Before a run trains: readable data, captions where needed, no unnoticed changes, and cut captions counted."""
 
 import dataclasses
 import json
@@ -111,7 +111,7 @@ def test_changed_data_are_noticed_when_a_run_resumes(folder, caplog):
   # Nothing is trained yet: nothing to protect.
   assert check_data(config(folder), run)["train"]["records"] == 3
   (run / "checkpoints" / "pretrain" / "10").mkdir(parents=True)
-  message = r"'jsonl:.*' is not what this run was trained on \(train: records 2 -> 3; train: checksum .*--accept_changed"
+  message = r"'jsonl:.*' is not what this run was trained on \(train: records 2 -> 3; train: checksum .*--accept"
   with pytest.raises(ValueError, match=message):
     check_data(config(folder), run)
   write_fingerprints(run, check_data(config(folder), run, accepts_changes=True))

@@ -139,4 +139,5 @@ def read_fingerprints(workdir: Path) -> dict[str, dict]:
     found = json.loads((Path(workdir) / DATA_FILE).read_bytes())
   except (FileNotFoundError, ValueError, RecursionError):
     return {}
-  return {split: values for split, values in found.items() if isinstance(values, dict)} if isinstance(found, dict) else {}
+  splits = found.items() if isinstance(found, dict) else ()
+  return {split: values for split, values in splits if isinstance(values, dict)}
