@@ -71,8 +71,8 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
 
 def reader(arguments: argparse.Namespace) -> Callable[[Path], Any]:
   """The function that reads an image file as `--pixels` says."""
-  from uae_jax.data.official_pixels import demo_rgb  # brings jax
   from uae_jax.data.images import read_image
+  from uae_jax.data.official_pixels import demo_rgb
 
   return demo_rgb if arguments.pixels == "official" else read_image
 
