@@ -165,7 +165,9 @@ class FolderSource:
     self._folder = Path(folder)
     if not self._folder.is_dir():
       raise ValueError(f"{folder}: no such folder")
-    images, self._captions, others = [], {}, Counter()
+    images: list[Path] = []
+    others: Counter[str] = Counter()
+    self._captions: dict[Path, Path] = {}
     for file in files_below(self._folder):
       suffix = file.suffix.lower()
       if suffix in IMAGE_SUFFIXES:

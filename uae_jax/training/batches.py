@@ -38,10 +38,11 @@ class Batches:
     self._bad: set[int] = set()
     # Captions that were cut and all captions: of this process since the last `counts`, and of all since the start.
     self._counts_captions, self._recent, self._total = needs_captions, np.zeros(2, int), np.zeros(2, int)
-    if isinstance(self._source, Stored):
-      check_same(self._source.fingerprint(), config.data.source)
+    source = self._source
+    if isinstance(source, Stored):
+      check_same(source.fingerprint(), config.data.source)
       if needs_captions:
-        processes.on_first(self._check_sample)
+        processes.on_first(lambda: self._check_sample(source))
     dataset = make_dataset(
       self._source,
       config.data,
@@ -103,13 +104,13 @@ class Batches:
     is_cut = (length == tokens.shape[-1]) & (tokens[..., -1] != self._processor.end_ids[0])
     return np.asarray([np.sum(is_cut), length.size])
 
-  def _check_sample(self) -> None:
+  def _check_sample(self, source: Stored) -> None:
     """Warns of captions that will be cut, and raises if they are clearly too many, before the stage trains."""
-    captions, _ = sample(self._source, self._source.caption, NUM_CAPTIONS)
+    captions, _ = sample(source, source.caption, NUM_CAPTIONS)
     cut, rows = self._count_cut(*self._processor.caption_rows(captions, self._data.caption_tokens))
     if not cut:
       return
-    is_exact = rows == len(self._source) or not self._data.max_cut_fraction
+    is_exact = rows == len(source) or not self._data.max_cut_fraction
     # Two standard deviations of a count: what a sample may contain by chance.
     if cut - (0 if is_exact else 2 * cut**0.5) > self._data.max_cut_fraction * rows:
       raise ValueError(self._too_many(f"{cut} of {rows} captions that were looked at"))
