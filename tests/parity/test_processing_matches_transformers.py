@@ -98,6 +98,13 @@ def test_other_patches(tmp_path, patch, merge):
     np.testing.assert_allclose(out, want["pixel_values"], atol=2e-6)
 
 
+def test_the_demo_keeps_thin_images_one_cell_high(processor):
+  """The client has no side of 0 cells; the image processor alone has, and scales such images up."""
+  thin = picture(3, 100)
+  assert processor.resize(thin).size == (8 * 14, 2 * 14)
+  assert processor.resize(thin, demo_resize=False).size == (24 * 14, 2 * 14)
+
+
 def test_the_demo_resizes_twice(processor, folder):
   """Above the limit, the first rounding changes the pixels and, here, the grid."""
   image = picture(389, 517)

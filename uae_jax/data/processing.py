@@ -129,13 +129,20 @@ class Processor:
     """
     image = read_image(image)
     if demo_resize:
-      area = self.cell_px**2
-      height, width = self.fit(image.height, image.width, CLIENT_CELLS[0] * area, CLIENT_CELLS[1] * area)
+      height, width = self.client_size(image.height, image.width)
       image = image.resize((width, height), Image.Resampling.BICUBIC)
     height, width = self.fit(image.height, image.width, self.min_pixels, self.max_pixels)
     return image.resize((width, height), self.resample)
 
-  def fit(self, height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+  def client_size(self, height: int, width: int) -> tuple[int, int]:
+    """(height, width) that the demo's client gives the image processor; unlike `fit`, no side rounds to 0 cells.
+
+    Source: qwen-vl-utils 0.0.14 `smart_resize`.
+    """
+    area = self.cell_px**2
+    return self.fit(height, width, CLIENT_CELLS[0] * area, CLIENT_CELLS[1] * area, fewest_cells=1)
+
+  def fit(self, height: int, width: int, min_pixels: int, max_pixels: int, *, fewest_cells: int = 0) -> tuple[int, int]:
     """(height, width) as multiples of a cell, close to the aspect ratio, with an area between the limits.
 
     Raises:
@@ -145,16 +152,16 @@ class Processor:
       raise ValueError(f"an image of {width} x {height} pixels is narrower than 1 to {MAX_ASPECT_RATIO}")
     cell = self.cell_px
     # Python's rounding half to even is part of the definition.
-    rounded = round(height / cell) * cell, round(width / cell) * cell
-    if rounded[0] * rounded[1] > max_pixels:
+    rows, columns = (max(fewest_cells, round(side / cell)) for side in (height, width))
+    if rows * columns * cell**2 > max_pixels:
       shrink = math.sqrt(height * width / max_pixels)
       height, width = (max(cell, math.floor(side / shrink / cell) * cell) for side in (height, width))
       return height, width
-    if rounded[0] * rounded[1] < min_pixels:
+    if rows * columns * cell**2 < min_pixels:
       grow = math.sqrt(min_pixels / (height * width))
       height, width = (math.ceil(side * grow / cell) * cell for side in (height, width))
       return height, width
-    return rounded
+    return rows * cell, columns * cell
 
   def square_px(self, side: int) -> int:
     """Side, in pixels, of a square image after `resize` with `demo_resize=False`."""
