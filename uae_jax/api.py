@@ -26,6 +26,7 @@ from uae_jax.weights import fingerprint
 from uae_jax.weights.checkpoint import LoadedUAE
 
 Images = Iterable[Image.Image | str | os.PathLike]
+KEPT_NAMES = ("top_k", "top_p", "min_p")
 LARGEST_SEED = 2**32 - 1
 # Prompts are padded to a multiple of this if the decoder does not attend to padding.
 MASKED_BUCKET = 16
@@ -99,6 +100,9 @@ class UAE:
     seed: int = 0,
     repetition_penalty: float | None = None,
     *,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
     indices: Sequence[int] | None = None,
     batch_size: int = 8,
   ) -> list[str]:
@@ -111,6 +115,12 @@ class UAE:
       seed: random seed, 0 to 2^32 - 1; the key of an image depends only on the seed and the image's index.
       repetition_penalty: divides positive and multiplies negative logits of tokens that question or caption already
         contain; 1 disables it. By default that of the weights, from their `generation_config.json`.
+      top_k: sample among the k most likely tokens; 0 disables it. By default that of the weights; where their
+        `generation_config.json` has none, 50 as in transformers.
+      top_p: sample among the most likely tokens whose probabilities sum to p; 1 disables it. By default that of the
+        weights.
+      min_p: sample among tokens with at least min_p times the probability of the most likely one; 0 disables it. By
+        default that of the weights.
       indices: index of each image in a larger job, for the same results in any batches; by default 0, 1, ...
       batch_size: maximum number of images per batch. Images of one patch grid share batches, which are padded to a
         power of two; the caption of an image does not depend on its batch, up to rounding.
@@ -120,7 +130,16 @@ class UAE:
     """
     max_new_tokens = _or(max_new_tokens, self.inference.max_new_tokens)
     penalty = _or(repetition_penalty, self.inference.repetition_penalty)
-    CaptionOptions(max_new_tokens=max_new_tokens, temperature=temperature)
+    inference = self.inference
+    checked = CaptionOptions(
+      max_new_tokens=max_new_tokens,
+      top_k=_or(top_k, inference.top_k),
+      top_p=_or(top_p, inference.top_p),
+      min_p=_or(min_p, inference.min_p),
+    )
+    CaptionOptions(temperature=temperature)
+    # Without noise the most likely token is taken, which is always kept.
+    kept = {name: getattr(checked, name) for name in KEPT_NAMES} if temperature else {}
     if not (math.isfinite(penalty) and penalty > 0):
       raise ValueError(f"repetition_penalty = {penalty}: expected a finite number, more than 0")
     prepared = list(self._prepare(images))
@@ -129,8 +148,8 @@ class UAE:
     for rows in _batches([pixels.shape for pixels, _ in prepared], batch_size):
       pixels = np.stack([prepared[row][0] for row in rows])
       run = self._program(
-        ("caption", pixels.shape, max_new_tokens, penalty),
-        self._caption_batch(prepared[rows[0]][1], max_new_tokens, penalty),
+        ("caption", pixels.shape, max_new_tokens, penalty, *kept.items()),
+        self._caption_batch(prepared[rows[0]][1], max_new_tokens, penalty, kept),
       )
       sampled = run(self.params, pixels, jnp.stack([keys[row] for row in rows]), jnp.float32(temperature))
       if not np.all(np.isfinite(sampled.log_probs)):
@@ -139,7 +158,7 @@ class UAE:
         results[row] = self.processor.caption_text(tokens)
     return results
 
-  def _caption_batch(self, prompts: Prompts, max_new_tokens: int, repetition_penalty: float):
+  def _caption_batch(self, prompts: Prompts, max_new_tokens: int, repetition_penalty: float, kept: dict):
     def run(params, images, keys, temperature):
       return reconstruct.caption(
         self._model(params),
@@ -149,6 +168,7 @@ class UAE:
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         repetition_penalty=repetition_penalty,
+        **kept,
       )
 
     return run
@@ -346,8 +366,9 @@ class UAE:
     Raises:
       TypeError: an option is unknown.
     """
-    caption_names = ("max_new_tokens", "temperature", "seed", "repetition_penalty", "indices", "batch_size")
-    generate_names = ("steps", "guidance", "height", "width", "seed", "latents", "output", "indices", "batch_size")
+    shared = ("seed", "indices", "batch_size")
+    caption_names = ("max_new_tokens", "temperature", "repetition_penalty", *KEPT_NAMES, *shared)
+    generate_names = ("steps", "guidance", "height", "width", "latents", "output", *shared)
     unknown = set(options) - set(caption_names) - set(generate_names)
     if unknown:
       raise TypeError(f"reconstruct has no option {sorted(unknown)}")

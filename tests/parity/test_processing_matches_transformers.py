@@ -359,8 +359,30 @@ def test_the_repetition_penalty_is_that_of_the_folder(tmp_path, content, penalty
   assert processor_files.repetition_penalty(tmp_path) == penalty
 
 
+@pytest.mark.parametrize(
+  ("content", "kept"),
+  [
+    ({}, (50, 1.0, 0.0)),
+    ({"top_k": None}, (0, 1.0, 0.0)),
+    ({"top_k": 0, "top_p": 1, "min_p": None}, (0, 1.0, 0.0)),
+    ({"top_k": 20, "top_p": 0.8, "min_p": 0.05}, (20, 0.8, 0.05)),
+  ],
+)
+def test_the_tokens_that_are_kept_are_those_of_the_folder(tmp_path, content, kept):
+  """Without a word of the file, transformers keeps 50."""
+  (tmp_path / "generation_config.json").write_text(json.dumps(content))
+  assert processor_files.kept_tokens(tmp_path) == dict(zip(("top_k", "top_p", "min_p"), kept, strict=True))
+
+
+@pytest.mark.parametrize("content", [{"top_k": -1}, {"top_k": 2.5}, {"top_p": 2}, {"min_p": "a"}])
+def test_tokens_to_keep_out_of_range_are_refused(tmp_path, content):
+  (tmp_path / "generation_config.json").write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=rf"generation_config\.json: {next(iter(content))} = "):
+    processor_files.kept_tokens(tmp_path)
+
+
 def test_settings_of_sampling_that_are_not_applied_are_named(tmp_path):
-  settings = {"top_k": 1, "num_beams": 4, "top_p": 1.0, "temperature": 0.1}
+  settings = {"typical_p": 0.5, "num_beams": 4, "top_k": 1, "top_p": 0.5, "temperature": 0.1}
   (tmp_path / "generation_config.json").write_text(json.dumps(settings))
-  with pytest.warns(UserWarning, match=r"generation_config\.json: not applied to captions: top_k, num_beams$"):
+  with pytest.warns(UserWarning, match=r"generation_config\.json: not applied to captions: typical_p, num_beams$"):
     processor_files.repetition_penalty(tmp_path)

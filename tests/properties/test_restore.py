@@ -1,6 +1,7 @@
 """UAE.load on the workdir of a run: the newest finished stage, or one clear error if there is none."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -25,6 +26,11 @@ def run(tmp_path_factory, smoke_config):
   return workdir, *finished_run.write(workdir, smoke_config)
 
 
+@pytest.fixture(scope="module")
+def loaded(run):
+  return uae_jax.UAE.load(run[0], dtype="float32")
+
+
 def assert_equal(ours, theirs):
   for path, leaf in trees.items(ours):
     np.testing.assert_array_equal(np.asarray(leaf), np.asarray(dict(trees.items(theirs))[path]), err_msg=path)
@@ -38,6 +44,59 @@ def test_the_newest_stage_is_used(run, smoke_config):
   picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 40, 3), np.uint8))
   captions, images = uae.reconstruct([picture], max_new_tokens=4, steps=1)
   assert len(captions) == 1 and images[0].size == (smoke_config.data.image_px,) * 2
+
+
+PROMPT = "black background ;"
+
+
+def test_noise_depends_on_the_seed_and_the_index_alone(loaded):
+  """Not on the batch; and two seeds share no noise."""
+  uae = loaded
+  options = dict(steps=1, output="array")
+  images = uae.generate([PROMPT] * 3, **options)
+  np.testing.assert_array_equal(uae.generate([PROMPT], indices=[2], **options)[0], images[2])
+  others = uae.generate([PROMPT] * 3, seed=1, **options)
+  assert len({image.tobytes() for image in (*images, *others)}) == 6
+  picture = Image.new("RGB", (20, 20), "red")
+  captions = uae.caption([picture] * 3, max_new_tokens=8, temperature=5.0)
+  assert len(set(captions)) == 3
+  assert uae.caption([picture], max_new_tokens=8, temperature=5.0, indices=[2]) == captions[2:]
+  assert uae.caption([picture], max_new_tokens=8, temperature=5.0, top_k=1) == uae.caption(
+    [picture], max_new_tokens=8, temperature=0
+  )
+
+
+@pytest.mark.parametrize(
+  ("method", "option", "expected"),
+  [
+    ("caption", dict(temperature=float("nan")), "temperature = nan: expected a finite number"),
+    ("caption", dict(temperature=-1.0), "temperature = -1.0: expected 0 or more"),
+    ("caption", dict(max_new_tokens=0), "max_new_tokens = 0: expected 1 or more"),
+    ("caption", dict(repetition_penalty=0.0), "repetition_penalty = 0.0: expected a finite number, more than 0"),
+    ("caption", dict(top_p=0.0), "top_p = 0.0: expected more than 0 and 1 or less"),
+    ("caption", dict(seed=-1), "seed = -1: expected 0 to 4294967295"),
+    ("caption", dict(indices=[0, 1]), "1 images, but 2 indices"),
+    ("generate", dict(seed=2**32), "seed = 4294967296: expected 0 to 4294967295"),
+    ("generate", dict(steps=0), "sampler_steps = 0: expected 1 or more"),
+    ("generate", dict(guidance=float("nan")), "guidance = nan: expected a finite number"),
+    ("generate", dict(height=0), "0 x 32 px: sides must be multiples of"),
+    ("generate", dict(width=1 << 20), "32 x 1048576 px: sides must be multiples of"),
+    ("generate", dict(latents=np.zeros((2, 4, 4, 16))), "1 prompts, but latents of 2 images"),
+  ],
+)
+def test_options_out_of_range(loaded, method, option, expected):
+  argument = Image.new("RGB", (20, 20)) if method == "caption" else PROMPT
+  with pytest.raises(ValueError, match=re.escape(expected)):
+    getattr(loaded, method)([argument], **option)
+
+
+def test_numbers_that_are_not_finite_are_no_result(run):
+  uae = uae_jax.UAE.load(run[0], dtype="float32")
+  uae.params = jax.tree.map(lambda leaf: leaf * np.nan if leaf.dtype == np.float32 else leaf, uae.params)
+  with pytest.raises(ValueError, match="probabilities of a caption's tokens are not finite"):
+    uae.caption([Image.new("RGB", (20, 20))], max_new_tokens=2)
+  with pytest.raises(ValueError, match="pixels that are not finite"):
+    uae.generate([PROMPT], steps=1)
 
 
 def test_bfloat16_and_a_mesh(run):

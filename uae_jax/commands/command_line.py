@@ -45,11 +45,12 @@ def path(text: str) -> Path:
     raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def number(kind: type, *, at_least: float | None = None, at_most: float | None = None) -> Callable[[str], Any]:
+def number(
+  kind: type, *, at_least: float = -math.inf, more_than: float = -math.inf, at_most: float = math.inf
+) -> Callable[[str], Any]:
   """The type of an argument that is a finite number within limits."""
-  ends = [
-    text for limit, text in ((at_least, f"{at_least} or more"), (at_most, f"{at_most} or less")) if limit is not None
-  ]
+  limits = {f"{at_least} or more": at_least, f"more than {more_than}": more_than, f"{at_most} or less": at_most}
+  ends = [text for text, limit in limits.items() if math.isfinite(limit)]
   expected = ", ".join(["a whole number" if kind is int else "a number", *ends])
 
   def parse(text: str) -> Any:
@@ -57,8 +58,7 @@ def number(kind: type, *, at_least: float | None = None, at_most: float | None =
       value = kind(text)
     except ValueError:
       value = math.nan
-    is_inside = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
-    if not math.isfinite(value) or not is_inside:
+    if not (math.isfinite(value) and at_least <= value <= at_most and value > more_than):
       raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
     return value
 

@@ -10,7 +10,7 @@ from uae_jax.commands.command_line import number, path
 
 LARGEST_SEED = 2**32 - 1  # of `api`, which brings jax
 positive = number(int, at_least=1)
-CAPTION_OPTIONS = ("max_new_tokens", "temperature")
+CAPTION_OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")
 GENERATION_OPTIONS = ("steps", "guidance", "height", "width")
 SMALL_WORLD_NOTICE = (
   "this is a small-world model: it knows only synthetic scenes of colored shapes, "
@@ -56,7 +56,22 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
 def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--max-new-tokens", type=positive, help="maximum tokens per caption; default: the model's own")
   parser.add_argument(
-    "--temperature", type=number(float, at_least=0), help="sampling temperature, 0 is greedy; default: the model's own"
+    "--temperature", type=number(float, at_least=0), help="sampling temperature, 0 is greedy; default 0.7"
+  )
+  parser.add_argument(
+    "--top-k",
+    type=number(int, at_least=0),
+    help="sample among the K most likely tokens, 0 disables it; default: the model's own",
+  )
+  parser.add_argument(
+    "--top-p",
+    type=number(float, more_than=0, at_most=1),
+    help="sample among the most likely tokens whose probabilities sum to P, 1 disables it; default: the model's own",
+  )
+  parser.add_argument(
+    "--min-p",
+    type=number(float, at_least=0, at_most=1),
+    help="sample among tokens with at least P times the highest probability, 0 disables it; default: the model's own",
   )
 
 

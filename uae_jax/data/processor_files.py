@@ -8,12 +8,15 @@ from typing import Any
 import warnings
 
 from uae_jax import json_files
+from uae_jax.options.sampling import TokenOptions
+from uae_jax.plain import from_plain
 
 IMAGE_SETTINGS, WHOLE_PROCESSOR, GENERATION = (
   "preprocessor_config.json",
   "processor_config.json",
   "generation_config.json",
 )
+TRANSFORMERS_TOP_K = 50
 # JSON files that transformers reads for a tokenizer.
 TOKENIZER_FILES = (
   "tokenizer.json",
@@ -25,9 +28,6 @@ TOKENIZER_FILES = (
 # Fields of generation_config.json that change what is sampled, and the values with which they change nothing. Captions
 # are sampled at the temperature of the call, so `temperature` and `do_sample` are not among them.
 OTHER_SAMPLING: dict[str, tuple] = {
-  "top_k": (None, 0),
-  "top_p": (None, 1),
-  "min_p": (None, 0),
   "typical_p": (None, 1),
   "epsilon_cutoff": (None, 0),
   "eta_cutoff": (None, 0),
@@ -174,6 +174,24 @@ def repetition_penalty(folder: Path) -> float:
   if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not 0 < penalty < math.inf:
     raise ValueError(f"{file}: repetition_penalty is {penalty!r}, expected a positive number")
   return float(penalty)
+
+
+def kept_tokens(folder: Path) -> dict[str, Any]:
+  """The settings of `generation_config.json` that say which tokens may be sampled: `top_k`, `top_p` and `min_p`.
+
+  As in transformers, 50 tokens are kept where the file has no `top_k`, and null disables each of the three.
+
+  Raises:
+    ValueError: one of them is out of range; the message names the file.
+  """
+  file = folder / GENERATION
+  settings = {"top_k": TRANSFORMERS_TOP_K} | json_files.read_object(file, default={})
+  given = {name: settings[name] for name in ("top_k", "top_p", "min_p") if settings.get(name) is not None}
+  try:
+    checked = from_plain(TokenOptions, given)
+  except ValueError as error:
+    raise ValueError(f"{file}: {error}") from error
+  return {name: getattr(checked, name) for name in ("top_k", "top_p", "min_p")}
 
 
 def end_ids(folder: Path) -> list[int]:

@@ -84,6 +84,9 @@ def load_run(workdir: str | Path, dtype: str, mesh: Mesh) -> LoadedUAE:
       f"{workdir}: the run is not finished; using what {finished[0].parent.parent.name} left, before {folders[-1]}",
       stacklevel=3,
     )
+  is_small_world = sizes.find(config.model).trains_from_scratch
+  # A small-world model is trained on the distribution of all tokens, and its processor says nothing.
+  kept = {} if is_small_world else processor_files.kept_tokens(workdir / PROCESSOR)
   return LoadedUAE(
     config=model_sizes.uae,
     graphdef=built.networks.graphdef,
@@ -92,13 +95,14 @@ def load_run(workdir: str | Path, dtype: str, mesh: Mesh) -> LoadedUAE:
     processor_folder=workdir / PROCESSOR,
     inference=InferenceSettings(
       text_tower=evaluation.text_tower,
-      is_small_world=sizes.find(config.model).trains_from_scratch,
+      is_small_world=is_small_world,
       resolution_px=config.data.image_px,
       guidance=evaluation.guidance,
       steps=evaluation.sampler_steps,
       max_new_tokens=evaluation.max_new_tokens,
       shift=evaluation.shift,
       repetition_penalty=processor_files.repetition_penalty(workdir / PROCESSOR),
+      **kept,
     ),
   )
 

@@ -23,7 +23,7 @@ EXACT = ("vae/latent_scaling", "vae/latent_shift", "pooled")
 
 @dataclasses.dataclass(frozen=True)
 class InferenceSettings:
-  """Inference settings of a set of weights; the defaults are those of the official inference code.
+  """Inference settings of a set of weights; the defaults are official, but do not truncate sampling.
 
   Attributes:
     text_tower: language model that embeds captions for the decoder: "policy" (adapters on) or "reference" (off).
@@ -34,6 +34,9 @@ class InferenceSettings:
     max_new_tokens: maximum number of tokens per caption.
     shift: shift of the noise schedule toward noise; 1 disables it.
     repetition_penalty: penalty on logits of tokens that the question or the caption already contains; 1 disables it.
+    top_k: captions are sampled among the k most likely tokens; 0 disables it.
+    top_p: captions are sampled among the most likely tokens whose probabilities sum to p; 1 disables it.
+    min_p: captions are sampled among tokens with at least min_p times the highest probability; 0 disables it.
   """
 
   text_tower: str = "policy"
@@ -44,6 +47,9 @@ class InferenceSettings:
   max_new_tokens: int = 512
   shift: float = 3.0
   repetition_penalty: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+  min_p: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

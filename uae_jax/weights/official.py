@@ -252,6 +252,9 @@ class Reader:
       if given["shift"] <= 0:
         self.problems.append(f"{file}: shift is {shift}, expected a positive number")
     given["repetition_penalty"] = self._attempt(lambda: processor_files.repetition_penalty(folders.language)) or 1.0
+    kept = self._attempt(lambda: processor_files.kept_tokens(folders.language)) or {}
+    # What `uae.json` says is of an export, whose `generation_config.json` may say nothing.
+    given = kept | given
     made = self._attempt(lambda: from_plain(InferenceSettings, given, str(folders.root / EXTRAS)))
     return made or InferenceSettings()
 
