@@ -210,6 +210,37 @@ def test_an_unclear_answer_is_asked_again_and_never_inverted(serve):
   assert judge.verdict("data:,", "x", "y") == "A"
 
 
+def test_an_image_that_cannot_be_judged_fails_alone(serve, tmp_path, monkeypatch):
+  images = {}
+  for name in ("good.png", "torn.png", "odd.png"):
+    images[name] = tmp_path / name
+    Image.new("RGB", (4, 4)).save(images[name])
+  images["torn.png"].write_bytes(b"no image")
+  captions = {name: "a caption" for name in images}
+  original = caption_judge.data_uri
+
+  def data_uri(file):
+    if file.name == "odd.png":
+      raise OverflowError("too large")
+    return original(file)
+
+  monkeypatch.setattr(caption_judge, "data_uri", data_uri)
+  outcomes, failed = caption_judge.compare(Judge(serve(longer).url, "eyes"), images, captions, captions, workers=2)
+  assert outcomes == {"good.png": 0.5} and set(failed) == {"torn.png", "odd.png"}
+  assert "OverflowError: too large" in failed["odd.png"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"verdict": "C"}', b"[" * 100_000])
+def test_a_damaged_answer_in_the_cache_is_asked_again(serve, tmp_path, content):
+  server = serve(longer)
+  judge = Judge(server.url, "eyes", cache=tmp_path)
+  assert judge.verdict("data:,", "longer", "x") == "A"
+  (file,) = tmp_path.iterdir()
+  file.write_bytes(content)
+  assert judge.verdict("data:,", "longer", "x") == "A" and len(server.requests) == 2
+  assert judge.verdict("data:,", "longer", "x") == "A" and len(server.requests) == 2
+
+
 def test_captions_are_read_as_they_were_written(tmp_path):
   file = tmp_path / "captions.jsonl"
   lines = [json.dumps({"image": f"x/{i}.png", "caption": f"one{i}\u2028\x85two"}, ensure_ascii=False) for i in "ab"]

@@ -34,6 +34,7 @@ INSTRUCTION = (
 # HTTP statuses of an endpoint that refuses every question: wrong key, model or address.
 REFUSALS = (401, 403, 404)
 LARGEST_PX = 1024
+VERDICTS = {"A": 1, "B": -1, "TIE": 0}
 
 
 class JudgeError(ValueError):
@@ -95,8 +96,8 @@ class Judge:
     question = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0}
     digest = hashlib.sha256(json.dumps([self.base_url, question], sort_keys=True).encode()).hexdigest()
     file = self.cache / f"{digest}.json" if self.cache else None
-    if file is not None and file.exists():
-      return json.loads(file.read_text())["verdict"]
+    if file is not None and (known := _cached(file)):
+      return known
 
     def attempt() -> tuple[str, str]:
       answer = self._ask(question)
@@ -119,6 +120,15 @@ class Judge:
       return str(answer["choices"][0]["message"]["content"] or "")
     except (KeyError, IndexError, TypeError) as error:
       raise http_client.PassingError(f"not a chat completion ({type(error).__name__})") from None
+
+
+def _cached(file: Path) -> str:
+  """The verdict of a cached answer; "" if there is none, or if the file is damaged and the question is asked again."""
+  try:
+    found = json.loads(file.read_bytes())["verdict"]
+  except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    return ""
+  return found if found in VERDICTS else ""
 
 
 # Answers are read line by line, after removing quotes and the syntax characters of Markdown and JSON.
@@ -174,9 +184,7 @@ def _said(line: str) -> str:
 
 def both_orders(judge: Judge, image: str, ours: str, theirs: str) -> float:
   """Returns 1 if `ours` is better, 0 if `theirs` is, 0.5 for a tie or if the verdicts depend on the order."""
-  first = {"A": 1, "B": -1, "TIE": 0}[judge.verdict(image, ours, theirs)]
-  second = {"A": -1, "B": 1, "TIE": 0}[judge.verdict(image, theirs, ours)]
-  total = first + second
+  total = VERDICTS[judge.verdict(image, ours, theirs)] - VERDICTS[judge.verdict(image, theirs, ours)]
   return 0.5 if total == 0 else float(total > 0)
 
 
@@ -258,8 +266,8 @@ def compare(
       except RefusedError:
         pool.shutdown(cancel_futures=True)
         raise
-      except ValueError as error:
-        failed[futures[future]] = str(error)
+      except Exception as error:  # One image that cannot be judged, such as a damaged one, must not end the others.
+        failed[futures[future]] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
   return {key: outcomes[key] for key in keys if key in outcomes}, failed
 
 
@@ -285,7 +293,7 @@ def read_captions(file: Path) -> dict[str, str]:
       name, caption = Path(record["image"]).name, record["caption"]
       if not isinstance(caption, str):
         raise TypeError(type(caption).__name__)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
       raise ValueError(f'{file}:{number}: expected a JSON object with "image" and "caption", both text') from error
     if name in captions:
       raise ValueError(f"{file}:{number}: a second caption of {name}")
