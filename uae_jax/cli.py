@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import difflib
 import importlib
 from importlib import metadata
+import os
 import sys
 
 from uae_jax.commands import command_line
@@ -69,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
   try:
     return importlib.import_module(COMMANDS[command][0]).main(rest) or 0
+  except BrokenPipeError:  # The reader of stdout has ended, as in `uae-jax ... | head`.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
+    return 1
   except KeyboardInterrupt:
     print(f"uae-jax {command}: interrupted", file=sys.stderr)
     return 130

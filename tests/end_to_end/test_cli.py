@@ -1,8 +1,10 @@
 """Commands: fast help, one-line errors; caption, generate and reconstruct on ordinary files with a fake model."""
 
+import errno
 import json
 import os
 from pathlib import Path
+import signal
 import subprocess
 import sys
 import time
@@ -334,6 +336,43 @@ def test_a_tilde_after_an_equals_sign_is_the_home_folder(model, photographs, mon
   monkeypatch.setenv("HOME", str(photographs.parent / "home"))
   assert run("caption", f"--model={model}", "--images", photographs, "--out=~/deep/captions.jsonl") == 0
   assert Path("home/deep/captions.jsonl").exists() and not Path("~").exists()
+
+
+@pytest.mark.parametrize("ending", ["full disk", "SIGTERM"])
+def test_a_conversion_that_ends_early_leaves_nothing(tmp_path, monkeypatch, capsys, ending):
+  from uae_jax.training import restore
+  from uae_jax.weights import native
+
+  def save(folder, loaded):
+    (folder / "half").write_text("half")
+    if ending == "SIGTERM":
+      os.kill(os.getpid(), signal.SIGTERM)
+    raise OSError(errno.ENOSPC, "No space left on device", "params")
+
+  monkeypatch.setattr(restore, "read", lambda *_: None)
+  monkeypatch.setattr(native, "save", save)
+  before = signal.getsignal(signal.SIGTERM)
+  code = run("convert", "--source", tmp_path, "--target", tmp_path / "new" / "export", "--to", "orbax")
+  told = errors(capsys)
+  if ending == "SIGTERM":
+    assert code == 143 and told == []
+  else:
+    assert code == 1 and len(told) == 1
+    assert "export could not be written, and nothing of it is left: OSError: [Errno 28] No space left" in told[0]
+  assert os.listdir(tmp_path / "new") == [] and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_reader_that_ends_is_no_error():
+  """`uae-jax ... | head` ends without a message."""
+  code = (
+    "import sys, types\nfrom uae_jax import cli\n"
+    "def main(argv):\n  while True: print('x' * 1000)\n"
+    "sys.modules['uae_jax.commands.caption'] = types.SimpleNamespace(main=main)\nsys.exit(cli.main(['caption']))"
+  )
+  process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  process.stdout.readline()
+  process.stdout.close()
+  assert process.stderr.read() == b"" and process.wait() == 1
 
 
 def test_generate_reads_captions_of_json_lines(model, capsys):

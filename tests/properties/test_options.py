@@ -1,5 +1,6 @@
 """Every option can be set from the command line and is documented; options that cannot work or have no effect raise."""
 
+import argparse
 from collections.abc import Iterator, Mapping
 import dataclasses
 import inspect
@@ -250,6 +251,48 @@ def parse(monkeypatch):
 )
 def test_flags_are_read_from_the_arguments(parse, flags, path, value):
   assert current(parse(*flags), path) == value
+
+
+def test_paths_are_of_this_machine(parse, monkeypatch):
+  """A home folder is expanded in every field that is a path; an address is refused with the name of its field."""
+  monkeypatch.setenv("HOME", "/home/me")
+  fields = ("init.weights", "init.checkpoint", "processor", "data.data_dir", "embedders.clip")
+  for path in fields:
+    found = parse(f"--config.{path}=~/a:b", "--config.data.source=jsonl:x")
+    for name in path.split("."):
+      found = found[name] if isinstance(found, dict) else getattr(found, name)
+    assert found == "/home/me/a:b"
+    with pytest.raises(argparse.ArgumentError, match=rf"config\.{path} = gs://b/a: an address"):
+      parse(f"--config.{path}=gs://b/a", "--config.data.source=jsonl:x")
+  assert parse("--config.data.source=folder:~/a").data.source == "folder:/home/me/a"
+  assert parse("--config.data.source=tfds:coco", "--config.data.data_dir=gs://b").data.data_dir == "gs://b"
+  with pytest.raises(argparse.ArgumentError, match=r"config\.data\.source = gs://b/x"):
+    parse("--config.data.source=arrayrecord:gs://b/x")
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("def get_config():\n  return unknown\n", r"c\.py:2: NameError: name 'unknown' is not defined"),
+    ("def get_config():\n  raise ValueError('no')\n", r"c\.py:2: ValueError: no"),
+    ("import neighbor\n\n\ndef get_config():\n  neighbor.fail()\n", r"neighbor\.py:2: KeyError: 'lost'"),
+    ("def get_config(:\n", r"c\.py:1: SyntaxError"),
+    ("import absent_module\n", r"c\.py:1: ModuleNotFoundError"),
+    (
+      "from uae_jax.options import new_config\ndef get_config():\n  config = new_config()\n  config.sed\n",
+      r"c\.py:4: AttributeError",
+    ),
+    ("x = 1\n", "the file defines no get_config"),
+    ("def get_config():\n  return 3\n", "get_config returned int"),
+  ],
+)
+def test_an_error_in_a_config_names_file_and_line(tmp_path, text, expected):
+  (tmp_path / "neighbor.py").write_text("def fail():\n  return {}['lost']\n")
+  (tmp_path / "c.py").write_text(text)
+  with pytest.raises(ValueError, match=expected) as error:
+    config_file.load_config(str(tmp_path / "c.py"))
+  assert str(error.value).startswith(f"--config={tmp_path}/c.py: ")
+  sys.modules.pop("neighbor", None)
 
 
 def test_other_arguments_stay():
