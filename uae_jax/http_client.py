@@ -31,6 +31,7 @@ RETRIED_STATUSES = (408, 409, 425, 429)
 SEND_BYTES = 1 << 16
 SECRET_NAME = re.compile(r"key|token|secret|passw|pwd|auth|sig|cred|session|jwt|bearer", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9_.~+/=-]{20,}|sk-.*")
+SECRET_SEGMENT = re.compile(r"sk-.{8,}|hf_\w{20,}")
 REMOVED = "[token]"
 
 Result = TypeVar("Result")
@@ -80,11 +81,24 @@ def check_url(name: str, url: str) -> None:
   remedy = "put the key into an environment variable and give the name of that variable instead"
   if "@" in parts.netloc:
     raise ValueError(f"{name}: the address has a user name or password in it; {remedy}")
+  if any(SECRET_SEGMENT.fullmatch(segment) for segment in parts.path.split("/")):
+    raise ValueError(f"{name}: the address has what looks like a key in its path; {remedy}")
   query = urllib.parse.parse_qsl(parts.query, keep_blank_values=True)
   if parts.fragment or any(
     SECRET_NAME.search(key) or SECRET_VALUE.fullmatch(key) or SECRET_VALUE.fullmatch(value) for key, value in query
   ):
     raise ValueError(f"{name}: the address has what looks like a key in its query or fragment; {remedy}")
+
+
+def check_variable(option: str, variable: str) -> None:
+  """Rejects what is not the name of an environment variable, which may be the key itself.
+
+  Raises:
+    ValueError: it is no such name; the message never repeats it.
+  """
+  is_name = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable)
+  if not is_name or (variable not in os.environ and SECRET_VALUE.fullmatch(variable)):
+    raise ValueError(f"{option}: expected the name of an environment variable that holds the key, not the key itself")
 
 
 def read_token(option: str, variable: str, *, is_required: bool) -> str:
@@ -98,6 +112,8 @@ def read_token(option: str, variable: str, *, is_required: bool) -> str:
   Raises:
     ValueError: the variable is missing, or its value is not valid in a header. The message never repeats the value.
   """
+  if variable:
+    check_variable(option, variable)
   token = os.environ.get(variable, "")
   if not token and is_required:
     raise ValueError(f"{option}: the environment variable {variable} is not set or empty")
@@ -151,7 +167,9 @@ class JsonClient:
       if isinstance(error, TimeoutError) or time.monotonic() >= deadline:
         raise PassingError(f"no whole answer within {self.timeout_seconds:g} seconds") from None
       reason = getattr(error, "reason", error)
-      raise PassingError(self.redact(f"{type(reason).__name__}: {reason}")[:200]) from None
+      # Messages of other types may quote what the server sent, or the password in the address of a proxy.
+      text = f": {reason}" if isinstance(reason, OSError) else ""
+      raise PassingError(self.redact(f"{type(reason).__name__}{text}")[:200]) from None
     try:
       return self._redacted(json.loads(body))
     except RecursionError:

@@ -10,6 +10,7 @@ import pytest
 
 from uae_jax import http_client
 from uae_jax.http_client import JsonClient, PassingError, RefusedError, check_url, read_token, with_retries
+from uae_jax.options import ExternalRewardOptions
 
 pytestmark = pytest.mark.fast
 
@@ -247,6 +248,24 @@ def test_a_token_that_no_header_holds_is_refused_unseen(monkeypatch, token):
   assert TOKEN not in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("variable", [TOKEN, "hf_" + "a1B2" * 8, "A KEY", "A-KEY", "$KEY"])
+def test_a_key_in_place_of_the_name_of_its_variable_is_refused_unseen(variable):
+  for refuse in (
+    lambda: read_token("option", variable, is_required=True),
+    lambda: ExternalRewardOptions(url="http://host/", token_variable=variable),
+  ):
+    with pytest.raises(ValueError, match="expected the name of an environment variable") as error:
+      refuse()
+    assert variable not in str(error.value)
+
+
+def test_the_password_of_a_proxy_is_not_in_a_message(monkeypatch):
+  monkeypatch.setenv("http_proxy", "http://me:pass:word@host:port")
+  with pytest.raises(PassingError) as error:
+    JsonClient("http://127.0.0.2:9/", 2.0).post({})
+  assert "word" not in str(error.value)
+
+
 def test_a_missing_token(monkeypatch):
   monkeypatch.setenv("SOME_KEY", "")
   assert read_token("option", "SOME_KEY", is_required=False) == ""
@@ -264,6 +283,8 @@ def test_a_missing_token(monkeypatch):
     f"https://host/score?x={TOKEN}",
     f"https://host/score?{TOKEN}",
     f"https://host/score#{TOKEN}",
+    f"https://host/v1/{TOKEN}/score",
+    "https://host/hf_" + "a1" * 17 + "/score",
     f"ftp://host/{TOKEN}",
     f"file:///{TOKEN}",
     f"{TOKEN}",

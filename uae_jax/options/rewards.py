@@ -56,3 +56,5 @@ class ExternalRewardOptions(Options):
   def check(self) -> None:
     if self.url:
       http_client.check_url("url", self.url)
+    if self.token_variable:
+      http_client.check_variable("token_variable", self.token_variable)
