@@ -16,5 +16,5 @@ def main(argv: list[str]) -> int:
 
   from uae_jax.report.page import write_report
 
-  print(write_report(arguments.workdir))
+  command_line.say(write_report(arguments.workdir))
   return 0
