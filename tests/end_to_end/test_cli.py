@@ -145,9 +145,9 @@ def test_caption_writes_a_line_an_image(model, photographs, capsys):
   assert [Path(line["image"]).name for line in found] == sorted(file.name for file in photographs.iterdir())
   assert all(line["caption"] == f"{EVIL} 7x5" for line in found)
   assert [call[1:] for call in StandIn.calls if call[0] == "caption"] == [
-    (4, 0, {"temperature": 0.0, "indices": [0, 1, 2, 3]}),
-    (4, 0, {"temperature": 0.0, "indices": [4, 5, 6, 7]}),
-    (1, 0, {"temperature": 0.0, "indices": [8]}),
+    (4, 0, {"temperature": 0.0, "indices": [0, 1, 2, 3], "batch_size": 4}),
+    (4, 0, {"temperature": 0.0, "indices": [4, 5, 6, 7], "batch_size": 4}),
+    (1, 0, {"temperature": 0.0, "indices": [8], "batch_size": 4}),
   ]
   assert "knows only synthetic scenes" in capsys.readouterr().err
 
@@ -183,7 +183,7 @@ def test_reconstruct_writes_images_and_an_escaped_page(model, photographs, capsy
   html = Path("out/index.html").read_text()
   assert "<script>" not in html and "&lt;script&gt;" in html
   assert "knows only synthetic scenes" in html
-  assert ("reconstruct", 2, 0, {"steps": 4, "indices": [0, 1]}) in StandIn.calls
+  assert ("reconstruct", 2, 0, {"steps": 4, "indices": [0, 1], "batch_size": 8}) in StandIn.calls
 
 
 def test_names_of_any_bytes(model, photographs, capsys):

@@ -10,8 +10,8 @@ from uae_jax.commands.command_line import number, path
 
 LARGEST_SEED = 2**32 - 1  # of `api`, which brings jax
 positive = number(int, at_least=1)
-CAPTION_OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")
-GENERATION_OPTIONS = ("steps", "guidance", "height", "width")
+CAPTION_OPTIONS = ("batch_size", "max_new_tokens", "temperature", "top_k", "top_p", "min_p")
+GENERATION_OPTIONS = ("batch_size", "steps", "guidance", "height", "width")
 SMALL_WORLD_NOTICE = (
   "this is a small-world model: it knows only synthetic scenes of colored shapes, "
   "so it will see every other image as such a scene"
@@ -38,7 +38,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, is_required: bool = 
     "--batch-size",
     type=positive,
     default=8,
-    help="images per call of the model, after which results are written; does not change them; default %(default)s",
+    help="images that the model works on together, after which results are written; default %(default)s",
   )
 
 
