@@ -141,12 +141,18 @@ def test_torn_and_foreign_files_are_named(tmp_path):
   data = io.BytesIO()
   Image.fromarray(np.random.default_rng(0).integers(0, 255, (99, 99, 3), np.uint8)).save(data, "JPEG")
   (tmp_path / "torn.jpg").write_bytes(data.getvalue()[:2000])
+  (tmp_path / "empty.png").touch()
+  (tmp_path / "lfs.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+  (tmp_path / "missing.jpg").write_text("\n<!DOCTYPE html><title>404</title>")
   (tmp_path / "no_pixels.ppm").write_bytes(b"P6\n0 5\n255\n")
   os.mkfifo(tmp_path / "pipe.png")
   (tmp_path / "folder.png").mkdir()
   (tmp_path / "link.png").symlink_to(tmp_path / "nowhere.png")
   for name, reason in {
     "torn.jpg": "truncated",
+    "empty.png": "an empty file",
+    "lfs.png": "git lfs pull",
+    "missing.jpg": "a web page",
     "no_pixels.ppm": "cannot identify",
     "pipe.png": "is a named pipe, expected a file",
     "folder.png": "is a folder, expected a file",

@@ -225,6 +225,7 @@ def test_json_lines_of_other_systems(folder, content, lines):
     (LINE.encode("utf-16"), "UTF-16"),
     (b"\x1f\x8b\x08\x00", "gunzip"),
     (b"PAR1\x15\x04", "Parquet"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
   ],
 )
 def test_files_without_json_lines_are_named(folder, content, message):

@@ -19,6 +19,7 @@ import numpy as np
 from uae_jax.data import records
 from uae_jax.data.images import read_image
 from uae_jax.files import IMAGE_SUFFIXES, read_text, require_regular
+from uae_jax.json_files import GIT_LFS
 
 BOM = b"\xef\xbb\xbf"
 # What other kinds of files begin with -> what to do about it.
@@ -27,6 +28,7 @@ OTHER_FORMATS = {
   b"\xff\xfe": "text in UTF-16: save it as UTF-8",
   b"\xfe\xff": "text in UTF-16: save it as UTF-8",
   b"\x1f\x8b": "compressed: run gunzip first",
+  GIT_LFS: "a pointer of git-lfs, not the file itself: run `git lfs pull` in its repository",
   b"PAR1": "a Parquet file: write its rows as JSON lines",
 }
 CAPTION_SUFFIXES = (".txt", ".caption")

@@ -8,9 +8,10 @@ processors of transformers.
 import os
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from uae_jax.files import require_regular
+from uae_jax.json_files import GIT_LFS
 
 ImageSource = Image.Image | str | os.PathLike | np.ndarray
 
@@ -41,8 +42,7 @@ def read_image(source: ImageSource) -> Image.Image:
     with Image.open(source) as image:
       return to_rgb(image)
   except Exception as error:  # PIL's decoders raise a dozen exception types for corrupt files.
-    reason = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
-    raise ValueError(f"cannot read image {os.fspath(source)}: {reason}") from error
+    raise ValueError(f"cannot read image {os.fspath(source)}: {_reason(source, error)}") from error
 
 
 def from_array(pixels: np.ndarray) -> Image.Image:
@@ -105,6 +105,22 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
     expected = " or ".join(f"0..{white}" for white in whites)
     raise ValueError(f"pixels of {values.dtype} from {low:g} to {high:g}: expected values that fill {expected}")
   return np.rint(np.clip(values.astype(np.float64) * (255 / white), 0, 255)).astype(np.uint8)
+
+
+def _reason(source: str | os.PathLike, error: Exception) -> str:
+  """Says why a file cannot be read; what downloads leave in place of an image is recognized."""
+  if isinstance(error, FileNotFoundError):
+    return "no such file"
+  if isinstance(error, UnidentifiedImageError):
+    with open(source, "rb") as file:
+      start = file.read(512)
+    if not start:
+      return "an empty file"
+    if start.startswith(GIT_LFS):
+      return "a pointer of git-lfs, not the image itself: run `git lfs pull` in its repository"
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+      return "a web page, not an image"
+  return f"{type(error).__name__}: {error}"
 
 
 def _from_deep_gray(image: Image.Image, is_16_bit: bool) -> Image.Image:
