@@ -67,8 +67,7 @@ def test_every_option_of_every_stage_is_known(name):
       prompts, embedders = None, dict.fromkeys(config.embedders)
 
     class processor:
-      class tokenizer:
-        all_special_ids = ()
+      control_ids = ()
 
   for stage_name in config.stages:
     optimizer, _, _ = stage.stage_optimizer(config.section(stage_name))
