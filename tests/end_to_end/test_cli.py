@@ -321,7 +321,13 @@ PATHS = {
     "--out=o --like=PATH",
   ),
   "compare": ("PATH b", "a PATH"),
+  "status": ("PATH", "a PATH"),
+  "sweep": ("--config=c.py --workdir=PATH", "--config=PATH --workdir=d"),
 }
+
+
+def test_every_command_has_its_paths_tested():
+  assert set(PATHS) == set(cli.COMMANDS)
 
 
 @pytest.mark.parametrize(("command", "line"), [(name, line) for name, lines in PATHS.items() for line in lines])

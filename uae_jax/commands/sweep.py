@@ -38,7 +38,7 @@ def parser() -> Parser:
     help="random values: uniform(LOW,HIGH), loguniform(LOW,HIGH), integer(LOW,HIGH), choice(A,B,...)",
   )
   add("--num", type=positive, default=8, help="number of random points; default %(default)s")
-  add("--seed", type=int, default=0, help="seed of the random points; default %(default)s")
+  add("--seed", type=number(int, at_least=0), default=0, help="seed of the random points; default %(default)s")
   add("--config-points", action="store_true", help="combine --grid and --draw with the points of sweep(add)")
   add("--only", metavar="PATTERN", help="only the points whose name matches, such as 'gspo*'")
   add("--parallel", type=positive, default=1, metavar="N", help="runs at a time, which share cores or GPUs")
