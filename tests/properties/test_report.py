@@ -2,6 +2,7 @@
 
 from html.parser import HTMLParser
 import json
+from pathlib import Path
 import re
 import time
 
@@ -321,7 +322,7 @@ def test_labels_are_short(value, text):
 
 def test_the_page_of_reconstructions_is_escaped(tmp_path):
   image = Image.new("RGBA", (64, 32))
-  pairs = [Pair(f"{EVIL}.png", image, EVIL, "recon_a b#?.png", 32)]
+  pairs = [Pair.of(Path(f"{EVIL}.png"), image, EVIL, "recon_a b#?.png", image)]
   html = write_page(tmp_path, pairs, [EVIL], "only scenes").read_text()
   assert "<script>" not in html
   assert "only scenes" in html and 'src="recon_a%20b%23%3F.png"' in html
