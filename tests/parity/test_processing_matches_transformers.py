@@ -351,6 +351,14 @@ def test_a_chat_template_that_cannot_be_used_is_refused(folder, tmp_path, monkey
     Processor.from_folder(broken)
 
 
+def test_a_tokenizer_that_fails_only_when_used_is_named(folder, tmp_path):
+  broken = shutil.copytree(folder, tmp_path / "broken")
+  file = broken / "tokenizer_config.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": "many"}))
+  with pytest.raises(ValueError, match="broken: the tokenizer cannot be used"):
+    Processor.from_folder(broken)
+
+
 @pytest.mark.parametrize(
   ("content", "penalty"), [({"repetition_penalty": 1.3}, 1.3), ({"repetition_penalty": None}, 1.0), ({}, 1.0)]
 )

@@ -209,6 +209,7 @@ def test_processors(tmp_path, name):
   write_qwen(tmp_path)
 
   def read():
-    Processor.from_folder(tmp_path).caption_prompt((4, 4))
+    processor = Processor.from_folder(tmp_path)
+    processor.caption_prompt((processor.merge_size, processor.merge_size))
 
   fuzz(tmp_path / name, mutate_json, read, tmp_path)

@@ -107,6 +107,11 @@ class Processor:
       processor.check_templates()
     except ValueError as error:
       raise ValueError(f"{path}: the chat template {error}") from error
+    try:
+      processor.generation_prompt(negative_prompt)
+      processor.caption_prompt((processor.merge_size, processor.merge_size))
+    except Exception as error:  # Some wrong settings of a tokenizer show only when it is used, with any exception.
+      raise ValueError(f"{path}: the tokenizer cannot be used: {processor_files.reason(error)}") from error
     return processor
 
   # --- Images ------------------------------------------------------------------------------------------------------
