@@ -126,6 +126,9 @@ def test_log_probs_and_greedy_captions(uae, reference, picture):
         )
         scores = out.logits[0, -1].clone()
         scores[seen] = torch.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+      # Captions consist of text; with these random weights, other tokens would win now and then.
+      scores[processor.vocab_size :] = -torch.inf
+      scores[[token for token in processor.control_ids if token not in processor.end_ids]] = -torch.inf
       row.append(int(scores.argmax()))
       if row[-1] in processor.end_ids:
         break
