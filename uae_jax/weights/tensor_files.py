@@ -96,6 +96,10 @@ class Safetensors(Mapping):
     return self._places[name].file
 
 
+class DtypeError(ValueError):
+  """Raised for a whole file with a dtype that is not supported, such as float8."""
+
+
 def _read_header(file: Path) -> tuple[dict[str, _Place], dict[str, str]]:
   """Reads the locations of all tensors of one file, and its metadata.
 
@@ -119,7 +123,7 @@ def _read_header(file: Path) -> tuple[dict[str, _Place], dict[str, str]]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
       raise ValueError("its __metadata__ is not a mapping of texts")
     return _places(file, header, 8 + length, size), metadata
-  except json_files.Pointer:
+  except (json_files.Pointer, DtypeError):
     raise
   except OSError as error:
     raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
@@ -139,8 +143,9 @@ def _places(file: Path, header: Mapping[str, Any], start: int, end: int) -> dict
       case _:
         raise ValueError(f"tensor {name} has no dtype, shape or data_offsets, or impossible ones")
     if code not in SAFETENSORS_DTYPES:
-      raise ValueError(
-        f"tensor {name} has the dtype {code[:20]}, which is not supported: convert the file to bfloat16 or float32"
+      raise DtypeError(
+        f"{file}: tensor {name} has the dtype {code[:20]}, which is not supported: "
+        "convert the file to bfloat16 or float32"
       )
     spec = Spec(tuple(shape), SAFETENSORS_DTYPES[code])
     if last - first != math.prod(shape) * spec.dtype.itemsize:
