@@ -63,6 +63,8 @@ def test_the_platform_of_the_mesh_chooses(monkeypatch):
   assert chosen("tpu", long, batch=8, mask=jnp.ones((8, 1, long, long), bool)) == "xla"
   assert chosen("gpu", 64) == "cudnn"
   assert chosen("gpu", 64, dtype=jnp.float32) == "xla"
+  assert chosen("gpu", 65) == "cudnn" and chosen("gpu", 64, mask=jnp.ones((4, 1, 1, 64), bool)) == "cudnn"
+  assert chosen("gpu", 65, mask=jnp.ones((4, 1, 1, 65), bool)) == "xla"  # JAX has no gradient of it
   assert chosen("cpu", long, batch=8) == "xla"
 
 

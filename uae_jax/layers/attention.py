@@ -86,7 +86,9 @@ def choose_backend(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> str:
   if platform == "tpu" and is_key_mask and min(q.shape[1], k.shape[1]) >= SPLASH_MIN_TOKENS and q.shape[0] % rows == 0:
     return "splash"
   is_half = q.dtype in (jnp.bfloat16, jnp.float16)
-  if platform == "gpu" and is_half and q.shape[-1] % 8 == 0 and q.shape[-1] <= CUDNN_MAX_HEAD_WIDTH:
+  # JAX refuses odd lengths with a mask when it differentiates through the kernel.
+  is_even = mask is None or (q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0)
+  if platform == "gpu" and is_half and is_even and q.shape[-1] % 8 == 0 and q.shape[-1] <= CUDNN_MAX_HEAD_WIDTH:
     return "cudnn"
   return "xla"
 
