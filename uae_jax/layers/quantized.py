@@ -4,12 +4,15 @@ Layers dequantize a weight where they use it and compute as before. This saves m
 """
 
 import re
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import qwix
 
 from uae_jax import trees
+
+if TYPE_CHECKING:
+  import qwix
 
 # Kernels of the captioner's and decoder's blocks, nearly all weights. Embeddings, norms, input and output layers, the
 # VAE and adapters are not quantized.
@@ -42,11 +45,17 @@ def quantize(params: dict, kernels: str = KERNELS) -> dict:
 
 
 @jax.jit
-def _quantize(kernel: jax.Array) -> qwix.QArray:
+def _quantize(kernel: jax.Array) -> "qwix.QArray":
+  import qwix  # Imported late: nothing else needs it.
+
   outputs = [axis for axis in range(kernel.ndim) if axis != kernel.ndim - 2]
   return qwix.quantize(kernel.astype(jnp.float32), jnp.int8, channelwise_axes=outputs)
 
 
-def dequantized(weight: jax.Array | qwix.QArray, dtype) -> jax.Array:
+def dequantized(weight: "jax.Array | qwix.QArray", dtype) -> jax.Array:
   """The weight in `dtype`, dequantized if necessary; scales are applied in float32, so it is rounded once."""
-  return (qwix.dequantize(weight) if isinstance(weight, qwix.QArray) else weight).astype(dtype)
+  if isinstance(weight, jax.Array):
+    return weight.astype(dtype)
+  import qwix
+
+  return qwix.dequantize(weight).astype(dtype)

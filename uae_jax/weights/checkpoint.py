@@ -8,7 +8,6 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 
 from uae_jax import trees
 from uae_jax.data.processing import Processor
@@ -128,6 +127,8 @@ def read_tree(folder: Path, abstract: Mapping) -> dict:
     OtherModelError: the shapes on disk differ from those of `abstract`.
     Exception: the checkpoint is damaged, for which Orbax raises many exception types; see `damage`.
   """
+  import orbax.checkpoint as ocp  # Imported late: only checkpoints need it.
+
   folder = folder.absolute()
   metadata = ocp.StandardCheckpointHandler().metadata(folder).tree
   check_shapes(folder, legacy.tree_from_disk(metadata), abstract)
