@@ -6,6 +6,7 @@ from benchmarks.sizes import Size, image_token
 
 PATCH_PX, MERGE = 14, 2
 LATENT_CHANNELS, DOWNSAMPLING = 16, 8
+EMBEDDER_PX = 224  # side of the inputs of the embedders at full size
 
 
 def words(size: Size, *shape: int, seed: int) -> np.ndarray:

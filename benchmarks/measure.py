@@ -1,60 +1,75 @@
-"""Measures a suite: backends alternate, so that other load on the machine affects all of them equally."""
+"""Measures a suite: the backends given together alternate, so that other load on the machine affects all equally."""
 
-import contextlib
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
-from benchmarks.processes import Backend, BackendError
+from benchmarks.processes import Backend, BackendError, Clock
 from benchmarks.timing import summary
 
 
-def measure(suite: str, backends: list[str], size: str, folder: Path, repeats: int, threads: int, log) -> list[dict]:
-  """Measures a suite; returns one row of results per case and backend.
+def measure(
+  backends: list[Backend], repeats: int, clock: Clock, is_done: Callable[[str, Backend], bool] = lambda *_: False
+) -> Iterator[dict]:
+  """Yields one row of results per case and backend, as soon as the case is measured.
 
   Args:
-    suite: one of `SUITES`.
-    backends: some of `BACKENDS`.
-    size: a key of `SIZES`.
-    folder: contains the shared weights.
+    backends: processes of one suite.
     repeats: timed runs per case, after two untimed runs.
-    threads: CPU cores per process.
-    log: open file that receives the output of the processes.
+    clock: limits of time.
+    is_done: (case, backend) -> whether the case is skipped; the case of a suite that cannot be opened is "".
+
+  Raises:
+    OutOfTime: the run has no time left; the case that was running has no rows.
   """
-  rows = []
-  with contextlib.ExitStack() as stack:
-    started = {}
-    # All processes start at once, so that their imports overlap.
-    for backend in [stack.enter_context(Backend(suite, name, size, folder, threads, log)) for name in backends]:
-      try:
-        started[backend] = backend.cases()
-      except BackendError as error:
-        rows.append({"suite": suite, "case": "", "backend": backend.name, "error": str(error)})
-    for case in dict.fromkeys(case for cases in started.values() for case in cases):
-      rows += _case(suite, case, [backend for backend, cases in started.items() if case in cases], repeats)
-  return rows
+  started = {}
+  for backend in backends:
+    clock.start_case()
+    try:
+      started[backend] = backend.open(clock)
+    except BackendError as error:
+      yield _row(backend, "") | {"error": str(error)}
+  for case in dict.fromkeys(case for cases in started.values() for case in cases):
+    wanted = [backend for backend, cases in started.items() if case in cases and not is_done(case, backend)]
+    if wanted:
+      clock.start_case()
+      yield from _case(case, wanted, repeats, clock)
 
 
-def _case(suite: str, case: str, backends: list[Backend], repeats: int) -> list[dict]:
+def _row(backend: Backend, case: str) -> dict:
+  return {
+    "suite": backend.suite,
+    "size": backend.size,
+    "case": case,
+    "backend": backend.name,
+    "about": backend.about,
+  }
+
+
+def _case(case: str, backends: list[Backend], repeats: int, clock: Clock) -> list[dict]:
   rows, ready = [], {}
 
   def ask(backend, row, command):
     try:
-      return backend.ask(command, case)
+      if not backend.is_alive:  # It ended in the case before.
+        backend.open(clock)
+      return backend.ask(command, clock, case)
     except BackendError as error:
       row["error"] = str(error)
       ready.pop(backend, None)
 
   for backend in backends:
-    row = {"suite": suite, "case": case, "backend": backend.name}
+    row = _row(backend, case)
     rows.append(row)
-    ready[backend] = (row, [])
-    row |= ask(backend, row, "prepare") or {}
+    if prepared := ask(backend, row, "prepare"):
+      ready[backend] = (row, [prepared.pop("sample")] if prepared.pop("is_once") else [])
+      row |= prepared
+  measured_once = {backend for backend, (_, samples) in ready.items() if samples}
   for _ in range(repeats):
     for backend, (row, samples) in list(ready.items()):
-      if sample := ask(backend, row, "run"):
-        samples.append((sample["seconds"], sample["processor_seconds"]))
+      if backend not in measured_once and (sample := ask(backend, row, "run")):
+        samples.append(sample["sample"])
   for backend, (row, samples) in list(ready.items()):
     row |= summary(samples)
     row["rate"] = row["amount"] / row["seconds"]
     row["samples"] = samples
-    ask(backend, row, "drop")
+    ask(backend, {}, "drop")
   return rows

@@ -3,10 +3,15 @@
 from collections.abc import Sequence
 from html import escape
 
+from benchmarks.sizes import MKL_NATIVE
 from benchmarks.table import OURS
 
 BAR, GAP, LEFT, WIDTH, RIGHT = 16, 14, 300, 520, 90
 COLORS = {"uae_jax": "#2f6fde", "torch": "#e0852b", "torch_compiled": "#9b9b9b"}
+
+
+def color_of(backend: str) -> str:
+  return COLORS[backend.removesuffix(MKL_NATIVE)]
 
 
 def chart(rows: Sequence[dict]) -> str:
@@ -27,7 +32,7 @@ def chart(rows: Sequence[dict]) -> str:
       relative = row["seconds"] / group[0]["seconds"]
       length = WIDTH * relative / longest
       parts.append(
-        f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR - 2}" fill="{COLORS[row["backend"]]}"/>'
+        f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR - 2}" fill="{color_of(row["backend"])}"/>'
         f'<text x="{LEFT + length + 5:.1f}" y="{y + BAR - 5}">{relative:.2f} ({row["seconds"]:.3g} s)</text>'
       )
       y += BAR

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from benchmarks import growth
+from benchmarks import growth, learning_table
+from benchmarks.sizes import MKL_NATIVE
 
 OURS = "uae_jax"
 HEADER = (
@@ -18,14 +19,17 @@ HEADER = (
   "peak MB",
   "compile s",
 )
+NATIVE_RATIO = "ratio, MKL native"
+# Cases of the roof suite that define a roof. Attention is measured against the roof of the matrix product.
+ROOFS = {"matrix product": "flops", "matrix reading": "bytes", "memory copy": "bytes"}
 
 
 def roofs(rows: Sequence[dict]) -> dict[str, float]:
   """The best rates of any backend in the roof suite: "flops" and "bytes" per second, 0 if it did not run."""
   best = {"flops": 0.0, "bytes": 0.0}
   for row in rows:
-    if row["suite"] == "roof" and "seconds" in row:
-      kind = "flops" if row["case"] == "matrix product" else "bytes"
+    if row["suite"] == "roof" and "seconds" in row and row["case"] in ROOFS:
+      kind = ROOFS[row["case"]]
       best[kind] = max(best[kind], row[kind] / row["fastest"])
   return best
 
@@ -36,14 +40,20 @@ def seconds_at_roof(row: dict, best: dict[str, float]) -> float | None:
   return max(parts, default=None)
 
 
-def ratio(row: dict, rows: Sequence[dict], field: str = "seconds") -> float | None:
-  """Time of the fastest peer divided by ours; None for rows of peers and without a peer."""
+def ratio(row: dict, rows: Sequence[dict], field: str = "seconds", *, is_native: bool = False) -> float | None:
+  """Time of the fastest peer divided by ours; None for rows of peers and without a peer.
+
+  `is_native` compares with the peers whose MKL uses its best kernels, instead of those with MKL as it is.
+  """
   if row["backend"] != OURS or "seconds" not in row:
     return None
   peers = [
     other[field]
     for other in rows
-    if (other["suite"], other["case"]) == (row["suite"], row["case"]) and other["backend"] != OURS and field in other
+    if (other["suite"], other["case"]) == (row["suite"], row["case"])
+    and other["backend"] != OURS
+    and field in other
+    and other["backend"].endswith(MKL_NATIVE) == is_native
   ]
   return min(peers) / row[field] if peers else None
 
@@ -64,6 +74,11 @@ def disagreement(row: dict, rows: Sequence[dict]) -> float | None:
   return max(abs(a - b) for a, b in zip(row["check"], ours["check"], strict=True)) / largest
 
 
+def about(row: dict) -> str:
+  """Device, versions and flags of a row's process."""
+  return "; ".join(f"{name} {value}" for name, value in row["about"].items() if value)
+
+
 def number(value: float | None, suffix: str = "") -> str:
   """Formats three significant digits."""
   return "" if value is None else f"{value:.3g}{suffix}"
@@ -76,8 +91,10 @@ def table(rows: Sequence[dict]) -> str:
 
 
 def _lines(rows: Sequence[dict], best: dict[str, float]) -> Iterator[str]:
-  yield "| " + " | ".join(HEADER) + " |"
-  yield "|---" * len(HEADER) + "|"
+  has_native = any(row["backend"].endswith(MKL_NATIVE) for row in rows)
+  header = (*HEADER, NATIVE_RATIO) if has_native else HEADER
+  yield "| " + " | ".join(header) + " |"
+  yield "|---" * len(header) + "|"
   for row in rows:
     if "error" in row:
       continue
@@ -94,6 +111,7 @@ def _lines(rows: Sequence[dict], best: dict[str, float]) -> Iterator[str]:
       "" if at_roof is None else f"{at_roof / row['seconds']:.0%}",
       f"{row['memory_peak_mb']:.0f}",
       number(row["seconds_compile"]),
+      *([number(ratio(row, rows, is_native=True), "x")] if has_native else []),
     )
     yield "| " + " | ".join(cells) + " |"
   yield ""
@@ -102,6 +120,9 @@ def _lines(rows: Sequence[dict], best: dict[str, float]) -> Iterator[str]:
     "Ratio: time of the fastest peer over ours. Roof column: time at the roof that bounds the case over measured time."
   )
   yield from growth.lines(rows)
+  yield from learning_table.lines(rows)
+  for text in dict.fromkeys(f"{row['backend']}: {about(row)}" for row in rows if row.get("about")):
+    yield f"\n{text}"
   for row in rows:
     if "error" in row:
       yield f"\n{row['suite']} {row['case']}, {row['backend']}: {row['error']}"

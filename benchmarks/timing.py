@@ -24,6 +24,7 @@ class Case:
       device for temporaries and for arguments.
     seconds_compile: compile time of a program that was compiled ahead of its first run; None derives it from the first
       run.
+    is_once: measure one run, without runs that warm up, because it takes long and its results matter, not its time.
   """
 
   run: Callable[[], Any]
@@ -34,6 +35,7 @@ class Case:
   check: Callable[[], Sequence[float]] | None = None
   facts: dict[str, Any] = dataclasses.field(default_factory=dict)
   seconds_compile: float | None = None
+  is_once: bool = False
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, float]:
@@ -72,7 +74,7 @@ class Memory:
 
       device = jax.local_devices()[0]
       if device.memory_stats():
-        # XLA never resets it, so it is correct only for the largest case so far.
+        # XLA never resets it, so it is correct only for the largest case so far: cases of a suite grow.
         self._device = lambda: device.memory_stats()["peak_bytes_in_use"]
         self._reset = lambda: None
     else:

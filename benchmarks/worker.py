@@ -1,9 +1,12 @@
 """Runs one suite of one backend in its own process: reads commands from stdin and answers each with a JSON line.
 
+The libraries are imported at once; the device is first used by the command `open`.
+
 python -m benchmarks.worker --suite rollout --backend torch --size small --folder DIR --threads 2
 """
 
 import argparse
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -13,7 +16,7 @@ from pathlib import Path
 import sys
 import traceback
 
-from benchmarks.sizes import SIZES
+from benchmarks.sizes import MKL_NATIVE, SIZES, Size
 from benchmarks.suites import OWN
 
 
@@ -23,45 +26,97 @@ def restrict(threads: int) -> None:
   os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
 
 
-def open_suite(suite: str, backend: str, size_name: str, folder: Path, threads: int) -> dict:
-  """Opens a suite: name -> function that makes the case."""
-  size = SIZES[size_name]
+def import_suite(suite: str, backend: str):
+  """Imports the module of a suite, without using a device."""
+  if backend.removesuffix(MKL_NATIVE) not in ("uae_jax", "torch", "torch_compiled"):
+    raise ValueError(f"backend {backend!r} is not known")
+  return importlib.import_module(f"benchmarks.{'suites' if backend == 'uae_jax' else 'torch_peers'}.{suite}")
+
+
+def open_suite(suite: str, backend: str, size_name: str, folder: Path, threads: int) -> tuple[dict, dict]:
+  """Opens a suite; returns (name -> function that makes the case, facts about device and libraries)."""
+  size, module = SIZES[size_name], import_suite(suite, backend)
   if backend == "uae_jax":
+    import jax
+
     from benchmarks import world
 
-    found = importlib.import_module(f"benchmarks.suites.{suite}")
-    return found.cases(world.make(size, is_unrolled=suite not in OWN))
-  if backend not in ("torch", "torch_compiled"):
-    raise ValueError(f"backend {backend!r} is not known")
+    check_device(size, jax.default_backend())
+    made = world.make(size, is_unrolled=suite not in OWN, needs=getattr(module, "NEEDS", ("",)))
+    return module.cases(made), about_jax()
   import torch
 
   from benchmarks.torch_peers.nets import Nets
 
   torch.set_num_threads(threads)
-  nets = Nets(size, folder, is_compiled=backend == "torch_compiled")
-  return importlib.import_module(f"benchmarks.torch_peers.{suite}").cases(nets)
+  nets = Nets(size, folder, is_compiled=backend.startswith("torch_compiled"))
+  check_device(size, nets.device.type)
+  return module.cases(nets), about_torch(nets)
+
+
+def check_device(size: Size, platform: str) -> None:
+  """Refuses networks on a CPU that would take hours there.
+
+  Raises:
+    ValueError: the networks have their full size, and the platform is a CPU.
+  """
+  if size.networks == "full" and platform == "cpu":
+    raise ValueError("found no accelerator for networks of full size; --shapes small checks the harness on a CPU")
+
+
+def about_jax() -> dict[str, str]:
+  """Versions, device and flags of this process."""
+  import jax
+  import jaxlib
+
+  return {
+    "device": jax.devices()[0].device_kind,
+    "jax": f"{jax.__version__}, jaxlib {jaxlib.__version__}",
+    "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+  }
+
+
+def about_torch(nets) -> dict[str, str]:
+  """Versions, device and libraries of this process."""
+  import torch
+  import transformers
+
+  is_cuda = nets.device.type == "cuda"
+  return {
+    "device": torch.cuda.get_device_name() if is_cuda else "cpu",
+    "torch": f"{torch.__version__}, transformers {transformers.__version__}",
+    "libraries": ", ".join(nets.libraries) or "own modules for diffusers and PEFT",
+    "preloaded": os.environ.get("LD_PRELOAD", ""),
+  }
 
 
 class Worker:
-  """Executes the commands `prepare`, `run` and `drop`."""
+  """Executes the commands `open`, `prepare`, `run` and `drop`."""
 
   def __init__(self, arguments):
-    self._cases = open_suite(arguments.suite, arguments.backend, arguments.size, arguments.folder, arguments.threads)
+    self._arguments, self._cases = arguments, {}
     self._backend = arguments.backend
     self._is_comparable = SIZES[arguments.size].shares_weights
     self._ready = {}
 
-  def names(self) -> list[str]:
-    return list(self._cases)
+  def open(self) -> dict:
+    """Opens the suite; returns the names of its cases, and facts about device and libraries."""
+    given = self._arguments
+    self._cases, about = open_suite(given.suite, given.backend, given.size, given.folder, given.threads)
+    return {"cases": list(self._cases), "about": about}
 
   def prepare(self, name: str) -> dict:
-    """Makes the case and runs it twice; the first run's extra time counts as compile time."""
+    """Makes the case and runs it twice; the first run's extra time counts as compile time.
+
+    The time of the first run is also the sample of a case that runs only once.
+    """
     from benchmarks.timing import Memory, timed
 
     case = self._cases[name]()
     memory = Memory(self._backend)
     before = memory.start()
-    (first, _), (second, _) = timed(case.run), timed(case.run)
+    first, processor = timed(case.run)
+    second = first if case.is_once else timed(case.run)[0]
     peak = memory.peak()
     self._ready[name] = case
     return {
@@ -71,6 +126,8 @@ class Worker:
       "bytes": case.bytes,
       "facts": case.facts,
       "seconds_first_run": first,
+      "is_once": case.is_once,
+      "sample": (first, processor),
       "seconds_compile": max(first - second, 0.0) if case.seconds_compile is None else case.seconds_compile,
       "memory_before_mb": before,
       "memory_peak_mb": peak,
@@ -82,13 +139,18 @@ class Worker:
     from benchmarks.timing import timed
 
     wall, processor = timed(self._ready[name].run)
-    return {"seconds": wall, "processor_seconds": processor}
+    return {"sample": (wall, processor)}
 
   def drop(self, name: str) -> dict:
     """Deletes the case and frees its memory, so that the peak of the next case does not include it."""
     del self._ready[name]
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
+    if self._backend != "uae_jax":
+      import torch
+
+      if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     return {}
 
 
@@ -113,14 +175,9 @@ def main() -> None:
     print(json.dumps(result), file=answers, flush=True)
 
   restrict(arguments.threads)
-  worker = None
-
-  def start():
-    nonlocal worker
-    worker = Worker(arguments)
-    return worker.names()
-
-  answer(start)
+  worker = Worker(arguments)
+  with contextlib.suppress(Exception):  # `open` imports it again and reports the error.
+    import_suite(arguments.suite, arguments.backend)
   for line in sys.stdin:
     command, *values = json.loads(line)
     answer(getattr(worker, command), *values)

@@ -1,6 +1,6 @@
 """Our networks, weights and states of a size, and the files from which PyTorch reads the same weights.
 
-python -m benchmarks.world small DIR
+python -m benchmarks.world DIR small        writes DIR/small
 """
 
 from collections.abc import Callable
@@ -51,16 +51,17 @@ def uae_config(size: Size, *, is_unrolled: bool = False, decoder_depth: int | No
     captioner_lora=LoRA(size.rank, size.alpha, targets="^language/layers/"),
     decoder_lora=LoRA(size.rank, size.alpha),
   )
-  if size.name == "h200":
-    config = UAEConfig.uae_3b_sd35_large(size.rank, size.alpha)
+  if size.networks == "full":
+    make_config = {"sd35_medium": UAEConfig.uae_3b_sd35_medium, "sd35_large": UAEConfig.uae_3b_sd35_large}
+    config = make_config[size.decoder](size.rank, size.alpha)
+    remat = "full" if size.recomputes else "none"
+    language = dataclasses.replace(config.captioner.language, remat=remat)
     return dataclasses.replace(
       config,
-      captioner=dataclasses.replace(
-        config.captioner, language=dataclasses.replace(config.captioner.language, remat="full")
-      ),
-      decoder=dataclasses.replace(config.decoder, remat="full"),
+      captioner=dataclasses.replace(config.captioner, language=language),
+      decoder=dataclasses.replace(config.decoder, remat=remat),
     )
-  is_small = size.name == "small"
+  is_small = size.networks == "small"
   width, depth = (64, 2) if is_small else (512, 12)
   vision = VisionConfig(
     depth=2 if is_small else 8,
@@ -92,6 +93,7 @@ def uae_config(size: Size, *, is_unrolled: bool = False, decoder_depth: int | No
     pooled_width=128,
     pos_embed_max_size=64,
     sample_size=64,
+    dual_attention_layers=(0,) if size.is_dual else (),
     # Activations saved by a scan go through memory; recomputing them is no slower.
     remat="none" if is_unrolled else "dots",
     unroll=is_unrolled,
@@ -113,9 +115,9 @@ def uae_config(size: Size, *, is_unrolled: bool = False, decoder_depth: int | No
 
 def encoder_configs(size: Size, *, is_unrolled: bool = False) -> dict:
   """Sizes of CLIP ViT-L/14 and DINOv2-large, or of smaller ones; `is_unrolled` as in `uae_config`."""
-  if size.name == "h200":
+  if size.networks == "full":
     return {"clip": CLIPVisionConfig.clip_vit_l14(), "dinov2": DINOv2Config.dinov2_large()}
-  if size.name == "small":
+  if size.networks == "small":
     common = dict(image_px=56, width=64, depth=2, num_heads=2, mlp_width=128, unroll=is_unrolled)
     return {
       "clip": CLIPVisionConfig(patch=14, projection_width=32, **common),
@@ -165,17 +167,20 @@ class World:
     config: sizes of the UAE.
     networks: graph definitions and prompts.
     abstract: shapes of all parameters.
+    needs: prefixes of the paths of the parameters that are used; the others are scalars, which take no memory.
   """
 
   size: Size
   config: UAEConfig
   networks: Networks
   abstract: dict
+  needs: tuple[str, ...] = ("",)
 
   @functools.cached_property
   def params(self) -> dict:
     """Random weights, the same in every process; adapters are nonzero."""
-    return self.draw(lambda path: True)
+    unused = {path: jnp.zeros(()) for path, _ in trees.items(self.abstract) if not path.startswith(self.needs)}
+    return trees.from_items([*trees.items(self.draw(lambda path: path not in unused)), *unused.items()])
 
   def draw(self, is_wanted: Callable[[str], bool]) -> dict:
     """Draws the weights whose path is wanted."""
@@ -211,22 +216,35 @@ def _draw(number: int, path: str, shape: tuple, dtype, world: World) -> jax.Arra
     config = world.config.vae
     value = config.scaling_factor if path.endswith("scaling") else config.shift_factor
     return jnp.full(shape, value, jnp.float32)
-  if world.size.shares_weights:
-    # numpy draws a leaf faster than XLA compiles a program for its shape.
-    noise = jnp.asarray(np.random.default_rng(number).standard_normal(shape, np.float32))
-  else:
-    noise = jax.random.normal(jax.random.key(number), shape, dtype)
+  mean, deviation = float(path.endswith("scale")), 0.02
   if path.endswith("kernel"):
-    fan_in = np.prod(shape[:-1]) if len(shape) == 4 else shape[-2]
-    noise = noise / np.sqrt(fan_in)
-  elif path.endswith("scale"):
-    noise = 1 + 0.02 * noise
-  else:
-    noise = 0.02 * noise
-  return noise.astype(dtype)
+    deviation = (np.prod(shape[:-1]) if len(shape) == 4 else shape[-2]) ** -0.5
+  # numpy draws a leaf faster than XLA compiles a program for its shape.
+  if world.size.shares_weights:
+    noise = np.random.default_rng(number).standard_normal(shape, np.float32)
+    return jnp.asarray(mean + np.float32(deviation) * noise, dtype)
+  return jnp.asarray(np.resize(_block(mean, float(deviation), str(dtype))[number:], shape))
 
 
-def make(size: Size, *, mesh: Mesh | None = None, is_unrolled: bool = False, decoder_depth: int | None = None) -> World:
+@functools.cache
+def _block(mean: float, deviation: float, dtype: str) -> np.ndarray:
+  """A block of noise that fills large leaves by repetition: drawing billions of values would take minutes."""
+  return (mean + np.float32(deviation) * _noise()).astype(dtype)
+
+
+@functools.cache
+def _noise() -> np.ndarray:
+  return np.random.default_rng(0).standard_normal(2**22 + 17, np.float32)
+
+
+def make(
+  size: Size,
+  *,
+  mesh: Mesh | None = None,
+  is_unrolled: bool = False,
+  decoder_depth: int | None = None,
+  needs: tuple[str, ...] = ("",),
+) -> World:
   """Makes a world without allocating arrays, on one device by default; other arguments as in `uae_config`."""
   from flax import nnx
 
@@ -238,19 +256,18 @@ def make(size: Size, *, mesh: Mesh | None = None, is_unrolled: bool = False, dec
     encoder_graphdef, abstract_embedders[name] = sharding.abstract_model(
       lambda n=name, c=encoder: ENCODERS[n](c, rngs=nnx.Rngs(0)), mesh
     )
-    side = 224 if size.name == "h200" else encoder.image_px
+    side = inputs.EMBEDDER_PX if size.networks == "full" else encoder.image_px
     embedders[name] = EmbeddingNetwork(name, encoder_graphdef, side, *PIXELS[name])
-  return World(
-    size, config, Networks(graphdef, prompts(size), embedders), {**abstract, "embedders": abstract_embedders}
-  )
+  networks = Networks(graphdef, prompts(size), embedders)
+  return World(size, config, networks, {**abstract, "embedders": abstract_embedders}, needs)
 
 
 def write(size: Size, folder: Path) -> None:
   """Writes the files for PyTorch: `config.json`, and the weights if they are shared."""
-  world = make(size)
   if not size.shares_weights:
-    _write_configs(world, folder)
+    _write_configs(size, folder)
     return
+  world = make(size)
   processor = folder / "processor"
   write_processor(processor)
   inference = InferenceSettings(
@@ -263,7 +280,7 @@ def write(size: Size, folder: Path) -> None:
   tokens = SimpleNamespace(end_ids=(3,), pad_id=0)
   loaded = LoadedUAE(world.config, world.networks.graphdef, world.params, tokens, processor, inference)
   export.write_uae(folder, loaded, merged=False)
-  _write_configs(world, folder)
+  _write_configs(size, folder)
   embedders = world.params["embedders"]
   for name, table in (
     ("clip", clip.vision_table(encoder_configs(size)["clip"])),
@@ -272,9 +289,9 @@ def write(size: Size, folder: Path) -> None:
     tensor_files.write(folder / name / "model.safetensors", export.Dump(embedders[name], table))
 
 
-def _write_configs(world: World, folder: Path) -> None:
+def _write_configs(size: Size, folder: Path) -> None:
   """Writes `config.json` of every network, in the format of its library."""
-  config, embedders = world.config, encoder_configs(world.size)
+  config, embedders = uae_config(size), encoder_configs(size)
   clip_config, dino = embedders["clip"], embedders["dinov2"]
   common = {
     name: dict(
@@ -287,7 +304,7 @@ def _write_configs(world: World, folder: Path) -> None:
     for name, encoder in embedders.items()
   }
   files = {
-    "llm_model": huggingface_configs.qwen25_vl(config.captioner, world.size.dtype)
+    "llm_model": huggingface_configs.qwen25_vl(config.captioner, size.dtype)
     | {"eos_token_id": None, "pad_token_id": 0, "bos_token_id": 0},
     "dit": huggingface_configs.mmdit(config.decoder),
     "SD3/vae": huggingface_configs.autoencoder_kl(config.vae, config.vae.scaling_factor, config.vae.shift_factor),
@@ -306,4 +323,5 @@ def _write_configs(world: World, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-  write(SIZES[sys.argv[1]], Path(sys.argv[2]))
+  for name in sys.argv[2:]:
+    write(SIZES[name], Path(sys.argv[1]) / name)

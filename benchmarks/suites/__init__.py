@@ -1,4 +1,5 @@
 """Our side of the suites, one per file: `cases(world)` returns name -> function that makes the `Case`."""
 
-# Suites without peers: curves of many cases with few runs each. Their layers are scanned to compile faster.
-OWN = ("prefix", "scaling", "devices")
+# Suites without peers: training, and curves of many cases with few runs each, whose layers are scanned to compile
+# faster.
+OWN = ("prefix", "scaling", "devices", "learning")

@@ -1,16 +1,18 @@
 """One update of the decoder's adapters from given trajectories: replay of the window, gradient, AdamW."""
 
-import jax
 import jax.numpy as jnp
 
 from benchmarks import inputs
 from benchmarks.costs import matrix_flops
 from benchmarks.suites import stages
+from benchmarks.suites.ahead import compile_ahead
 from benchmarks.suites.sampling import contexts
 from benchmarks.timing import Case
 from benchmarks.world import World
 from uae_jax.training.rl.sde_policy import Steps
 from uae_jax.training.stages.understanding_for_generation import ImageGroups
+
+NEEDS = ("decoder", "pooled")
 
 
 def cases(world: World) -> dict:
@@ -30,8 +32,10 @@ def cases(world: World) -> dict:
     groups = ImageGroups(tokens, context, negative=None, final=latents[:, -1], record=steps)
     arguments = (stages.batch(world), groups, jnp.asarray(inputs.advantages(size)))
     first = None
-    flops = matrix_flops(phases.update, world.state("decoder"), *arguments)
-    step = stages.Stepper(jax.jit(phases.update, donate_argnums=0), world.state("decoder"))
+    state = world.state("decoder")
+    flops = matrix_flops(phases.update, state, *arguments)
+    compiled, fields = compile_ahead(phases.update, (state, *arguments), donate_argnums=0)
+    step = stages.Stepper(compiled, state)
 
     def run():
       nonlocal first
@@ -45,6 +49,7 @@ def cases(world: World) -> dict:
       amount=size.prompts * size.rollouts,
       flops=flops,
       check=lambda: [float(first["loss"]), float(first["grad_norm"])],
+      **fields,
     )
 
   return {f"G={size.rollouts} window {size.window}": update}

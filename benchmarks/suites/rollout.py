@@ -6,10 +6,13 @@ import numpy as np
 
 from benchmarks import inputs
 from benchmarks.costs import matrix_flops
+from benchmarks.suites.ahead import compile_ahead
 from benchmarks.timing import Case
 from benchmarks.world import World
 from uae_jax import trees
 from uae_jax.rollouts import captions
+
+NEEDS = ("captioner",)
 
 
 def sampler(world: World, rollouts: int, length: int):
@@ -43,18 +46,19 @@ def cases(world: World) -> dict:
 
   def group(rollouts, length):
     sample = sampler(world, rollouts, length)
-    compiled = jax.jit(sample)
-    flops = matrix_flops(sample, world.params, images, jax.random.key(0), 1.0, while_trips=length)
+    arguments = (world.params, images, jax.random.key(0), jnp.float32(1.0))
+    compiled, fields = compile_ahead(sample, arguments)
 
     def run(temperature=1.0):
-      return jax.block_until_ready(compiled(world.params, images, jax.random.key(0), temperature)).tokens
+      return jax.block_until_ready(compiled(*arguments[:3], jnp.float32(temperature))).tokens
 
     return Case(
       run=run,
       unit="tokens",
       amount=size.prompts * rollouts * length,
-      flops=flops,
+      flops=matrix_flops(sample, *arguments, while_trips=length),
       bytes=decode_bytes(world, length),
+      **fields,
       check=lambda: np.asarray(run(0.0))[:, 0, : min(length, 16)].ravel().tolist(),
     )
 

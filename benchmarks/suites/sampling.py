@@ -6,12 +6,15 @@ import numpy as np
 
 from benchmarks import inputs
 from benchmarks.costs import matrix_flops
+from benchmarks.sizes import case_name
+from benchmarks.suites.ahead import compile_ahead
 from benchmarks.timing import Case
 from benchmarks.world import World
 from uae_jax.rollouts.conditioning import Context
 from uae_jax.rollouts.images import sample_ode, velocity_field
 
 SHIFT = 3.0
+NEEDS = ("decoder", "pooled")
 
 
 def contexts(world: World, rows: int) -> tuple[Context, Context]:
@@ -36,11 +39,11 @@ def make_generate(world: World, steps: int, guidance: float):
 def cases(world: World) -> dict:
   size = world.size
 
-  def guided():
+  def guided(side):
     generate = make_generate(world, size.sampling_steps, size.guidance)
-    noise = jnp.asarray(inputs.noise(size, size.sampling_px, size.sampling_batch))
+    noise = jnp.asarray(inputs.noise(size, side, size.sampling_batch))
     arguments = (world.params, *contexts(world, size.sampling_batch), noise)
-    compiled = jax.jit(generate)
+    compiled, fields = compile_ahead(generate, arguments)
 
     def run():
       return jax.block_until_ready(compiled(*arguments))
@@ -51,6 +54,7 @@ def cases(world: World) -> dict:
       amount=size.sampling_batch,
       flops=matrix_flops(generate, *arguments),
       check=lambda: np.asarray(run()).ravel()[::97].tolist(),
+      **fields,
     )
 
-  return {f"{size.sampling_px} px, {size.sampling_steps} steps, guidance": guided}
+  return {case_name(size, side): lambda side=side: guided(side) for side in size.sampling_px}

@@ -54,7 +54,8 @@ def cases(world: World) -> dict:
     return velocity(other, params, size.image_px, "depth, one call of the decoder", depth)
 
   lengths = (length // 2, length, 2 * length)
-  sides = (size.sampling_px // 2, size.sampling_px, size.sampling_px * 2)
+  side = size.sampling_px[0]
+  sides = (side // 2, side, side * 2)
   return {
     **{f"caption {n}": lambda n=n: rollout(n) for n in lengths},
     **{f"{side} px": lambda side=side: wide(side) for side in sides},

@@ -6,20 +6,24 @@ import numpy as np
 
 from benchmarks import inputs
 from benchmarks.costs import matrix_flops
+from benchmarks.suites.ahead import compile_ahead
 from benchmarks.timing import Case
 from benchmarks.world import World
+
+NEEDS = ("vae",)
 
 
 def cases(world: World) -> dict:
   size = world.size
-  side, count = size.vae_px, max(1, size.encoder_batch // 8)
+  count = size.vae_batch
 
   def direction(name, array):
     def apply(params, x):
       model = world.networks.uae(params)
       return model.encode_image(x) if name == "encode" else model.decode_latents(x)
 
-    x, compiled = jnp.asarray(array), jax.jit(apply)
+    x = jnp.asarray(array)
+    compiled, fields = compile_ahead(apply, (world.params, x))
 
     def run():
       return jax.block_until_ready(compiled(world.params, x))
@@ -30,9 +34,12 @@ def cases(world: World) -> dict:
       amount=count,
       flops=matrix_flops(apply, world.params, x),
       check=lambda: np.asarray(run()).ravel()[::97].tolist(),
+      **fields,
     )
 
+  arrays = {"encode": inputs.pixels, "decode": inputs.noise}
   return {
-    f"encode {count} x {side} px": lambda: direction("encode", inputs.pixels(size, side, count)),
-    f"decode {count} x {side} px": lambda: direction("decode", inputs.noise(size, side, count)),
+    f"{name} {count} x {side} px": lambda n=name, s=side: direction(n, arrays[n](size, s, count))
+    for side in size.vae_px
+    for name in arrays
   }

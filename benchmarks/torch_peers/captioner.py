@@ -42,10 +42,13 @@ def prompt(nets: Nets, images) -> dict[str, torch.Tensor]:
 def generate(nets: Nets, model, images, rollouts: int, length: int, *, temperature: float = 1.0) -> torch.Tensor:
   """Samples tokens int64[B * rollouts, length]; temperature 0 is greedy, with one caption per image."""
   greedy, image = temperature == 0, image_token(nets.size)
-  # Compilation needs the static cache, which is slower without it (measured on CPU).
-  compile_config = CompileConfig(fullgraph=False, dynamic=False, mode="default") if nets.is_compiled else None
-  if compile_config is not None:
-    compile_config._compile_all_devices = True
+  # Compilation needs the static cache, which is slower without it (measured on CPU). Its default mode captures CUDA
+  # graphs, which a CPU does not have.
+  is_cpu = nets.device.type == "cpu"
+  compile_config = None
+  if nets.is_compiled:
+    compile_config = CompileConfig(fullgraph=False, dynamic=False, mode="default") if is_cpu else CompileConfig()
+    compile_config._compile_all_devices = is_cpu
   tokens = model.generate(
     **prompt(nets, images),
     do_sample=not greedy,

@@ -12,7 +12,7 @@ def cases(nets: Nets) -> dict:
 
   def embed(name):
     model = getattr(nets, name)
-    side = 224 if size.name == "h200" else model.config.image_size
+    side = inputs.EMBEDDER_PX if size.networks == "full" else model.config.image_size
     pixels = nets.tensor(inputs.pixels(size, side, size.encoder_batch)).permute(0, 3, 1, 2).contiguous().to(nets.dtype)
     forward = nets.compiled(lambda x: model(x).image_embeds if name == "clip" else model(x).last_hidden_state[:, 0])
 

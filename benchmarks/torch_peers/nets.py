@@ -1,12 +1,10 @@
 """The reference models, with the shared weights or, at full size, random weights."""
 
-import contextlib
 import functools
+import importlib.util
 import json
 from pathlib import Path
 
-from diffusers import AutoencoderKL, SD3Transformer2DModel
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 import torch
 from transformers import (
@@ -19,6 +17,7 @@ from transformers import (
 )
 
 from benchmarks.sizes import Size
+from benchmarks.torch_peers import autoencoder, lora, mmdit
 
 LANGUAGE_TARGETS = r".*language_model.layers.\d+.(self_attn|mlp).(q|k|v|o|gate|up|down)_proj"
 
@@ -30,12 +29,19 @@ class Nets:
     size: sizes of networks and workload.
     folder: output of `world.write`.
     is_compiled: use `torch.compile` wherever the peer supports it.
+
+  Attributes:
+    libraries: those of diffusers and PEFT that are installed; where one is absent, the modules beside this file do the
+      same work. On accelerators they always do, so that results do not depend on what is installed.
   """
 
   def __init__(self, size: Size, folder: Path, *, is_compiled: bool):
     self.size, self.folder, self.is_compiled = size, folder, is_compiled
     self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     self.dtype = getattr(torch, size.dtype)
+    self.libraries = () if size.is_accelerator else tuple(name for name in ("diffusers", "peft") if is_installed(name))
+    # As JAX on a GPU: float32 products, of which there are only those of the adapters, in TF32.
+    torch.set_float32_matmul_precision("high" if self.device.type == "cuda" else "highest")
 
   def wait(self) -> None:
     if self.device.type == "cuda":
@@ -54,8 +60,15 @@ class Nets:
 
   def _build(self, make, name: str):
     """Builds a frozen model in evaluation mode, with weights of `folder / name` or random weights."""
-    with self.device if not self.size.shares_weights else contextlib.nullcontext():
-      model = make(json.loads((self.folder / name / "config.json").read_text())).to(self.dtype)
+    settings = json.loads((self.folder / name / "config.json").read_text())
+    if self.size.shares_weights:
+      model = make(settings).to(self.dtype)
+    else:
+      torch.set_default_dtype(self.dtype)
+      with self.device:
+        model = make(settings)
+      torch.set_default_dtype(torch.float32)
+      model = model.to(self.dtype)
     if self.size.shares_weights:
       tensors = {}
       for file in sorted((self.folder / name).glob("*.safetensors")):
@@ -81,29 +94,48 @@ class Nets:
     return self._build(lambda settings: Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**settings)), "llm_model")
 
   @functools.cached_property
-  def captioner_policy(self) -> PeftModel:
+  def captioner_policy(self) -> torch.nn.Module:
     """The captioner with trainable adapters."""
-    return self._adapted(self.captioner, "llm_lora", LANGUAGE_TARGETS)
+    policy = self._adapted(self.captioner, "llm_lora", LANGUAGE_TARGETS)
+    if self.size.recomputes:
+      # Transformers recomputes only in training mode, which differs in nothing else: there is no dropout.
+      self.captioner.gradient_checkpointing_enable({"use_reentrant": False})
+    return policy
 
   @functools.cached_property
-  def decoder(self) -> SD3Transformer2DModel:
-    return self._build(SD3Transformer2DModel.from_config, "dit")
+  def decoder(self) -> torch.nn.Module:
+    if "diffusers" in self.libraries:
+      from diffusers import SD3Transformer2DModel
+
+      return self._build(SD3Transformer2DModel.from_config, "dit")
+    return self._build(mmdit.SD3Transformer.from_config, "dit")
 
   @functools.cached_property
-  def decoder_policy(self) -> PeftModel:
+  def decoder_policy(self) -> torch.nn.Module:
     """The decoder with trainable adapters on every linear layer."""
-    return self._adapted(self.decoder, "dit_lora", "all-linear")
+    policy = self._adapted(self.decoder, "dit_lora", "all-linear")
+    if self.size.recomputes:
+      self.decoder.enable_gradient_checkpointing()
+    return policy
 
-  def _adapted(self, model, name: str, targets: str) -> PeftModel:
-    if self.size.shares_weights:
+  def _adapted(self, model, name: str, targets: str) -> torch.nn.Module:
+    if not self.size.shares_weights:
+      policy = lora.Policy(model, self.size.rank, self.size.alpha, targets)
+    elif "peft" in self.libraries:
+      from peft import PeftModel
+
       policy = PeftModel.from_pretrained(model, str(self.folder / name), is_trainable=True)
     else:
-      policy = get_peft_model(model, LoraConfig(r=self.size.rank, lora_alpha=self.size.alpha, target_modules=targets))
+      policy = lora.Policy.from_pretrained(model, self.folder / name)
     return policy.to(self.device)
 
   @functools.cached_property
-  def vae(self) -> AutoencoderKL:
-    return self._build(AutoencoderKL.from_config, "SD3/vae")
+  def vae(self) -> torch.nn.Module:
+    if "diffusers" in self.libraries:
+      from diffusers import AutoencoderKL
+
+      return self._build(AutoencoderKL.from_config, "SD3/vae")
+    return self._build(autoencoder.Autoencoder.from_config, "SD3/vae")
 
   @functools.cached_property
   def connector(self) -> torch.nn.Module:
@@ -132,3 +164,10 @@ class Nets:
     if self.size.shares_weights:
       return next(iter(load_file(next((self.folder / "SD3").glob("pooled*"))).values())).to(self.device)[None]
     return torch.zeros(1, self.decoder.config.pooled_projection_dim, dtype=self.dtype, device=self.device)
+
+
+def is_installed(name: str) -> bool:
+  try:
+    return importlib.util.find_spec(name) is not None
+  except ModuleNotFoundError:
+    return False

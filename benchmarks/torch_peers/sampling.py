@@ -1,6 +1,7 @@
-"""Images from contexts with diffusers' SD3 transformer and scheduler, with classifier-free guidance."""
+"""Images from contexts with the SD3 transformer and Euler steps, with classifier-free guidance."""
 
 from benchmarks import inputs
+from benchmarks.sizes import case_name
 from benchmarks.timing import Case
 from benchmarks.torch_peers import decoder
 from benchmarks.torch_peers.nets import Nets
@@ -9,10 +10,10 @@ from benchmarks.torch_peers.nets import Nets
 def cases(nets: Nets) -> dict:
   size = nets.size
 
-  def guided():
+  def guided(side):
     rows = size.sampling_batch
     states = nets.tensor(inputs.context(size, rows + 1, nets.decoder.config.joint_attention_dim)).to(nets.dtype)
-    noise = nets.noise(inputs.noise(size, size.sampling_px, rows))
+    noise = nets.noise(inputs.noise(size, side, rows))
     velocity = decoder.make_velocity(nets, nets.decoder)
 
     def run():
@@ -29,4 +30,4 @@ def cases(nets: Nets) -> dict:
       check=lambda: run().movedim(1, -1).flatten()[::97].tolist(),
     )
 
-  return {f"{size.sampling_px} px, {size.sampling_steps} steps, guidance": guided}
+  return {case_name(size, side): lambda side=side: guided(side) for side in size.sampling_px}

@@ -23,6 +23,7 @@ def cases(nets: Nets) -> dict:
     log_probs = nets.compiled(lambda tokens: captioner.log_probs(nets, policy, captioner_images, tokens))
 
     def run():
+      policy.eval()
       policy.merge_adapter()
       tokens = captioner.generate(nets, nets.captioner, captioner_images, size.rollouts, size.caption_tokens)
       policy.unmerge_adapter()
@@ -32,6 +33,7 @@ def cases(nets: Nets) -> dict:
       )
       latents = torch.cat([decoder.sample(nets, velocity, *chunk, size.reward_steps) for chunk in chunks])
       values = reward.advantages(nets, latents, originals)
+      policy.train()
       captioner.token_loss(log_probs(tokens.unflatten(0, (size.prompts, -1))), values).backward()
       optimizer.step()
       nets.wait()

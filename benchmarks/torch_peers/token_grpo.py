@@ -15,6 +15,7 @@ def cases(nets: Nets) -> dict:
     tokens, advantages = nets.tensor(inputs.captions(size)).long(), nets.tensor(inputs.advantages(size))
     policy = nets.captioner_policy
     optimizer = Optimizer(policy)
+    policy.train()
     forward = nets.compiled(lambda: captioner.log_probs(nets, policy, images, tokens))
     first = None
 

@@ -1,4 +1,4 @@
-"""VAE: images to latents and back with diffusers' AutoencoderKL."""
+"""VAE: images to latents and back with SD3's autoencoder."""
 
 import torch
 
@@ -9,7 +9,7 @@ from benchmarks.torch_peers.nets import Nets
 
 def cases(nets: Nets) -> dict:
   size = nets.size
-  side, count = size.vae_px, max(1, size.encoder_batch // 8)
+  count = size.vae_batch
 
   def direction(name, array):
     model, config = nets.vae, nets.vae.config
@@ -36,7 +36,9 @@ def cases(nets: Nets) -> dict:
       check=lambda: run().movedim(1, -1).flatten()[::97].float().tolist(),
     )
 
+  arrays = {"encode": inputs.pixels, "decode": inputs.noise}
   return {
-    f"encode {count} x {side} px": lambda: direction("encode", inputs.pixels(size, side, count)),
-    f"decode {count} x {side} px": lambda: direction("decode", inputs.noise(size, side, count)),
+    f"{name} {count} x {side} px": lambda n=name, s=side: direction(n, arrays[n](size, s, count))
+    for side in size.vae_px
+    for name in arrays
   }

@@ -1,0 +1,1 @@
+"""C sources that are built when a run asks for them."""
