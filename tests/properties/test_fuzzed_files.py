@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+import copy
 import json
 import os
 from pathlib import Path
@@ -82,9 +83,9 @@ def mutate_json(content: bytes, rng: random.Random) -> bytes:
         if isinstance(node, dict) and rng.random() < 0.2:
           del node[key]
         elif isinstance(node, dict) and rng.random() < 0.1:
-          node[rng.choice(("a", "__metadata__", "auto_map"))] = rng.choice(VALUES)
+          node[rng.choice(("a", "__metadata__", "auto_map"))] = copy.deepcopy(rng.choice(VALUES))
         else:
-          node[key] = rng.choice(VALUES)
+          node[key] = copy.deepcopy(rng.choice(VALUES))
         break
       node = node[key]
   return json.dumps(value).encode()
