@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import difflib
 import importlib
 from importlib import metadata
@@ -9,6 +10,8 @@ import os
 import sys
 
 from uae_jax.commands import command_line
+
+INTERRUPTED = 130
 
 # command -> (module with `main(argv) -> int | None`, help). `main` parses its arguments before heavy imports.
 COMMANDS = {
@@ -49,8 +52,24 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs one command and returns its exit code, which is 0 only if everything succeeded."""
-  argv = list(sys.argv[1:] if argv is None else argv)
+  """Runs one command and returns its exit code, which is 0 only if everything succeeded.
+
+  Args:
+    argv: command and its arguments; None takes those of the process, and ends it after Ctrl-C.
+  """
+  if argv is not None:
+    return run(list(argv))
+  code = run(sys.argv[1:])
+  if code == INTERRUPTED:
+    # Threads of XLA may still compile: they would crash while the interpreter shuts down.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  return code
+
+
+def run(argv: list[str]) -> int:
+  """Runs one command and returns its exit code."""
   verbose = "--verbose" in argv
   argv = [argument for argument in argv if argument != "--verbose"]
   if not argv:
@@ -69,13 +88,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"uae-jax: error: no command {command!r}{hint} (see uae-jax --help)", file=sys.stderr)
     return 2
   try:
-    return importlib.import_module(COMMANDS[command][0]).main(rest) or 0
+    with contextlib.nullcontext() if verbose else command_line.one_line_messages(command):
+      return importlib.import_module(COMMANDS[command][0]).main(rest) or 0
   except BrokenPipeError:  # The reader of stdout has ended, as in `uae-jax ... | head`.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
     return 1
-  except KeyboardInterrupt:
-    print(f"uae-jax {command}: interrupted", file=sys.stderr)
-    return 130
+  except KeyboardInterrupt as reason:
+    print(f"uae-jax {command}: interrupted{f', {reason}' if str(reason) else ''}", file=sys.stderr)
+    return INTERRUPTED
   except argparse.ArgumentError as error:
     command_line.report_error(command, error, verbose)
     return 2

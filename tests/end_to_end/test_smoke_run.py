@@ -82,10 +82,10 @@ def test_a_finished_run_is_not_run_again(workdir):
 
 
 def test_a_changed_config_is_refused_by_name(workdir):
-  done = run_smoke(workdir, "--config.pretrain.optimizer.learning_rate=1.0")
+  done = run_smoke(workdir, "--config.pretrain.optimizer.weight_decay=0.5")
   assert done.returncode == 1
   line = done.stderr.strip().splitlines()[-1]
-  assert "config.pretrain.optimizer.learning_rate: 0.005 -> 1.0" in line
+  assert "config.pretrain.optimizer.weight_decay: 0.0 -> 0.5" in line
 
 
 @pytest.mark.parametrize(("is_finished", "exit_code"), [(True, 0), (False, 143)])

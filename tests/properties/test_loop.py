@@ -21,7 +21,6 @@ from uae_jax.training.preemption import Preempted, PreemptionNotice
 from uae_jax.training.profiling import Profiler
 from uae_jax.training.stage import ReadyStage
 from uae_jax.training.state import apply_gradients, create
-from uae_jax.training.workdir import differences, fixed
 
 
 class Section:
@@ -189,9 +188,3 @@ def test_sigterm_in_a_bad_step_saves_nothing_over_a_good_one(tmp_path):
   with pytest.raises(Preempted, match="the last good state is that of step 4"):
     run(tmp_path, lambda: next(answers), nan_from=4)
   assert saved_steps(tmp_path) == [2, 4]
-
-
-def test_a_run_may_move_to_another_mesh_but_not_to_another_seed():
-  old = {"seed": 0, "mesh": {"data": 1, "fsdp": 8}, "checkpoints": {"last": 2}}
-  new = {"seed": 1, "mesh": {"data": 2, "fsdp": 4}, "checkpoints": {"last": 5}}
-  assert differences(fixed(old), fixed(new)) == ["config.seed: 0 -> 1"]

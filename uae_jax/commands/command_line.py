@@ -4,12 +4,16 @@ Nothing heavy is imported here, so that `uae-jax <command> --help` answers in we
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
+import logging
 import math
 from pathlib import Path
 import sys
+import threading
 import traceback
 from typing import Any
+import warnings
 
 from uae_jax import files
 
@@ -85,6 +89,43 @@ def one_line(error: BaseException) -> str:
   if isinstance(error, (ValueError, OSError, argparse.ArgumentError)) and message:
     return files.shown(message)
   return files.shown(f"{type(error).__name__}: {message}" if message else type(error).__name__)
+
+
+@contextlib.contextmanager
+def one_line_messages(command: str) -> Iterator[None]:
+  """Context in which warnings and log messages are one line each, without what libraries log about errors.
+
+  Orbax logs the traceback of every failed array before it raises the error that the command reports.
+  """
+  handler = logging.StreamHandler()
+  handler.addFilter(_is_news)
+  handler.setFormatter(_OneLine(command))
+  hooks = warnings.formatwarning, sys.unraisablehook, threading.excepthook
+  warnings.formatwarning = lambda message, *_, **__: f"uae-jax {command}: warning: {' '.join(str(message).split())}\n"
+  sys.unraisablehook = threading.excepthook = lambda *_: None
+  # Libraries add no handler of their own where the root logger has one.
+  logging.getLogger().addHandler(handler)
+  try:
+    yield
+  finally:
+    logging.getLogger().removeHandler(handler)
+    warnings.formatwarning, sys.unraisablehook, threading.excepthook = hooks
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """Whether a log message tells something that no error of the command tells."""
+  return not record.exc_info and record.name != "asyncio" and "/orbax/" not in record.pathname
+
+
+class _OneLine(logging.Formatter):
+  """Formats `uae-jax COMMAND: warning: ...`."""
+
+  def __init__(self, command: str):
+    super().__init__()
+    self._command = command
+
+  def format(self, record: logging.LogRecord) -> str:
+    return f"uae-jax {self._command}: {record.levelname.lower()}: {' '.join(record.getMessage().split())}"
 
 
 def report_error(command: str, error: BaseException, verbose: bool) -> None:

@@ -1,18 +1,27 @@
 """`uae-jax train`: runs every stage of a config in one workdir and writes the report.
 
-Sections: workdir and mesh; networks; stages, each with its loop, checkpoint and evaluation; report. Running the same
-command again resumes.
+First everything that can be wrong with the config is told. Then come networks; stages, each with its loop, checkpoint
+and evaluation; report. Running the same command again resumes.
 """
 
+from collections.abc import Callable
+import contextlib
 import dataclasses
 import functools
 from pathlib import Path
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from uae_jax.commands import compiler_flags, config_file
 from uae_jax.commands.command_line import Parser, number, path
 from uae_jax.options import Experiment
+
+if TYPE_CHECKING:
+  from jax.sharding import Mesh
+
+  from uae_jax.training.build import Built
+  from uae_jax.training.sizes import Sizes
 
 EPILOG = (
   "The same command on the same DIR resumes. Every field of the config is a flag: --config.pretrain.total_steps=500. "
@@ -70,54 +79,103 @@ def train(config: Experiment, workdir: Path, *, accepts_changed_data: bool = Fal
   Raises:
     ValueError: the workdir is not a run's, its config or data differ, or a setting is invalid; existing files are not
       touched.
-    NonFiniteError: the loss became NaN or infinite; the last good state is saved.
+    NonFiniteError: the loss became NaN or infinite; the last good state stays on disk.
     SaveError: a checkpoint could not be written; earlier ones are complete.
+    KeyboardInterrupt: Ctrl-C; the state is saved.
   """
   import jax
 
   from uae_jax import sharding
+  from uae_jax.report.progress import record_start
+  from uae_jax.training import processes
+  from uae_jax.training.data_check import check_data, write_fingerprints
+  from uae_jax.training.lock import WorkdirLock
+  from uae_jax.training.rehearsal import rehearse
+  from uae_jax.training.validate import validate
+  from uae_jax.training.workdir import check_workdir, open_workdir
+
+  began, flags = time.time(), compiler_flags.in_effect()
+  fingerprints: dict[str, dict] = {}
+
+  def check() -> None:
+    check_workdir(workdir, config)
+    fingerprints.update(check_data(config, workdir, accepts_changes=accepts_changed_data))
+
+  def open_run() -> None:
+    open_workdir(workdir, config)
+    write_fingerprints(workdir, fingerprints)
+
+  def record() -> None:
+    record_start(workdir, began, num_processes=jax.process_count(), num_devices=jax.device_count(), flags=flags)
+
+  # 1. Everything that can be wrong with the config, before anything is written.
+  validate(config)
+  mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+  processes.name_logs()
+  processes.on_first(check)
+  sizes, built = rehearse(config, mesh)
+  # 2. The run.
+  processes.on_first(lambda: workdir.mkdir(parents=True, exist_ok=True))
+  lock = WorkdirLock(workdir)
+  with contextlib.ExitStack() as held:
+    processes.on_first(lambda: held.enter_context(lock))
+    processes.on_first(open_run)
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+      jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilation_cache"))
+    return run_stages(
+      config, workdir, mesh, sizes, built, record=record, check_lock=lambda: processes.on_first(lock.check)
+    )
+
+
+def run_stages(
+  config: Experiment,
+  workdir: Path,
+  mesh: "Mesh",
+  sizes: "Sizes",
+  built: "Built",
+  *,
+  record: Callable[[], None],
+  check_lock: Callable[[], None],
+) -> bool:
+  """Runs the stages of a checked config in an open workdir, then writes the report.
+
+  Args:
+    config: config of the run.
+    workdir: folder of the run, which holds its config.
+    mesh: device mesh of the run.
+    sizes: sizes of all networks before the weights were read, from `rehearsal.rehearse`.
+    built: networks of these sizes.
+    record: () -> None; process 0 calls it when training starts or resumes.
+    check_lock: () -> None; raises if the workdir has another owner by now; called before every save.
+  """
+  import jax
+
   from uae_jax.evaluation.evaluator import StageEvaluator
   from uae_jax.report.page import write_report
-  from uae_jax.report.progress import record_start
   from uae_jax.training import initial, loop, processes
   from uae_jax.training.batches import Batches
   from uae_jax.training.build import build
   from uae_jax.training.checkpoints import Checkpoints
-  from uae_jax.training.data_check import check_data, write_fingerprints
   from uae_jax.training.metrics import MetricWriter
   from uae_jax.training.preemption import Preempted, PreemptionNotice
   from uae_jax.training.profiling import Profiler
   from uae_jax.training.stage import make_stage, params_before
   from uae_jax.training.stages import spec
   from uae_jax.training.state import release
-  from uae_jax.training.validate import validate
   from uae_jax.training.watchdog import Watchdog
-  from uae_jax.training.workdir import open_workdir, to_plain
+  from uae_jax.training.workdir import to_plain
 
-  began, flags = time.time(), compiler_flags.in_effect()
-
-  # 1. Workdir and mesh.
-  validate(config)
-  mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
-  processes.name_logs()
-
-  def open_run():
-    fingerprints = check_data(config, workdir, accepts_changes=accepts_changed_data)
-    open_workdir(workdir, config)
-    write_fingerprints(workdir, fingerprints)
-
-  processes.on_first(open_run)
-  plain_config = to_plain(config)
-  if jax.config.values["jax_compilation_cache_dir"] is None:
-    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilation_cache"))
-
-  # 2. Networks.
   start = initial.read(config, mesh, workdir)
-  built = build(config, start.sizes, start.processor, mesh)
+  # Embedders may have other sizes than the published ones.
+  same = start.sizes == sizes
+  built = (
+    dataclasses.replace(built, processor=start.processor) if same else build(config, start.sizes, start.processor, mesh)
+  )
   params = initial.make_params(config, built, start)
   del start  # `params` holds what is needed of it
+  plain_config = to_plain(config)
 
-  # 3. Stages. Finished ones are restored, the first unfinished one resumes.
+  # Finished stages are restored, the first unfinished one resumes.
   evaluator = StageEvaluator(config, built.networks, built.processor, workdir, spec.find)
   writer = MetricWriter(
     workdir,
@@ -135,11 +193,11 @@ def train(config: Experiment, workdir: Path, *, accepts_changed_data: bool = Fal
         observes = (
           spec.find(name).observes_captions and config.evaluation.num_images and config.evaluation.caption_every_steps
         )
-        checkpoints = Checkpoints(workdir / "checkpoints" / folder, config.checkpoints)
+        checkpoints = Checkpoints(workdir / "checkpoints" / folder, config.checkpoints, before_save=check_lock)
         before, finished = params_before(config, name, params), checkpoints.restore_final(built.abstract_params)
         if finished is None:
           if not is_recorded and jax.process_index() == 0:
-            record_start(workdir, began, num_processes=jax.process_count(), num_devices=jax.device_count(), flags=flags)
+            record()
           is_recorded = True
           seed = 1000 * config.seed + number
           stage = make_stage(config, name, built, params, seed)
@@ -176,12 +234,14 @@ def train(config: Experiment, workdir: Path, *, accepts_changed_data: bool = Fal
           if not processes.of_first(evaluator.is_done(folder)):
             evaluator.evaluate(folder, name, params, before)
   except Preempted as reason:
+    if notice.is_interrupt:
+      raise KeyboardInterrupt(f"{reason}: the same command resumes") from None
     print(f"preempted, {reason}: the same command resumes", file=sys.stderr)
     return False
   finally:
     writer.close()
 
-  # 4. Report.
+  # Report.
   if jax.process_index() == 0:
     print(f"report: {write_report(workdir)}")
   return True

@@ -6,6 +6,7 @@ An error message starts with the name of the field, so that a reader of a nested
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 from uae_jax.files import local_path
@@ -18,19 +19,23 @@ _LIMITS = {
 }
 
 
-def option(default: Any, *, choices: tuple[str, ...] = (), is_path: bool = False, **limits: float) -> Any:
+def option(
+  default: Any, *, choices: tuple[str, ...] = (), is_path: bool = False, is_regex: bool = False, **limits: float
+) -> Any:
   """A dataclass field with a range.
 
   Args:
     default: the field's default.
     choices: the allowed values; empty allows all.
     is_path: the value is a path of this machine; see `files.local_path`.
+    is_regex: whether the value is a regular expression.
     **limits: any of at_least, more_than, at_most, less_than.
   """
   unknown = set(limits) - set(_LIMITS)
   if unknown:
     raise TypeError(f"option() has no limit {sorted(unknown)}")
-  return dataclasses.field(default=default, metadata={"choices": choices, "is_path": is_path, "limits": limits})
+  metadata = {"choices": choices, "is_path": is_path, "is_regex": is_regex, "limits": limits}
+  return dataclasses.field(default=default, metadata=metadata)
 
 
 def describe_range(field: dataclasses.Field) -> str:
@@ -53,6 +58,11 @@ class Options:
         raise ValueError(f"{field.name} = {value}: expected a finite number")
       if value is None:
         continue
+      if field.metadata.get("is_regex"):
+        try:
+          re.compile(value)
+        except re.error as error:
+          raise ValueError(f"{field.name} = {value!r}: expected a regular expression ({error})") from error
       is_outside = any(not _LIMITS[name][1](value, limit) for name, limit in limits.items())
       if is_outside or (choices and value not in choices):
         raise ValueError(f"{field.name} = {value!r}: expected {describe_range(field)}")

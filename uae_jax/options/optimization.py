@@ -39,7 +39,7 @@ class OptimizerOptions(Options):
   weight_decay: float = option(0.0, at_least=0)
   clip_norm: float = option(1.0, more_than=0)
   spike_factor: float = option(0.0, at_least=0)
-  muon: str = ""
+  muon: str = option("", is_regex=True)
 
   def check(self) -> None:
     if 0 < self.spike_factor <= 1:

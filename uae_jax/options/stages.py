@@ -49,7 +49,7 @@ class Stage(Options):
   total_steps: int = option(1000, at_least=1)
   batch_size: int = option(32, at_least=1)
   captions: str = option("full", choices=CAPTIONS)
-  trainable: str = ""
+  trainable: str = option("", is_regex=True)
   ema_decay: float = option(0.0, at_least=0, less_than=1)
   ema_interval: int = option(1, at_least=1)
   log_every_steps: int = option(10, at_least=1)
@@ -128,7 +128,7 @@ class VAEStage(SupervisedStage):
     options: see `VAEOptions`.
   """
 
-  trainable: str = "^vae/"
+  trainable: str = option("^vae/", is_regex=True)
   options: VAEOptions = VAEOptions()
 
 
@@ -153,7 +153,7 @@ class CaptionerStage(SupervisedStage):
     options: see `CaptionerOptions`.
   """
 
-  trainable: str = "^captioner/(?!.*lora_)"
+  trainable: str = option("^captioner/(?!.*lora_)", is_regex=True)
   options: CaptionerOptions = CaptionerOptions()
 
 
@@ -181,7 +181,7 @@ class PretrainStage(SupervisedStage):
     options: see `PretrainOptions`.
   """
 
-  trainable: str = "^(decoder|connector)/(?!.*lora_)"
+  trainable: str = option("^(decoder|connector)/(?!.*lora_)", is_regex=True)
   options: PretrainOptions = PretrainOptions()
 
 
@@ -221,7 +221,7 @@ class ColdStartStage(SupervisedStage):
     options: see `ColdStartOptions`.
   """
 
-  trainable: str = "lora_|^connector/"
+  trainable: str = option("lora_|^connector/", is_regex=True)
   options: ColdStartOptions = ColdStartOptions()
 
 
@@ -296,7 +296,7 @@ class GenerationForUnderstandingStage(ReinforcementStage):
     text_rewards: options of the text rewards that `options.reward_weights` names.
   """
 
-  trainable: str = "^captioner/.*lora_"
+  trainable: str = option("^captioner/.*lora_", is_regex=True)
   options: GenerationForUnderstandingOptions = GenerationForUnderstandingOptions()
   objective: TokenObjective = TokenObjective()
   text_rewards: TextRewardOptions = TextRewardOptions()
@@ -412,7 +412,7 @@ class UnderstandingForGenerationStage(ReinforcementStage):
     objective: see `ImageObjective`.
   """
 
-  trainable: str = "^decoder/.*lora_"
+  trainable: str = option("^decoder/.*lora_", is_regex=True)
   options: UnderstandingForGenerationOptions = UnderstandingForGenerationOptions()
   objective: ImageObjective = ImageObjective()
 

@@ -19,7 +19,13 @@ def config_groups(run: Run) -> list[dict]:
       groups.append({"name": name, "rows": [(key, _value(v)) for key, v in flatten(value).items()]})
     else:
       single.append((name, _value(value)))
-  return ([{"name": "run", "rows": single}] if single else []) + groups
+  changes = [
+    (f"{field}, from step {change['step']:,} of {change['stage']}", f"{_value(before)} → {_value(after)}")
+    for change in run.changes
+    for field, (before, after) in change["changes"].items()
+  ]
+  groups = ([{"name": "run", "rows": single}] if single else []) + groups
+  return ([{"name": "changed when the run was resumed", "rows": changes}] if changes else []) + groups
 
 
 def _value(value: Any) -> str:

@@ -70,6 +70,7 @@ class Run:
     evaluations: the held-out metrics after each stage.
     galleries: the items of samples/<stage>/gallery.json.
     captions: samples/<stage>/captions.json, the captions of one image over training.
+    changes: the lines of config_changes.jsonl: what changed when the run was resumed, and after which step.
     notes: messages about files and lines that could not be read.
   """
 
@@ -80,6 +81,7 @@ class Run:
   evaluations: dict[Stage, dict[str, float]]
   galleries: dict[Stage, list[dict]]
   captions: dict[Stage, dict]
+  changes: list[dict]
   notes: list[str]
 
   def samples_folder(self, stage: Stage) -> Path:
@@ -108,6 +110,19 @@ def _read_json(file: Path, kind: type, notes: list[str]):
     notes.append(f"{file.name} could not be read (expected a JSON {'object' if kind is dict else 'list'})")
     return None
   return content
+
+
+def _read_changes(workdir: Path, notes: list[str]) -> list[dict]:
+  """The readable lines of config_changes.jsonl; others are noted."""
+  file, changes = workdir / "config_changes.jsonl", []
+  for line in file.read_bytes().splitlines() if file.is_file() else []:
+    try:
+      record = json.loads(line)
+      rows = {str(field): (before, after) for field, (before, after) in record["changes"].items()}
+      changes.append({"stage": str(record["stage"]), "step": int(record["step"]), "changes": rows})
+    except (ValueError, KeyError, TypeError, AttributeError):
+      notes.append(f"a line of {file.name} could not be read")
+  return changes
 
 
 def _one_line_a_step(records: list[dict]) -> list[dict]:
@@ -169,7 +184,7 @@ def read_run(workdir: str | Path) -> Run:
         captions[stage] = content
 
   stages = sorted({*by_step, *evaluations, *galleries, *captions}, key=lambda stage: stage.order)
-  return Run(workdir, config, stages, by_step, evaluations, galleries, captions, notes)
+  return Run(workdir, config, stages, by_step, evaluations, galleries, captions, _read_changes(workdir, notes), notes)
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:

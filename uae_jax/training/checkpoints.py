@@ -19,10 +19,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from uae_jax import trees
 from uae_jax.options import CheckpointOptions
 from uae_jax.training import inspection, processes
 from uae_jax.training.inspection import NonFiniteError
 from uae_jax.training.state import State
+from uae_jax.weights.checkpoint import read_tree
 
 PARAMS, STATE, DATA, CONFIG, CHECKSUMS = "params", "state", "data", "config", "checksums"
 DEFAULT_POLICY = CheckpointOptions()
@@ -107,16 +109,54 @@ def find_damage(tree: dict, data: dict | None, saved: Mapping) -> str:
   return f"{len(wrong)} arrays do not have their checksums, the first is {wrong[0]}" if wrong else ""
 
 
+def read_params(folder: Path, abstract: Mapping) -> dict:
+  """Reads all parameters of a finished stage in the shardings and dtypes of `abstract`, and compares their checksums.
+
+  Args:
+    folder: `checkpoints/<stage>/<step>/params` of a run, which may be of an earlier version.
+    abstract: nested dict of `ShapeDtypeStruct`s with shardings.
+
+  Raises:
+    OtherModelError: the shapes on disk are those of another model.
+    ValueError: the parameters are not those that were saved.
+    Exception: the checkpoint is damaged, for which Orbax raises many exception types.
+  """
+  saved = read_checksums(folder.parent.absolute())
+  if not saved:  # It was written by an earlier version.
+    return read_tree(folder, abstract)
+  stored = {
+    path: leaf.dtype for path, leaf in trees.items(ocp.StandardCheckpointHandler().metadata(folder.absolute()).tree)
+  }
+  as_stored = trees.from_items(
+    (path, jax.ShapeDtypeStruct(leaf.shape, stored.get(path, leaf.dtype), sharding=leaf.sharding))
+    for path, leaf in trees.items(abstract)
+  )
+  params = read_tree(folder, as_stored)
+  problem = find_damage(params, None, saved)
+  if problem:
+    raise ValueError(problem)
+  return jax.tree.map(
+    lambda x, wanted: x if x.dtype == wanted.dtype else x.astype(wanted.dtype), params, dict(abstract)
+  )
+
+
 class Checkpoints:
   """Checkpoints of one stage; every process must make the same calls.
 
   Args:
     directory: folder of the stage's checkpoints.
     policy: which checkpoints to keep.
+    before_save: called before every save; may raise to prevent it.
   """
 
-  def __init__(self, directory: Path, policy: CheckpointOptions = DEFAULT_POLICY):
+  def __init__(
+    self,
+    directory: Path,
+    policy: CheckpointOptions = DEFAULT_POLICY,
+    before_save: Callable[[], None] = lambda: None,
+  ):
     self.directory = Path(directory).absolute()
+    self._before_save = before_save
     self._policy = policy
     items = (PARAMS, STATE, DATA, CONFIG, CHECKSUMS)
     self._manager = ocp.CheckpointManager(self.directory, options=_manager_options(policy), item_names=items)
@@ -184,6 +224,7 @@ class Checkpoints:
     Raises:
       NonFiniteError: the tree contains a number that is not finite.
     """
+    self._before_save()
     leaves, is_finite = inspection.inspect(tree)
     if not is_finite:
       raise NonFiniteError(

@@ -10,13 +10,14 @@ from jax.sharding import Mesh
 
 from uae_jax import embedders, trees
 from uae_jax.data.processing import Processor
+from uae_jax.embedders.kind import published
 from uae_jax.layers.lora import LoRA
-from uae_jax.training import processes, restore
+from uae_jax.training import checkpoints, processes, restore
 from uae_jax.training import sizes as sizes_lib
 from uae_jax.training.build import Built
 from uae_jax.training.sizes import FRESH, FROM_WEIGHTS, Sizes
 from uae_jax.weights import legacy, sources
-from uae_jax.weights.checkpoint import LoadedUAE, read_tree
+from uae_jax.weights.checkpoint import LoadedUAE
 from uae_jax.weights.export import copy_processor
 
 
@@ -73,12 +74,52 @@ def read(config, mesh: Mesh, workdir: Path) -> Start:
   return Start(sizes, processor, params)
 
 
-def read_weights(folder: str, dtype: str, mesh: Mesh) -> LoadedUAE:
-  """Reads `config.init.weights`: an official folder, or an export of `uae-jax convert --to orbax`."""
+def read_sizes(config, folder: Path) -> tuple[Sizes, Processor]:
+  """Reads sizes and processor of a run without its weights.
+
+  An embedder with weights has the sizes of the published checkpoint with the name of its folder.
+
+  Args:
+    config: as for `read`.
+    folder: receives a copy of the processor.
+
+  Raises:
+    ValueError: a folder is missing, or its model is not `config.model`.
+    weights.table.WeightError: tensors are missing, unexpected or have a wrong shape.
+  """
+  weights = weights_folder(config.init.weights) if config.init.weights else None
+  write_run_processor(config, folder)
+  processor = Processor.from_folder(folder)
+  lora = LoRA(config.lora.rank, config.lora.alpha)
+  uae = sizes_lib.with_adapters(sources.config(weights), lora) if weights else None
+  if uae is None or config.model != FROM_WEIGHTS:
+    named = sizes_lib.named_uae(config.model, processor, lora)
+    if uae is not None:
+      check_sizes(named, uae, config)
+    uae = uae or named
+  embedders = {
+    kind: sizes_lib.fresh_embedder(kind, config.model) if source == FRESH else published(kind, Path(source).name)
+    for kind, source in config.embedders.items()
+    if source
+  }
+  return Sizes(sizes_lib.rematerialized(uae, config.remat), embedders), processor
+
+
+def weights_folder(folder: str) -> Path:
+  """Returns the path of `config.init.weights`.
+
+  Raises:
+    ValueError: there is no such folder.
+  """
   path = Path(folder)
   if not path.is_dir():
     raise ValueError(f"config.init.weights = {folder!r}: no such folder")
-  return sources.read(path, dtype, mesh)
+  return path
+
+
+def read_weights(folder: str, dtype: str, mesh: Mesh) -> LoadedUAE:
+  """Reads `config.init.weights`: an official folder, or an export of `uae-jax convert --to orbax`."""
+  return sources.read(weights_folder(folder), dtype, mesh)
 
 
 def read_processor(config, folder: Path) -> Processor:
@@ -160,7 +201,16 @@ def read_checkpoint(source: str, abstract: dict) -> dict:
     abstract: `ShapeDtypeStruct`s with the shardings of the result.
 
   Raises:
-    ValueError: there is no such run or finished stage, or its parameters have other sizes.
+    ValueError: there is no such run or finished stage, or its parameters are damaged or have other sizes.
+  """
+  return checkpoints.read_params(find_checkpoint(source), abstract)
+
+
+def find_checkpoint(source: str) -> Path:
+  """Returns the folder of the parameters that `config.init.checkpoint` names.
+
+  Raises:
+    ValueError: there is no such run or finished stage.
   """
   workdir, _, stage = source.partition(":")
   folder = Path(workdir) / "checkpoints"
@@ -172,4 +222,4 @@ def read_checkpoint(source: str, abstract: dict) -> dict:
   finished = [step for path in stages for step in restore.finished_steps(path)]
   if not finished:
     raise ValueError(f"config.init.checkpoint = {source!r}: no finished stage there (WORKDIR:STAGE)")
-  return read_tree(finished[0], abstract)
+  return finished[0]

@@ -1,6 +1,7 @@
 """Loads a UAE for inference from any source; from a run, the result of its newest finished stage."""
 
 from collections.abc import Mapping
+import functools
 import os
 from pathlib import Path
 import warnings
@@ -12,12 +13,12 @@ from uae_jax.data.processing import Processor
 from uae_jax.models.uae import NETS
 from uae_jax.options import Experiment
 from uae_jax.plain import from_plain
-from uae_jax.training import sizes
+from uae_jax.training import checkpoints, sizes
 from uae_jax.training.build import build
 from uae_jax.training.checkpoints import PARAMS
 from uae_jax.training.workdir import read_config
 from uae_jax.weights import legacy, sources
-from uae_jax.weights.checkpoint import InferenceSettings, LoadedUAE, OtherModelError, damage, read_tree, typed
+from uae_jax.weights.checkpoint import InferenceSettings, LoadedUAE, OtherModelError, damage, typed
 
 DTYPES = ("bfloat16", "float32", "auto")
 
@@ -72,14 +73,14 @@ def load_run(workdir: str | Path, dtype: str, mesh: Mesh) -> LoadedUAE:
     built = build(config, model_sizes, processor, mesh)
   except (AttributeError, KeyError) as error:
     raise ValueError(f"{workdir}/config.json is not the config of a run of uae-jax: {error}") from error
-  checkpoints = workdir / "checkpoints"
-  finished = [step for folder in reversed(folders) for step in finished_steps(legacy.stage_folder(checkpoints, folder))]
+  folder_of = functools.partial(legacy.stage_folder, workdir / "checkpoints")
+  finished = [step for folder in reversed(folders) for step in finished_steps(folder_of(folder))]
   if not finished:
     raise ValueError(
       f"{workdir}: no stage of this run is finished (checkpoints/<stage>/<step>/params): "
       f"run uae-jax train --workdir={workdir} to its end first"
     )
-  if finished[0].parent.parent.name != legacy.stage_folder(checkpoints, folders[-1]).name:
+  if finished[0].parent.parent.name != folder_of(folders[-1]).name:
     warnings.warn(
       f"{workdir}: the run is not finished; using what {finished[0].parent.parent.name} left, before {folders[-1]}",
       stacklevel=3,
@@ -141,7 +142,7 @@ def read_params(candidates: list[Path], abstract: Mapping) -> dict:
   errors = []
   for path in candidates:
     try:
-      params = read_tree(path, abstract)
+      params = checkpoints.read_params(path, abstract)
     except OtherModelError:
       raise
     except Exception as error:  # Orbax raises many exceptions for a damaged checkpoint; all are handled alike.

@@ -1,19 +1,52 @@
-"""The folder of a run: writes its config, and refuses to resume a run with another config."""
+"""The folder of a run: its config, what may change in it when the run is resumed, and a record of these changes."""
 
+from collections.abc import Mapping
+import datetime
+from fnmatch import fnmatchcase
 import json
 from pathlib import Path
+import shutil
+from typing import Any
+
+from absl import logging
 
 from uae_jax.files import write_whole
-from uae_jax.options import Experiment
+from uae_jax.metrics_file import METRICS_FILE
+from uae_jax.options import FRESH, STAGES, Experiment
+from uae_jax.plain import from_plain
 from uae_jax.plain import to_plain as plain_value
+from uae_jax.training.lock import LOCK_FILE
 from uae_jax.weights import legacy
 
-CONFIG_FILE = "config.json"
-# Fields that may change when a run is resumed: they affect where it runs and what it writes, not what it computes.
+CONFIG_FILE, CHANGES_FILE = "config.json", "config_changes.jsonl"
+# Files that the next start makes from the config, if nothing is saved yet.
+MADE_FROM_CONFIG = ("processor", "model.json", "data.json", "starts.jsonl", METRICS_FILE, CHANGES_FILE)
+
+# Fields that may change when a run is resumed: where it runs, what it writes and measures, how long, and what helps if
+# it fails. `docs/checkpoints.md` lists them for users.
 FREE_FIELDS = (
-  *("mesh", "checkpoints", "profile", "tensorboard"),
-  *("metric_writers", "watchdog_seconds", "libtpu_init_args"),
+  "mesh.*",
+  "checkpoints.*",
+  "profile.*",
+  "tensorboard",
+  "metric_writers",
+  "watchdog_seconds",
+  "xla_flags",
+  "libtpu_init_args",
+  "max_skipped_in_a_row",
+  "data.max_bad_fraction",
+  "evaluation.*",
+  "*.total_steps",
+  "*.target_loss",
+  "*.log_every_steps",
+  "*.save_every_steps",
+  "*.optimizer.learning_rate",
+  "*.optimizer.clip_norm",
+  "*.optimizer.spike_factor",
+  "*.http_reward.*",
 )
+# Paths, which may be moved; a path that appears, vanishes or gives way to random numbers is another run.
+MOVABLE_PATHS = ("processor", "init.*", "embedders.*", "data.source", "data.data_dir")
 
 
 def to_plain(config: Experiment) -> dict:
@@ -21,61 +54,162 @@ def to_plain(config: Experiment) -> dict:
   return {"config_version": legacy.CONFIG_VERSION} | plain_value(config)
 
 
-def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-  """Lists "config.field: old -> new" for every field in which two configs differ."""
-  found = []
-  for name in sorted(set(old) | set(new)):
+def differences(old: Mapping, new: Mapping, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+  """Returns {dotted field: (old value, new value)} for every field in which two plain configs differ."""
+  found: dict[str, tuple[Any, Any]] = {}
+  for name in sorted({*old, *new}):
     before, after = old.get(name, "(absent)"), new.get(name, "(absent)")
-    if isinstance(before, dict) and isinstance(after, dict):
-      found += differences(before, after, f"{prefix}{name}.")
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+      found |= differences(before, after, f"{prefix}{name}.")
     elif before != after:
-      found.append(f"config.{prefix}{name}: {before!r} -> {after!r}")
+      found[prefix + name] = before, after
   return found
 
 
-def open_workdir(workdir: Path, config: Experiment) -> dict:
-  """Creates the folder of a new run, or checks that an existing one belongs to this run.
+def may_change(field: str, before: Any, after: Any, begun: set[str]) -> bool:
+  """Whether a field may change when a run is resumed.
 
-  `FREE_FIELDS` may differ, e.g. to resume a run on another mesh; `config.json` is then updated.
+  Args:
+    field: dotted field.
+    before: old value.
+    after: new value.
+    begun: stages with a saved step; the section of any other stage may change.
+  """
+  section = field.partition(".")[0]
+  if section in STAGES and section not in begun:
+    return True
+  if any(fnmatchcase(field, pattern) for pattern in MOVABLE_PATHS):
+    kinds = [str(value).partition(":")[0] if field == "data.source" else "" for value in (before, after)]
+    return not {before, after} & {"", FRESH, "(absent)"} and kinds[0] == kinds[1]
+  return any(fnmatchcase(field, pattern) for pattern in FREE_FIELDS)
+
+
+def saved_steps(workdir: Path) -> dict[str, int]:
+  """Returns {folder of a stage: newest saved step}, without stages that have none."""
+  steps: dict[str, int] = {}
+  for step in Path(workdir).glob("checkpoints/*/*"):
+    if step.name.isdigit():
+      steps[step.parent.name] = max(int(step.name), steps.get(step.parent.name, 0))
+  return steps
+
+
+def stage_of(folder: str) -> str:
+  """The stage of a folder `<stage>` or `<stage>_round<k>`."""
+  return folder.rpartition("_round")[0] or folder
+
+
+def check_workdir(workdir: Path, config: Experiment) -> dict[str, tuple[Any, Any]]:
+  """Checks that a run with this config may start or go on in a folder, without writing anything.
+
+  Returns:
+    Differences to the config of the run that is there; empty for a new run.
+
+  Raises:
+    ValueError: the folder contains something else, or a run of which a saved step forbids the change of a field.
+  """
+  workdir = Path(workdir)
+  if workdir.exists() and not workdir.is_dir():
+    raise ValueError(f"--workdir={workdir} is a file: expected a folder")
+  saved = saved_steps(workdir)
+  if not (workdir / CONFIG_FILE).exists():
+    if workdir.exists() and any(not is_ours(other) for other in workdir.iterdir()):
+      raise ValueError(
+        f"{workdir} is not empty and holds no {CONFIG_FILE}: it is not a run of uae-jax, choose another --workdir"
+      )
+    return {}
+  try:
+    old = read_config(workdir)
+  except ValueError:
+    if saved:
+      raise
+    return {"": ("(unreadable)", "")}  # The first start was cut short: nothing is lost.
+  plain = to_plain(config)
+  if saved:
+    legacy.refuse_old(old, workdir)
+  changed = differences(with_defaults(old), plain)
+  if not saved:
+    return changed
+  begun = {stage_of(folder) for folder in saved}
+  refused = [field for field, values in changed.items() if not may_change(field, *values, begun)]
+  if refused:
+    shown = [f"config.{field}: {changed[field][0]!r} -> {changed[field][1]!r}" for field in refused[:5]]
+    more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+    raise ValueError(
+      f"{workdir} holds a run with saved steps, in which these fields cannot change ({'; '.join(shown)}{more}): "
+      f"use the old values to resume it, or another --workdir with --config.init.checkpoint={workdir}"
+    )
+  for folder, step in saved.items():
+    total_steps = plain.get(stage_of(folder), {}).get("total_steps", step)
+    if total_steps < step:
+      field = f"config.{stage_of(folder)}.total_steps"
+      raise ValueError(f"{field} = {total_steps}, but {workdir} holds step {step} of {folder}: expected {step} or more")
+  return changed
+
+
+def with_defaults(plain: Mapping) -> Mapping:
+  """Adds the defaults of fields that did not exist yet when a config was written."""
+  try:
+    fields = {name: value for name, value in plain.items() if name != "config_version"}
+    return {"config_version": plain["config_version"]} | plain_value(from_plain(Experiment, fields, "config"))
+  except (ValueError, KeyError):
+    return plain
+
+
+def is_ours(file: Path) -> bool:
+  """Whether a file in a folder without config is what a start that was cut short leaves."""
+  return file.suffix in (".tmp", ".lock", ".gone") or file.name == LOCK_FILE
+
+
+def open_workdir(workdir: Path, config: Experiment) -> dict:
+  """Creates the folder of a new run, or records what changed in the config of the run that is there.
+
+  A run without a saved step begins again with the new config.
 
   Returns:
     The plain config.
 
   Raises:
-    ValueError: the folder contains something else, or a run with another config.
+    ValueError: see `check_workdir`.
   """
-  workdir = Path(workdir)
-  plain = to_plain(config)
-  file = workdir / CONFIG_FILE
-  if file.exists():
-    old = read_config(workdir)
-    legacy.refuse_old(old, workdir)
-    changed = differences(fixed(old), fixed(plain))
-    if changed:
-      raise ValueError(
-        f"{workdir} holds a run with another config ({'; '.join(changed[:5])}): "
-        "use the old values to resume it, or another --workdir"
-      )
-    if old != plain:
-      write_whole(file, json.dumps(plain, indent=2) + "\n")
-    return plain
-  # A run that was killed while writing its config leaves only a temporary file.
-  if workdir.exists() and any(other.suffix != ".tmp" for other in workdir.iterdir()):
-    raise ValueError(
-      f"{workdir} is not empty and holds no {CONFIG_FILE}: it is not a run of uae-jax, choose another --workdir"
-    )
+  workdir, plain = Path(workdir), to_plain(config)
+  changed = check_workdir(workdir, config)
   workdir.mkdir(parents=True, exist_ok=True)
-  write_whole(file, json.dumps(plain, indent=2) + "\n")
+  saved = saved_steps(workdir)
+  if changed and not saved:
+    for name in MADE_FROM_CONFIG:
+      path = workdir / name
+      shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+  elif changed:
+    record_changes(workdir, config, changed, saved)
+  if read_json(workdir / CONFIG_FILE) != plain:
+    write_whole(workdir / CONFIG_FILE, json.dumps(plain, indent=2) + "\n")
   return plain
 
 
-def fixed(plain: dict) -> dict:
-  """Returns the part of a plain config that must not change when a run is resumed."""
-  return {name: value for name, value in plain.items() if name not in FREE_FIELDS}
+def record_changes(workdir: Path, config: Experiment, changed: Mapping, saved: Mapping[str, int]) -> None:
+  """Appends the changes of a config to `config_changes.jsonl`, with the stage and step after which they hold."""
+  folders = [folder for folder, _ in config.runs if folder in saved]
+  folder = folders[-1] if folders else max(saved)
+  finished = {
+    stage_of(name) for name in saved if (workdir / "checkpoints" / name / str(saved[name]) / "params").exists()
+  }
+  for field, (before, after) in changed.items():
+    if field.partition(".")[0] in finished:
+      logging.warning("config.%s: %r -> %r does nothing, since this stage is finished", field, before, after)
+    else:
+      logging.info("config.%s: %r -> %r from step %d of %s", field, before, after, saved[folder], folder)
+  record = {
+    "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    "stage": folder,
+    "step": saved[folder],
+    "changes": {field: list(values) for field, values in changed.items()},
+  }
+  with (workdir / CHANGES_FILE).open("a", encoding="utf-8") as file:
+    file.write(json.dumps(record) + "\n")
 
 
 def read_config(workdir: Path) -> dict:
-  """Reads the plain config of a run.
+  """Reads the plain config of a run; if its file is damaged, the copy in the newest saved step.
 
   Raises:
     FileNotFoundError: the folder does not contain a run.
@@ -84,7 +218,21 @@ def read_config(workdir: Path) -> dict:
   file = Path(workdir) / CONFIG_FILE
   if not file.exists():
     raise FileNotFoundError(f"{workdir} holds no {CONFIG_FILE}: it is not the workdir of a run")
+  content = read_json(file)
+  if content is not None:
+    return content
+  for copy in sorted(file.parent.glob("checkpoints/*/*/config/metadata"), key=lambda path: -path.stat().st_mtime):
+    content = read_json(copy)
+    if content is not None:
+      logging.warning("%s is damaged: using the copy of %s", file, copy.parent.parent)
+      return content
+  raise ValueError(f"{file} is damaged: it is not a JSON object, and no saved step holds a copy")
+
+
+def read_json(file: Path) -> dict | None:
+  """Reads a JSON object; None if the file does not exist or contains anything else."""
   try:
-    return json.loads(file.read_text())
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{file} is damaged: {error}") from error
+    content = json.loads(file.read_bytes())
+  except (FileNotFoundError, ValueError, RecursionError):
+    return None
+  return content if isinstance(content, dict) else None

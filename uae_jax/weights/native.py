@@ -44,6 +44,17 @@ def save(target: Path, loaded: LoadedUAE) -> None:
   (target / EXTRAS).write_text(json.dumps(content, indent=2) + "\n")
 
 
+def config(source: Path) -> UAEConfig:
+  """Reads the architecture of a native checkpoint.
+
+  Raises:
+    ValueError: the checkpoint has another format.
+  """
+  file = source / EXTRAS
+  content = legacy.current_export(json.loads(file.read_text()), file)
+  return from_plain(UAEConfig, content["config"], f"{file}: config")
+
+
 def load(source: Path, dtype: str, mesh: Mesh) -> LoadedUAE:
   """Reads a native checkpoint.
 
