@@ -242,6 +242,18 @@ def test_a_server_that_refuses_every_group_ends_the_run(judge, policy, status):
   assert len(judge.requests) == 3, "none is repeated"
 
 
+@pytest.mark.parametrize("policy", ["drop", "zero"])
+@pytest.mark.parametrize("answer", [500, "no JSON", json.dumps({"rewards": [None, None]})])
+def test_batches_in_a_row_without_a_reward_end_the_run(judge, policy, answer):
+  reward = ExternalReward(ExternalRewardOptions(url=judge.url, retries=0, on_failure=policy, max_failed_in_a_row=3))
+  images = np.zeros((1, 4, 4, 3), np.uint8)
+  judge.script = [answer, answer, json.dumps({"rewards": [1, None]}), answer, answer, answer]
+  for _ in range(5):
+    reward([("a", "b")], images, np.zeros((1, 2, 4, 4, 3), np.uint8))
+  with pytest.raises(RewardError, match="2 of 2 rollouts have no external reward .* in 3 batches in a row"):
+    reward([("a", "b")], images, np.zeros((1, 2, 4, 4, 3), np.uint8))
+
+
 @pytest.mark.parametrize("answer", ["[" * 500_000, '{"rewards": ' * 100_000, '"' + "a" * (1 << 21)])
 def test_an_answer_that_is_too_deep_or_too_long_loses_its_group_alone(judge, answer):
   judge.script = [answer]

@@ -40,6 +40,7 @@ class ExternalRewardOptions(Options):
     on_failure: a rollout without a finite reward is left out of its group's statistics with advantage 0 ("drop"), gets
       reward 0 ("zero"), or ends the run ("fail"). A server that refuses every group of a batch ends the run under
       each of them.
+    max_failed_in_a_row: batches in a row without a single reward, for whatever reason, that end the run.
     sends_images: False sends captions only.
     token_variable: environment variable that holds a bearer token; "" for none.
   """
@@ -50,6 +51,7 @@ class ExternalRewardOptions(Options):
   backoff_seconds: float = option(0.5, at_least=0)
   max_concurrency: int = option(8, at_least=1)
   on_failure: str = option("drop", choices=ON_FAILURE)
+  max_failed_in_a_row: int = option(5, at_least=1)
   sends_images: bool = True
   token_variable: str = ""
 

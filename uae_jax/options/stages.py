@@ -252,6 +252,9 @@ class ReinforcementStage(Stage):
       raise ValueError(
         f"batch_size = {self.batch_size} is not divisible by num_minibatches * num_microbatches = {cuts} of updates"
       )
+    rollouts = self.batch_size * self.options.num_rollouts
+    if rollouts % self.options.decode_chunks:
+      raise ValueError(f"options.decode_chunks = {self.options.decode_chunks} does not divide {rollouts} rollouts")
     if EXTERNAL in self.options.reward_names and not self.http_reward.url:
       raise ValueError(
         "http_reward.url is empty: 'http' in options.reward_weights needs the address of a reward server"

@@ -58,6 +58,7 @@ class ExternalReward:
     if not options.url:
       raise ValueError("http_reward.url is empty: 'http' in reward_weights needs the address of the external reward")
     self.options = options
+    self._failed_in_a_row = 0
     token = ""
     if options.token_variable:
       token = http_client.read_token("http_reward.token_variable", options.token_variable, is_required=True)
@@ -75,7 +76,8 @@ class ExternalReward:
       float32[prompts, rollouts]; NaN where the request failed under on_failure = "drop".
 
     Raises:
-      RewardError: a request failed under on_failure = "fail", or the server refused every group.
+      RewardError: a request failed under on_failure = "fail", the server refused every group, or no group of the last
+        `max_failed_in_a_row` batches got a reward.
     """
     with concurrent.futures.ThreadPoolExecutor(self.options.max_concurrency) as pool:
       groups = list(pool.map(self._group, captions, originals, generated))
@@ -87,12 +89,15 @@ class ExternalReward:
         "the server refuses the requests: check the address and http_reward.token_variable"
       )
     problems = [group.problem for group in groups if group.problem]
+    self._failed_in_a_row = 0 if np.isfinite(rewards).any() else self._failed_in_a_row + 1
     if problems:
       num_failed = int(np.sum(~np.isfinite(rewards)))
       line = f"http_reward.url = {self.options.url}: {num_failed} of {rewards.size} rollouts have no external reward "
       line += f"({problems[0]})"
       if self.options.on_failure == "fail":
         raise RewardError(line)
+      if self._failed_in_a_row >= self.options.max_failed_in_a_row:
+        raise RewardError(f"{line}, in {self._failed_in_a_row} batches in a row: check the server, then resume")
       logging.warning("%s", line)
     if self.options.on_failure == "zero":
       rewards = np.where(np.isfinite(rewards), rewards, np.float32(0))

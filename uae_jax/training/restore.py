@@ -134,7 +134,7 @@ def finished_steps(stage: Path) -> list[Path]:
 def read_params(candidates: list[Path], abstract: Mapping) -> dict:
   """Reads the UAE's parameters from the first readable candidate, sharded like `abstract`.
 
-  A damaged candidate is reported in a warning, and the next one is tried.
+  A warning names damaged candidates before it, and the one that is used instead.
 
   Raises:
     ValueError: no candidate can be read, or one has a model of other sizes.
@@ -147,7 +147,8 @@ def read_params(candidates: list[Path], abstract: Mapping) -> dict:
       raise
     except Exception as error:  # Orbax raises many exceptions for a damaged checkpoint; all are handled alike.
       errors.append(f"{path} ({damage(error)})")
-      warnings.warn(f"checkpoint cannot be read, trying the one before: {errors[-1]}", stacklevel=4)
       continue
+    if errors:
+      warnings.warn(f"{'; '.join(errors)} cannot be read: using {path.parent} instead", stacklevel=4)
     return {net: params[net] for net in NETS}
   raise ValueError(f"no finished checkpoint can be read: {'; '.join(errors)}")
