@@ -102,7 +102,8 @@ def one_line_messages(command: str) -> Iterator[None]:
   handler.setFormatter(_OneLine(command))
   hooks = warnings.formatwarning, sys.unraisablehook, threading.excepthook
   warnings.formatwarning = lambda message, *_, **__: f"uae-jax {command}: warning: {' '.join(str(message).split())}\n"
-  sys.unraisablehook = threading.excepthook = lambda *_: None
+  sys.unraisablehook = lambda _: None
+  threading.excepthook = lambda _: None
   # Libraries add no handler of their own where the root logger has one.
   logging.getLogger().addHandler(handler)
   try:

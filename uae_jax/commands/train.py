@@ -147,6 +147,9 @@ def run_stages(
     built: networks of these sizes.
     record: () -> None; process 0 calls it when training starts or resumes.
     check_lock: () -> None; raises if the workdir has another owner by now; called before every save.
+
+  Returns:
+    Whether all stages are finished.
   """
   import jax
 
