@@ -2,12 +2,13 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from tests.properties import finished_run
 from uae_jax import sharding
 from uae_jax.commands.train import train
-from uae_jax.options import Experiment, new_config, read_config
+from uae_jax.options import Experiment, MeshOptions, new_config, read_config
 from uae_jax.training import rehearsal
 
 LAST = "understanding_for_generation"
@@ -21,7 +22,7 @@ def config() -> Experiment:
 @pytest.fixture(scope="module")
 def built(config):
   small = dataclasses.replace(config, stages=("vae",), evaluation=dataclasses.replace(config.evaluation, num_images=0))
-  return rehearsal.rehearse(small, sharding.make_mesh())[1]
+  return rehearsal.rehearse(small, sharding.make_mesh(devices=jax.devices()[:1]))[1]
 
 
 def changed(config: Experiment, **fields) -> Experiment:
@@ -45,8 +46,7 @@ def test_a_pattern_of_muon_is_checked(config, built, muon, message):
     rehearsal.check_stage(changed(config, trainable="^decoder/", optimizer=optimizer), LAST, built)
 
 
-def test_data_and_paths_are_looked_up(config, built):
-  many = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, num_images=10**9))
+def test_data_and_paths_are_looked_up(config, built, monkeypatch):
   for wrong, message in (
     (dataclasses.replace(config, embedders={"clip": "/nowhere"}), r"config\.embedders\.clip = '/nowhere': no such"),
     (
@@ -56,13 +56,30 @@ def test_data_and_paths_are_looked_up(config, built):
   ):
     with pytest.raises(ValueError, match=message):
       rehearsal.check_paths(wrong)
-  with pytest.raises(ValueError, match=r"config\.evaluation\.num_images = 1000000000"):
-    rehearsal.check_data(many, built.processor)
+  rehearsal.check_batches(config, built.processor)
+  open_source = rehearsal.open_source
+  monkeypatch.setattr(
+    rehearsal, "open_source", lambda data, split: open_source(data, split) if split == "train" else [1]
+  )
+  with pytest.raises(ValueError, match=r"config\.evaluation\.num_images = 4, but split held_out of .* has 1 records"):
+    rehearsal.check_batches(config, built.processor)
+  monkeypatch.setattr(rehearsal, "open_source", lambda data, split: [])
+  with pytest.raises(ValueError, match=r"config\.data\.source = 'scenes': no records"):
+    rehearsal.check_batches(config, built.processor)
 
 
 def test_a_mistake_leaves_no_workdir(config, tmp_path):
   with pytest.raises(ValueError, match="no such file or folder"):
-    train(dataclasses.replace(config, embedders={**config.embedders, "dinov2": "/nowhere"}), tmp_path / "run")
+    train(
+      dataclasses.replace(
+        config,
+        stages=("vae",),
+        vae=dataclasses.replace(config.vae, batch_size=8),
+        mesh=MeshOptions(data=4, fsdp=2),  # The test process has 8 virtual devices.
+        embedders={**config.embedders, "dinov2": "/nowhere"},
+      ),
+      tmp_path / "run",
+    )
   assert not (tmp_path / "run").exists()
 
 

@@ -159,14 +159,20 @@ def make_sweep(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str
 def refuse_another(workdir: Path, config) -> None:
   """Refuses a workdir that holds a run of another config; `config` is an `Experiment`.
 
+  More is refused than when a run is resumed: a finished run would be taken for one with the new config.
+
   Raises:
     ValueError: it does.
   """
-  from uae_jax.training.workdir import CONFIG_FILE, differences, fixed, read_config, to_plain
+  from uae_jax.training.workdir import CONFIG_FILE, INERT_FIELDS, differences, is_any, read_config, to_plain
 
   if not (workdir / CONFIG_FILE).exists():
     return
-  if changed := differences(fixed(read_config(workdir)), fixed(to_plain(config))):
+  found = differences(read_config(workdir), to_plain(config))
+  changed = [
+    f"config.{field}: {old!r} -> {new!r}" for field, (old, new) in found.items() if not is_any(field, INERT_FIELDS)
+  ]
+  if changed:
     raise ValueError(
       f"{workdir} holds a run with another config ({'; '.join(changed[:5])}): "
       "use the old values to go on, or another --workdir"

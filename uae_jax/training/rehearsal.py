@@ -34,7 +34,7 @@ def rehearse(config: Experiment, mesh: Mesh) -> tuple[Sizes, Built]:
   with tempfile.TemporaryDirectory() as folder:
     sizes, processor = initial.read_sizes(config, Path(folder) / "processor")
     built = build(config, sizes, processor, mesh)
-  check_data(config, processor)
+  check_batches(config, processor)
   for name in config.stages:
     check_stage(config, name, built)
   return sizes, built
@@ -53,7 +53,7 @@ def check_paths(config: Experiment) -> None:
     initial.find_checkpoint(config.init.checkpoint)
 
 
-def check_data(config: Experiment, processor) -> None:
+def check_batches(config: Experiment, processor) -> None:
   """Reads a batch of two records per kind of captions, and counts the held-out records.
 
   Raises:
@@ -86,12 +86,12 @@ def check_stage(config: Experiment, name: str, built: Built) -> None:
     if stage.extra_params is not None:
       extra_params = stage.extra_params
       params = params | jax.eval_shape(lambda key: extra_params(built, key), key)
-    has_old = False
+    phases = None
     if stage.make_phases is None:
       supervised_step(config, name, built, optimizer)
     else:
-      has_old = make_phases(config, name, built, optimizer).old_policy is not None
-    jax.eval_shape(make_init(section, built, optimizer, has_old=has_old), params, key)
+      phases = make_phases(config, name, built, optimizer)
+    jax.eval_shape(make_init(section, built, optimizer, phases), params, key)
   except ValueError as error:
     message = str(error)
     raise ValueError(message if message.startswith("config.") else f"config.{name}: {message}") from error

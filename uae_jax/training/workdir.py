@@ -22,17 +22,21 @@ CONFIG_FILE, CHANGES_FILE = "config.json", "config_changes.jsonl"
 # Files that the next start makes from the config, if nothing is saved yet.
 MADE_FROM_CONFIG = ("processor", "model.json", "data.json", "starts.jsonl", METRICS_FILE, CHANGES_FILE)
 
-# Fields that may change when a run is resumed: where it runs, what it writes and measures, how long, and what helps if
-# it fails. `docs/checkpoints.md` lists them for users.
-FREE_FIELDS = (
+# Fields without an effect on what a run computes.
+INERT_FIELDS = (
   "mesh.*",
   "checkpoints.*",
   "profile.*",
   "tensorboard",
   "metric_writers",
   "watchdog_seconds",
-  "xla_flags",
   "libtpu_init_args",
+)
+# Fields that may change when a run is resumed: also those that say how long it goes on and what it measures, and those
+# that help if it fails. `docs/checkpoints.md` lists them for users.
+FREE_FIELDS = (
+  *INERT_FIELDS,
+  "xla_flags",
   "max_skipped_in_a_row",
   "data.max_bad_fraction",
   "evaluation.*",
@@ -78,10 +82,15 @@ def may_change(field: str, before: Any, after: Any, begun: set[str]) -> bool:
   section = field.partition(".")[0]
   if section in STAGES and section not in begun:
     return True
-  if any(fnmatchcase(field, pattern) for pattern in MOVABLE_PATHS):
+  if is_any(field, MOVABLE_PATHS):
     kinds = [str(value).partition(":")[0] if field == "data.source" else "" for value in (before, after)]
     return not {before, after} & {"", FRESH, "(absent)"} and kinds[0] == kinds[1]
-  return any(fnmatchcase(field, pattern) for pattern in FREE_FIELDS)
+  return is_any(field, FREE_FIELDS)
+
+
+def is_any(field: str, patterns: tuple[str, ...]) -> bool:
+  """Whether a dotted field matches one of the patterns."""
+  return any(fnmatchcase(field, pattern) for pattern in patterns)
 
 
 def saved_steps(workdir: Path) -> dict[str, int]:
