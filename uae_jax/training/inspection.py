@@ -36,8 +36,9 @@ def _inspect(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def inspect(tree: Any) -> tuple[dict[str, int], bool]:
   """Returns ({path of a leaf: checksum}, whether all numbers are finite); every process must call it."""
-  # One program per shape and dtype, which master weights, moments and averages share.
-  found = jax.device_get({jax.tree_util.keystr(path): _inspect(x) for path, x in jax.tree.leaves_with_path(tree)})
+  # One program per shape and dtype, which master weights, moments and averages share; one in flight at a time, because
+  # XLA's CPU backend can deadlock over the reductions of several.
+  found = {jax.tree_util.keystr(path): jax.device_get(_inspect(x)) for path, x in jax.tree.leaves_with_path(tree)}
   checksums = {path: int(checksum) for path, (checksum, _) in found.items()}
   return checksums, all(bool(is_finite) for _, is_finite in found.values())
 
