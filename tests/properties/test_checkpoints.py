@@ -2,6 +2,7 @@
 
 import re
 import resource
+import time
 
 import jax
 import jax.numpy as jnp
@@ -221,6 +222,14 @@ def test_impossible_settings_name_their_field(wrong, message):
     read_config(config)
 
 
+def wait_until_still(folder):
+  """Waits until nothing in a folder has changed for a second."""
+  before, now = None, sorted(folder.rglob("*"))
+  while before != now:
+    time.sleep(1.0)
+    before, now = now, sorted(folder.rglob("*"))
+
+
 @pytest.mark.parametrize("kind", ["state", "final"])
 def test_a_disk_that_takes_no_more_is_one_error_and_loses_nothing(tmp_path, kind):
   """A file size limit simulates a full disk: all writing code, native included, gets the corresponding errors."""
@@ -242,7 +251,8 @@ def test_a_disk_that_takes_no_more_is_one_error_and_loses_nothing(tmp_path, kind
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   # The message that the command prints.
   assert command_line.one_line(caught.value) == str(caught.value)
-  # The same command succeeds once there is space.
+  # The same command succeeds once there is space. Its process has no threads that still write the failed save.
+  wait_until_still(tmp_path)
   again = Checkpoints(tmp_path)
   state, data = again.restore(fresh_state())
   assert data == {"position": 2}
