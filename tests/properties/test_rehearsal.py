@@ -25,6 +25,15 @@ def built(config):
   return rehearsal.rehearse(small, sharding.make_mesh(devices=jax.devices()[:1]))[1]
 
 
+def test_a_run_without_embedders_has_first_parameters(config):
+  alone = dataclasses.replace(
+    config, stages=("pretrain",), embedders={}, evaluation=dataclasses.replace(config.evaluation, num_images=0)
+  )
+  _, built = rehearsal.rehearse(alone, sharding.make_mesh(devices=jax.devices()[:1]))
+  made = jax.eval_shape(built.init, jax.random.key(0))
+  assert jax.tree.structure(made) == jax.tree.structure(built.abstract_params)
+
+
 def changed(config: Experiment, **fields) -> Experiment:
   return dataclasses.replace(config, **{LAST: dataclasses.replace(config.section(LAST), **fields)})
 

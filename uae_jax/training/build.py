@@ -84,7 +84,9 @@ def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
     params = fresh(lambda rngs: UAE(sizes.uae, rngs=rngs), keys[0])
     names = sorted(sizes.embedders)
     nets = {n: fresh(sizes.embedders[n].build, k) for n, k in zip(names, keys[1:], strict=True)}
-    return jax.tree.map(lambda x, want: x.astype(want.dtype), {**params, "embedders": nets}, abstract)
+    if nets:  # `abstract` has no empty branches.
+      params = params | {"embedders": nets}
+    return jax.tree.map(lambda x, want: x.astype(want.dtype), params, abstract)
 
   model, make_text_tower = find(config.model), None
   if model.text_tower is not None:
