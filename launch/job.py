@@ -121,9 +121,21 @@ def checked_slice(text: str) -> slices.Slice:
 
 
 def count(text: str) -> int:
-  if not text.isdecimal() or int(text) < 1:
-    raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1")
+  """A number from 1."""
+  return natural(text, 1)
+
+
+def natural(text: str, lowest: int = 0) -> int:
+  """A number from 0."""
+  if re.fullmatch(r"\d{1,9}", text, re.ASCII) is None or int(text) < lowest:
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {lowest}")
   return int(text)
+
+
+def seconds(text: str) -> float:
+  if re.fullmatch(r"\d{1,9}(\.\d+)?", text, re.ASCII) is None:
+    raise argparse.ArgumentTypeError(f"{text!r}: expected seconds, such as 30 or 0.5")
+  return float(text)
 
 
 def variable(text: str) -> tuple[str, str | None]:
@@ -212,7 +224,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 
 def add_container(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--image", type=image, required=True, help="see: python -m launch.image")
-  parser.add_argument("--max-restarts", type=int, default=20, help="after failures")
+  parser.add_argument("--max-restarts", type=natural, default=20, help="after failures")
   parser.add_argument(
     "--grace-seconds", type=count, default=GRACE_SECONDS, help="from SIGTERM to SIGKILL; the run saves"
   )

@@ -76,7 +76,9 @@ def parser() -> argparse.ArgumentParser:
     jobs.add_capacity(command)
     jobs.add_training(command)
     jobs.add_bucket(command)
-    command.add_argument("--max-restarts", type=int, default=20, help="after failures; preemptions do not count")
+    command.add_argument(
+      "--max-restarts", type=jobs.natural, default=20, help="after failures; preemptions do not count"
+    )
   commands.add_parser("cancel", help="end the job and delete its slice", parents=[common])
   return top
 

@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
   common.add_argument("--queued", action="store_true", help="the slices are nodes of a queued resource of this name")
   common.add_argument("--batch-size", type=jobs.count, help="workers per ssh batch (default: all); needs gcloud alpha")
   common.add_argument("--internal-ip", action="store_true", help="the workers have internal addresses only")
-  common.add_argument("--backoff-seconds", type=float, default=30.0, help="wait before the first retry; doubles")
+  common.add_argument("--backoff-seconds", type=jobs.seconds, default=30.0, help="wait before the first retry; doubles")
 
   jobs.add_capacity(creation)
   creation.add_argument("--runtime-version", type=jobs.resource, help="default: depends on the generation")
@@ -47,9 +47,9 @@ def parser() -> argparse.ArgumentParser:
     "--repository", type=jobs.repository, help="URL to clone on the workers; default: copy the local repository"
   )
 
-  patience.add_argument("--poll-seconds", type=float, default=60.0)
+  patience.add_argument("--poll-seconds", type=jobs.seconds, default=60.0)
   patience.add_argument(
-    "--max-retries", type=int, default=10, help="consecutive retries of passing errors: stock-outs, ssh"
+    "--max-retries", type=jobs.natural, default=10, help="consecutive retries of passing errors: stock-outs, ssh"
   )
 
   top = Parser(prog="tpu_vm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,7 +67,9 @@ def parser() -> argparse.ArgumentParser:
     )
 
   jobs.add_training(training)
-  add("create", "create slices, or queue for them", creation).add_argument("--max-retries", type=int, default=0)
+  add("create", "create slices, or queue for them", creation).add_argument(
+    "--max-retries", type=jobs.natural, default=0
+  )
   jobs.add_bucket(add("setup", "install code and packages on every worker", code))
   jobs.add_bucket(add("start", "start `uae-jax train` on every worker; its flags may follow --", training))
   tail = add("tail", "show the log of a worker")
@@ -78,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
   add("status", "state of the slices and of the run on every worker")
   resumer = add("resume", "bring the slices up, recreating them, and start", creation, code, training, patience)
   watcher = add("watch", "resume whenever preempted, until finished", creation, code, training, patience)
-  watcher.add_argument("--max-restarts", type=int, default=20)
+  watcher.add_argument("--max-restarts", type=jobs.natural, default=20)
   watcher.add_argument("--delete", action="store_true", help="delete the slices once training has finished")
   for command in (resumer, watcher):
     jobs.add_bucket(command)
