@@ -279,7 +279,13 @@ def refuse_literal_secrets(job: Job) -> None:
     )
 
 
-def main(program: str, execute: Callable[[], object], on_interrupt: str) -> int:
+def no_kubernetes(job: Job) -> str | None:
+  """What is wrong with the secrets of a job that does not read those of Kubernetes."""
+  reference = next((reference for _, reference in job.secrets if reference.startswith("k8s:")), None)
+  return reference and f"--secret: {reference} is for launch.jobset; here give projects/PROJECT/secrets/SECRET"
+
+
+def reported(program: str, execute: Callable[[], object], on_interrupt: str) -> int:
   """Runs a command and returns its exit code: 0, 1 after an error in one line, 130 when interrupted."""
   try:
     execute()
@@ -290,3 +296,25 @@ def main(program: str, execute: Callable[[], object], on_interrupt: str) -> int:
     print(f"{program}: interrupted; {on_interrupt}", file=sys.stderr)
     return 130
   return 0
+
+
+def main(
+  parser: argparse.ArgumentParser,
+  argv: Sequence[str] | None,
+  check: Callable[[argparse.Namespace, Job], str | None],
+  execute: Callable[[argparse.Namespace, Job], None],
+  on_interrupt: str,
+) -> int:
+  """The command line of an engine.
+
+  Args:
+    parser: its commands and flags.
+    argv: arguments; None: of this process.
+    check: what is wrong with the flags, found before anything runs; None if nothing is.
+    execute: runs the command.
+    on_interrupt: what may be left when the user interrupts.
+  """
+  args, job = parse(parser, sys.argv[1:] if argv is None else argv)
+  if problem := check(args, job):
+    parser.error(problem)
+  return reported(parser.prog, lambda: execute(args, job), on_interrupt)

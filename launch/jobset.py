@@ -247,12 +247,10 @@ def parser() -> argparse.ArgumentParser:
   return top
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Job]:
-  top = parser()
-  args, job = jobs.parse(top, argv)
+def check(args: argparse.Namespace, job: Job) -> str | None:
   if job.slice and len(longest := f"{job.name}-slice-{job.num_slices - 1}-{job.shape.num_hosts - 1}-abcde") > 63:
-    top.error(f"{job.name}: too long a name, because its pods are called {longest}, and 63 characters are the most")
-  return args, job
+    return f"{job.name}: too long a name, because its pods are called {longest}, and 63 characters are the most"
+  return None
 
 
 def execute(args: argparse.Namespace, job: Job) -> None:
@@ -280,8 +278,7 @@ def execute(args: argparse.Namespace, job: Job) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  args, job = parse(sys.argv[1:] if argv is None else argv)
-  return jobs.main("jobset", lambda: execute(args, job), "see status for what runs")
+  return jobs.main(parser(), argv, check, execute, "see status for what runs")
 
 
 if __name__ == "__main__":

@@ -90,23 +90,22 @@ def parser() -> argparse.ArgumentParser:
   return top
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Job]:
-  top = parser()
-  args, job = jobs.parse(top, argv)
-  args.queued = args.queued or job.num_slices > 1 or job.flex_start
+def is_queued(args: argparse.Namespace, job: Job) -> bool:
+  return args.queued or job.num_slices > 1 or job.flex_start
+
+
+def check(args: argparse.Namespace, job: Job) -> str | None:
   if job.slice and job.slice.generation.runtime is None:
-    top.error(f"Cloud TPU VMs do not come as {job.slice.generation.name}; GKE has it: python -m launch.jobset")
+    return f"Cloud TPU VMs do not come as {job.slice.generation.name}; GKE has it: python -m launch.jobset"
   if job.flex_start and not job.max_run_duration:
-    top.error("--flex-start needs --max-run-duration")
-  if getattr(args, "valid_until_duration", None) and not args.queued:
-    top.error("--valid-until-duration is for --queued")
-  if reference := next((ref for _, ref in job.secrets if ref.startswith("k8s:")), None):
-    top.error(f"--secret: {reference} is a secret of Kubernetes; a TPU VM reads projects/PROJECT/secrets/SECRET")
-  return args, job
+    return "--flex-start needs --max-run-duration"
+  if getattr(args, "valid_until_duration", None) and not is_queued(args, job):
+    return "--valid-until-duration is for --queued"
+  return jobs.no_kubernetes(job)
 
 
 def execute(args: argparse.Namespace, job: Job) -> None:
-  target = TpuSlice(job, args.queued, args.dry_run, args.backoff_seconds, args.batch_size, args.internal_ip)
+  target = TpuSlice(job, is_queued(args, job), args.dry_run, args.backoff_seconds, args.batch_size, args.internal_ip)
   if args.command in ("resume", "watch") and not any(BUCKET_FOLDER in word for word in job.train):
     print(f"note: only what is under {BUCKET_FOLDER} outlives the slice, put --workdir there", file=sys.stderr)
   if args.command == "create":
@@ -132,8 +131,7 @@ def execute(args: argparse.Namespace, job: Job) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  args, job = parse(sys.argv[1:] if argv is None else argv)
-  return jobs.main("tpu_vm", lambda: execute(args, job), "what was created keeps running and is being billed")
+  return jobs.main(parser(), argv, check, execute, "what was created keeps running and is being billed")
 
 
 if __name__ == "__main__":

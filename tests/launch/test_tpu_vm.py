@@ -472,7 +472,7 @@ def test_without_gcloud_the_error_says_so(monkeypatch, tmp_path, capsys):
     ("setup", ["--bucket=--key-file=x"], "expected the name of a bucket"),
     ("setup", ["--bucket=gs://b"], "without gs://"),
     ("tail", ["--worker=0;id"], "expected a number or all"),
-    ("start", ["--secret=A=k8s:b/c", *TRAIN], "a TPU VM reads projects/PROJECT/secrets/SECRET"),
+    ("start", ["--secret=A=k8s:b/c", *TRAIN], "is for launch.jobset"),
   ],
 )
 def test_wrong_options_are_one_line(cloud, capsys, command, flags, message):
