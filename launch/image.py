@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = top.parse_args(argv)
   push = lambda args: run("push", ["docker", "push", args.image], is_dry=args.dry_run)  # noqa: E731
   execute = {"build": build, "push": push, "lock": lock}[args.command]
-  return jobs.main("image", lambda: execute(args), "nothing runs")
+  return jobs.reported("image", lambda: execute(args), "nothing runs")
 
 
 if __name__ == "__main__":

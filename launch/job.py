@@ -121,9 +121,21 @@ def checked_slice(text: str) -> slices.Slice:
 
 
 def count(text: str) -> int:
-  if not text.isdecimal() or int(text) < 1:
-    raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1")
+  """A number from 1."""
+  return natural(text, 1)
+
+
+def natural(text: str, lowest: int = 0) -> int:
+  """A number from 0."""
+  if re.fullmatch(r"\d{1,9}", text, re.ASCII) is None or int(text) < lowest:
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {lowest}")
   return int(text)
+
+
+def seconds(text: str) -> float:
+  if re.fullmatch(r"\d{1,9}(\.\d+)?", text, re.ASCII) is None:
+    raise argparse.ArgumentTypeError(f"{text!r}: expected seconds, such as 30 or 0.5")
+  return float(text)
 
 
 def variable(text: str) -> tuple[str, str | None]:
@@ -212,7 +224,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 
 def add_container(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--image", type=image, required=True, help="see: python -m launch.image")
-  parser.add_argument("--max-restarts", type=int, default=20, help="after failures")
+  parser.add_argument("--max-restarts", type=natural, default=20, help="after failures")
   parser.add_argument(
     "--grace-seconds", type=count, default=GRACE_SECONDS, help="from SIGTERM to SIGKILL; the run saves"
   )
@@ -267,7 +279,13 @@ def refuse_literal_secrets(job: Job) -> None:
     )
 
 
-def main(program: str, execute: Callable[[], object], on_interrupt: str) -> int:
+def no_kubernetes(job: Job) -> str | None:
+  """What is wrong with the secrets of a job that does not read those of Kubernetes."""
+  reference = next((reference for _, reference in job.secrets if reference.startswith("k8s:")), None)
+  return reference and f"--secret: {reference} is for launch.jobset; here give projects/PROJECT/secrets/SECRET"
+
+
+def reported(program: str, execute: Callable[[], object], on_interrupt: str) -> int:
   """Runs a command and returns its exit code: 0, 1 after an error in one line, 130 when interrupted."""
   try:
     execute()
@@ -278,3 +296,25 @@ def main(program: str, execute: Callable[[], object], on_interrupt: str) -> int:
     print(f"{program}: interrupted; {on_interrupt}", file=sys.stderr)
     return 130
   return 0
+
+
+def main(
+  parser: argparse.ArgumentParser,
+  argv: Sequence[str] | None,
+  check: Callable[[argparse.Namespace, Job], str | None],
+  execute: Callable[[argparse.Namespace, Job], None],
+  on_interrupt: str,
+) -> int:
+  """The command line of an engine.
+
+  Args:
+    parser: its commands and flags.
+    argv: arguments; None: of this process.
+    check: what is wrong with the flags, found before anything runs; None if nothing is.
+    execute: runs the command.
+    on_interrupt: what may be left when the user interrupts.
+  """
+  args, job = parse(parser, sys.argv[1:] if argv is None else argv)
+  if problem := check(args, job):
+    parser.error(problem)
+  return reported(parser.prog, lambda: execute(args, job), on_interrupt)

@@ -220,7 +220,7 @@ def parser() -> argparse.ArgumentParser:
   common, kind, container = (Parser(add_help=False) for _ in range(3))
   jobs.add_place(common)
   common.add_argument("--namespace", type=jobs.name, default="default")
-  common.add_argument("--backoff-seconds", type=float, default=10.0, help="wait before the first retry; doubles")
+  common.add_argument("--backoff-seconds", type=jobs.seconds, default=10.0, help="wait before the first retry; doubles")
   jobs.add_capacity(kind)
   jobs.add_training(container)
   jobs.add_bucket(container)
@@ -229,7 +229,7 @@ def parser() -> argparse.ArgumentParser:
   container.add_argument("--priority-class", type=jobs.name, help="of Kueue's workload")
   container.add_argument("--service-account", type=jobs.name, help="of Kubernetes; needs access to the bucket")
   container.add_argument(
-    "--user", type=int, metavar="UID", help=f"user of the process; default: the image's, {USER_ID}"
+    "--user", type=jobs.natural, metavar="UID", help=f"user of the process; default: the image's, {USER_ID}"
   )
   top = Parser(prog="jobset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   commands = top.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
@@ -247,12 +247,10 @@ def parser() -> argparse.ArgumentParser:
   return top
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Job]:
-  top = parser()
-  args, job = jobs.parse(top, argv)
+def check(args: argparse.Namespace, job: Job) -> str | None:
   if job.slice and len(longest := f"{job.name}-slice-{job.num_slices - 1}-{job.shape.num_hosts - 1}-abcde") > 63:
-    top.error(f"{job.name}: too long a name, because its pods are called {longest}, and 63 characters are the most")
-  return args, job
+    return f"{job.name}: too long a name, because its pods are called {longest}, and 63 characters are the most"
+  return None
 
 
 def execute(args: argparse.Namespace, job: Job) -> None:
@@ -280,8 +278,7 @@ def execute(args: argparse.Namespace, job: Job) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  args, job = parse(sys.argv[1:] if argv is None else argv)
-  return jobs.main("jobset", lambda: execute(args, job), "see status for what runs")
+  return jobs.main(parser(), argv, check, execute, "see status for what runs")
 
 
 if __name__ == "__main__":

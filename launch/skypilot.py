@@ -76,23 +76,19 @@ def parser() -> argparse.ArgumentParser:
     jobs.add_capacity(command)
     jobs.add_training(command)
     jobs.add_bucket(command)
-    command.add_argument("--max-restarts", type=int, default=20, help="after failures; preemptions do not count")
+    command.add_argument("--max-restarts", type=jobs.natural, default=20, help="after failures")
   commands.add_parser("cancel", help="end the job and delete its slice", parents=[common])
   return top
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Job]:
-  top = parser()
-  args, job = jobs.parse(top, argv)
+def check(args: argparse.Namespace, job: Job) -> str | None:
   if job.num_slices > 1:
-    top.error("SkyPilot does not connect several slices: take launch.jobset, launch.xpk or launch.tpu_vm --slices")
+    return "SkyPilot does not connect several slices: take launch.jobset, launch.xpk or launch.tpu_vm --slices"
   if job.flex_start or job.reservation:
-    top.error("SkyPilot takes capacity on demand or --spot")
+    return "SkyPilot takes capacity on demand or --spot"
   if job.slice and (job.slice.generation.runtime is None or not job.slice.is_default_shape):
-    top.error(f"SkyPilot has no Cloud TPU VM {job.slice}")
-  if reference := next((ref for _, ref in job.secrets if ref.startswith("k8s:")), None):
-    top.error(f"--secret: {reference} is a secret of Kubernetes; a TPU VM reads projects/PROJECT/secrets/SECRET")
-  return args, job
+    return f"SkyPilot has no Cloud TPU VM {job.slice}"
+  return jobs.no_kubernetes(job)
 
 
 def execute(args: argparse.Namespace, job: Job) -> None:
@@ -107,8 +103,7 @@ def execute(args: argparse.Namespace, job: Job) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  args, job = parse(sys.argv[1:] if argv is None else argv)
-  return jobs.main("skypilot", lambda: execute(args, job), "look with `sky jobs queue` for what runs")
+  return jobs.main(parser(), argv, check, execute, "look with `sky jobs queue` for what runs")
 
 
 if __name__ == "__main__":

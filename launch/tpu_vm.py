@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
   common.add_argument("--queued", action="store_true", help="the slices are nodes of a queued resource of this name")
   common.add_argument("--batch-size", type=jobs.count, help="workers per ssh batch (default: all); needs gcloud alpha")
   common.add_argument("--internal-ip", action="store_true", help="the workers have internal addresses only")
-  common.add_argument("--backoff-seconds", type=float, default=30.0, help="wait before the first retry; doubles")
+  common.add_argument("--backoff-seconds", type=jobs.seconds, default=30.0, help="wait before the first retry; doubles")
 
   jobs.add_capacity(creation)
   creation.add_argument("--runtime-version", type=jobs.resource, help="default: depends on the generation")
@@ -47,9 +47,9 @@ def parser() -> argparse.ArgumentParser:
     "--repository", type=jobs.repository, help="URL to clone on the workers; default: copy the local repository"
   )
 
-  patience.add_argument("--poll-seconds", type=float, default=60.0)
+  patience.add_argument("--poll-seconds", type=jobs.seconds, default=60.0)
   patience.add_argument(
-    "--max-retries", type=int, default=10, help="consecutive retries of passing errors: stock-outs, ssh"
+    "--max-retries", type=jobs.natural, default=10, help="consecutive retries of passing errors: stock-outs, ssh"
   )
 
   top = Parser(prog="tpu_vm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,7 +67,9 @@ def parser() -> argparse.ArgumentParser:
     )
 
   jobs.add_training(training)
-  add("create", "create slices, or queue for them", creation).add_argument("--max-retries", type=int, default=0)
+  add("create", "create slices, or queue for them", creation).add_argument(
+    "--max-retries", type=jobs.natural, default=0
+  )
   jobs.add_bucket(add("setup", "install code and packages on every worker", code))
   jobs.add_bucket(add("start", "start `uae-jax train` on every worker; its flags may follow --", training))
   tail = add("tail", "show the log of a worker")
@@ -78,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
   add("status", "state of the slices and of the run on every worker")
   resumer = add("resume", "bring the slices up, recreating them, and start", creation, code, training, patience)
   watcher = add("watch", "resume whenever preempted, until finished", creation, code, training, patience)
-  watcher.add_argument("--max-restarts", type=int, default=20)
+  watcher.add_argument("--max-restarts", type=jobs.natural, default=20)
   watcher.add_argument("--delete", action="store_true", help="delete the slices once training has finished")
   for command in (resumer, watcher):
     jobs.add_bucket(command)
@@ -88,23 +90,22 @@ def parser() -> argparse.ArgumentParser:
   return top
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Job]:
-  top = parser()
-  args, job = jobs.parse(top, argv)
-  args.queued = args.queued or job.num_slices > 1 or job.flex_start
+def is_queued(args: argparse.Namespace, job: Job) -> bool:
+  return args.queued or job.num_slices > 1 or job.flex_start
+
+
+def check(args: argparse.Namespace, job: Job) -> str | None:
   if job.slice and job.slice.generation.runtime is None:
-    top.error(f"Cloud TPU VMs do not come as {job.slice.generation.name}; GKE has it: python -m launch.jobset")
+    return f"Cloud TPU VMs do not come as {job.slice.generation.name}; GKE has it: python -m launch.jobset"
   if job.flex_start and not job.max_run_duration:
-    top.error("--flex-start needs --max-run-duration")
-  if getattr(args, "valid_until_duration", None) and not args.queued:
-    top.error("--valid-until-duration is for --queued")
-  if reference := next((ref for _, ref in job.secrets if ref.startswith("k8s:")), None):
-    top.error(f"--secret: {reference} is a secret of Kubernetes; a TPU VM reads projects/PROJECT/secrets/SECRET")
-  return args, job
+    return "--flex-start needs --max-run-duration"
+  if getattr(args, "valid_until_duration", None) and not is_queued(args, job):
+    return "--valid-until-duration is for --queued"
+  return jobs.no_kubernetes(job)
 
 
 def execute(args: argparse.Namespace, job: Job) -> None:
-  target = TpuSlice(job, args.queued, args.dry_run, args.backoff_seconds, args.batch_size, args.internal_ip)
+  target = TpuSlice(job, is_queued(args, job), args.dry_run, args.backoff_seconds, args.batch_size, args.internal_ip)
   if args.command in ("resume", "watch") and not any(BUCKET_FOLDER in word for word in job.train):
     print(f"note: only what is under {BUCKET_FOLDER} outlives the slice, put --workdir there", file=sys.stderr)
   if args.command == "create":
@@ -130,8 +131,7 @@ def execute(args: argparse.Namespace, job: Job) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  args, job = parse(sys.argv[1:] if argv is None else argv)
-  return jobs.main("tpu_vm", lambda: execute(args, job), "what was created keeps running and is being billed")
+  return jobs.main(parser(), argv, check, execute, "what was created keeps running and is being billed")
 
 
 if __name__ == "__main__":

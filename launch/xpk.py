@@ -96,17 +96,12 @@ def parser() -> argparse.ArgumentParser:
   return top
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Job]:
-  top = parser()
-  args, job = jobs.parse(top, argv)
+def check(args: argparse.Namespace, job: Job) -> str | None:
   if len(job.name) > MAX_NAME:
-    top.error(f"{job.name}: XPK's names have at most {MAX_NAME} characters")
-  if reference := next((ref for _, ref in job.secrets if ref.startswith("k8s:")), None):
-    top.error(f"--secret: XPK passes on no {reference}; give projects/PROJECT/secrets/SECRET, or take launch.jobset")
-  if job.local_env_names:
-    name = job.local_env_names[0]
-    top.error(f"--env={name}: XPK would show its value to all who may read JobSets; give --secret={name}=projects/...")
-  return args, job
+    return f"{job.name}: XPK's names have at most {MAX_NAME} characters"
+  if name := next(iter(job.local_env_names), None):
+    return f"--env={name}: XPK would show its value to all who may read JobSets; give --secret={name}=projects/..."
+  return jobs.no_kubernetes(job)
 
 
 def execute(args: argparse.Namespace, job: Job) -> None:
@@ -119,8 +114,7 @@ def execute(args: argparse.Namespace, job: Job) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  args, job = parse(sys.argv[1:] if argv is None else argv)
-  return jobs.main("xpk", lambda: execute(args, job), "the workload may exist: look with list, end it with delete")
+  return jobs.main(parser(), argv, check, execute, "the workload may exist: look with list, end it with delete")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def test_a_changed_config_is_refused_by_name(workdir):
 
 @pytest.mark.parametrize(("is_finished", "exit_code"), [(True, 0), (False, 143)])
 def test_the_exit_code_after_a_preemption_is_the_schedulers(monkeypatch, tmp_path, is_finished, exit_code):
-  monkeypatch.setattr(train_command, "train", lambda config, workdir: is_finished)
+  monkeypatch.setattr(train_command, "train", lambda *_, **__: is_finished)
   flags = ["--config=configs/scenes.py:smoke", f"--workdir={tmp_path}", "--preempted_exit_code=143"]
   assert train_command.main(flags) == exit_code
 

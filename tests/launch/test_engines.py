@@ -122,7 +122,7 @@ def test_skypilot_gets_the_name_of_a_local_variable_only(calls, tmp_path, monkey
   [
     (xpk.main, ["create", "a" * 41, *XPK[2:]], "at most 40 characters"),
     (xpk.main, [*XPK, "--env=HF_TOKEN"], "give --secret=HF_TOKEN=projects/"),
-    (xpk.main, [*XPK, "--secret=A=k8s:b/c"], "take launch.jobset"),
+    (xpk.main, [*XPK, "--secret=A=k8s:b/c"], "is for launch.jobset"),
     (skypilot.main, ["render", *SKY, "--slices=2"], "does not connect several slices"),
     (skypilot.main, ["render", "one", "--topology=tpu7x:4x4x4", *TRAIN], "no Cloud TPU VM tpu7x:4x4x4"),
     (skypilot.main, ["render", "one", "--topology=v5e:4x4", "--flex-start", *TRAIN], "on demand or --spot"),

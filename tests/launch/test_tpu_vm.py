@@ -465,12 +465,14 @@ def test_without_gcloud_the_error_says_so(monkeypatch, tmp_path, capsys):
     ("stop", TRAIN, "stop takes nothing after --"),
     ("create", ["--topology=tpu7x:4x4x4"], "GKE has it: python -m launch.jobset"),
     ("create", ["--topology=v6e:4x4", "--flex-start"], "--flex-start needs --max-run-duration"),
+    ("create", [*NEW, "--max-retries=-1"], "'-1': expected a whole number from 0"),
+    ("watch", [*NEW, "--poll-seconds=nan", *TRAIN], "'nan': expected seconds, such as 30 or 0.5"),
     ("setup", ["--ref=--output=x"], "'--output=x': expected a branch, tag or commit"),
     ("setup", ["--repository=--upload-pack=x"], "expected the URL of a repository"),
     ("setup", ["--bucket=--key-file=x"], "expected the name of a bucket"),
     ("setup", ["--bucket=gs://b"], "without gs://"),
     ("tail", ["--worker=0;id"], "expected a number or all"),
-    ("start", ["--secret=A=k8s:b/c", *TRAIN], "a TPU VM reads projects/PROJECT/secrets/SECRET"),
+    ("start", ["--secret=A=k8s:b/c", *TRAIN], "is for launch.jobset"),
   ],
 )
 def test_wrong_options_are_one_line(cloud, capsys, command, flags, message):
