@@ -305,7 +305,9 @@ def _write_configs(size: Size, folder: Path) -> None:
   }
   files = {
     "llm_model": huggingface_configs.qwen25_vl(config.captioner, size.dtype)
-    | {"eos_token_id": None, "pad_token_id": 0, "bos_token_id": 0},
+    | {"eos_token_id": None, "pad_token_id": 0, "bos_token_id": 0}
+    # Older versions of transformers count the images of a prompt by these (`inputs.caption_prompt`).
+    | {"vision_start_token_id": image_token(size) - 3, "vision_end_token_id": image_token(size) - 2},
     "dit": huggingface_configs.mmdit(config.decoder),
     "SD3/vae": huggingface_configs.autoencoder_kl(config.vae, config.vae.scaling_factor, config.vae.shift_factor),
     "clip": common["clip"]
