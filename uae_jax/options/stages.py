@@ -67,7 +67,7 @@ class SupervisedStage(Stage):
 
   Attributes:
     target_loss: the stage ends early once its average loss is below this value; 0 disables.
-    num_microbatches: microbatches per step, whose gradients are averaged.
+    num_microbatches: microbatches per step, whose gradients are added; loss and gradient do not depend on it.
   """
 
   target_loss: float = option(0.0, at_least=0)
@@ -138,7 +138,8 @@ class CaptionerOptions(Options):
 
   Attributes:
     pixel_noise_std_255: std of Gaussian noise on the image, in gray levels of 255.
-    text_only_weight: weight of the loss on captions without an image, in the generation template.
+    text_only_weight: weight of the loss on captions without an image, in the generation template. Both losses are
+      divided by the number of caption tokens.
   """
 
   pixel_noise_std_255: float = option(6.0, at_least=0)
