@@ -419,9 +419,21 @@ def test_unknown_fields_name_the_nearest(path, message):
     ([(f"{STAGE2}.options.temperature", 0.0)], f"config.{STAGE2}.options.temperature = 0.0: expected more than 0"),
     ([(f"{STAGE3}.options.noise_level", 0.0)], f"config.{STAGE3}.options.noise_level = 0.0: expected more than 0"),
     ([(f"{STAGE3}.options.sampler", "flwo")], f"config.{STAGE3}.options.sampler = 'flwo': expected one of 'ode'"),
+    ([(f"{STAGE2}.options.top_k", 1)], f"config.{STAGE2}.options.top_k = 1: all captions of a group would be the same"),
+    ([(f"{STAGE2}.options.min_p", 1.0)], f"config.{STAGE2}.options.min_p = 1.0: expected 0 or more and less than 1"),
+    ([(f"{STAGE2}.options.max_new_tokens", 1)], f"config.{STAGE2}.options.max_new_tokens = 1: expected 2 or more"),
+    ([(f"{STAGE2}.options.guidance", 0.0)], f"config.{STAGE2}.options.guidance = 0.0: expected more than 0"),
+    (
+      [(f"{STAGE3}.options.sampler", "cps"), (f"{STAGE3}.options.noise_level", 2.0)],
+      f"config.{STAGE3}.options.noise_level = 2.0: sampler = 'cps' has its largest noise at 1",
+    ),
+    (
+      [(f"{STAGE2}.options.reward_weights", '(("clip",1e999),)')],
+      f"config.{STAGE2}.options.reward_weights = (('clip', inf),): expected finite weights",
+    ),
     ([(f"{STAGE2}.options.top_k", -1)], f"config.{STAGE2}.options.top_k = -1: expected 0 or more"),
     ([(f"{STAGE2}.options.top_p", 0.0)], f"config.{STAGE2}.options.top_p = 0.0: expected more than 0 and 1 or less"),
-    ([(f"{STAGE2}.options.min_p", 1.5)], f"config.{STAGE2}.options.min_p = 1.5: expected 0 or more and 1 or less"),
+    ([(f"{STAGE2}.options.min_p", 1.5)], f"config.{STAGE2}.options.min_p = 1.5: expected 0 or more and less than 1"),
     (
       [(f"{STAGE2}.options.reward_weights", '(("clip",0.0),)')],
       f"config.{STAGE2}.options.reward_weights = (('clip', 0.0),): no reward has a weight",
