@@ -63,6 +63,8 @@ VALUES = {
   "replay_chunks": 2,
   "caption_tokens": 600,
   "options.max_new_tokens": 26,
+  "options.top_k": 5,
+  "objective.sampling_cap": 2.0,
   "sampler_steps": 11,
   "evaluation.batch_size": 32,
   "batch_size": 64,
