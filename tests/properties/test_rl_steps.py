@@ -150,6 +150,20 @@ def test_microbatches_and_chunks_of_groups_add_to_the_batch_of_images():
   assert_equal_updates(*(updated("decoder", each, rolled_out("decoder")) for each in phases))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("net", STAGES)
+def test_microbatches_on_eight_devices_add_to_the_batch_on_one(net):
+  objectives = {"captioner": TokenObjective(loss="bnpo", beta=0.1), "decoder": ImageObjective(beta=0.1)}
+  whole, pieces = (STAGES[net](objective=objectives[net], num_microbatches=count) for count in (1, 2))
+  one = updated(net, whole, rolled_out(net))
+  place = sharding.batch_sharding(mesh()).update(spec=jax.P("data"))
+  tree, rows, values = jax.device_put(params(), built().shardings), jax.device_put(batch(), place), ADVANTAGES
+  trajectory = jax.tree.map(lambda x: jax.device_put(np.asarray(x), place), rolled_out(net))
+  with jax.set_mesh(mesh()):
+    other = jax.jit(pieces.update)(state_of(net, tree), rows, trajectory, values)
+  assert_equal_updates(one, other)
+
+
 def assert_equal_updates(one, other):
   for name in one[1]:
     np.testing.assert_allclose(one[1][name], other[1][name], rtol=2e-4, atol=1e-6, err_msg=name)
@@ -184,11 +198,12 @@ def test_answer_conditioning_guidance_and_own_noise_in_stage_2():
 
 
 def test_exact_kl_and_sampler_correction_in_stage_2():
-  """The exact KL at the captions equals its definition from all logits."""
+  """The exact KL at the captions equals its definition from the logits of all tokens that can be sampled."""
   objective = TokenObjective(beta=0.1, kl="exact", sampling_cap=2.0, off_policy_threshold=1.0)
   state, metrics = updated("captioner", captioner_phases(objective=objective), rolled_out("captioner"))
   assert moved(state, state_of("captioner"))
   sampled, networks = rolled_out("captioner").captions, built().networks
+  is_sampled = np.flatnonzero(networks.prompts.vocabulary(built().processor.vocab_size))
 
   @jax.jit
   def divergence(params, images, sampled):
@@ -197,7 +212,7 @@ def test_exact_kl_and_sampler_correction_in_stage_2():
     for model in models:
       prefix = captions.caption_prefix(model, networks.prompts, images)
       hidden, _ = captions.caption_hidden(model.captioner, prefix, sampled.tokens)
-      logits.append(jax.nn.log_softmax(model.captioner.logits(hidden)))
+      logits.append(jax.nn.log_softmax(model.captioner.logits(hidden)[..., is_sampled]))
     kl = jnp.sum(jnp.exp(logits[0]) * (logits[0] - logits[1]), axis=-1)
     return jnp.sum(kl * sampled.mask) / jnp.sum(sampled.mask)
 

@@ -32,6 +32,28 @@ STAGES = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+  """Lowers compiler effort: each program runs once."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+# By default every stage but the slowest on one device, and the one with captions of different length on eight.
+DEFAULT = (("vae", False), ("captioner", False), ("pretrain", False), ("captioner", True))
+CASES = [
+  pytest.param(
+    name,
+    on_mesh,
+    id=f"{name}-{8 if on_mesh else 1}",
+    marks=() if (name, on_mesh) in DEFAULT else pytest.mark.slow,
+  )
+  for name in STAGES
+  for on_mesh in (False, True)
+]
+
+
 @functools.cache
 def batch() -> dict:
   """Captions of very different length, of which some are not closed."""
@@ -43,6 +65,7 @@ def batch() -> dict:
   return {"image": render.render_batch(scenes.scenes(np.arange(ROWS))), "tokens": tokens}
 
 
+@functools.cache
 def trained(name: str, num_microbatches: int, *, on_mesh: bool = False):
   """(metrics, gradients) of one step of gradient descent."""
   make_loss, pattern = STAGES[name]
@@ -64,16 +87,15 @@ def trained(name: str, num_microbatches: int, *, on_mesh: bool = False):
   return {key: float(value) for key, value in metrics.items()}, grads
 
 
-@pytest.mark.parametrize("name", [*list(STAGES)[:3], pytest.param("cold_start", marks=pytest.mark.slow)])
-def test_pieces_of_a_batch_on_any_devices_are_the_batch(name):
+@pytest.mark.parametrize(("name", "on_mesh"), CASES)
+def test_pieces_of_a_batch_are_the_batch(name, on_mesh):
   whole, gradient = trained(name, 1)
   scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
   assert scale > 1e-4
-  for options in (dict(num_microbatches=2), dict(num_microbatches=2, on_mesh=True)):
-    metrics, grads = trained(name, **options)
-    for key, value in whole.items():
-      assert metrics[key] == pytest.approx(value, rel=2e-4, abs=1e-6), (key, options)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * scale), grads, gradient)
+  metrics, grads = trained(name, 2, on_mesh=on_mesh)
+  for key, value in whole.items():
+    assert metrics[key] == pytest.approx(value, rel=2e-4, abs=1e-6), key
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * scale), grads, gradient)
 
 
 def test_the_loss_of_the_captioner_is_the_mean_over_all_tokens():
