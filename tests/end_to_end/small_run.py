@@ -16,9 +16,10 @@ import numpy as np
 
 from tests.processors import processor_of
 from uae_jax import sharding
+from uae_jax.algorithms.losses import Loss, sum_and_count
 from uae_jax.options import DataOptions, OptimizerOptions, Options, SupervisedStage
 from uae_jax.small_world.processor import make_tokenizer
-from uae_jax.training import loop, processes
+from uae_jax.training import loop, processes, row_draws
 from uae_jax.training.batches import Batches
 from uae_jax.training.checkpoints import Checkpoints
 from uae_jax.training.flops import Program
@@ -60,10 +61,10 @@ def make_config(total_steps: int) -> Config:
   )
 
 
-def loss(params: dict, batch: dict, key: jax.Array):
+def loss(params: dict, batch: dict, keys: jax.Array):
   """Loss of a linear model that predicts tokens from noisy pixels."""
-  pixels = batch["image"].reshape(-1, PIXELS) / 255.0 + 0.1 * jax.random.normal(key, (len(batch["image"]), PIXELS))
-  return jnp.mean(jnp.square(pixels @ params["kernel"] - batch["tokens"][:, :WIDTH] / 10.0)), {}
+  pixels = batch["image"].reshape(-1, PIXELS) / 255.0 + 0.1 * row_draws.draw(jax.random.normal, keys, PIXELS)
+  return Loss(*sum_and_count(jnp.square(pixels @ params["kernel"] - batch["tokens"][:, :WIDTH] / 10.0))), {}
 
 
 def run(workdir: Path, total_steps: int = STEPS, notice_at: int = 0) -> None:

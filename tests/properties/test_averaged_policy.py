@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from uae_jax.algorithms.losses import Loss
 from uae_jax.training import loop, supervised
 from uae_jax.training.flops import Program
 from uae_jax.training.profiling import Profiler
@@ -41,7 +42,7 @@ def test_the_average_is_observed_and_handed_on():
   optimizer = optax.sgd(1.0)
   state = create({"w": jnp.zeros(())}, lambda _: True, optimizer, jax.random.key(0), has_ema=True)
   # Every update adds 1 to the parameter.
-  step = Program(supervised.make_step(lambda params, *_: (-params["w"], {}), optimizer, ema_decay=CEILING))
+  step = Program(supervised.make_step(lambda params, *_: (Loss(-params["w"], 1.0), {}), optimizer, ema_decay=CEILING))
   stage = ReadyStage("stage", step, state, lambda _: 0.0, 1, lambda params, images: params)
   section = types.SimpleNamespace(
     total_steps=STEPS, target_loss=0.0, log_every_steps=1, save_every_steps=100, options={}

@@ -48,6 +48,18 @@ def sum_and_count(values: jax.Array, mask: jax.Array | None = None) -> tuple[jax
   return jnp.sum(values * mask), jnp.sum(mask)
 
 
+def join_metrics(stacked: dict) -> dict:
+  """Adds metrics over the leading axis: name -> (sums [N], counts [N]) becomes name -> (sum, count).
+
+  In metrics named `..._max` the "sum" is a maximum.
+  """
+
+  def join(name, x):
+    return jnp.max(x, axis=0) if name.endswith("_max") else jnp.sum(x, axis=0)
+
+  return {name: tuple(join(name, x) for x in pair) for name, pair in stacked.items()}
+
+
 def clipped_surrogate(
   ratio: jax.Array, advantages: jax.Array, clip_low: float, clip_high: float, delta: float | None = None
 ) -> jax.Array:

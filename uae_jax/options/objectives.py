@@ -75,7 +75,7 @@ class TokenObjective(Options):
   entropy_bonus: float = option(0.0, at_least=0)
   top_entropy: float = option(1.0, more_than=0, at_most=1)
   sampling_cap: float = option(0.0, at_least=0)
-  sampling_floor: float = option(0.0, at_least=0)
+  sampling_floor: float = option(0.0, at_least=0, at_most=1)
   sampling_correction: str = option("token_truncate", choices=SAMPLING_CORRECTIONS)
   off_policy_threshold: float = option(0.0, at_least=0)
   truncation: str = option("train", choices=TRUNCATIONS)
@@ -107,8 +107,12 @@ class TokenObjective(Options):
       self.refuse_inert(("is_kl_weighted",), "kl = 'exact', which is no estimate from samples")
     if not self.corrects_sampler:
       self.refuse_inert(("sampling_correction",), "sampling_cap = 0 and sampling_floor = 0")
-    if self.sampling_cap and self.sampling_floor >= self.sampling_cap:
-      raise ValueError(f"sampling_floor = {self.sampling_floor}: expected less than sampling_cap = {self.sampling_cap}")
+    if 0 < self.sampling_cap < 1:
+      raise ValueError(
+        f"sampling_cap = {self.sampling_cap}: expected 0 to set none, or at least 1, the weight on policy"
+      )
+    if self.sampling_floor == self.sampling_cap == 1:
+      raise ValueError("sampling_floor = 1.0: expected less than sampling_cap = 1.0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,10 @@ class TextRewardOptions(Options):
   repetition_ngram: int = option(3, at_least=1)
   forbidden_tokens: tuple[int, ...] = ()
 
+  def check(self) -> None:
+    if any(token < 0 for token in self.forbidden_tokens):
+      raise ValueError(f"forbidden_tokens = {self.forbidden_tokens}: expected ids of 0 or more")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExternalRewardOptions(Options):

@@ -1,6 +1,7 @@
 """Options that every use of the auto-encoder shares: sampling a caption, and generating an image from it."""
 
 import dataclasses
+import math
 
 from uae_jax.options.base import Options, option
 
@@ -45,7 +46,7 @@ class CaptionOptions(TokenOptions):
     max_new_tokens: caption budget in tokens, including the closing token.
   """
 
-  max_new_tokens: int = option(512, at_least=1)
+  max_new_tokens: int = option(512, at_least=2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ class GenerationOptions(Options):
   conditioning: str = option("text", choices=CONDITIONINGS)
   text_tower: str = option("reference", choices=TEXT_TOWERS)
   sampler_steps: int = option(10, at_least=1)
-  guidance: float = option(1.0, at_least=0)
+  guidance: float = option(1.0, more_than=0)
   shift: float = option(3.0, more_than=0)
 
   def check(self) -> None:
@@ -103,5 +104,7 @@ class RewardOptions(Options):
         f"held_out_embedder = {self.held_out_embedder!r} is also in reward_weights: what is rewarded cannot reveal "
         "reward hacking"
       )
+    if not all(math.isfinite(weight) for _, weight in self.reward_weights):
+      raise ValueError(f"reward_weights = {self.reward_weights}: expected finite weights")
     if not any(weight for _, weight in self.reward_weights):
       raise ValueError(f"reward_weights = {self.reward_weights}: no reward has a weight, so there is nothing to learn")

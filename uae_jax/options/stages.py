@@ -67,7 +67,7 @@ class SupervisedStage(Stage):
 
   Attributes:
     target_loss: the stage ends early once its average loss is below this value; 0 disables.
-    num_microbatches: microbatches per step, whose gradients are averaged.
+    num_microbatches: microbatches per step, whose gradients are added; loss and gradient do not depend on it.
   """
 
   target_loss: float = option(0.0, at_least=0)
@@ -138,7 +138,8 @@ class CaptionerOptions(Options):
 
   Attributes:
     pixel_noise_std_255: std of Gaussian noise on the image, in gray levels of 255.
-    text_only_weight: weight of the loss on captions without an image, in the generation template.
+    text_only_weight: weight of the loss on captions without an image, in the generation template. Both losses are
+      divided by the number of caption tokens.
   """
 
   pixel_noise_std_255: float = option(6.0, at_least=0)
@@ -198,7 +199,7 @@ class ColdStartOptions(TokenOptions, GenerationOptions):
 
   conditioning: str = option("answer", choices=CONDITIONINGS)
   text_tower: str = option("policy", choices=TEXT_TOWERS)
-  guidance: float = option(5.0, at_least=0)
+  guidance: float = option(5.0, more_than=0)
   captions: str = option(DATASET, choices=(DATASET, SAMPLED))
   gradient_steps: int = option(10, at_least=1)
   flow_weight: float = option(0.0, at_least=0)
@@ -280,10 +281,13 @@ class GenerationForUnderstandingOptions(CaptionOptions, GenerationOptions, Rewar
   """
 
   temperature: float = option(1.0, more_than=0)
+  min_p: float = option(0.0, at_least=0, less_than=1)
   is_noise_shared: bool = True
   logit_chunks: int = option(1, at_least=1)
 
   def check(self) -> None:
+    if self.top_k == 1:
+      raise ValueError("top_k = 1: all captions of a group would be the same, so there is nothing to learn")
     TokenOptions.check(self)
     GenerationOptions.check(self)
     RewardOptions.check(self)
@@ -393,6 +397,8 @@ class UnderstandingForGenerationOptions(CaptionOptions, GenerationOptions, Rewar
           f"window = {self.window} steps starting at {start} pass step {self.sampler_steps - 1}, the last with a "
           "density: lower window_range or raise sampler_steps"
         )
+      if self.sampler == "cps" and self.noise_level > 1:
+        raise ValueError(f"noise_level = {self.noise_level}: sampler = 'cps' has its largest noise at 1")
     elif self.is_noise_shared:
       raise ValueError("is_noise_shared = True: sampler = 'ode' would generate one image num_rollouts times")
     if self.window_strategy != "progressive":

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from uae_jax.algorithms import ema
+from uae_jax.algorithms.losses import join_metrics
 from uae_jax.options import ReferenceOptions, UpdateOptions
 from uae_jax.training.rl.phases import OldPolicy
 from uae_jax.training.state import State, apply_gradients
@@ -45,15 +46,6 @@ class UpdateContext:
 # objective(params, microbatch, context) -> (`Loss`, metrics as dict name -> (sum, count)). In metrics named `..._max`
 # the "sum" is a maximum and the count 1.
 Objective = Callable[[dict, Any, UpdateContext], tuple[tuple[jax.Array, jax.Array], dict]]
-
-
-def join_metrics(stacked: dict) -> dict:
-  """Reduces metrics over the leading axis: name -> (sums [N], counts [N]) becomes name -> (sum, count)."""
-
-  def join(name, x):
-    return jnp.max(x, axis=0) if name.endswith("_max") else jnp.sum(x, axis=0)
-
-  return {name: tuple(join(name, x) for x in pair) for name, pair in stacked.items()}
 
 
 def run_updates(

@@ -8,30 +8,34 @@ too.
 import jax
 import jax.numpy as jnp
 
+from uae_jax.algorithms.losses import Loss
 from uae_jax.models.prompts import generation_rows
 from uae_jax.models.uae import captioner_images
 from uae_jax.networks import Networks
 from uae_jax.options import CaptionerOptions
 from uae_jax.rollouts import captions
+from uae_jax.training import row_draws
 from uae_jax.training.stages.spec import StageSpec
-from uae_jax.training.supervised import Loss
+from uae_jax.training.supervised import LossFunction
 
 
-def make_loss(networks: Networks, options: CaptionerOptions) -> Loss:
-  """Makes loss(params, batch, key), the mean negative log-likelihood per token.
+def make_loss(networks: Networks, options: CaptionerOptions) -> LossFunction:
+  """Makes loss(params, batch, keys), the mean negative log-likelihood per token of the captions.
+
+  The loss on captions without an image is added with its weight and divided by the same number of tokens.
 
   The batch has `image` uint8[B, H, W, 3] and `tokens` int32[B, L].
   """
   prompts = networks.prompts
 
-  def loss(params, batch, key):
+  def loss(params, batch, keys):
     model = networks.uae(params, adapters=False)
     images = captioner_images(batch).astype(jnp.float32)
-    images = images + options.pixel_noise_std_255 * jax.random.normal(key, images.shape)
+    images = images + options.pixel_noise_std_255 * row_draws.draw(jax.random.normal, keys, *images.shape[1:])
     tokens = batch["tokens"]
     mask = captions.caption_mask(tokens, prompts)
     log_probs, _ = captions.caption_log_probs(model, prompts, images, tokens[:, None], has_whole_vocabulary=True)
-    with_image = -jnp.sum(log_probs[:, 0] * mask) / jnp.sum(mask)
+    with_image, num_tokens = -jnp.sum(log_probs[:, 0] * mask), jnp.sum(mask).astype(jnp.float32)
 
     rows, row_mask = generation_rows(prompts, tokens, mask)
     captioner = model.captioner
@@ -39,10 +43,12 @@ def make_loss(networks: Networks, options: CaptionerOptions) -> Loss:
     text_log_probs, _ = captions.token_log_probs(captioner, hidden[:, None, :-1], rows[:, None, 1:])
     # The template's tokens are constant, so only the tokens after the prefix enter the loss.
     counted = row_mask[:, 1:] & (jnp.arange(1, rows.shape[1]) >= len(prompts.generation_prefix))
-    text_only = -jnp.sum(text_log_probs[:, 0] * counted) / jnp.sum(counted)
-    value = with_image + options.text_only_weight * text_only
-    length = jnp.mean(jnp.sum(mask, axis=-1).astype(jnp.float32))
-    return value, {"nll": with_image, "nll_text_only": text_only, "caption_length": length}
+    text_only = -jnp.sum(text_log_probs[:, 0] * counted)
+    return Loss(with_image + options.text_only_weight * text_only, num_tokens), {
+      "nll": (with_image, num_tokens),
+      "nll_text_only": (text_only, jnp.sum(counted)),
+      "caption_length": (num_tokens, jnp.float32(len(tokens))),
+    }
 
   return loss
 

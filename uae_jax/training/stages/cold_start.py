@@ -8,28 +8,30 @@ Source: arXiv 2509.09666 section 3.2 (stage 1): loss mean(1 - cos(CLIP(x_hat), C
 import jax
 import jax.numpy as jnp
 
+from uae_jax.algorithms.losses import Loss, sum_and_count
 from uae_jax.models.uae import captioner_images, to_signed
 from uae_jax.networks import Networks
 from uae_jax.options import ColdStartOptions
 from uae_jax.options.sampling import DATASET, SAMPLED
 from uae_jax.rollouts import reconstruct
 from uae_jax.rollouts.conditioning import encode_captions
+from uae_jax.training import row_draws
 from uae_jax.training.stages.pretrain import flow_loss
 from uae_jax.training.stages.spec import StageSpec
-from uae_jax.training.supervised import Loss
+from uae_jax.training.supervised import LossFunction
 
 
-def make_loss(networks: Networks, options: ColdStartOptions) -> Loss:
-  """Makes loss(params, batch, key) on `image` uint8[B, H, W, 3] and `tokens` int32[B, L]."""
+def make_loss(networks: Networks, options: ColdStartOptions) -> LossFunction:
+  """Makes loss(params, batch, keys) on `image` uint8[B, H, W, 3] and `tokens` int32[B, L]."""
 
-  def loss(params, batch, key):
+  def loss(params, batch, keys):
     model = networks.uae(params)
-    caption_key, noise_key, flow_key = jax.random.split(key, 3)
+    caption_keys, noise_keys, flow_keys = row_draws.split(keys, 3)
     images, tokens = captioner_images(batch), batch["tokens"]
     if options.captions == SAMPLED:
       sampler = networks.uae(jax.lax.stop_gradient(params))
       sizes = dict(max_new_tokens=tokens.shape[1], **options.token_sampling)
-      tokens = reconstruct.caption(sampler, networks.prompts, images, caption_key, **sizes).tokens[:, 0]
+      tokens = reconstruct.caption(sampler, networks.prompts, images, caption_keys, **sizes).tokens[:, 0]
     # The official code truncates the negative prompt to the caption's length; ours pads and masks it, or raises an
     # error if it is longer.
     context, negative = reconstruct.condition(networks, params, images, tokens, options)
@@ -38,7 +40,7 @@ def make_loss(networks: Networks, options: ColdStartOptions) -> Loss:
       model,
       context,
       negative,
-      reconstruct.image_noise(noise_key, model, target),
+      row_draws.draw(jax.random.normal, noise_keys, *model.latents_shape(target)),
       guidance=options.guidance,
       sampler_steps=options.sampler_steps,
       shift=options.shift,
@@ -48,13 +50,14 @@ def make_loss(networks: Networks, options: ColdStartOptions) -> Loss:
     reconstructions = jnp.clip(generated, -1.2, 1.2)
     gap = networks.embed(params, options.embedder, reconstructions) - networks.embed(params, options.embedder, target)
     # Equals 1 - cos for unit vectors, but avoids the cancellation of subtracting a value near 1 from 1.
-    value = jnp.mean(0.5 * jnp.sum(jnp.square(gap), axis=-1))
-    metrics = {"similarity": 1.0 - value}
+    values = 0.5 * jnp.sum(jnp.square(gap), axis=-1)
+    metrics = {"similarity": sum_and_count(1.0 - values)}
     if options.flow_weight > 0:
       own = encode_captions(networks.prompts, reconstruct.text_tower(networks, params, options), batch["tokens"])
-      metrics["flow_loss"] = flow_loss(model, batch["image"], own, flow_key, options.shift)
-      value = value + options.flow_weight * metrics["flow_loss"]
-    return value, metrics
+      flow = flow_loss(model, batch["image"], own, flow_keys, options.shift)
+      metrics["flow_loss"] = sum_and_count(flow)
+      values = values + options.flow_weight * flow
+    return Loss(*sum_and_count(values)), metrics
 
   return loss
 

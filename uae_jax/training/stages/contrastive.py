@@ -9,18 +9,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from uae_jax.algorithms.losses import Loss, sum_and_count
 from uae_jax.models.clip import CLIPText
 from uae_jax.models.uae import to_signed
 from uae_jax.networks import Networks
 from uae_jax.options import ContrastiveOptions, Experiment
+from uae_jax.training import row_draws
 from uae_jax.training.build import Built
 from uae_jax.training.stages.spec import StageSpec
-from uae_jax.training.supervised import Loss
+from uae_jax.training.supervised import LossFunction, WholeBatch
 
 MAX_LOGIT_SCALE = 50.0
 
 
-def make_loss(networks: Networks, name: str, text_graphdef: nnx.GraphDef, options: ContrastiveOptions) -> Loss:
+def make_loss(networks: Networks, name: str, text_graphdef: nnx.GraphDef, options: ContrastiveOptions) -> LossFunction:
   """Makes the symmetric InfoNCE loss.
 
   Args:
@@ -30,18 +32,20 @@ def make_loss(networks: Networks, name: str, text_graphdef: nnx.GraphDef, option
     options: pixel noise.
 
   Returns:
-    loss(params, batch, key); batch: `image` uint8[B, V, H, W, 3], `tokens` int32[B, V, L], `identity` int[B, V], where
-    V is the number of versions per scene.
+    loss(params, batch, keys), which is not split into microbatches; batch: `image` uint8[B, V, H, W, 3], `tokens`
+    int32[B, V, L], `identity` int[B, V], where V is the number of versions per scene.
   """
 
-  def loss(params, batch, key):
+  def loss(params, batch, keys):
     images, tokens, identity = (
       batch[name].reshape(-1, *batch[name].shape[2:]) for name in ("image", "tokens", "identity")
     )
-    level_key, noise_key = jax.random.split(key)
+    level_keys, noise_keys = row_draws.split(keys, 2)
     x = to_signed(images)
-    level = options.pixel_noise_std * jax.random.uniform(level_key, (x.shape[0], 1, 1, 1))
-    x = x + level * jax.random.normal(noise_key, x.shape)
+    versions = x.shape[0] // keys.shape[0]
+    level = row_draws.draw(jax.random.uniform, level_keys, versions).reshape(-1, 1, 1, 1)
+    noise = row_draws.draw(jax.random.normal, noise_keys, versions, *x.shape[1:]).reshape(x.shape)
+    x = x + options.pixel_noise_std * level * noise
     image = networks.embed(params, name, x)
     text = nnx.merge(text_graphdef, params["contrastive"]["text"])(tokens)
     text = text / jnp.linalg.norm(text, axis=-1, keepdims=True)
@@ -51,10 +55,10 @@ def make_loss(networks: Networks, name: str, text_graphdef: nnx.GraphDef, option
     is_twin = (identity[:, None] == identity[None, :]) & (labels[:, None] != labels[None, :])
     logits = jnp.where(is_twin, jnp.finfo(jnp.float32).min, logits)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-    value = 0.5 * (jnp.mean(cross_entropy(logits, labels)) + jnp.mean(cross_entropy(logits.T, labels)))
-    return value, {"accuracy": jnp.mean(jnp.argmax(logits, axis=1) == labels)}
+    values = 0.5 * (cross_entropy(logits, labels) + cross_entropy(logits.T, labels))
+    return Loss(*sum_and_count(values)), {"accuracy": sum_and_count(jnp.argmax(logits, axis=1) == labels)}
 
-  return loss
+  return WholeBatch(loss)
 
 
 def text_tower(built: Built, rngs: nnx.Rngs) -> CLIPText:
@@ -71,7 +75,7 @@ def text_tower(built: Built, rngs: nnx.Rngs) -> CLIPText:
 def spec(name: str) -> StageSpec:
   """Makes the stage that trains the embedder `name`."""
 
-  def loss(config: Experiment, built: Built) -> Loss:
+  def loss(config: Experiment, built: Built) -> LossFunction:
     # The text tower belongs to this stage only; later stages do not use it.
     with nnx.use_eager_sharding(False):
       graphdef, _ = nnx.split(text_tower(built, nnx.Rngs(0)))

@@ -3,44 +3,56 @@
 Source: arXiv 2509.09666 section 3.2 (stage 0); weighting of Stable Diffusion 3 (arXiv 2403.03206 section 3.1).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from uae_jax.algorithms import flow_matching
+from uae_jax.algorithms.losses import Loss, mean_square, sum_and_count
 from uae_jax.models.uae import UAE, to_signed
 from uae_jax.networks import Networks
 from uae_jax.options import PretrainOptions
 from uae_jax.rollouts.conditioning import Context, encode_captions, encode_negative
+from uae_jax.training import row_draws
 from uae_jax.training.stages.spec import StageSpec
-from uae_jax.training.supervised import Loss
+from uae_jax.training.supervised import LossFunction
 
 
-def flow_loss(model: UAE, images: jax.Array, context: Context, key: jax.Array, shift: float) -> jax.Array:
-  """Computes mean (v - (noise - x))^2 over a batch of images uint8[B, H, W, 3]; x are their latents."""
-  sigma_key, noise_key = jax.random.split(key)
+def flow_loss(model: UAE, images: jax.Array, context: Context, keys: jax.Array, shift: float) -> jax.Array:
+  """Computes mean (v - (noise - x))^2 of each image, float32[B].
+
+  Args:
+    model: UAE whose decoder is trained.
+    images: uint8[B, H, W, 3]; x are their latents.
+    context: conditioning, B rows.
+    keys: PRNG keys [B].
+    shift: shift of the noise levels.
+  """
+  sigma_keys, noise_keys = row_draws.split(keys, 2)
   x = jax.lax.stop_gradient(model.encode_image(to_signed(images)))
-  noise = jax.random.normal(noise_key, x.shape)
-  sigma = flow_matching.sample_sigmas(sigma_key, (x.shape[0],), shift=shift)
+  noise = row_draws.draw(jax.random.normal, noise_keys, *x.shape[1:])
+  sigma = row_draws.draw(functools.partial(flow_matching.sample_sigmas, shift=shift), sigma_keys)
   velocity = model.velocity(flow_matching.interpolate(x, noise, sigma), sigma, context.states, context.mask)
-  return jnp.mean(jnp.square(velocity - flow_matching.velocity_target(x, noise)))
+  return mean_square(velocity - flow_matching.velocity_target(x, noise))
 
 
-def make_loss(networks: Networks, options: PretrainOptions) -> Loss:
-  """Makes loss(params, batch, key) on `image` uint8[B, H, W, 3] and `tokens` int32[B, L]."""
+def make_loss(networks: Networks, options: PretrainOptions) -> LossFunction:
+  """Makes loss(params, batch, keys) on `image` uint8[B, H, W, 3] and `tokens` int32[B, L]."""
 
-  def loss(params, batch, key):
+  def loss(params, batch, keys):
     model = networks.uae(params, adapters=False)
-    drop_key, flow_key = jax.random.split(key)
+    drop_keys, flow_keys = row_draws.split(keys, 2)
     context = encode_captions(networks.prompts, model, batch["tokens"])
     if options.context_dropout > 0:
       negative = encode_negative(networks.prompts, model, context.mask.shape[1])
-      is_dropped = jax.random.bernoulli(drop_key, options.context_dropout, (context.mask.shape[0], 1))
+      is_dropped = row_draws.draw(jax.random.uniform, drop_keys, 1) < options.context_dropout
       context = Context(
         jnp.where(is_dropped[..., None], negative.states, context.states),
         jnp.where(is_dropped, negative.mask, context.mask),
       )
-    value = flow_loss(model, batch["image"], context, flow_key, options.shift)
-    return value, {"flow_loss": value}
+    values = flow_loss(model, batch["image"], context, flow_keys, options.shift)
+    return Loss(*sum_and_count(values)), {"flow_loss": sum_and_count(values)}
 
   return loss
 

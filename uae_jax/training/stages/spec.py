@@ -11,7 +11,7 @@ import optax
 from uae_jax.options import Experiment
 from uae_jax.training.build import Built
 from uae_jax.training.rl.phases import Phases
-from uae_jax.training.supervised import Loss
+from uae_jax.training.supervised import LossFunction
 
 
 def no_embedders(options: Any) -> dict[str, str]:
@@ -44,7 +44,7 @@ class StageSpec:
   """
 
   figures: Callable[[Any, str, dict, dict | None], dict]
-  make_loss: Callable[[Experiment, Built], Loss] | None = None
+  make_loss: Callable[[Experiment, Built], LossFunction] | None = None
   make_phases: Callable[[Experiment, Built, optax.GradientTransformation], Phases] | None = None
   embedders: Callable[[Any], dict[str, str]] = no_embedders
   extra_params: Callable[[Built, jax.Array], dict] | None = None

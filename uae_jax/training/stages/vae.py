@@ -6,31 +6,36 @@ There is no adversarial loss, because the small world has no texture that the VA
 import jax
 import jax.numpy as jnp
 
+from uae_jax.algorithms.losses import Loss, mean_square, sum_and_count
 from uae_jax.models.uae import to_signed
 from uae_jax.networks import Networks
 from uae_jax.options import VAEOptions
+from uae_jax.training import row_draws
 from uae_jax.training.build import Built
 from uae_jax.training.stages.spec import StageSpec
-from uae_jax.training.supervised import Loss
+from uae_jax.training.supervised import LossFunction
 
 
-def make_loss(networks: Networks, options: VAEOptions) -> Loss:
-  """Makes loss(params, batch, key) on `image` uint8[B, H, W, 3].
+def make_loss(networks: Networks, options: VAEOptions) -> LossFunction:
+  """Makes loss(params, batch, keys) on `image` uint8[B, H, W, 3].
 
   Source: arXiv 2112.10752 appendix G, without the adversarial loss.
   """
 
-  def loss(params, batch, key):
+  def loss(params, batch, keys):
     vae = networks.uae(params).vae
     x = to_signed(batch["image"])
     mean, log_var = vae.encode(x)
-    sample = mean + jnp.exp(0.5 * log_var) * jax.random.normal(key, mean.shape)
+    sample = mean + jnp.exp(0.5 * log_var) * row_draws.draw(jax.random.normal, keys, *mean.shape[1:])
     # During training the latent shift is 0 and the scaling 1; `finish` standardizes the latents.
     error = vae.decode(vae.to_latents(sample)) - x
-    squared = jnp.mean(jnp.square(error))
-    kl = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(log_var) - 1.0 - log_var)
-    value = squared + options.absolute_weight * jnp.mean(jnp.abs(error)) + options.kl_weight * kl
-    return value, {"psnr": 10.0 * jnp.log10(4.0 / squared), "latent_kl": kl}
+    squared, absolute = mean_square(error), jnp.mean(jnp.abs(error), axis=(1, 2, 3))
+    kl = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(log_var) - 1.0 - log_var, axis=(1, 2, 3))
+    values = squared + options.absolute_weight * absolute + options.kl_weight * kl
+    return Loss(*sum_and_count(values)), {
+      "psnr": sum_and_count(10.0 * jnp.log10(4.0 / squared)),
+      "latent_kl": sum_and_count(kl),
+    }
 
   return loss
 
