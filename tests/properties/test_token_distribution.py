@@ -13,8 +13,6 @@ from uae_jax.models.prompts import Prompts
 from uae_jax.rollouts import captions
 from uae_jax.rollouts.token_distribution import REMOVED, kept_tokens, pack, remove, unpack
 
-pytestmark = pytest.mark.fast
-
 TRUNCATIONS = [
   dict(),
   dict(top_k=3),
