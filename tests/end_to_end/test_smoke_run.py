@@ -125,7 +125,7 @@ def trained(monkeypatch) -> list:
   """The config that `uae-jax train` would use; flags come from its arguments, not from those of this process."""
   calls = []
   monkeypatch.setattr(sys, "argv", ["pytest"])
-  monkeypatch.setattr(train_command, "train", lambda config, workdir: calls.append((config, workdir)))
+  monkeypatch.setattr(train_command, "train", lambda config, workdir, **options: calls.append((config, workdir)))
   monkeypatch.setattr(train_command.compiler_flags, "add", lambda config: None)
   return calls
 
@@ -184,7 +184,8 @@ def test_generation_has_the_trained_size_and_is_seeded(uae):
   assert first.shape == (32, 32, 3)
   assert np.all((first >= 0) & (first <= 1))
   assert not np.array_equal(first, second)
-  assert np.array_equal(first, uae.generate(["black background ;"], steps=2, output="array")[0])
+  # Another batch size is another program, which rounds differently.
+  np.testing.assert_allclose(first, uae.generate(["black background ;"], steps=2, output="array")[0], atol=1e-5)
   with pytest.raises(ValueError, match="multiples of"):
     uae.generate(["black background ;"], height=30)
 

@@ -22,7 +22,8 @@ import numpy as np
 
 from uae_jax.data.file_sources import ArrayRecordSource, FolderSource, JsonLinesSource
 
-SPLITS = ("train", "held_out", "held_out_pairs")
+HELD_OUT, HELD_OUT_PAIRS = "held_out", "held_out_pairs"
+SPLITS = ("train", HELD_OUT, HELD_OUT_PAIRS)
 
 
 class Source(Protocol):

@@ -11,10 +11,10 @@ from PIL import Image
 from uae_jax.data.bad_records import describe
 from uae_jax.data.pipeline import fit
 from uae_jax.data.processing import Processor
-from uae_jax.data.sources import KnowsTruth, MakesBatches, Source, open_source
+from uae_jax.data.sources import HELD_OUT, HELD_OUT_PAIRS, KnowsTruth, MakesBatches, Source, open_source
 from uae_jax.files import shown
 
-PLAIN, PAIRS = "held_out", "held_out_pairs"
+PLAIN, PAIRS = HELD_OUT, HELD_OUT_PAIRS
 
 
 class Truth(Protocol):

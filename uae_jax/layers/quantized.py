@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from uae_jax import trees
 
@@ -54,8 +55,8 @@ def _quantize(kernel: jax.Array) -> "qwix.QArray":
 
 def dequantized(weight: "jax.Array | qwix.QArray", dtype) -> jax.Array:
   """The weight in `dtype`, dequantized if necessary; scales are applied in float32, so it is rounded once."""
-  if isinstance(weight, jax.Array):
-    return weight.astype(dtype)
+  if isinstance(weight, jax.Array | np.ndarray):
+    return jnp.asarray(weight, dtype)
   import qwix
 
   return qwix.dequantize(weight).astype(dtype)

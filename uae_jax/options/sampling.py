@@ -46,7 +46,7 @@ class CaptionOptions(TokenOptions):
     max_new_tokens: caption budget in tokens, including the closing token.
   """
 
-  max_new_tokens: int = option(512, at_least=2)
+  max_new_tokens: int = option(512, at_least=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

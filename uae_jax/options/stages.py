@@ -280,6 +280,8 @@ class GenerationForUnderstandingOptions(CaptionOptions, GenerationOptions, Rewar
     logit_chunks: number of sequential chunks of a caption's tokens, of which one holds its logits at a time.
   """
 
+  # One token would be the closing one, or a caption that is always cut.
+  max_new_tokens: int = option(512, at_least=2)
   temperature: float = option(1.0, more_than=0)
   min_p: float = option(0.0, at_least=0, less_than=1)
   is_noise_shared: bool = True

@@ -7,8 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from uae_jax.data.pipeline import make_dataset
-from uae_jax.data.sources import open_source
-from uae_jax.evaluation.held_out import PLAIN
+from uae_jax.data.sources import HELD_OUT, open_source
 from uae_jax.options import FRESH, Experiment
 from uae_jax.training import initial
 from uae_jax.training.build import Built, build
@@ -66,9 +65,9 @@ def check_batches(config: Experiment, processor) -> None:
     dataset = make_dataset(source, config.data, processor, captions=captions, batch_size=2, seed=0, num_threads=0)
     next(iter(dataset))
   wanted = config.evaluation.num_images
-  if wanted and len(held_out := open_source(config.data, PLAIN)) < wanted:
+  if wanted and len(held_out := open_source(config.data, HELD_OUT)) < wanted:
     raise ValueError(
-      f"config.evaluation.num_images = {wanted}, but split {PLAIN} of data.source = {config.data.source} has "
+      f"config.evaluation.num_images = {wanted}, but split {HELD_OUT} of data.source = {config.data.source} has "
       f"{len(held_out)} records: lower num_images or add records"
     )
 

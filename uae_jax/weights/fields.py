@@ -177,7 +177,7 @@ SCHEDULER = Fields(
   # These belong to dynamic shifting.
   ignored=DIFFUSERS | {"base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type"},
 )
-# Towers of images and texts: CLIP, SigLIP, DINOv2 and DINOv3.
+# Towers of images and texts: every kind of embedder.
 TOWER = Fields(
   fixed={
     **NOT_QUANTIZED,
