@@ -22,7 +22,7 @@ from uae_jax.rollouts import captions as caption_rollouts
 from uae_jax.rollouts import reconstruct
 from uae_jax.rollouts.conditioning import Context
 from uae_jax.training import restore
-from uae_jax.weights import fingerprint
+from uae_jax.weights import checksums
 from uae_jax.weights.checkpoint import LoadedUAE
 
 Images = Iterable[Image.Image | str | os.PathLike]
@@ -88,7 +88,7 @@ class UAE:
 
   def fingerprint(self) -> str:
     """Returns 16 hexadecimal digits of the weights' bits: the same weights in the same dtype have the same."""
-    return fingerprint.fingerprint(self.params)
+    return checksums.fingerprint(self.params)
 
   # --- Understanding -----------------------------------------------------------------------------------------------
 

@@ -4,14 +4,17 @@ import collections
 import json
 import os
 import re
+import types
 
 import numpy as np
 from PIL import Image
 import pytest
 
 from uae_jax import cli
+from uae_jax.commands import model_arguments
 from uae_jax.evaluation import generation, results, suites
 from uae_jax.evaluation.suites.spec import SuiteError
+from uae_jax.weights.checkpoint import InferenceSettings
 
 pytestmark = pytest.mark.fast
 
@@ -168,6 +171,14 @@ def test_a_failing_prompt_is_named_and_the_others_are_made(tmp_path):
   assert len(generation.missing(suite, prompts, 4, out, (SIDE, SIDE))) == 4
 
 
+@pytest.mark.parametrize("name", ["geneval_plus", "wise", "dpg_bench"])
+def test_samples_that_the_scorer_would_not_open_are_refused(tmp_path, name):
+  suite = suites.find(name)
+  (prompt, *_) = suite.read_prompts(write_prompts(tmp_path, name))
+  with pytest.raises(SuiteError, match="--samples 3"):
+    suite.targets(prompt, 3)
+
+
 # --- Results ----------------------------------------------------------------------------------------------------------
 
 
@@ -210,7 +221,7 @@ def test_geneval_plus_counts_unjudged_images_as_wrong_and_says_so(made):
 def test_dpg_bench_scores_come_from_its_tables(made):
   suite, prompts, out = made
   report = (
-    "/x/0.png, 0.5, 1.0, 0.75, 0.75, 0.75\n/x/partiprompts12.png, 1.0, 1.0, 1.0, 1.0, 1.0\nModel: out\n"
+    "/x, y/0.png, 0.5, 1.0, 0.75, 0.75, 0.75\n/x, y/partiprompts12.png, 1.0, 1.0, 1.0, 1.0, 1.0\nModel: out\n"
     "L1 category scores:\n\tentity: 90.5\n\trelation: 80.0\nL2 category scores:\n\tentity - whole: 90.5\n"
     "Image path: out\nSave results to: x\nDPG-Bench score: 87.5\n"
   )
@@ -257,7 +268,10 @@ def test_results_with_missing_rows_say_so(tmp_path):
   prompts = suite.read_prompts(write_prompts(tmp_path, "geneval"))
   (tmp_path / "results.jsonl").write_text(lines(geneval_rows([[True] * 4, [], [True] * 2])))
   scores = suite.read_results([tmp_path / "results.jsonl"], prompts)
-  assert scores.notes == ("1 of 3 prompts have no score, the first is '1'",)
+  assert scores.notes == (
+    "1 of 3 prompts have no score, the first is '1'",
+    "1 prompts have fewer than 4 scored images, the first is '2'",
+  )
 
 
 @pytest.mark.parametrize(
@@ -315,3 +329,64 @@ def test_compare_refuses_results_of_other_prompts(tmp_path, capsys):
   write_result(tmp_path / "b", {"0": 1.0}, prompts="q")
   assert cli.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
   assert "different prompts" in capsys.readouterr().err
+
+
+# --- The command -----------------------------------------------------------------------------------------------------
+
+
+class StandIn:
+  """A model that draws gray images, for the command."""
+
+  inference = InferenceSettings(resolution_px=SIDE, steps=4, guidance=1.0)
+  processor = types.SimpleNamespace(negative_prompt="bad")
+
+  def __init__(self):
+    self.made = 0
+
+  def fingerprint(self):
+    return "0123456789abcdef"
+
+  def latents_shape(self, height, width):
+    return LATENTS
+
+  def generate(self, prompts, steps, guidance, height, width, *, latents, batch_size):
+    self.made += len(prompts)
+    return [gray(noise) for noise in latents]
+
+
+def test_the_command_makes_reads_resumes_and_repeats(tmp_path, monkeypatch, capsys):
+  uae = StandIn()
+  monkeypatch.setattr(model_arguments, "load", lambda arguments: uae)
+  prompts, out = write_prompts(tmp_path, "geneval"), tmp_path / "out"
+  images = ["evaluate", "--suite", "geneval", "--prompts", str(prompts), "--model", "m", "--out"]
+  read = ["evaluate", "--suite", "geneval", "--prompts", str(prompts), "--out", str(out)]
+
+  assert cli.main(read) == 1 and "--model makes the images first" in capsys.readouterr().err
+  assert cli.main([*images, str(out), "--seed", "7"]) == 0
+  assert uae.made == 12 and "run the official scorer" in capsys.readouterr().out
+  assert shade(out / "00001/samples/0002.png") == expected(suites.find("geneval").read_prompts(prompts)[1], 2)
+
+  scored = tmp_path / "elsewhere.jsonl"
+  scored.write_text(lines(geneval_rows([[True] * 4] * 3)))
+  assert cli.main([*read, "--results", str(scored)]) == 0
+  shown = capsys.readouterr().out
+  assert "overall        1.0000" in shown and "0.86 (published)" in shown and "steps 4" in shown
+  assert cli.main([*images, str(out), "--seed", "7"]) == 0  # makes nothing, and keeps the scores
+  assert uae.made == 12 and results.read(out)["scores"]["overall"] == 1.0
+
+  assert cli.main([*images, str(out), "--seed", "8"]) == 1
+  assert "seed: 7, 8" in capsys.readouterr().err
+  again = tmp_path / "again"
+  like = [
+    "evaluate",
+    "--like",
+    str(out / "results.json"),
+    "--prompts",
+    str(prompts),
+    "--model",
+    "m",
+    "--out",
+    str(again),
+  ]
+  assert cli.main(like) == 0
+  assert (again / "00002/samples/0003.png").read_bytes() == (out / "00002/samples/0003.png").read_bytes()

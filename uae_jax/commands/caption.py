@@ -33,7 +33,9 @@ def main(argv: list[str]) -> int:
 
   items = Items("caption")
   with closing(JsonLines(arguments.out)) as out:
-    for _, path, _, text in items.results(paths, read, caption, batch_size=arguments.batch_size, unit="image"):
+    for _, path, _, text in items.results(
+      paths, read, caption, batch_size=arguments.batch_size or model_arguments.WINDOW, unit="image"
+    ):
       out.write({"image": str(path), "caption": text})
   if len(items.failed) < len(paths) and arguments.out != Path("-"):
     command_line.say(arguments.out)

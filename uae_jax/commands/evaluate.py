@@ -65,24 +65,27 @@ def main(argv: list[str]) -> int:
   prompts = suite.read_prompts(prompts_file)[: arguments.limit]
   if not arguments.limit and len(prompts) != suite.num_prompts:
     print(f"note: {prompts_file} has {len(prompts)} prompts, the official list {suite.num_prompts}", file=sys.stderr)
+  known = results.read(out)
   failed: dict[str, str] = {}
   if arguments.model:
-    settings, failed, number = generate(arguments, suite, prompts, out)
+    settings, failed, number, is_changed = generate(arguments, suite, prompts, out, known)
+  elif known is None:
+    raise ValueError(f"{out}: no {results.FILE}: --model makes the images first")
   else:
-    known = results.read(out)
-    if known is None:
-      raise ValueError(f"{out}: no {results.FILE}: --model makes the images first")
-    settings, number = known["settings"], known["files"]
+    settings, number, is_changed = known["settings"], known["files"], False
     if settings["suite"] != suite.name or settings["prompts"] != results.prompts_hash(prompts):
       raise ValueError(f"{out} has images of suite {settings['suite']} or of other prompts than {prompts_file}")
   paths = arguments.results or suite.result_files(out)
   scores = suite.read_results(paths, prompts) if paths else None
   about = {
     "files": number,
-    "failed": failed,
+    "failed": failed if arguments.model or known is None else known["failed"],
     "official_results": [str(file) for file in paths],
     "prompt_categories": {prompt.key: prompt.category for prompt in prompts},
   }
+  if not paths and known and "scores" in known and not is_changed:
+    # Its result files were named by --results, and the images are still those that were scored.
+    about |= {name: known[name] for name in ("official_results", "scores")}
   results.write(out, settings, about, scores, suite.scale)
   for file, why in failed.items():
     print(f"uae-jax evaluate: error: {file}: {why}", file=sys.stderr)
@@ -90,8 +93,21 @@ def main(argv: list[str]) -> int:
   return 1 if failed else 0
 
 
-def generate(arguments: argparse.Namespace, suite, prompts, out: Path) -> tuple[dict, dict[str, str], int]:
-  """Makes the missing images; returns (settings, file -> error, number of whole files)."""
+def generate(
+  arguments: argparse.Namespace, suite, prompts, out: Path, known: dict | None
+) -> tuple[dict, dict[str, str], int, bool]:
+  """Makes the missing images.
+
+  Args:
+    arguments: the command line.
+    suite: the benchmark.
+    prompts: its prompts.
+    out: output folder.
+    known: result of an earlier call in this folder, or None.
+
+  Returns:
+    (settings, file -> error, number of whole files, whether any file was made).
+  """
   from uae_jax.evaluation import generation, results
   from uae_jax.evaluation.suites.spec import SuiteError
 
@@ -122,7 +138,6 @@ def generate(arguments: argparse.Namespace, suite, prompts, out: Path) -> tuple[
     "model": str(arguments.model),
     "versions": results.versions(),
   }
-  known = results.read(out)
   if known and (changed := results.differences(known["settings"], settings)):
     raise ValueError(f"{out} has images of other settings ({'; '.join(changed)}): choose another --out")
   if known is None:
@@ -133,15 +148,22 @@ def generate(arguments: argparse.Namespace, suite, prompts, out: Path) -> tuple[
     suite,
     jobs,
     lambda texts, latents: uae.generate(
-      list(texts), settings["steps"], settings["guidance"], height, width, latents=latents
+      list(texts),
+      settings["steps"],
+      settings["guidance"],
+      height,
+      width,
+      latents=latents,
+      batch_size=arguments.batch_size,
     ),
     out,
     seed=arguments.seed,
     latents_shape=uae.latents_shape(height, width),
-    batch_size=arguments.batch_size,
+    batch_size=arguments.batch_size or model_arguments.WINDOW,
   )
   total = sum(len(suite.targets(prompt, samples)) for prompt in prompts)
-  return settings, failed, total - len(generation.missing(suite, prompts, samples, out, (height, width)))
+  missing = generation.missing(suite, prompts, samples, out, (height, width))
+  return settings, failed, total - len(missing), bool(jobs)
 
 
 def take_settings(arguments: argparse.Namespace, file: Path) -> None:

@@ -94,7 +94,9 @@ def main(argv: list[str]) -> int:
 
   items = Items("generate")
   with closing(JsonLines(arguments.out / "images.jsonl")) as out:
-    results = items.results(lines, Line.prompt, generate, batch_size=arguments.batch_size, unit="image")
+    results = items.results(
+      lines, Line.prompt, generate, batch_size=arguments.batch_size or model_arguments.WINDOW, unit="image"
+    )
     for index, line, prompt, image in results:
       with items.item(line):
         name = f"{index:05d}.png"

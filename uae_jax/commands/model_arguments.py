@@ -12,6 +12,8 @@ LARGEST_SEED = 2**32 - 1  # of `api`, which brings jax
 positive = number(int, at_least=1)
 CAPTION_OPTIONS = ("batch_size", "max_new_tokens", "temperature", "top_k", "top_p", "min_p")
 GENERATION_OPTIONS = ("batch_size", "steps", "guidance", "height", "width")
+# Items after which results are written, unless --batch-size is given.
+WINDOW = 8
 SMALL_WORLD_NOTICE = (
   "this is a small-world model: it knows only synthetic scenes of colored shapes, "
   "so it will see every other image as such a scene"
@@ -37,8 +39,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, is_required: bool = 
   parser.add_argument(
     "--batch-size",
     type=positive,
-    default=8,
-    help="images that the model works on together, after which results are written; default %(default)s",
+    help=f"images that the model works on together; default: {WINDOW}, fewer for generated images over 512 px",
   )
 
 

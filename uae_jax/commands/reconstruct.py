@@ -41,7 +41,9 @@ def main(argv: list[str]) -> int:
   pairs: list[reconstructions.Pair] = []
   items = Items("reconstruct")
   with closing(JsonLines(out / "captions.jsonl")) as index_file:
-    results = items.results(paths, read, reconstruct, batch_size=arguments.batch_size, unit="image")
+    results = items.results(
+      paths, read, reconstruct, batch_size=arguments.batch_size or model_arguments.WINDOW, unit="image"
+    )
     for index, path, original, (caption, image) in results:
       with items.item(path):
         out.mkdir(parents=True, exist_ok=True)

@@ -7,11 +7,25 @@ bottom-left, bottom-right. It writes `dpg-bench_<time>_results.txt`: a row per i
 
 from collections.abc import Sequence
 from pathlib import Path
+import re
 
 from uae_jax import files
-from uae_jax.evaluation.suites.spec import Prompt, Scores, Suite, SuiteError, Target, field, json_lines, number, unique
+from uae_jax.evaluation.suites.spec import (
+  Prompt,
+  Scores,
+  Suite,
+  SuiteError,
+  Target,
+  field,
+  json_lines,
+  missing_note,
+  number,
+  unique,
+)
 
 NUM_TILES = 4
+# The path of an image may contain commas.
+ROW = re.compile(r"(?P<image>.+?)(, [-+.\de]+)+, (?P<mean>[-+.\de]+)\s*")
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -49,16 +63,17 @@ def read_results(paths: Sequence[Path], prompts: Sequence[Prompt]) -> Scores:
       if in_table:
         categories[name] = number(place, value) / 100
     elif line.strip():
-      cells = line.rsplit(", ")
-      key = Path(cells[0]).name.split(".")[0]
+      row = ROW.fullmatch(line)
+      if row is None:
+        raise SuiteError(f"{place}: expected an image, its scores and their mean, found {line[:80]!r}")
+      key = Path(row["image"]).name.split(".")[0]
       if key not in known:
-        raise SuiteError(f"{place}: {cells[0]} is no prompt of this run: are the results of another run?")
-      items[key] = number(place, cells[-1])
+        raise SuiteError(f"{place}: {row['image']} is no prompt of this run: are the results of another run?")
+      items[key] = number(place, row["mean"])
   if overall is None:
     raise SuiteError(f"{path}: no line 'DPG-Bench score: ...': is the scorer still running?")
   missing = [prompt.key for prompt in prompts if prompt.key not in items]
-  notes = (f"{len(missing)} of {len(prompts)} prompts have no score, the first is {missing[0]!r}",) if missing else ()
-  return Scores(items, categories, overall, notes)
+  return Scores(items, categories, overall, tuple(missing_note(missing, len(prompts))))
 
 
 SUITE = Suite(
@@ -68,7 +83,7 @@ SUITE = Suite(
   num_samples=NUM_TILES,
   read_prompts=read_prompts,
   targets=targets,
-  result_files=lambda out: [file for file in sorted(out.glob("dpg-bench_*_results.txt"))],
+  result_files=lambda out: sorted(out.glob("dpg-bench_*_results.txt")),
   read_results=read_results,
   scale=100.0,
   published={"UAE": 84.74},  # arXiv 2509.09666

@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from uae_jax.evaluation.suites import geneval
-from uae_jax.evaluation.suites.spec import Prompt, Scores, Suite, SuiteError, Target, category_scores, field, read_json
+from uae_jax.evaluation.suites.spec import (
+  Prompt,
+  Scores,
+  Suite,
+  SuiteError,
+  category_scores,
+  field,
+  one_sample,
+  read_json,
+)
 
 TAGS = (
   "color_attr",
@@ -47,7 +56,7 @@ SUITE = Suite(
   num_prompts=280,
   num_samples=1,
   read_prompts=lambda file: geneval.read_prompts(file, TAGS),
-  targets=lambda prompt, num_samples: [Target(f"{prompt.index + 1}.jpg", (0,))],
+  targets=one_sample("geneval_plus", lambda prompt: f"{prompt.index + 1}.jpg"),
   result_files=lambda out: sorted(out.glob("Output.json")),
   read_results=read_results,
   published={"UAE": 0.475},  # arXiv 2509.09666

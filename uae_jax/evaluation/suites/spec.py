@@ -157,25 +157,17 @@ def unique(prompts: Sequence[Prompt], file: Path) -> list[Prompt]:
   return list(prompts)
 
 
-def category_scores(
-  values: Mapping[str, Sequence[float]],
-  prompts: Sequence[Prompt],
-  *,
-  per_image: bool = True,
-  num_expected: int | None = None,
-) -> Scores:
-  """Averages scores per prompt and category; the overall score is the mean of the categories.
+def category_scores(values: Mapping[str, Sequence[float]], prompts: Sequence[Prompt]) -> Scores:
+  """Averages scores of images per prompt and per category; the overall score is the mean of the categories.
 
   Args:
     values: key of a prompt -> scores of its images.
     prompts: prompts of the run.
-    per_image: a category is the mean over its images; False takes the mean over its prompts.
-    num_expected: images per prompt; a prompt with fewer is noted.
 
   Raises:
     SuiteError: no prompt has a score, or a score belongs to no prompt.
   """
-  known = {prompt.key: prompt for prompt in prompts}
+  known = {prompt.key for prompt in prompts}
   strangers = [key for key in values if key not in known]
   if strangers:
     raise SuiteError(f"results name {strangers[0]!r}, which is no prompt of this run: are they of another run?")
@@ -184,17 +176,37 @@ def category_scores(
     raise SuiteError("the result file has no score")
   by_category: dict[str, list[float]] = defaultdict(list)
   for prompt in prompts:
-    if prompt.key in items:
-      by_category[prompt.category] += values[prompt.key] if per_image else [items[prompt.key]]
-  categories = {name: sum(scores) / len(scores) for name, scores in by_category.items()}
-  notes = []
+    by_category[prompt.category] += values.get(prompt.key, ())
+  categories = {name: sum(scores) / len(scores) for name, scores in by_category.items() if scores}
+  most = max(map(len, values.values()))
   missing = [prompt.key for prompt in prompts if prompt.key not in items]
-  if missing:
-    notes.append(f"{len(missing)} of {len(prompts)} prompts have no score, the first is {missing[0]!r}")
-  short = [key for key, scores in values.items() if num_expected and scores and len(scores) != num_expected]
-  if short:
-    notes.append(f"{len(short)} prompts have not {num_expected} scored images, the first is {short[0]!r}")
-  return Scores(items, categories, sum(categories.values()) / len(categories), tuple(notes))
+  short = [key for key in items if len(values[key]) < most]
+  notes = (
+    *missing_note(missing, len(prompts)),
+    *([f"{len(short)} prompts have fewer than {most} scored images, the first is {short[0]!r}"] if short else []),
+  )
+  return Scores(items, categories, sum(categories.values()) / len(categories), notes)
+
+
+def missing_note(missing: Sequence[str], count: int) -> list[str]:
+  """The note about prompts without a score; empty if all have one."""
+  return [f"{len(missing)} of {count} prompts have no score, the first is {missing[0]!r}"] if missing else []
+
+
+def one_sample(suite: str, file: Callable[[Prompt], str]) -> Callable[[Prompt, int], list[Target]]:
+  """Makes the `targets` of a suite that scores one image per prompt.
+
+  Args:
+    suite: name of the suite.
+    file: prompt -> its image file.
+  """
+
+  def targets(prompt: Prompt, num_samples: int) -> list[Target]:
+    if num_samples != 1:
+      raise SuiteError(f"--samples {num_samples}: {suite} scores one image per prompt")
+    return [Target(file(prompt), (0,))]
+
+  return targets
 
 
 def number(place: str, value: Any) -> float:

@@ -12,10 +12,10 @@ from uae_jax.evaluation.suites.spec import (
   Scores,
   Suite,
   SuiteError,
-  Target,
   category_scores,
   field,
   json_lines,
+  one_sample,
   read_json,
   unique,
 )
@@ -72,7 +72,7 @@ SUITE = Suite(
   num_prompts=1000,
   num_samples=1,
   read_prompts=read_prompts,
-  targets=lambda prompt, num_samples: [Target(f"{prompt.key}.png", (0,))],
+  targets=one_sample("wise", lambda prompt: f"{prompt.key}.png"),
   result_files=lambda out: sorted(out.glob("**/*_scores_results.jsonl")),
   read_results=read_results,
 )

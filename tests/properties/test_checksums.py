@@ -6,7 +6,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from uae_jax import sharding
-from uae_jax.weights.fingerprint import fingerprint
+from uae_jax.weights.checksums import fingerprint
 
 
 def params(dtype=jnp.float32):
