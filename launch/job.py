@@ -12,7 +12,7 @@ from launch import slices
 from launch.commands import LaunchError
 
 BUCKET_FOLDER = "/mnt/bucket"
-# Of a run that saved on SIGTERM. XPK restarts on 127 to 255; JobSet and SkyPilot are told this one.
+# Exit code of a run that saved on SIGTERM. XPK restarts on 127 to 255; JobSet and SkyPilot are configured for this one.
 PREEMPTED_EXIT_CODE = 143
 # Of a run whose watchdog ended it, see `uae_jax.training.watchdog`.
 HUNG_EXIT_CODE = 175

@@ -164,10 +164,10 @@ def test_unreadable_images_are_named_and_the_others_done(model, photographs, cap
   Path("empty").mkdir()
   images = (photographs, "absent.png", "none*.png", "empty")
   assert run("reconstruct", "--model", model, "--images", *images, "--out", "out") == 1
-  told = errors(capsys)
-  assert len(told) == 5
+  reported = errors(capsys)
+  assert len(reported) == 5
   for name in ("torn.png", "text.jpg", "absent.png", "none*.png", "empty"):
-    assert sum(name in line for line in told) == 1
+    assert sum(name in line for line in reported) == 1
   assert len(lines(Path("out/captions.jsonl"))) == 9
   assert "Failed: " in Path("out/index.html").read_text()
 
@@ -195,8 +195,8 @@ def test_names_of_any_bytes(model, photographs, capsys):
   assert odd in [Path(line["image"]).name for line in lines(Path("captions.jsonl"))]
   capsys.readouterr()
   assert run("reconstruct", "--model", model, "--images", photographs, "--out", "out") == 1
-  told = errors(capsys)
-  assert len(told) == 1 and "File name too long" in told[0] and "xxx" in told[0]
+  reported = errors(capsys)
+  assert len(reported) == 1 and "File name too long" in reported[0] and "xxx" in reported[0]
   found = lines(Path("out/captions.jsonl"))
   assert len(found) == 10 and f"recon_{odd}" in [line["reconstruction"] for line in found]
   assert (Path("out") / f"recon_{odd}").exists()
@@ -213,8 +213,8 @@ def test_an_image_that_the_model_refuses_fails_alone(model, photographs, capsys,
   monkeypatch.setattr(StandIn, "caption", caption)
   Image.new("RGB", (900, 2)).save(photographs / "mode_narrow.png")
   assert run("caption", "--model", model, "--images", photographs, "--batch-size", 3) == 1
-  told = errors(capsys)
-  assert len(told) == 1 and "mode_narrow.png: an image of 900 x 2 pixels" in told[0]
+  reported = errors(capsys)
+  assert len(reported) == 1 and "mode_narrow.png: an image of 900 x 2 pixels" in reported[0]
   assert len(lines(Path("captions.jsonl"))) == 9
 
 
@@ -256,8 +256,8 @@ def test_a_prompt_that_fails_does_so_alone(model, capsys):
   assert Path("out/images.jsonl").read_text() == "earlier"
   prompts = ["red", "fail", "blue", os.fsdecode(b"\xff")]
   assert run("generate", "--model", model, *(f"--prompt={prompt}" for prompt in prompts), "--out", "out") == 1
-  told = errors(capsys)
-  assert len(told) == 2 and "prompt 2: RuntimeError" in told[1] and "prompt 4: the prompt has characters" in told[0]
+  reported = errors(capsys)
+  assert len(reported) == 2 and "prompt 2: RuntimeError" in reported[1] and "prompt 4: the prompt has characters" in reported[0]
   assert [line["image"] for line in lines(Path("out/images.jsonl"))] == ["00000.png", "00002.png"]
   assert run("generate", "--model", model, "--prompt", "red", "--height", 30, "--out", "new") == 1
   assert "multiples of 16" in errors(capsys)[0] and not Path("new").exists()
@@ -333,8 +333,8 @@ def test_every_command_has_its_paths_tested():
 @pytest.mark.parametrize(("command", "line"), [(name, line) for name, lines in PATHS.items() for line in lines])
 def test_addresses_are_refused_before_any_work(model, capsys, command, line):
   assert run(command, *line.replace("PATH", "gs://bucket/x").split()) in (1, 2)
-  told = errors(capsys)
-  assert len(told) == 1 and "gs://bucket/x: an address, expected a path of this machine" in told[0]
+  reported = errors(capsys)
+  assert len(reported) == 1 and "gs://bucket/x: an address, expected a path of this machine" in reported[0]
   assert os.listdir(".") == ["model"]
 
 
@@ -359,12 +359,12 @@ def test_a_conversion_that_ends_early_leaves_nothing(tmp_path, monkeypatch, caps
   monkeypatch.setattr(native, "save", save)
   before = signal.getsignal(signal.SIGTERM)
   code = run("convert", "--source", tmp_path, "--target", tmp_path / "new" / "export", "--to", "orbax")
-  told = errors(capsys)
+  reported = errors(capsys)
   if ending == "SIGTERM":
-    assert code == 143 and told == []
+    assert code == 143 and reported == []
   else:
-    assert code == 1 and len(told) == 1
-    assert "export could not be written, and nothing of it is left: OSError: [Errno 28] No space left" in told[0]
+    assert code == 1 and len(reported) == 1
+    assert "export could not be written, and nothing of it is left: OSError: [Errno 28] No space left" in reported[0]
   assert os.listdir(tmp_path / "new") == [] and signal.getsignal(signal.SIGTERM) == before
 
 

@@ -170,9 +170,9 @@ def test_unusual_pixels_are_read_as_officially_and_said(tmp_path, monkeypatch, c
   for pixels, value in (("official", 1.0), ("displayed", np.cos(155 / 255))):
     code, out = run(folders, tmp_path, monkeypatch, "--pixels", pixels)
     assert json.loads(out.read_text())["similarities_by_model"]["clip"]["recon_clear.png"] == pytest.approx(value)
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
-    assert code == 0 and len(told) == 1
-    assert told[0].startswith(
+    reported = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
+    assert code == 0 and len(reported) == 1
+    assert reported[0].startswith(
       "note: recon_clear.png: transparency of clear.png: clip official 1.0000, displayed 0.8209;"
     )
 

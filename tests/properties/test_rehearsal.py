@@ -1,4 +1,4 @@
-"""A mistake in any stage, path or data is told before anything is loaded or written."""
+"""A mistake in any stage, path or data is reported before anything is loaded or written."""
 
 import dataclasses
 

@@ -172,7 +172,7 @@ def score(arguments, commands) -> int:
     more = f"   {len(ranked)} of {len(pairs)} images" if kind == "unified" else ""
     print(f"{kind:10} {'-' if average is None else f'{100 * average:.2f}'}{more}")
   command_line.say(out)
-  return told(problems, notes)
+  return report(problems, notes)
 
 
 def judge(arguments) -> int:
@@ -202,10 +202,10 @@ def judge(arguments) -> int:
   notes = [f"{name}: {n} images of this name; the last one was judged" for name, n in counts.items() if n > 1]
   alone = len(set(ours) | set(theirs)) - len(set(ours) & set(theirs) & set(images))
   notes += [f"{alone} captions were not judged: they have no image, or no caption of the other system"] if alone else []
-  return told([f"{key}: {why}" for key, why in failed.items()], notes)
+  return report([f"{key}: {why}" for key, why in failed.items()], notes)
 
 
-def told(problems: list[str], notes: list[str]) -> int:
+def report(problems: list[str], notes: list[str]) -> int:
   """Prints problems and notes on stderr; returns the exit code."""
   for note in notes:
     print(f"note: {shown(note)}", file=sys.stderr)

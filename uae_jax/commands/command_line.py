@@ -114,7 +114,7 @@ def one_line_messages(command: str) -> Iterator[None]:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-  """Whether a log message tells something that no error of the command tells."""
+  """Whether a log message adds something to the errors of the command."""
   return not record.exc_info and record.name != "asyncio" and "/orbax/" not in record.pathname
 
 

@@ -56,7 +56,7 @@ class Stored(Source, Protocol):
     ...
 
   def fingerprint(self) -> dict[str, int | str]:
-    """What tells these data from others without reading all of them: name of a quantity -> its value."""
+    """Quantities that identify the data without reading all of it: name -> value."""
     ...
 
 

@@ -85,7 +85,7 @@ def run_all(
     points: those of its points that are wanted.
     parallel: number of processes at a time.
     retry_failed: whether to run those again that have failed.
-    is_enough: (point) -> whether a run need not go on for now; it is asked to save and stop.
+    is_enough: (point) -> whether a run is far enough for now; it is then asked to save and stop.
     log: receives a line when a run starts or ends.
 
   Raises:

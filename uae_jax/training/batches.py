@@ -11,7 +11,7 @@ from uae_jax.data.sources import Stored, open_source
 from uae_jax.training import processes
 from uae_jax.training.data_check import NUM_CAPTIONS, sample
 
-# Of the limit on cut captions, until as many rows have been read: one of the first rows is no large fraction.
+# Least number of rows that the fraction of cut captions is taken of, so that one of the first rows does not exceed it.
 LEAST_ROWS = 1000
 
 

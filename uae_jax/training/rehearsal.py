@@ -1,4 +1,4 @@
-"""Builds every stage of a config without allocating a parameter: mistakes are told before anything is loaded."""
+"""Builds every stage of a config without allocating a parameter: mistakes are reported before anything is loaded."""
 
 from pathlib import Path
 import tempfile
