@@ -257,7 +257,8 @@ def test_a_prompt_that_fails_does_so_alone(model, capsys):
   prompts = ["red", "fail", "blue", os.fsdecode(b"\xff")]
   assert run("generate", "--model", model, *(f"--prompt={prompt}" for prompt in prompts), "--out", "out") == 1
   reported = errors(capsys)
-  assert len(reported) == 2 and "prompt 2: RuntimeError" in reported[1] and "prompt 4: the prompt has characters" in reported[0]
+  assert len(reported) == 2
+  assert "prompt 2: RuntimeError" in reported[1] and "prompt 4: the prompt has characters" in reported[0]
   assert [line["image"] for line in lines(Path("out/images.jsonl"))] == ["00000.png", "00002.png"]
   assert run("generate", "--model", model, "--prompt", "red", "--height", 30, "--out", "new") == 1
   assert "multiples of 16" in errors(capsys)[0] and not Path("new").exists()

@@ -1,7 +1,7 @@
 """`uae-jax train`: runs every stage of a config in one workdir and writes the report.
 
-First everything that can be wrong with the config is checked. Then come networks; stages, each with its loop, checkpoint
-and evaluation; report. Running the same command again resumes.
+First everything that can be wrong with the config is checked. Then come networks; stages, each with its loop,
+checkpoint and evaluation; report. Running the same command again resumes.
 """
 
 from collections.abc import Callable

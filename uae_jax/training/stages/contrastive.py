@@ -78,7 +78,7 @@ def spec(name: str) -> StageSpec:
   def loss(config: Experiment, built: Built) -> LossFunction:
     # The text tower belongs to this stage only; later stages do not use it.
     with nnx.use_eager_sharding(False):
-      graphdef, _ = nnx.split(nnx.eval_shape(lambda: text_tower(built, nnx.Rngs(0))))
+      graphdef, _ = jax.eval_shape(lambda: nnx.split(text_tower(built, nnx.Rngs(0))))
     return make_loss(built.networks, name, graphdef, config.section(name).options)
 
   def extra_params(built: Built, key: jax.Array) -> dict:
