@@ -14,7 +14,7 @@ from PIL import Image
 from uae_jax import sharding
 from uae_jax.files import local_path
 from uae_jax.layers.quantized import quantize
-from uae_jax.models.prompts import Prompts
+from uae_jax.models.prompts import Prompts, Questions
 from uae_jax.models.uae import UAE as Model
 from uae_jax.networks import merge_uae
 from uae_jax.options import CaptionOptions, GenerationOptions
@@ -30,6 +30,8 @@ KEPT_NAMES = ("top_k", "top_p", "min_p")
 LARGEST_SEED = 2**32 - 1
 # Prompts are padded to a multiple of this if the decoder does not attend to padding.
 MASKED_BUCKET = 16
+# Questions are padded to a multiple of this many tokens, so that few programs serve all of them.
+QUESTION_BUCKET = 32
 NOT_FINITE = "another dtype may help, or the weights are damaged"
 
 Value = TypeVar("Value")
@@ -128,30 +130,171 @@ class UAE:
     Raises:
       ValueError: an image cannot be read, an option is out of range, or the model's numbers are not finite.
     """
+    return self._sample_text(
+      list(self._prepare(images)),
+      None,
+      max_new_tokens=max_new_tokens,
+      temperature=temperature,
+      seed=seed,
+      repetition_penalty=repetition_penalty,
+      kept={"top_k": top_k, "top_p": top_p, "min_p": min_p},
+      indices=indices,
+      batch_size=batch_size,
+    )
+
+  def answer(
+    self,
+    images: Images,
+    questions: Sequence[str],
+    max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    repetition_penalty: float | None = None,
+    *,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    indices: Sequence[int] | None = None,
+    batch_size: int = 8,
+  ) -> list[str]:
+    """Answers one question per image, through the chat template of the model: image, then question.
+
+    The image has the size that it has for captions. A chat template with a question of its own, as that of the small
+    world, ignores the text of the question.
+
+    Args:
+      images: N PIL images or paths, of any mode and size.
+      questions: N questions, plain text.
+      max_new_tokens: maximum number of tokens per answer; by default that of the weights.
+      temperature: divides the logits; 0, the default, takes the most likely token.
+      seed: as in `caption`.
+      repetition_penalty: as in `caption`.
+      top_k: as in `caption`.
+      top_p: as in `caption`.
+      min_p: as in `caption`.
+      indices: as in `caption`.
+      batch_size: maximum number of images per batch. Images of one patch grid with questions of similar length share
+        batches; an answer does not depend on its batch, up to rounding.
+
+    Raises:
+      ValueError: the numbers of images and questions differ, an image cannot be read, an option is out of range, or the
+        model's numbers are not finite.
+    """
+    prepared = list(self._prepare(images))
+    return self._sample_text(
+      prepared,
+      self._question_rows(prepared, questions),
+      max_new_tokens=max_new_tokens,
+      temperature=temperature,
+      seed=seed,
+      repetition_penalty=repetition_penalty,
+      kept={"top_k": top_k, "top_p": top_p, "min_p": min_p},
+      indices=indices,
+      batch_size=batch_size,
+    )
+
+  def choice_log_probs(
+    self, images: Images, questions: Sequence[str], choices: Sequence[Sequence[str]], *, batch_size: int = 8
+  ) -> list[np.ndarray]:
+    """Computes how likely each of several given answers to a question is, over the whole vocabulary.
+
+    Args:
+      images: N PIL images or paths.
+      questions: N questions, see `answer`.
+      choices: N lists of possible answers, such as ("A", "B") or ("yes", "no").
+      batch_size: maximum number of images per batch; image and question are computed once for all their choices.
+
+    Returns:
+      One float32[choices] per image: for each choice the sum of the log-probabilities of its tokens, without a closing
+      token.
+
+    Raises:
+      ValueError: the numbers of images, questions and lists differ, or a choice has no token.
+    """
+    prepared = list(self._prepare(images))
+    asked = self._question_rows(prepared, questions)
+    if len(choices) != len(prepared):
+      raise ValueError(f"{len(prepared)} images, but {len(choices)} lists of choices")
+    encoded = [[self.processor.encode(choice) for choice in row] for row in choices]
+    for row, texts in zip(encoded, choices, strict=True):
+      if not row or not all(row):
+        raise ValueError(f"choices {list(texts)!r}: expected at least one, each with a token")
+    longest = [max(map(len, row)) for row in encoded]
+    groups = [
+      (image[0].shape, len(own), len(row), length)
+      for image, own, row, length in zip(prepared, asked, encoded, longest, strict=True)
+    ]
+    results = [np.zeros(0, np.float32)] * len(prepared)
+    for rows in _batches(groups, batch_size):
+      padded = [self.processor.pad_rows(encoded[row], longest[row]) for row in rows]
+      tokens, mask = (np.stack(part) for part in zip(*padded, strict=True))  # [B, choices, longest]
+      pixels = np.stack([prepared[row][0] for row in rows])
+      run = self._program(("choices", pixels.shape, *groups[rows[0]]), self._choices_batch(prepared[rows[0]][1]))
+      log_probs = np.asarray(run(self.params, pixels, self._questions([asked[row] for row in rows]), tokens))
+      if not np.all(np.isfinite(log_probs)):
+        raise ValueError(f"the probabilities of an answer's tokens are not finite numbers: {NOT_FINITE}")
+      for row, sums in zip(rows, np.sum(log_probs * mask, axis=-1), strict=True):
+        results[row] = sums
+    return results
+
+  def _choices_batch(self, prompts: Prompts):
+    return lambda params, images, questions, tokens: caption_rollouts.caption_log_probs(
+      self._model(params), prompts, images, tokens, has_whole_vocabulary=True, questions=questions
+    )[0]
+
+  def _question_rows(self, prepared: Sequence, questions: Sequence[str]) -> list[np.ndarray]:
+    """Token ids int32[P] of image and question per image, padded with -1 to a multiple of `QUESTION_BUCKET`."""
+    if len(questions) != len(prepared):
+      raise ValueError(f"{len(prepared)} images, but {len(questions)} questions")
+    rows = []
+    for (pixels, _), question in zip(prepared, questions, strict=True):
+      ids = self.processor.question_prompt(self._grid(pixels), question)
+      padding = -len(ids) % QUESTION_BUCKET
+      rows.append(np.pad(np.asarray(ids, np.int32), (0, padding), constant_values=-1))
+    return rows
+
+  def _questions(self, rows: Sequence[np.ndarray]) -> Questions:
+    tokens = np.stack(rows)
+    return Questions(np.where(tokens < 0, self.processor.pad_id, tokens), tokens >= 0)
+
+  def _sample_text(
+    self,
+    prepared: Sequence[tuple[np.ndarray, Prompts]],
+    asked: Sequence[np.ndarray] | None,
+    *,
+    max_new_tokens: int | None,
+    temperature: float,
+    seed: int,
+    repetition_penalty: float | None,
+    kept: dict[str, float | None],
+    indices: Sequence[int] | None,
+    batch_size: int,
+  ) -> list[str]:
+    """Samples captions, or answers to the questions `asked` of `_question_rows`."""
     max_new_tokens = _or(max_new_tokens, self.inference.max_new_tokens)
     penalty = _or(repetition_penalty, self.inference.repetition_penalty)
-    inference = self.inference
     checked = CaptionOptions(
       max_new_tokens=max_new_tokens,
-      top_k=_or(top_k, inference.top_k),
-      top_p=_or(top_p, inference.top_p),
-      min_p=_or(min_p, inference.min_p),
+      **{name: _or(value, getattr(self.inference, name)) for name, value in kept.items()},
     )
     CaptionOptions(temperature=temperature)
     # Without noise the most likely token is taken, which is always kept.
     kept = {name: getattr(checked, name) for name in KEPT_NAMES} if temperature else {}
     if not (math.isfinite(penalty) and penalty > 0):
       raise ValueError(f"repetition_penalty = {penalty}: expected a finite number, more than 0")
-    prepared = list(self._prepare(images))
     keys = _keys(seed, indices, len(prepared))
+    lengths = [0] * len(prepared) if asked is None else [len(row) for row in asked]
     results = [""] * len(prepared)
-    for rows in _batches([pixels.shape for pixels, _ in prepared], batch_size):
+    groups = [(image[0].shape, length) for image, length in zip(prepared, lengths, strict=True)]
+    for rows in _batches(groups, batch_size):
       pixels = np.stack([prepared[row][0] for row in rows])
+      questions = None if asked is None else self._questions([asked[row] for row in rows])
       run = self._program(
-        ("caption", pixels.shape, max_new_tokens, penalty, *kept.items()),
+        ("caption", pixels.shape, lengths[rows[0]], max_new_tokens, penalty, *kept.items()),
         self._caption_batch(prepared[rows[0]][1], max_new_tokens, penalty, kept),
       )
-      sampled = run(self.params, pixels, jnp.stack([keys[row] for row in rows]), jnp.float32(temperature))
+      keys_of_rows = jnp.stack([keys[row] for row in rows])
+      sampled = run(self.params, pixels, keys_of_rows, jnp.float32(temperature), questions)
       if not np.all(np.isfinite(sampled.log_probs)):
         raise ValueError(f"the probabilities of a caption's tokens are not finite numbers: {NOT_FINITE}")
       for row, tokens in zip(rows, np.asarray(sampled.tokens[:, 0]), strict=True):
@@ -159,7 +302,7 @@ class UAE:
     return results
 
   def _caption_batch(self, prompts: Prompts, max_new_tokens: int, repetition_penalty: float, kept: dict):
-    def run(params, images, keys, temperature):
+    def run(params, images, keys, temperature, questions):
       return reconstruct.caption(
         self._model(params),
         prompts,
@@ -168,6 +311,7 @@ class UAE:
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         repetition_penalty=repetition_penalty,
+        questions=questions,
         **kept,
       )
 
@@ -383,8 +527,12 @@ class UAE:
       if isinstance(image, str | os.PathLike):
         image = local_path(image)
       pixels = np.asarray(self.processor.resize(image))
-      patch = self._config.captioner.patch_size
-      yield pixels, self._prompts((pixels.shape[0] // patch, pixels.shape[1] // patch))
+      yield pixels, self._prompts(self._grid(pixels))
+
+  def _grid(self, pixels: np.ndarray) -> tuple[int, int]:
+    """(rows, columns) of patches of an image uint8[h, w, 3]."""
+    patch = self._config.captioner.patch_size
+    return pixels.shape[0] // patch, pixels.shape[1] // patch
 
   def _prompts(self, grid: tuple[int, int]) -> Prompts:
     if grid not in self._prompts_of_grid:

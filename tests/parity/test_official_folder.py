@@ -233,6 +233,80 @@ def test_results_do_not_depend_on_the_batch(uae):
   assert np.abs(single[0] - single[3]).max() > 0.01
 
 
+ASKING = (
+  "{% for message in messages %}<|im_start|> {{ message['role'] }} {% for item in message['content'] %}"
+  "{% if item['type'] == 'text' %}{{ item['text'] }} "
+  "{% else %}<|vision_start|> <|image_pad|> <|vision_end|> {% endif %}"
+  "{% endfor %}<|im_end|>{% if add_generation_prompt %} assistant{% endif %}{% endfor %}"
+)
+QUESTIONS = ["red circle", "a small blue square above a green cross", " ".join(["red circle above"] * 12)]
+
+
+@pytest.fixture(scope="module")
+def asked(uae):
+  """The same UAE with a chat template that has the question of the user, as Qwen2.5-VL's has."""
+  other = copy.copy(uae)
+  other.processor = dataclasses.replace(uae.processor, chat_template=ASKING)
+  other._programs, other._prompts_of_grid = {}, {}
+  return other
+
+
+def their_question(reference, uae, picture, question):
+  """Inputs of the torch model, whose token ids come from the tokenizer of transformers."""
+  _, patches, grid = their_inputs(reference, uae, picture)
+  message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+  tokenizer, image = uae.processor.tokenizer, uae.processor.image_token_id
+  text = tokenizer.apply_chat_template([message], chat_template=ASKING, add_generation_prompt=True, tokenize=False)
+  cells = int(grid.prod()) // uae.processor.merge_size**2
+  ids = [i for token in tokenizer.encode(text) for i in [token] * (cells if token == image else 1)]
+  return ids, patches, grid
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_answers_are_those_of_generate(asked, reference, picture, penalty):
+  processor, theirs = asked.processor, []
+  never = {*range(processor.vocab_size, reference.language.config.text_config.vocab_size), *processor.control_ids}
+  for question in QUESTIONS:
+    ids, patches, grid = their_question(reference, asked, picture, question)
+    row = torch.tensor([ids])
+    out = reference.language.generate(
+      input_ids=row,
+      attention_mask=torch.ones_like(row),
+      pixel_values=patches,
+      image_grid_thw=grid,
+      mm_token_type_ids=(row == processor.image_token_id).int(),
+      do_sample=False,
+      max_new_tokens=6,
+      repetition_penalty=penalty,
+      eos_token_id=list(processor.end_ids),
+      pad_token_id=processor.pad_id,
+      suppress_tokens=sorted(never - set(processor.end_ids)),
+    )
+    theirs.append(processor.caption_text(out[0, len(ids) :].numpy()))
+  options = dict(max_new_tokens=6, repetition_penalty=penalty)
+  ours = asked.answer([picture] * 3, QUESTIONS, batch_size=4, **options)
+  assert ours == theirs and len(set(theirs)) > 1
+  assert asked.answer([picture], QUESTIONS[1:2], batch_size=1, **options) == theirs[1:2]
+
+
+def test_choices_have_the_log_probabilities_of_torch(asked, reference, picture):
+  choices = [["red", "blue"], ["red circle", "green"], ["blue", "above"]]
+  ours = asked.choice_log_probs([picture] * 3, QUESTIONS, choices)
+  for question, row, found in zip(QUESTIONS, choices, ours, strict=True):
+    ids, patches, grid = their_question(reference, asked, picture, question)
+    for choice, value in zip(row, found, strict=True):
+      tokens = asked.processor.encode(choice)
+      log_probs = their_log_probs(reference, ids + tokens, patches, grid)[len(ids) - 1 : -1]
+      close(value, log_probs[torch.arange(len(tokens)), torch.tensor(tokens)].sum())
+
+
+def test_questions_and_choices_must_fit_the_images(asked, picture):
+  with pytest.raises(ValueError, match="1 images, but 2 questions"):
+    asked.answer([picture], ["red", "blue"])
+  with pytest.raises(ValueError, match="each with a token"):
+    asked.choice_log_probs([picture], ["red"], [["red", ""]])
+
+
 def test_weights_land_on_a_mesh(uae, reference):
   mesh = sharding.make_mesh(data=1, fsdp=2, tensor=2, devices=jax.devices()[:4])
   placed = uae_jax.UAE.load(reference.folder, dtype="float32", mesh=mesh)

@@ -16,24 +16,30 @@ CPU_SECONDS, WALL_SECONDS = 10, 120
 MEMORY_BYTES, OUTPUT_BYTES = 512 * 2**20, 2**20
 
 
-def render(template: str, role: str, *, has_image: bool, special_tokens: dict[str, str]) -> str:
+def render(
+  template: str, role: str, *, has_image: bool, special_tokens: dict[str, str], image_first: bool = False
+) -> str:
   """Renders one message whose text is `TEXT`, and the start of the answer.
 
   Args:
     template: Jinja source, for the environment that transformers gives to chat templates.
     role: role of the message.
-    has_image: whether an image follows the text.
+    has_image: whether the message has an image, after the text.
     special_tokens: name -> text of the tokenizer's special tokens, such as `eos_token`.
+    image_first: put the image before the text; default False.
 
   Raises:
     ValueError: the template is wrong, or takes too much time or memory.
   """
-  return _rendered(template, role, has_image, tuple(sorted(special_tokens.items())))
+  return _rendered(template, role, has_image, image_first, tuple(sorted(special_tokens.items())))
 
 
 @functools.lru_cache(maxsize=64)
-def _rendered(template: str, role: str, has_image: bool, special_tokens: tuple[tuple[str, str], ...]) -> str:
+def _rendered(
+  template: str, role: str, has_image: bool, image_first: bool, special_tokens: tuple[tuple[str, str], ...]
+) -> str:
   content = [{"type": "text", "text": TEXT}, *([{"type": "image"}] if has_image else [])]
+  content = content[::-1] if image_first else content
   variables = dict(special_tokens) | {
     "messages": [{"role": role, "content": content}],
     "tools": None,

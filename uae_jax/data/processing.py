@@ -226,11 +226,27 @@ class Processor:
     Raises:
       ValueError: the grid does not divide into cells.
     """
+    return self._with_image(self._prompt(self._caption_template, self.question), grid)
+
+  def question_prompt(self, grid: tuple[int, int], question: str) -> list[int]:
+    """Token ids of the image, then any question, up to where the answer starts: the order of Qwen2.5-VL's own chats.
+
+    Args:
+      grid: (rows, columns) of patches.
+      question: plain text. A template that has a question of its own, as that of the small world, ignores it.
+
+    Raises:
+      ValueError: the grid does not divide into cells.
+    """
+    template = self._rendered("user", has_image=True, image_first=True)
+    return self._with_image(self._prompt(template, question), grid)
+
+  def _with_image(self, ids: list[int], grid: tuple[int, int]) -> list[int]:
+    """Repeats the image token of a prompt once per cell of the patch grid (rows, columns)."""
     rows, columns = grid
     if rows % self.merge_size or columns % self.merge_size:
       raise ValueError(f"a grid of {rows} x {columns} patches does not divide into cells of {self.merge_size}")
     tokens = rows * columns // self.merge_size**2
-    ids = self._prompt(self._caption_template, self.question)
     return [i for token in ids for i in ([token] * tokens if token == self.image_token_id else [token])]
 
   def generation_prompt(self, text: str) -> list[int]:
@@ -262,9 +278,11 @@ class Processor:
     """The generation prompt, with `templates.TEXT` for the caption."""
     return self._rendered("generate", has_image=False)
 
-  def _rendered(self, role: str, *, has_image: bool) -> str:
+  def _rendered(self, role: str, *, has_image: bool, image_first: bool = False) -> str:
     names = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    return templates.render(self.chat_template, role, has_image=has_image, special_tokens=names)
+    return templates.render(
+      self.chat_template, role, has_image=has_image, special_tokens=names, image_first=image_first
+    )
 
   def _prompt(self, template: str, text: str) -> list[int]:
     """Token ids of a rendered template, whose special tokens are parsed, around a text, whose are not."""

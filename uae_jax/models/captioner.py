@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from flax import nnx
 import jax
 
-from uae_jax.models.prompts import Prompts
+from uae_jax.models.prompts import Prompts, Questions
 
 
 class CaptionerConfig(Protocol):
@@ -85,12 +85,15 @@ class Captioner(TokenModel, Protocol):
   @property
   def config(self) -> CaptionerConfig: ...
 
-  def prompt(self, prompts: Prompts, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  def prompt(
+    self, prompts: Prompts, images: jax.Array, questions: Questions | None = None
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Embeds the image and the question of every row.
 
     Args:
       prompts: the templates rendered for this image size.
       images: uint8[B, h, w, 3].
+      questions: a prompt per row; by default all rows have `prompts.caption`.
 
     Returns:
       (embeddings float[B, P, D], positions, mask bool[B, P]).

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +58,19 @@ class Prompts:
     """Marks the tokens that captions are sampled from, text and closing tokens: bool[size]; size is the model's V."""
     ids = np.arange(size)
     return (ids < self.vocab_size) & ~np.isin(ids, self.control) | np.isin(ids, self.end)
+
+
+@flax.struct.dataclass
+class Questions:
+  """A prompt of its own for each image, in place of `Prompts.caption`; an argument of a program, not a constant.
+
+  Attributes:
+    tokens: int32[B, P], image placeholders and question up to where the answer starts, padded on the right.
+    mask: bool[B, P]; False at padding.
+  """
+
+  tokens: jax.Array
+  mask: jax.Array
 
 
 def generation_rows(prompts: Prompts, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:

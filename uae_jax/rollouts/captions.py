@@ -10,7 +10,7 @@ import numpy as np
 
 from uae_jax.algorithms import kl
 from uae_jax.models.captioner import TokenModel
-from uae_jax.models.prompts import Prompts
+from uae_jax.models.prompts import Prompts, Questions
 from uae_jax.models.uae import UAE
 from uae_jax.rollouts import token_distribution
 
@@ -54,18 +54,23 @@ class Prefix:
   next_position: jax.Array
 
 
-def caption_prefix(model: UAE, prompts: Prompts, images: jax.Array) -> Prefix:
+def caption_prefix(model: UAE, prompts: Prompts, images: jax.Array, questions: Questions | None = None) -> Prefix:
   """Runs the captioner on image and question, once per image.
 
   Args:
     model: UAE whose captioner is used.
     prompts: templates as token ids.
     images: uint8[B, h, w, 3] at the captioner's resolution.
+    questions: a prompt per image; by default the caption prompt.
   """
   captioner = model.captioner
-  embeddings, positions, mask = captioner.prompt(prompts, images)
+  embeddings, positions, mask = captioner.prompt(prompts, images, questions)
   hidden, cache = captioner.prefill(embeddings, positions, mask)
-  return Prefix(cache=cache, last_hidden=hidden[:, -1], next_position=captioner.next_position(positions, mask))
+  last_hidden = hidden[:, -1]
+  if questions is not None:
+    last = jnp.sum(questions.mask, axis=1) - 1
+    last_hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+  return Prefix(cache=cache, last_hidden=last_hidden, next_position=captioner.next_position(positions, mask))
 
 
 def sample_captions(
@@ -82,6 +87,7 @@ def sample_captions(
   min_p: float = 0.0,
   repetition_penalty: float = 1.0,
   records_kept: bool = False,
+  questions: Questions | None = None,
 ) -> Captions:
   """Samples R captions per image; the loop ends as soon as every caption is closed.
 
@@ -104,6 +110,7 @@ def sample_captions(
       and multiplied by it if negative, as in transformers. 1 disables it; only then are the log-probabilities those of
       the policy.
     records_kept: record the tokens that truncation kept, which replay needs; B * R * L * V bits.
+    questions: the prompts of `prefix` if it was made with some; the repetition penalty reads them.
   """
   batch = prefix.next_position.shape[0]
   shape = (batch, num_rollouts)
@@ -149,8 +156,11 @@ def sample_captions(
   tokens = jnp.full((*shape, max_tokens), prompts.pad, jnp.int32)
   seen = None
   if repetition_penalty != 1.0:
-    seen = jnp.zeros(language.vocab_size, bool).at[jnp.asarray(prompts.caption)].set(True)
-    seen = jnp.broadcast_to(seen, logits.shape)
+    asked, is_asked = jnp.asarray(prompts.caption)[None], jnp.bool_(True)
+    if questions is not None:
+      asked, is_asked = questions.tokens, questions.mask
+    seen = jnp.zeros((len(asked), language.vocab_size), bool).at[jnp.arange(len(asked))[:, None], asked].max(is_asked)
+    seen = jnp.broadcast_to(seen[:, None], logits.shape)
   kept = None
   if is_truncated and records_kept:
     kept = jnp.zeros((*shape, max_tokens, -(-language.vocab_size // 8)), jnp.uint8)
@@ -272,6 +282,7 @@ def caption_log_probs(
   has_whole_vocabulary: bool = False,
   kept: jax.Array | None = None,
   num_chunks: int = 1,
+  questions: Questions | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Replays given captions: their log-probabilities and entropies, with the prefix computed once per image.
 
@@ -284,11 +295,12 @@ def caption_log_probs(
     has_whole_vocabulary: give a probability to tokens that are never sampled too, as in next-token prediction.
     kept: `Captions.kept` of captions sampled with truncation.
     num_chunks: number of rematerialized chunks of L, see `token_log_probs`.
+    questions: a prompt per image; by default the caption prompt.
 
   Returns:
     (log_probs float32[B, R, L], entropy float32[B, R, L]), padding not masked.
   """
-  prefix = caption_prefix(model, prompts, images)
+  prefix = caption_prefix(model, prompts, images, questions)
   hidden, _ = caption_hidden(model.captioner, prefix, tokens)
   vocabulary = None if has_whole_vocabulary else prompts.vocabulary(model.captioner.vocab_size)
   return token_log_probs(

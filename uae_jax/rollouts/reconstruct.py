@@ -6,7 +6,7 @@ Cold start, both RL stages, evaluation and the Python API share these functions.
 import jax
 import jax.numpy as jnp
 
-from uae_jax.models.prompts import Prompts
+from uae_jax.models.prompts import Prompts, Questions
 from uae_jax.models.uae import UAE
 from uae_jax.networks import Networks
 from uae_jax.rollouts import captions
@@ -28,12 +28,13 @@ def caption(
   top_p: float = 1.0,
   min_p: float = 0.0,
   repetition_penalty: float = 1.0,
+  questions: Questions | None = None,
 ) -> Captions:
-  """Samples captions of images uint8[B, h, w, 3]; for the arguments see `captions.sample_captions`."""
+  """Samples captions of images uint8[B, h, w, 3], or answers to questions; see `captions.sample_captions`."""
   return captions.sample_captions(
     model.captioner,
     prompts,
-    captions.caption_prefix(model, prompts, images),
+    captions.caption_prefix(model, prompts, images, questions),
     key,
     num_rollouts=num_rollouts,
     max_tokens=max_new_tokens,
@@ -42,6 +43,7 @@ def caption(
     top_p=top_p,
     min_p=min_p,
     repetition_penalty=repetition_penalty,
+    questions=questions,
   )
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from uae_jax.models.prompts import Prompts
+from uae_jax.models.prompts import Prompts, Questions
 from uae_jax.models.qwen25_vl.language import LanguageConfig, LanguageModel, PrefixCache, SuffixCache
 from uae_jax.models.qwen25_vl.positions import mrope_positions, next_position, text_positions
 from uae_jax.models.qwen25_vl.vision import VisionConfig, VisionTower, normalize, patchify
@@ -118,12 +118,15 @@ class Qwen25VL(nnx.Module):
     filled = jnp.take_along_axis(image, place[..., None], axis=1)
     return jnp.where(is_image[..., None], filled, embeddings)
 
-  def prompt(self, prompts: Prompts, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  def prompt(
+    self, prompts: Prompts, images: jax.Array, questions: Questions | None = None
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Embeds the image and the question of every row.
 
     Args:
       prompts: the templates rendered for this image size.
       images: uint8[B, h, w, 3]; sides are multiples of patch_size * spatial_merge.
+      questions: a prompt per row; by default all rows have `prompts.caption`.
 
     Returns:
       (embeddings float[B, P, D], positions int32[3, B, P], mask bool[B, P]).
@@ -132,6 +135,10 @@ class Qwen25VL(nnx.Module):
     batch, height, width, _ = images.shape
     grid = (height // vision.patch_size, width // vision.patch_size)
     patches = patchify(normalize(images, vision), vision)
+    if questions is not None:
+      tokens, mask = questions.tokens, questions.mask
+      positions = mrope_positions(tokens, mask, self.config.image_token_id, grid_merged=prompts.image_grid)
+      return self.embed_prompt(tokens, patches, grid), jnp.asarray(positions), mask
     tokens = jnp.broadcast_to(jnp.asarray(prompts.caption), (batch, len(prompts.caption)))
     mask = jnp.ones(tokens.shape, bool)
     embeddings = self.embed_prompt(tokens, patches, grid)
