@@ -1,30 +1,31 @@
-"""`uae-jax evaluate`: the images that a benchmark's official scorer opens, and a table of what it found."""
+"""`uae-jax evaluate`: the files that a benchmark's official scorer opens, scores, and their table."""
 
 import argparse
 from pathlib import Path
 import re
 import sys
 
-from uae_jax.commands import command_line, model_arguments
+from uae_jax.commands import command_line, evaluation_settings, model_arguments
 from uae_jax.commands.command_line import path
 
 EPILOG = """
 The images are made with --model. Then the benchmark's own scorer is run on the output folder, and
-`uae-jax evaluate --suite NAME --prompts FILE --out DIR` without --model reads what it wrote. The same command goes on
-where a killed one stopped. docs/evaluation.md has every suite from download to table.
+`uae-jax evaluate --suite NAME --prompts FILE --out DIR` without --model reads what it wrote. Suites that are scored
+here print their table at once. The same command goes on where a killed one stopped. docs/evaluation.md has every suite
+from download to table.
 """
 
 
 def parser() -> command_line.Parser:
   from uae_jax.evaluation.suites import SUITES  # imports no JAX
 
-  parser = command_line.Parser("evaluate", "Generates the images of a benchmark and reads its official scores.", EPILOG)
+  parser = command_line.Parser("evaluate", "Runs a benchmark on a model, and prints its table.", EPILOG)
   suites = "; ".join(f"{name}: {summary}" for name, summary in SUITES.items())
-  parser.add_argument("--suite", choices=tuple(SUITES), help=suites)
+  parser.add_argument("--suite", metavar="NAME[:PATH]", help=f"with the path of --prompts or without; {suites}")
   parser.add_argument(
-    "--prompts", type=path, metavar="PATH", help="the benchmark's own prompts: a file, or a folder of files"
+    "--prompts", type=path, metavar="PATH", help="the benchmark's own prompts, questions or pictures: a file or folder"
   )
-  parser.add_argument("--out", required=True, type=path, metavar="DIR", help="output folder: images and results.json")
+  parser.add_argument("--out", required=True, type=path, metavar="DIR", help="output folder: files and results.json")
   parser.add_argument(
     "--results", nargs="+", type=path, metavar="FILE", help="result files of the scorer; default: in DIR"
   )
@@ -38,6 +39,14 @@ def parser() -> command_line.Parser:
     "--shard", type=shard, default=(0, 1), metavar="I/N", help="make part I (from 0) of N; default 0/1"
   )
   model_arguments.add_generation_arguments(parser)
+  model_arguments.add_caption_arguments(parser)
+  parser.add_argument(
+    "--embedders", metavar="KIND=PATH,...", help="checkpoints of the embedders that measure images, as in uae-jax bench"
+  )
+  judge = parser.add_argument_group("unified_bench, protocol 2: a judge model compares captions; see uae-jax bench")
+  judge.add_argument("--against", type=path, metavar="FILE", help="captions of the other system")
+  judge.add_argument("--judge-url", metavar="URL", help="OpenAI-compatible endpoint")
+  judge.add_argument("--judge-model", action="append", metavar="NAME", help="may be repeated")
   return parser
 
 
@@ -51,9 +60,14 @@ def shard(text: str) -> tuple[int, int]:
 def main(argv: list[str]) -> int:
   arguments = parser().parse_args(argv)
 
+  from uae_jax.commands import evaluate_task
   from uae_jax.evaluation import results, suites
+  from uae_jax.evaluation.suites.task import Task
 
   out = arguments.out
+  if arguments.suite and ":" in arguments.suite:
+    arguments.suite, _, prompts_path = arguments.suite.partition(":")
+    arguments.prompts = arguments.prompts or path(prompts_path)
   if arguments.like:
     take_settings(arguments, arguments.like)
   if not arguments.suite or not arguments.prompts:
@@ -63,6 +77,8 @@ def main(argv: list[str]) -> int:
   if not prompts_file.exists():
     raise ValueError(f"--prompts {prompts_file}: no such file; expected {suite.prompts_file}")
   prompts = suite.read_prompts(prompts_file)[: arguments.limit]
+  if isinstance(suite, Task):
+    return evaluate_task.main(arguments, suite, prompts)
   if not arguments.limit and len(prompts) != suite.num_prompts:
     print(f"note: {prompts_file} has {len(prompts)} prompts, the official list {suite.num_prompts}", file=sys.stderr)
   known = results.read(out)
@@ -114,30 +130,13 @@ def generate(
   samples = arguments.samples or suite.num_samples
   suite.targets(prompts[0], samples)  # Refuses an impossible number of samples before the model is loaded.
   uae = model_arguments.load(arguments)
-  default = uae.inference
-  height, width = arguments.height or default.resolution_px, arguments.width or default.resolution_px
+  settings = evaluation_settings.common(arguments, suite.name, prompts, uae) | evaluation_settings.images(
+    arguments, uae
+  )
+  settings["samples"] = samples
+  height, width = settings["height"], settings["width"]
   if suite.is_square and height != width:
     raise SuiteError(f"{height} x {width} px: the scorer of {suite.name} needs square images")
-  settings = {
-    "suite": suite.name,
-    "prompts": results.prompts_hash(prompts),
-    "num_prompts": len(prompts),
-    "samples": samples,
-    "seed": arguments.seed,
-    "height": height,
-    "width": width,
-    "steps": arguments.steps or default.steps,
-    "guidance": default.guidance if arguments.guidance is None else arguments.guidance,
-    "shift": default.shift,
-    "sampler": "euler",
-    "negative_prompt": uae.processor.negative_prompt,
-    "text_tower": default.text_tower,
-    "dtype": arguments.dtype or "auto",
-    "int8": arguments.int8,
-    "weights": uae.fingerprint(),
-    "model": str(arguments.model),
-    "versions": results.versions(),
-  }
   if known and (changed := results.differences(known["settings"], settings)):
     raise ValueError(f"{out} has images of other settings ({'; '.join(changed)}): choose another --out")
   if known is None:
@@ -181,18 +180,24 @@ def take_settings(arguments: argparse.Namespace, file: Path) -> None:
   arguments.suite = arguments.suite or settings["suite"]
   arguments.limit = arguments.limit or settings["num_prompts"]
   arguments.seed = settings["seed"]
-  for name in ("samples", "steps", "guidance", "height", "width"):
-    if getattr(arguments, name) is None:
+  for name in evaluation_settings.REPEATED:
+    if getattr(arguments, name) is None and name in settings:
       setattr(arguments, name, settings[name])
 
 
 def table(suite, scores, settings: dict) -> str:
-  """The official table beside the published overall scores, and the settings that move them."""
-  rows = {**scores.categories, "overall": scores.overall}
-  width = max(map(len, [*rows, *suite.published]))
+  """The table of a suite beside the published overall scores, and the settings that move them."""
+  blocks = {"": scores, **scores.metrics}
+  width = max(len(name) for block in blocks.values() for name in (*block.categories, "overall", *suite.published))
   digits = 2 if suite.scale > 1 else 4
-  lines = [f"{name:{width}}  {suite.scale * value:.{digits}f}" for name, value in rows.items()]
+  lines: list[str] = []
+  for title, block in blocks.items():
+    lines += ["", title] if title else []
+    for name, value in {**block.categories, "overall": block.overall}.items():
+      low, high = block.intervals.get(name, (None, None))
+      interval = "" if low is None else f"  [{suite.scale * low:.{digits}f}, {suite.scale * high:.{digits}f}]"
+      lines.append(f"{name:{width}}  {suite.scale * value:.{digits}f}{interval}")
   lines += [f"{name:{width}}  {value} (published)" for name, value in suite.published.items()]
-  shown = ("steps", "guidance", "shift", "height", "width", "samples", "seed", "weights")
+  shown = [name for name in evaluation_settings.SHOWN if name in settings]
   lines += ["", "settings: " + ", ".join(f"{name} {settings[name]}" for name in shown)]
   return "\n".join([*lines, *(f"note: {note}" for note in scores.notes)])

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 from pathlib import Path
 import re
 from typing import Any
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from uae_jax import files, http_client
 from uae_jax.data.images import read_image
+from uae_jax.evaluation import intervals
 
 INSTRUCTION = (
   "Two captions describe the image. Judge which one describes it better: more complete, more precise, and without "
@@ -209,21 +209,11 @@ class WinRate:
   high: float
 
   @classmethod
-  def of(cls, outcomes: Sequence[float], z: float = 1.959964) -> "WinRate":
-    """Computes the win rate with Wilson's score interval.
-
-    Unlike the normal approximation, the interval stays inside 0..1 and is valid for few pairs and extreme rates.
-
-    Args:
-      outcomes: values in 0..1, one per image.
-      z: normal quantile of the interval; the default gives 95 %.
-    """
-    n, total = len(outcomes), sum(outcomes)
-    rate = total / n
-    middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+  def of(cls, outcomes: Sequence[float]) -> "WinRate":
+    """Computes the win rate with Wilson's score interval, from outcomes in 0..1, one per image."""
+    n = len(outcomes)
     wins, losses = (sum(outcome == value for outcome in outcomes) for value in (1.0, 0.0))
-    return cls(wins, n - wins - losses, losses, rate, max(0.0, middle - half), min(1.0, middle + half))
+    return cls(wins, n - wins - losses, losses, sum(outcomes) / n, *intervals.wilson(outcomes))
 
 
 def compare(

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from uae_jax import files
+from uae_jax.evaluation import intervals
 from uae_jax.evaluation.suites.spec import Prompt, Scores
 
 FILE = "results.json"
 VERSION = 1
 # Settings that say how a result was made but do not change it.
-INCIDENTAL = ("model", "versions")
+INCIDENTAL = ("model", "versions", "embedders")
 
 
 def prompts_hash(prompts: Sequence[Prompt]) -> str:
@@ -50,16 +51,25 @@ def write(folder: Path, settings: Mapping, about: Mapping, scores: Scores | None
   """Writes `results.json` and returns its content."""
   result: dict[str, Any] = {"version": VERSION, "settings": dict(settings), **about}
   if scores is not None:
-    result["scores"] = {
-      "overall": scores.overall,
-      "categories": dict(scores.categories),
-      "items": dict(scores.items),
-      "notes": list(scores.notes),
-      "scale": scale,
-    }
+    result["scores"] = _plain(scores) | {"scale": scale}
   folder.mkdir(parents=True, exist_ok=True)
   files.write_whole(folder / FILE, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
   return result
+
+
+def _plain(scores: Scores) -> dict[str, Any]:
+  """Scores as JSON; intervals and further metrics only where there are some."""
+  plain = {
+    "overall": scores.overall,
+    "categories": dict(scores.categories),
+    "items": dict(scores.items),
+    "notes": list(scores.notes),
+  }
+  if scores.intervals:
+    plain["intervals"] = {name: list(interval) for name, interval in scores.intervals.items()}
+  if scores.metrics:
+    plain["metrics"] = {name: _plain(metric) for name, metric in scores.metrics.items()}
+  return plain
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -94,17 +104,15 @@ def paired(one: Mapping[str, Any], other: Mapping[str, Any], *, resamples: int =
 def _compare(name: str, keys: Sequence[str], a: Mapping, b: Mapping, resamples: int) -> dict[str, Any]:
   before, after = (np.array([items[key] for key in keys], np.float64) for items in (a, b))
   gains = after - before
-  rng = np.random.default_rng(0)
-  means = [np.mean(rng.choice(gains, len(gains))) for _ in range(resamples)]
-  low, high = np.quantile(means, (0.025, 0.975))
+  low, high = intervals.bootstrap(gains, resamples)
   return {
     "category": name,
     "count": len(keys),
     "a": float(np.mean(before)),
     "b": float(np.mean(after)),
     "difference": float(np.mean(gains)),
-    "low": float(low),
-    "high": float(high),
+    "low": low,
+    "high": high,
     "wins": int(np.sum(gains > 0)),
     "losses": int(np.sum(gains < 0)),
   }

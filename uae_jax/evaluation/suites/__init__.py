@@ -1,8 +1,12 @@
-"""The benchmarks of `uae-jax evaluate`: one file per suite, found by name."""
+"""The benchmarks of `uae-jax evaluate`: one file per suite, found by name.
+
+A `Suite` makes images for an official scorer; a `Task` is scored here.
+"""
 
 import importlib
 
 from uae_jax.evaluation.suites.spec import Suite
+from uae_jax.evaluation.suites.task import Task
 
 # Name -> one-line summary; the file of the same name defines `SUITE`.
 SUITES = {
@@ -11,10 +15,11 @@ SUITES = {
   "dpg_bench": "dense prompts, scored by mPLUG questions on grids of four samples",
   "t2i_compbench": "attribute binding, relations, counts and complex prompts, ten samples per prompt",
   "wise": "WISE_Verified: world knowledge, scored 0 or 1 by a vision-language model",
+  "vqa": "questions about images, with choices or free answers; accuracy by category",
 }
 
 
-def find(name: str) -> Suite:
+def find(name: str) -> Suite | Task:
   """Returns the suite of a name.
 
   Raises:

@@ -56,12 +56,16 @@ class Scores:
     categories: category -> score of the official table.
     overall: the official overall score.
     notes: what a reader of the scores must know, such as missing rows.
+    intervals: category, or "overall" -> ends of its 95 % interval; of suites that are scored here.
+    metrics: name of a further metric -> its scores over the same prompts.
   """
 
   items: Mapping[str, float]
   categories: Mapping[str, float]
   overall: float
   notes: tuple[str, ...] = ()
+  intervals: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+  metrics: Mapping[str, "Scores"] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

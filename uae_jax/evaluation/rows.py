@@ -1,0 +1,93 @@
+"""Works on the items of a task: rows that exist are kept, each failure is named, and a killed run loses one batch."""
+
+from collections.abc import Iterator, Sequence
+import json
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from uae_jax import files
+from uae_jax.evaluation.suites.spec import Prompt, SuiteError
+from uae_jax.evaluation.suites.task import Run, Task
+
+
+def file_name(shard: tuple[int, int]) -> str:
+  """Name of the rows file of part I of N, which has a file of its own."""
+  return "items.jsonl" if shard == (0, 1) else f"items-{shard[0]}-of-{shard[1]}.jsonl"
+
+
+def read(out: Path) -> dict[str, dict[str, Any]]:
+  """Reads the rows of all parts: key -> row. A last line without an end was being written, and does not count.
+
+  Raises:
+    SuiteError: another line is not a row.
+  """
+  rows: dict[str, dict[str, Any]] = {}
+  for file in sorted(out.glob("items*.jsonl")):
+    whole, _, _ = files.read_text(file).rpartition("\n")
+    for number, line in enumerate(whole.split("\n") if whole else [], 1):
+      try:
+        row = json.loads(line)
+        rows[row["key"]] = row
+      except (ValueError, KeyError, TypeError) as error:
+        raise SuiteError(f"{file}, line {number}: not a row of uae-jax evaluate: remove the line") from error
+  return rows
+
+
+def make(
+  task: Task, run: Run, prompts: Sequence[Prompt], shard: tuple[int, int], batch_size: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+  """Makes the missing rows of a part.
+
+  Args:
+    task: the suite.
+    run: model and options.
+    prompts: all items.
+    shard: (I, N), this part and the number of parts.
+    batch_size: items per call of the task; rows are written after each.
+
+  Returns:
+    (rows of all parts by key, error messages by key).
+  """
+  rows, failed = read(run.out), {}
+  jobs = [prompt for prompt in prompts[shard[0] :: shard[1]] if prompt.key not in rows]
+  if not jobs:
+    return rows, failed
+  file = run.out / file_name(shard)
+  with (
+    open(file, "a+b") as stream,
+    tqdm(total=len(jobs), desc=task.name, unit="item") as bar,
+  ):
+    _drop_torn_line(stream)
+    for start in range(0, len(jobs), batch_size):
+      batch = jobs[start : start + batch_size]
+      for prompt, row in _attempt(task, run, batch):
+        if isinstance(row, Exception):
+          failed[prompt.key] = " ".join(f"{type(row).__name__}: {row}".split())
+        else:
+          rows[prompt.key] = {"key": prompt.key, **row}
+          stream.write(files.json_text(rows[prompt.key]).encode() + b"\n")
+      stream.flush()
+      bar.update(len(batch))
+  return rows, failed
+
+
+def _attempt(task: Task, run: Run, batch: Sequence[Prompt]) -> Iterator[tuple[Prompt, Any]]:
+  """Yields (item, its row, or the exception that prevented it)."""
+  try:
+    done = list(zip(batch, task.work(run, batch), strict=True))
+  except Exception as error:  # Anything that fails for one item is that item's failure.
+    if len(batch) == 1:
+      yield batch[0], error
+      return
+    for prompt in batch:
+      yield from _attempt(task, run, [prompt])
+    return
+  yield from done
+
+
+def _drop_torn_line(stream: Any) -> None:
+  """Cuts what follows the last line end of a file opened for appending."""
+  stream.seek(0)
+  stream.truncate(stream.read().rfind(b"\n") + 1)
