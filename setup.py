@@ -58,6 +58,7 @@ setup(
     "absl-py",
     "pillow",
     "safetensors",
+    "pyarrow>=26",
     "tqdm",
     "jinja2",
   ],

@@ -5,10 +5,13 @@ import dataclasses
 import io
 import json
 import pickle
+import tarfile
 
 import grain
 import numpy as np
 from PIL import Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.processors import processor_of
@@ -43,7 +46,7 @@ def png(gray: int) -> bytes:
   return file.getvalue()
 
 
-@pytest.fixture(params=("jsonl", "jsonl_base64", "arrayrecord", "folder"))
+@pytest.fixture(params=("jsonl", "jsonl_base64", "arrayrecord", "folder", "parquet", "webdataset"))
 def small_source(request, tmp_path):
   """(DataOptions of 23 gray images, function that makes the records of given indices unreadable)."""
   kind = request.param
@@ -68,6 +71,19 @@ def small_source(request, tmp_path):
       for line in lines:
         writer.write(line)
       writer.close()
+    elif kind == "parquet":
+      rows = [json.loads(line) for line in lines]
+      for row in rows:
+        row["image"] = {"bytes": base64.b64decode(row.pop("image_base64", "")), "path": None}
+      pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train-0.parquet", row_group_size=5)
+    elif kind == "webdataset":
+      with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+        for i, record in enumerate(map(json.loads, lines)):
+          image = base64.b64decode(record.get("image_base64", ""))
+          for suffix, data in (("png", image), ("txt", record["caption"].encode())):
+            member = tarfile.TarInfo(f"{i:03d}.{suffix}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
 
   def break_records(*indices):
     if kind in ("jsonl", "folder"):
@@ -78,7 +94,8 @@ def small_source(request, tmp_path):
 
   write(lines)
   name = {"jsonl": "jsonl:{split}.jsonl", "jsonl_base64": "jsonl:train.jsonl"}.get(kind, f"{kind}:")
-  name = "arrayrecord:{split}-*.array_record" if kind == "arrayrecord" else name
+  suffix = {"arrayrecord": "array_record", "parquet": "parquet", "webdataset": "tar"}.get(kind)
+  name = f"{kind}:{{split}}-*.{suffix}" if suffix else name
   name = f"folder:{tmp_path}" if kind == "folder" else name
   return dataclasses.replace(PLAIN, source=name, data_dir=str(tmp_path), image_px=16), break_records
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from uae_jax.data import records
 from uae_jax.data.images import read_image
+from uae_jax.data.records import DEFAULT_FIELDS, Fields
 from uae_jax.files import IMAGE_SUFFIXES, read_text, require_regular
 from uae_jax.json_files import GIT_LFS
 
@@ -29,7 +30,7 @@ OTHER_FORMATS = {
   b"\xfe\xff": "text in UTF-16: save it as UTF-8",
   b"\x1f\x8b": "compressed: run gunzip first",
   GIT_LFS: "a pointer of git-lfs, not the file itself: run `git lfs pull` in its repository",
-  b"PAR1": "a Parquet file: write its rows as JSON lines",
+  b"PAR1": "a Parquet file: name it as parquet:PATH",
 }
 CAPTION_SUFFIXES = (".txt", ".caption")
 TAIL_BYTES = 65536
@@ -38,8 +39,8 @@ TAIL_BYTES = 65536
 class JsonLinesSource:
   """A JSON lines file; lines are indexed once and read on demand, so the file may be larger than memory."""
 
-  def __init__(self, path: str):
-    self._path = Path(path)
+  def __init__(self, path: str, fields: Fields = DEFAULT_FIELDS):
+    self._path, self._fields = Path(path), fields
     require_regular(path)
     lengths, is_record, has_records, self._checksum = array.array("q"), bytearray(), False, 0
     with open(self._path, "rb") as file:
@@ -67,10 +68,10 @@ class JsonLinesSource:
     return len(self._spans)
 
   def __getitem__(self, index: int) -> dict:
-    return _complete(self._record(index), self._path.parent)
+    return records.read(self._record(index), self._path.parent, self._fields)
 
   def caption(self, index: int) -> str:
-    return records.caption_of(self._record(index))
+    return records.caption_of(self._record(index), self._fields)
 
   def _record(self, index: int) -> dict:
     start, end = self._spans[index]
@@ -91,9 +92,10 @@ class JsonLinesSource:
 class ArrayRecordSource:
   """JSON objects stored as records of ArrayRecord files."""
 
-  def __init__(self, pattern: str):
+  def __init__(self, pattern: str, fields: Fields = DEFAULT_FIELDS):
     import grain
 
+    self._fields = fields
     self._paths = sorted(glob.glob(pattern))
     if not self._paths:
       raise ValueError(f"{pattern}: no such file")
@@ -109,10 +111,10 @@ class ArrayRecordSource:
     return len(self._data)
 
   def __getitem__(self, index: int) -> dict:
-    return _complete(records.parse(self._data[index]), self._folder)
+    return records.read(records.parse(self._data[index]), self._folder, self._fields)
 
   def caption(self, index: int) -> str:
-    return records.caption_of(records.parse(self._data[index]))
+    return records.caption_of(records.parse(self._data[index]), self._fields)
 
   def key(self, index: int) -> str:
     file = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -122,19 +124,18 @@ class ArrayRecordSource:
     return tuple(records.parse(self._data[0]))
 
   def fingerprint(self) -> dict[str, int | str]:
-    checksum, size = 0, 0
-    for path in self._paths:
-      with open(path, "rb") as file:
-        # A file ends with the index of its chunks.
-        size += (length := file.seek(0, os.SEEK_END))
-        file.seek(max(0, length - TAIL_BYTES))
-        checksum = zlib.crc32(file.read(), zlib.crc32(os.path.basename(path).encode(), checksum))
-    return {
-      "records": len(self),
-      "files": len(self._paths),
-      "bytes": size,
-      "checksum of names and indices": f"{checksum:08x}",
-    }
+    return {"records": len(self), **ends_fingerprint(self._paths)}
+
+
+def ends_fingerprint(paths: Sequence[str]) -> dict[str, int | str]:
+  """Quantities that identify files of formats that end with an index: number, bytes, and a checksum of the ends."""
+  checksum, size = 0, 0
+  for path in paths:
+    with open(path, "rb") as file:
+      size += (length := file.seek(0, os.SEEK_END))
+      file.seek(max(0, length - TAIL_BYTES))
+      checksum = zlib.crc32(file.read(), zlib.crc32(os.path.basename(path).encode(), checksum))
+  return {"files": len(paths), "bytes": size, "checksum of names and indices": f"{checksum:08x}"}
 
 
 def num_records(paths: Sequence[str]) -> list[int]:
@@ -224,9 +225,3 @@ def files_below(folder: Path) -> Iterator[Path]:
     if real not in seen:
       yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
     seen.add(real)
-
-
-def _complete(record: dict, folder: Path) -> dict:
-  """Reads what the pipeline needs of a JSON record; the caption first, which is cheaper."""
-  caption = records.caption_of(record)
-  return {"image": records.image_of(record, folder), "caption": caption}

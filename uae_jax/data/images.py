@@ -5,6 +5,7 @@ Of an animation or a file with several pages, the first one is read. Color profi
 processors of transformers.
 """
 
+import io
 import os
 
 import numpy as np
@@ -19,6 +20,8 @@ ImageSource = Image.Image | str | os.PathLike | np.ndarray
 FLOAT_WHITES, INTEGER_WHITES = (1, 255, 65535), (255, 65535)
 # PIL reads these formats as 32-bit integers, scaled to 16 bits.
 SCALED_TO_16_BITS = ("PNG", "PPM")
+# How much of a file is looked at to say what it is instead of an image.
+START_BYTES = 512
 
 
 def read_image(source: ImageSource) -> Image.Image:
@@ -41,8 +44,28 @@ def read_image(source: ImageSource) -> Image.Image:
     require_regular(source)
     with Image.open(source) as image:
       return to_rgb(image)
+  except FileNotFoundError as error:
+    raise ValueError(f"cannot read image {os.fspath(source)}: no such file") from error
   except Exception as error:  # PIL's decoders raise a dozen exception types for corrupt files.
-    raise ValueError(f"cannot read image {os.fspath(source)}: {_reason(source, error)}") from error
+    start = _start(source) if isinstance(error, UnidentifiedImageError) else b""
+    raise ValueError(f"cannot read image {os.fspath(source)}: {_reason(start, error)}") from error
+
+
+def image_from_bytes(data: bytes, name: str) -> Image.Image:
+  """Reads the content of an image file as upright RGB.
+
+  Args:
+    data: content of the file.
+    name: what it is, for messages.
+
+  Raises:
+    ValueError: the content is not that of an image; the message has the name.
+  """
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      return to_rgb(image)
+  except Exception as error:  # PIL's decoders raise a dozen exception types for corrupt files.
+    raise ValueError(f"cannot read {name}: {_reason(data[:START_BYTES], error)}") from error
 
 
 def from_array(pixels: np.ndarray) -> Image.Image:
@@ -107,13 +130,9 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
   return np.rint(np.clip(values.astype(np.float64) * (255 / white), 0, 255)).astype(np.uint8)
 
 
-def _reason(source: str | os.PathLike, error: Exception) -> str:
-  """Says why a file cannot be read; what downloads leave in place of an image is recognized."""
-  if isinstance(error, FileNotFoundError):
-    return "no such file"
+def _reason(start: bytes, error: Exception) -> str:
+  """Says why what begins with `start` is no image; what downloads leave in place of one is recognized."""
   if isinstance(error, UnidentifiedImageError):
-    with open(source, "rb") as file:
-      start = file.read(512)
     if not start:
       return "an empty file"
     if start.startswith(GIT_LFS):
@@ -121,6 +140,11 @@ def _reason(source: str | os.PathLike, error: Exception) -> str:
     if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
       return "a web page, not an image"
   return f"{type(error).__name__}: {error}"
+
+
+def _start(path: str | os.PathLike) -> bytes:
+  with open(path, "rb") as file:
+    return file.read(START_BYTES)
 
 
 def _from_deep_gray(image: Image.Image, is_16_bit: bool) -> Image.Image:

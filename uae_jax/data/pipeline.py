@@ -97,7 +97,7 @@ def make_dataset(
   else:
     caption = CaptionRecords(data.source, processor, data.caption_tokens, captions)
   bad = BadRecords(data.max_bad_fraction, len(source), process_count * max(1, num_workers), bad_indices)
-  records = order.map(LoadRecord(source, data.image_px, processor.square_px(data.image_px), bad, needs_captions))
+  records = order.map(LoadRecord(source, data.image_px, processor.square_px(data.image_px), bad, needs_captions, seed))
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches * rows)
   records = records.to_iter_dataset(options)
   if num_workers:
@@ -163,11 +163,15 @@ class LoadRecord:
   captioner_px: int
   bad: BadRecords
   needs_captions: bool = False
+  seed: int = 0
 
   def __call__(self, row: tuple[int, int]) -> dict | None:
     position, index = row[0], row[1] % len(self.source)
     try:
       record = self.source[index]
+      captions = record.pop("captions", ())
+      if captions:
+        record["caption"] = captions[int(Draws(self.seed, position).integers(len(captions)))]
       if self.needs_captions and not record["caption"]:
         raise ValueError("no caption, which this stage trains on")
       images = {"image": fit(record["image"], self.image_px)}

@@ -5,7 +5,7 @@ A refused record raises; the pipeline counts it, names it and skips it (`bad_rec
 
 import base64
 from collections.abc import Mapping
-import io
+import dataclasses
 import json
 from pathlib import Path, PureWindowsPath
 import re
@@ -14,11 +14,46 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from uae_jax.data.images import read_image, to_rgb
+from uae_jax.data.images import image_from_bytes, read_image
+from uae_jax.options.experiment import FIRST, LONGEST, RANDOM
 
 # Names of a field, in order of preference.
 CAPTION_FIELDS = ("caption", "captions", "text", "prompt")
 IMAGE_FIELDS = ("image", "file_name", "image_path")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+  """Where a record holds its image and its captions.
+
+  Attributes:
+    image: name of the field of the image; "" takes the first of `image_base64` and `IMAGE_FIELDS` that a record has.
+    caption: name of the field of the captions; "" takes the first of `CAPTION_FIELDS` that a record has.
+    choice: which of several captions is used: "first", "longest" or "random".
+  """
+
+  image: str = ""
+  caption: str = ""
+  choice: str = FIRST
+
+
+DEFAULT_FIELDS = Fields()
+
+
+def read(record: Mapping[str, Any], folder: Path, fields: Fields = DEFAULT_FIELDS) -> dict[str, Any]:
+  """Reads what the pipeline needs of a record; the captions first, which are cheaper.
+
+  Returns:
+    `image` uint8[H, W, 3], `caption`, and for the choice "random" all `captions`, of which the pipeline draws one.
+  """
+  captions = captions_of(record, fields)
+  return {"image": image_of(record, folder, fields), **chosen(captions, fields)}
+
+
+def chosen(captions: tuple[str, ...], fields: Fields) -> dict[str, Any]:
+  """The fields `caption` and, for the choice "random", `captions` of a record with these captions."""
+  caption = max(captions, key=len, default="") if fields.choice == LONGEST else next(iter(captions), "")
+  return {"caption": caption} | ({"captions": captions} if fields.choice == RANDOM else {})
 
 
 def parse(line: bytes) -> dict[str, Any]:
@@ -33,21 +68,38 @@ def parse(line: bytes) -> dict[str, Any]:
   return record
 
 
-def caption_of(record: Mapping[str, Any]) -> str:
-  """Returns the caption of a record, of a list the first one; "" if no field of `CAPTION_FIELDS` exists or it is blank.
+def caption_of(record: Mapping[str, Any], fields: Fields = DEFAULT_FIELDS) -> str:
+  """Returns the caption of a record; of several the longest if `fields` say so, else the first; "" for none.
 
   Raises:
-    ValueError: the caption is not text, or cannot be encoded as UTF-8.
+    ValueError: see `captions_of`.
   """
-  field = next((name for name in CAPTION_FIELDS if name in record), None)
+  return chosen(captions_of(record, fields), fields)["caption"]
+
+
+def captions_of(record: Mapping[str, Any], fields: Fields = DEFAULT_FIELDS) -> tuple[str, ...]:
+  """Returns the captions of a record that are not blank; empty if it has none. "first" looks at no other one.
+
+  Raises:
+    ValueError: a caption is not text, cannot be encoded as UTF-8, or the field that `fields` name is missing.
+  """
+  field = _field(record, fields.caption, CAPTION_FIELDS)
   if field is None:
-    return ""
+    return ()
   value = record[field]
-  if isinstance(value, list) and value:
-    value = value[0]
-  if not isinstance(value, str):
-    raise ValueError(f"{field} = {_short(record[field])}: expected text, or no such field if there is no caption")
-  return encodable(value, field) if value.strip() else ""
+  values = value if isinstance(value, list) and value else [value]
+  if fields.choice == FIRST:
+    values = values[:1]
+  if not all(isinstance(text, str) for text in values):
+    raise ValueError(f"{field} = {_short(value)}: expected text, or no such field if there is no caption")
+  return tuple(encodable(text, field) for text in values if text.strip())
+
+
+def _field(record: Mapping[str, Any], name: str, names: tuple[str, ...]) -> str | None:
+  """The field `name`, or if that is "" the first of `names` that a record has."""
+  if name and name not in record:
+    raise ValueError(f"no field {name}; the record has {', '.join(list(record)[:8]) or 'none'}")
+  return name or next((name for name in names if name in record), None)
 
 
 def encodable(text: str, field: str) -> str:
@@ -59,23 +111,31 @@ def encodable(text: str, field: str) -> str:
   return text
 
 
-def image_of(record: Mapping[str, Any], folder: Path) -> np.ndarray:
-  """Reads the image of a JSON record as uint8[H, W, 3].
+def image_of(record: Mapping[str, Any], folder: Path, fields: Fields = DEFAULT_FIELDS) -> np.ndarray:
+  """Reads the image of a record as uint8[H, W, 3].
 
   Args:
-    record: has `image_base64`, or one of `IMAGE_FIELDS` with a path or a data URI.
+    record: has `image_base64`, or a field with a path, a data URI, the bytes of a file, or as in Hugging Face datasets
+      `{"bytes": ..., "path": ...}` with one of the two.
     folder: folder that paths are relative to.
+    fields: name of the field.
 
   Raises:
     ValueError: no field names one image, or the image cannot be read.
   """
-  field = next((name for name in ("image_base64", *IMAGE_FIELDS) if name in record), None)
+  field = _field(record, fields.image, ("image_base64", *IMAGE_FIELDS))
   if field is None:
     found = ", ".join(list(record)[:8]) or "none"
     raise ValueError(f"no field image_base64, {', '.join(IMAGE_FIELDS)}; the record has {found}")
   value = record[field]
   if isinstance(value, list) and len(value) == 1:
     value = value[0]
+  if isinstance(value, Mapping):
+    data, path = value.get("bytes"), value.get("path")
+    if isinstance(data, bytes) or (data is None and isinstance(path, str)):
+      value = path if data is None else data
+  if isinstance(value, bytes):
+    return np.asarray(image_from_bytes(value, f"the image in {field}"))
   if not isinstance(value, str) or not value:
     raise ValueError(f"{field} = {_short(value)}: expected one image as text")
   if field == "image_base64" or value.startswith("data:"):
@@ -100,17 +160,14 @@ def locate(folder: Path, name: str) -> Path:
 
 
 def _from_base64(text: str, field: str) -> np.ndarray:
-  from PIL import Image
-
   if text.startswith("data:"):
     text = text.partition(",")[2]
   try:
     # Encoders for mail break lines.
     data = base64.b64decode("".join(text.split()), validate=True)
-    with Image.open(io.BytesIO(data)) as image:
-      return np.asarray(to_rgb(image))
-  except Exception as error:  # PIL's decoders raise a dozen exception types for corrupt files.
+  except ValueError as error:
     raise ValueError(f"cannot read the image in {field}: {type(error).__name__}: {error}") from error
+  return np.asarray(image_from_bytes(data, f"the image in {field}"))
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,26 +4,35 @@
   scenes            the procedural small world: practically infinite, nothing on disk
   tfds:NAME         a TFDS dataset prepared as ArrayRecord under `data.data_dir`, e.g. tfds:uae_scenes/plain
   jsonl:PATH        one JSON object per line: "image" (path relative to the file) or "image_base64", and "caption";
-                    other names of these fields are in `data.records`
+                    other names of these fields are in `data.records` and `config.data`
   arrayrecord:GLOB  the same JSON objects as records of ArrayRecord files
+  parquet:GLOB      rows of Parquet files: an image as bytes, struct or path, and a text or a list of texts
+  webdataset:GLOB   tar files with cat.jpg and cat.txt or cat.json
   folder:PATH       images with optional captions in text files of the same name: cat.jpg, cat.txt or cat.caption
 
-PATH may contain {split}; without it the source has only the training split.
+PATH may contain {split}; without it the source has only the training split. For the held-out split, it stands for the
+first of `HELD_OUT_NAMES` that exists.
 
 To add a kind of source, write a class that satisfies `Source` and add a row to `KINDS`. Captions may be empty: the RL
 stages need only images.
 """
 
 from collections.abc import Callable, Sequence
+import glob
 import os
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from uae_jax.data.file_sources import ArrayRecordSource, FolderSource, JsonLinesSource
+from uae_jax.data.parquet_source import ParquetSource
+from uae_jax.data.records import Fields
+from uae_jax.data.webdataset_source import WebDatasetSource
 
 HELD_OUT, HELD_OUT_PAIRS = "held_out", "held_out_pairs"
 SPLITS = ("train", HELD_OUT, HELD_OUT_PAIRS)
+# Names of the held-out split in published datasets, in order of preference.
+HELD_OUT_NAMES = (HELD_OUT, "validation", "val", "test")
 
 
 class Source(Protocol):
@@ -35,7 +44,10 @@ class Source(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> dict:
-    """A record: `image` uint8[H, W, 3], `caption` str ("" for none), and fields specific to the source."""
+    """A record: `image` uint8[H, W, 3], `caption` str ("" for none), and fields specific to the source.
+
+    `captions`, a tuple of texts, is there if the pipeline is to draw one of them.
+    """
     ...
 
   def key(self, index: int) -> str:
@@ -121,7 +133,11 @@ def _open_tfds(data, name: str, split: str) -> Source:
 def _open_plain_tfds(data, name: str, split: str) -> Source:
   from uae_jax.data.tfds_source import TFDSSource
 
-  return TFDSSource(name, split, data.data_dir)
+  return TFDSSource(name, split, data.data_dir, fields=_fields(data))
+
+
+def _fields(data) -> Fields:
+  return Fields(data.image_field, data.caption_field, data.caption_choice)
 
 
 def _open_stored_scenes(data, name: str, split: str) -> Source:
@@ -133,13 +149,17 @@ def _open_stored_scenes(data, name: str, split: str) -> Source:
   return source.StoredScenes(stored, source.stored_config(name, data.variant), more_held_out)
 
 
-def _open_files(kind: Callable[[str], Source]) -> Callable[..., Source]:
+def _open_files(kind: Callable[..., Source]) -> Callable[..., Source]:
+  """Makes a function that opens files; `kind` makes the source from a path and `config.data`."""
+
   def open_files(data, name: str, split: str) -> Source:
     if split != "train" and "{split}" not in name:
       raise ValueError(f"data.source = {data.source!r} has no split {split}: put {{split}} into the path")
-    path = os.path.join(data.data_dir, name.replace("{split}", split))
+    names = HELD_OUT_NAMES if split == HELD_OUT else (split,)
+    paths = [os.path.join(data.data_dir, name.replace("{split}", split_name)) for split_name in names]
+    path = next((path for path in paths if os.path.lexists(path) or glob.glob(path)), paths[0])
     try:
-      source = kind(path)
+      source = kind(path, data)
     except FileNotFoundError as error:
       raise ValueError(f"data.source = {data.source!r}: {path} does not exist") from error
     except (ValueError, OSError) as error:
@@ -155,9 +175,11 @@ def _open_files(kind: Callable[[str], Source]) -> Callable[..., Source]:
 KINDS: dict[str, Callable[..., Source]] = {
   "scenes": _open_scenes,
   "tfds:": _open_tfds,
-  "jsonl:": _open_files(JsonLinesSource),
-  "arrayrecord:": _open_files(ArrayRecordSource),
-  "folder:": _open_files(FolderSource),
+  "jsonl:": _open_files(lambda path, data: JsonLinesSource(path, _fields(data))),
+  "arrayrecord:": _open_files(lambda path, data: ArrayRecordSource(path, _fields(data))),
+  "parquet:": _open_files(lambda path, data: ParquetSource(path, _fields(data))),
+  "webdataset:": _open_files(lambda path, data: WebDatasetSource(path, _fields(data), data.index_dir)),
+  "folder:": _open_files(lambda path, data: FolderSource(path)),
 }
 # TFDS datasets whose records have more than an image and a caption.
 TFDS_DATASETS: dict[str, Callable[..., Source]] = {"uae_scenes": _open_stored_scenes}
@@ -178,6 +200,7 @@ def open_source(data, split: str) -> Source:
   kind, colon, name = data.source.partition(":")
   if kind + colon not in KINDS or bool(colon) != bool(name):
     raise ValueError(
-      f"data.source = {data.source!r}: expected scenes, tfds:NAME, jsonl:PATH, arrayrecord:GLOB or folder:PATH"
+      f"data.source = {data.source!r}: expected scenes, tfds:NAME, jsonl:PATH, arrayrecord:GLOB, parquet:GLOB, "
+      "webdataset:GLOB or folder:PATH"
     )
   return KINDS[kind + colon](data, name, split)

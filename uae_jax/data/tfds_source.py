@@ -1,6 +1,7 @@
 """A TFDS dataset that is prepared as ArrayRecord, as a source of records."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,10 @@ import numpy as np
 from uae_jax.data import records
 from uae_jax.data.file_sources import num_records
 from uae_jax.data.images import from_array
+from uae_jax.data.records import DEFAULT_FIELDS, Fields
+from uae_jax.data.sources import HELD_OUT, HELD_OUT_NAMES
+from uae_jax.options.experiment import FIRST
 
-# Names of the held_out split in published datasets, in order of preference.
-HELD_OUT_NAMES = ("held_out", "validation", "val", "test")
 IMAGE = "image"
 
 
@@ -19,15 +21,18 @@ class TFDSSource:
 
   Args:
     name: name of the dataset with its config, such as uae_scenes/plain.
-    split: name of the split; for "held_out", the first of `HELD_OUT_NAMES` that the dataset has.
+    split: name of the split; for the held-out one, the first of `HELD_OUT_NAMES` that the dataset has.
     data_dir: folder of TFDS datasets; "" uses the default of TFDS.
+    fields: names of the features of image and captions.
     extra: names of further features to include in records.
 
   Raises:
     ValueError: there is no such dataset or split, it has no image, or its files cannot be read.
   """
 
-  def __init__(self, name: str, split: str, data_dir: str, *, extra: Sequence[str] = ()):
+  def __init__(
+    self, name: str, split: str, data_dir: str, *, fields: Fields = DEFAULT_FIELDS, extra: Sequence[str] = ()
+  ):
     import tensorflow_datasets as tfds
 
     where = f"data.source = tfds:{name}"
@@ -38,12 +43,13 @@ class TFDSSource:
       raise ValueError(missing) from error
     if not builder.info.splits:
       raise ValueError(missing)
-    names = HELD_OUT_NAMES if split == "held_out" else (split,)
+    names = HELD_OUT_NAMES if split == HELD_OUT else (split,)
     found = next((name for name in names if name in builder.info.splits), None)
     if found is None:
       raise ValueError(f"{where}: no split {split}, only {', '.join(builder.info.splits)}")
     self._features = tuple(builder.info.features)
-    for feature in (IMAGE, *extra):
+    self._fields = dataclasses.replace(fields, image=fields.image or IMAGE)
+    for feature in filter(None, (self._fields.image, self._fields.caption, *extra)):
       if feature not in self._features:
         raise ValueError(f"{where}: no feature {feature!r}, only {', '.join(self._features)}")
     self._name, self._extra = f"{name} {found}", tuple(extra)
@@ -72,11 +78,11 @@ class TFDSSource:
 
   def __getitem__(self, index: int) -> dict:
     example = self._data[index]
-    record = {"image": np.asarray(from_array(example[IMAGE])), "caption": caption_of(example)}
+    record = {"image": np.asarray(from_array(example[self._fields.image])), **_captions(example, self._fields)}
     return record | {name: np.asarray(example[name]) for name in self._extra}
 
   def caption(self, index: int) -> str:
-    return caption_of(self._data[index])
+    return caption_of(self._data[index], self._fields)
 
   def key(self, index: int) -> str:
     return f"{self._name} record {index}"
@@ -88,17 +94,24 @@ class TFDSSource:
     return {"version": self._version, "records": len(self), "bytes": int(self._split.num_bytes)}
 
 
-def caption_of(example: Mapping[str, Any]) -> str:
+def caption_of(example: Mapping[str, Any], fields: Fields = DEFAULT_FIELDS) -> str:
   """Returns the caption of a TFDS example by the rule of `records.caption_of`; features named `text` may be nested."""
-  return records.caption_of({name: _plain(example[name]) for name in records.CAPTION_FIELDS if name in example})
+  return _captions(example, fields)["caption"]
 
 
-def _plain(value: Any) -> Any:
-  """Converts the value of a feature to what it would be in JSON."""
+def _captions(example: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
+  names = (fields.caption,) if fields.caption else records.CAPTION_FIELDS
+  count = 1 if fields.choice == FIRST else None
+  plain = {name: _plain(example[name], count) for name in names if name in example}
+  return records.chosen(records.captions_of(plain, fields), fields)
+
+
+def _plain(value: Any, count: int | None) -> Any:
+  """Converts the value of a feature, of a list the first `count`, to what it would be in JSON."""
   if isinstance(value, Mapping) and "text" in value:
     value = value["text"]
   if isinstance(value, np.ndarray | np.generic):
     value = value.tolist()
   if isinstance(value, list | tuple):
-    return [_plain(item) for item in value[:1]]
+    return [_plain(item, count) for item in value[:count]]
   return value.decode() if isinstance(value, bytes) else value

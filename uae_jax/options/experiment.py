@@ -13,6 +13,10 @@ DTYPES = ("bfloat16", "float32")
 REMAT_POLICIES = ("none", "full", "dots")
 # The value of `config.embedders.<kind>` for random numbers: the small world trains its own embedders.
 FRESH = "fresh"
+# Which of several captions of a record is used.
+FIRST, LONGEST, RANDOM = "first", "longest", "random"
+# Kinds of `data.source` whose names are paths.
+PATH_KINDS = ("jsonl", "arrayrecord", "folder", "parquet", "webdataset")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,11 @@ class DataOptions(Options):
   Attributes:
     source: "scenes", or KIND:NAME, see `data.sources`.
     data_dir: folder that relative names in `source` refer to.
+    image_field: name of the field, column or feature of the image, of tar members the suffix; "" takes the usual names.
+    caption_field: name of the field, column or feature of the captions; "" takes the usual names.
+    caption_choice: which of several captions of a record is used: "first", "longest", or "random", drawn anew by the
+      seed whenever the record is read for training.
+    index_dir: folder for the indexes of large files and folders; "" keeps them beside the data.
     image_px: side of the square images in a batch, pixels.
     caption_tokens: tokens per caption, including the closing token; longer captions are truncated.
     max_bad_fraction: largest fraction of unreadable records before the run stops.
@@ -115,6 +124,10 @@ class DataOptions(Options):
 
   source: str = "scenes"
   data_dir: str = ""
+  image_field: str = ""
+  caption_field: str = ""
+  caption_choice: str = option(FIRST, choices=(FIRST, LONGEST, RANDOM))
+  index_dir: str = option("", is_path=True)
   image_px: int = option(512, at_least=1)
   caption_tokens: int = option(512, at_least=2)
   max_bad_fraction: float = option(0.01, at_least=0, at_most=1)
@@ -123,12 +136,15 @@ class DataOptions(Options):
 
   def check(self) -> None:
     kind, colon, name = self.source.partition(":")
-    if kind in ("jsonl", "arrayrecord", "folder"):
+    if kind in PATH_KINDS:
       self.replace_path("source", name, prefix=kind + colon)
     if kind != "tfds":  # TFDS opens addresses itself
       self.replace_path("data_dir", self.data_dir)
     if kind not in ("scenes", "tfds"):
       self.refuse_inert(("variant",), f"source = {self.source!r}, which is not the small world")
+    if kind in ("scenes", "folder"):
+      names = ("image_field", "caption_field", "caption_choice")
+      self.refuse_inert(names, f"source = {self.source!r}, whose records have no named fields")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ INERT_FIELDS = (
   "profile.*",
   "tensorboard",
   "metric_writers",
+  "data.index_dir",
   "watchdog_seconds",
   "libtpu_init_args",
 )
@@ -39,6 +40,7 @@ FREE_FIELDS = (
   "xla_flags",
   "max_skipped_in_a_row",
   "data.max_bad_fraction",
+  "data.max_cut_fraction",
   "evaluation.*",
   "*.total_steps",
   "*.target_loss",
