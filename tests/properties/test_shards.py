@@ -254,6 +254,37 @@ def test_an_index_is_stored_once_and_renewed_when_the_data_change(tmp_path, monk
   assert [source(tmp_path, "webdataset").caption(i) for i in range(2)] == ["one", "two"]
 
 
+@pytest.mark.parametrize("kind", ("jsonl", "folder"))
+def test_indexes_of_lines_and_folders(tmp_path, monkeypatch, kind):
+  monkeypatch.setattr(stored_index, "LEAST_SECONDS", 0.0)
+  folder = tmp_path / "data"
+  (folder / "sub").mkdir(parents=True)
+  data = DataOptions(source=f"folder:{folder}" if kind == "folder" else f"jsonl:{folder}/train.jsonl")
+
+  def add(name):
+    (folder / f"{name}.png").write_bytes(png())
+    (folder / f"{name}.txt").write_text(name)
+    with open(folder / "train.jsonl", "a") as file:
+      file.write(json.dumps({"image": f"{name}.png", "caption": name}) + "\n")
+
+  def captions():
+    found = open_source(data, "train")
+    return [found[i]["caption"] for i in range(len(found))], found.fingerprint()
+
+  add("a")
+  add("sub/b")
+  first = captions()
+  assert first[0] == ["a", "sub/b"]
+  kind_of_source = type(open_source(data, "train"))
+  with monkeypatch.context() as patched:
+    patched.setattr(kind_of_source, "_build", None)  # Building it again would fail.
+    assert captions() == first
+    assert len(pickle.dumps(open_source(data, "train"))) < 2000
+  add("sub/c")
+  changed = captions()
+  assert changed[0] == ["a", "sub/b", "sub/c"] and changed[1] != first[1]
+
+
 def test_a_damaged_index_is_built_again(tmp_path, monkeypatch):
   monkeypatch.setattr(stored_index, "LEAST_SECONDS", 0.0)
   shard(tmp_path, ("1.jpg", png()), ("1.txt", b"one"))

@@ -19,6 +19,7 @@ import numpy as np
 from uae_jax.data import records
 from uae_jax.data.images import read_image
 from uae_jax.data.records import DEFAULT_FIELDS, Fields
+from uae_jax.data.stored_index import ByteStrings, Stamp, load_or_build, stamps
 from uae_jax.files import IMAGE_SUFFIXES, read_text, require_regular
 from uae_jax.json_files import GIT_LFS
 
@@ -37,12 +38,24 @@ TAIL_BYTES = 65536
 
 
 class JsonLinesSource:
-  """A JSON lines file; lines are indexed once and read on demand, so the file may be larger than memory."""
+  """A JSON lines file; lines are indexed once and read on demand, so the file may be larger than memory.
 
-  def __init__(self, path: str, fields: Fields = DEFAULT_FIELDS):
+  Args:
+    path: the file.
+    fields: names of the fields of image and captions.
+    index_dir: folder of the index of a large file; "" is that of the file.
+  """
+
+  def __init__(self, path: str, fields: Fields = DEFAULT_FIELDS, index_dir: str = ""):
     self._path, self._fields = Path(path), fields
     require_regular(path)
-    lengths, is_record, has_records, self._checksum = array.array("q"), bytearray(), False, 0
+    self._index = load_or_build(
+      "lines", os.path.abspath(path), index_dir or self._path.parent, self._build, [str(self._path)]
+    )
+
+  def _build(self):
+    noted = stamps([self._path])
+    lengths, is_record, has_records, checksum = array.array("q"), bytearray(), False, 0
     with open(self._path, "rb") as file:
       start = len(BOM) if file.read(len(BOM)) == BOM else 0
       file.seek(start)
@@ -52,12 +65,12 @@ class JsonLinesSource:
         if not has_records and is_record[-1]:
           has_records = True
           self._refuse_other_formats(line.lstrip())
-        self._checksum = zlib.crc32(line, self._checksum)
+        checksum = zlib.crc32(line, checksum)
     ends = start + np.cumsum(lengths, dtype=np.int64)
     # Blank lines are not records.
     lines = np.flatnonzero(np.frombuffer(is_record, np.bool_))
-    self._line_numbers = 1 + lines
-    self._spans = np.stack([ends - np.asarray(lengths, np.int64), ends], 1)[lines]
+    spans = np.stack([ends - np.asarray(lengths, np.int64), ends], 1)[lines]
+    return noted, {"spans": spans, "line_numbers": 1 + lines, "checksum": np.asarray([checksum])}
 
   def _refuse_other_formats(self, start: bytes) -> None:
     for magic, advice in OTHER_FORMATS.items():
@@ -65,7 +78,7 @@ class JsonLinesSource:
         raise ValueError(f"{self._path} is {advice}")
 
   def __len__(self) -> int:
-    return len(self._spans)
+    return len(self._index["spans"])
 
   def __getitem__(self, index: int) -> dict:
     return records.read(self._record(index), self._path.parent, self._fields)
@@ -74,19 +87,19 @@ class JsonLinesSource:
     return records.caption_of(self._record(index), self._fields)
 
   def _record(self, index: int) -> dict:
-    start, end = self._spans[index]
+    start, end = map(int, self._index["spans"][index])
     with open(self._path, "rb") as file:
       file.seek(start)
       return records.parse(file.read(end - start))
 
   def key(self, index: int) -> str:
-    return f"{self._path} line {self._line_numbers[index]}"
+    return f"{self._path} line {self._index['line_numbers'][index]}"
 
   def fields(self) -> Sequence[str]:
     return tuple(self._record(0))
 
   def fingerprint(self) -> dict[str, int | str]:
-    return {"records": len(self), "checksum of all lines": f"{self._checksum:08x}"}
+    return {"records": len(self), "checksum of all lines": f"{int(self._index['checksum'][0]):08x}"}
 
 
 class ArrayRecordSource:
@@ -162,66 +175,103 @@ class FolderSource:
   """The images in a folder and its subfolders, linked ones too, sorted by path; hidden files are left out.
 
   The caption of `cat.jpg` is in `cat.txt` or `cat.caption`.
+
+  Args:
+    folder: the folder.
+    index_dir: folder of the index of a large folder; "" is the one that `folder` is in.
   """
 
-  def __init__(self, folder: str):
+  def __init__(self, folder: str, index_dir: str = ""):
     self._folder = Path(folder)
     if not self._folder.is_dir():
       raise ValueError(f"{folder}: no such folder")
-    images: list[Path] = []
-    others: Counter[str] = Counter()
-    self._captions: dict[Path, Path] = {}
-    for file in files_below(self._folder):
-      suffix = file.suffix.lower()
-      if suffix in IMAGE_SUFFIXES:
-        images.append(file)
-      elif suffix in CAPTION_SUFFIXES:
-        self._captions[file.with_suffix("")] = file
-      else:
-        others[suffix or file.name] += 1
-    self._paths = sorted(images)
-    if not self._paths:
+    path = os.path.abspath(folder)
+    self._index = load_or_build("folder", path, index_dir or os.path.dirname(path), self._build)
+    if not len(self):
       raise ValueError(f"{folder}: no image ({', '.join(sorted(IMAGE_SUFFIXES))}) there")
+
+  def _build(self):
+    folders: list[Stamp] = []
+    images: list[str] = []
+    captions: dict[str, str] = {}
+    others: Counter[str] = Counter()
+    # Relative, so that a million names fit into memory.
+    prefix = len(os.path.join(self._folder, ""))
+    for parent, names in folders_below(self._folder, folders):
+      for name in names:
+        stem, suffix = os.path.splitext(name)
+        suffix, place = suffix.lower(), parent[prefix:]
+        if suffix in IMAGE_SUFFIXES:
+          images.append(os.path.join(place, name))
+        elif suffix in CAPTION_SUFFIXES:
+          captions[os.path.join(place, stem)] = os.path.join(place, name)
+        else:
+          others[suffix or name] += 1
+    images.sort(key=lambda name: name.split(os.sep))
     if others:
       kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
-      logging.info("%s: %d images; not read: %s", folder, len(self._paths), kinds)
+      logging.info("%s: %d images; not read: %s", self._folder, len(images), kinds)
+    checksum = 0
+    for name in (*images, *sorted(captions.values(), key=lambda name: name.split(os.sep))):
+      checksum = zlib.crc32(os.fsencode(os.sep + name) + b"\0", checksum)
+    beside = [captions.get(os.path.splitext(name)[0], "") for name in images]
+    return folders, {
+      **ByteStrings.arrays("image", list(map(os.fsencode, images))),
+      **ByteStrings.arrays("caption", list(map(os.fsencode, beside))),
+      "num_captions": np.asarray([len(captions)]),
+      "checksum": np.asarray([checksum]),
+    }
 
   def __len__(self) -> int:
-    return len(self._paths)
+    return len(ByteStrings.of(self._index, "image"))
 
   def __getitem__(self, index: int) -> dict:
     caption = self.caption(index)
-    return {"image": np.asarray(read_image(self._paths[index])), "caption": caption}
+    return {"image": np.asarray(read_image(self._path("image", index))), "caption": caption}
 
   def caption(self, index: int) -> str:
-    file = self._captions.get(self._paths[index].with_suffix(""))
-    if file is None:
+    file = self._path("caption", index)
+    if file == self._folder:
       return ""
     require_regular(file)
     return read_text(file).strip()
 
+  def _path(self, kind: str, index: int) -> Path:
+    """The file of an image or a caption; the folder itself if there is none."""
+    return self._folder / os.fsdecode(ByteStrings.of(self._index, kind)[index])
+
   def key(self, index: int) -> str:
-    return str(self._paths[index])
+    return str(self._path("image", index))
 
   def fields(self) -> Sequence[str]:
     return ()
 
   def fingerprint(self) -> dict[str, int | str]:
     # Names only: asking for the size of every file takes hours on a mounted bucket.
-    checksum, start = 0, len(str(self._folder))
-    for file in (*self._paths, *sorted(self._captions.values())):
-      checksum = zlib.crc32(os.fsencode(str(file)[start:]) + b"\0", checksum)
-    return {"records": len(self), "captions": len(self._captions), "checksum of names": f"{checksum:08x}"}
+    return {
+      "records": len(self),
+      "captions": int(self._index["num_captions"][0]),
+      "checksum of names": f"{int(self._index['checksum'][0]):08x}",
+    }
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-  """Yields the files in a folder and its subfolders without hidden ones; follows links, and each folder once."""
+def folders_below(folder: Path, noted: list[Stamp]) -> Iterator[tuple[str, list[str]]]:
+  """Yields a folder and its subfolders with the names of the files in them, without what is hidden.
+
+  Follows links, and each folder once. Appends to `noted` the stamp of each folder, taken before it is read: it changes
+  with every file that is added, removed or renamed.
+  """
   seen = set()
-  for parent, folders, names in os.walk(folder, followlinks=True):
+  pending = [os.fspath(folder)]
+  while pending:
+    parent = pending.pop()
     # A link may lead to a folder above it.
     real = os.path.realpath(parent)
-    # Sorted, so that every process finds the same.
-    folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-    if real not in seen:
-      yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
+    if real in seen:
+      continue
     seen.add(real)
+    noted.extend(stamps([parent]))
+    with os.scandir(parent) as entries:
+      found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    yield parent, [name for name, is_folder in found if not is_folder]
+    pending += [os.path.join(parent, name) for name, is_folder in reversed(found) if is_folder]

@@ -175,11 +175,11 @@ def _open_files(kind: Callable[..., Source]) -> Callable[..., Source]:
 KINDS: dict[str, Callable[..., Source]] = {
   "scenes": _open_scenes,
   "tfds:": _open_tfds,
-  "jsonl:": _open_files(lambda path, data: JsonLinesSource(path, _fields(data))),
+  "jsonl:": _open_files(lambda path, data: JsonLinesSource(path, _fields(data), data.index_dir)),
   "arrayrecord:": _open_files(lambda path, data: ArrayRecordSource(path, _fields(data))),
   "parquet:": _open_files(lambda path, data: ParquetSource(path, _fields(data))),
   "webdataset:": _open_files(lambda path, data: WebDatasetSource(path, _fields(data), data.index_dir)),
-  "folder:": _open_files(lambda path, data: FolderSource(path)),
+  "folder:": _open_files(lambda path, data: FolderSource(path, data.index_dir)),
 }
 # TFDS datasets whose records have more than an image and a caption.
 TFDS_DATASETS: dict[str, Callable[..., Source]] = {"uae_scenes": _open_stored_scenes}
