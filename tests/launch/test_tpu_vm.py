@@ -19,7 +19,6 @@ from launch.job import HUNG_EXIT_CODE
 from tests.launch.far_side import HOSTILE
 from uae_jax.training import watchdog
 
-
 REPOSITORY = Path(__file__).parents[2]
 FAKE_GCLOUD = Path(__file__).with_name("fake_gcloud.py")
 PLACE = ["--zone=us-west4-a", "--project=lab"]
