@@ -82,6 +82,8 @@ setup(
     # What .pre-commit-config.yaml runs besides ruff and mypy; a local hook takes it from the same environment.
     "dev": ["pre-commit>=4,<5", "pre-commit-hooks>=6,<7"],
     "wandb": ["wandb>=0.16"],
+    # Scores captions in `uae-jax evaluate --suite captions`; brings torch, and loads models of its own.
+    "capture": ["capture-metric>=0.1.13,<0.2"],
     "tpu": ["jax[tpu]==0.10.2"],
     "cuda": ["jax[cuda12]==0.10.2"],
     "aot": ["libtpu==0.0.42.*"],

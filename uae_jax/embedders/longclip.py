@@ -13,13 +13,19 @@ def preprocessing(image_px: int) -> Preprocessing:
   return Preprocessing(image_px, (image_px, image_px), rounds_crop=True)
 
 
+def checkpoint_file(path: Path) -> Path:
+  """The `.pt` or `.safetensors` file that a path names: itself, or the only one in a folder."""
+  if not path.is_dir():
+    return path
+  files = sorted(file for file in path.iterdir() if file.suffix in (".pt", ".safetensors"))
+  if len(files) != 1:
+    raise ValueError(f"{path}: {len(files)} .pt or .safetensors files, expected 1 (longclip embedder)")
+  return files[0]
+
+
 def open_file(path: Path) -> Checkpoint:
   """Opens a `.pt` or `.safetensors` file, or a folder with one such file."""
-  if path.is_dir():
-    files = sorted(file for file in path.iterdir() if file.suffix in (".pt", ".safetensors"))
-    if len(files) != 1:
-      raise ValueError(f"{path}: {len(files)} .pt or .safetensors files, expected 1 (longclip embedder)")
-    path = files[0]
+  path = checkpoint_file(path)
   tensors = tensor_files.open_file(path)
   try:
     config = longclip.config_of(tensors).vision

@@ -15,6 +15,8 @@ from uae_jax.weights.vit import blocks, inside, patch_embed
 IGNORED: dict[str, str] = {}
 # Ignored when the image tower is read from a checkpoint of both.
 IGNORED_BY_VISION = {r"^(?!visual\.)": "the text tower"}
+# Ignored when the text tower is read.
+IGNORED_BY_TEXT = {r"^visual\.|^logit_scale$": "the image tower"}
 
 BLOCK = {
   "attention_norm": "ln_1",
