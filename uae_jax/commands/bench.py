@@ -72,7 +72,8 @@ def parser() -> command_line.Parser:
   return parser
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], originals: list[Path] | None = None) -> int:
+  """Runs the command; `originals` are the files of --references that count, by default all."""
   commands = parser()
   arguments = commands.parse_args(argv)
   if (arguments.embedders is None) == (arguments.judge_url is None):
@@ -84,7 +85,7 @@ def main(argv: list[str]) -> int:
   if arguments.out.suffix in (".csv", ".html"):
     commands.error(f"--out {shown(arguments.out)}: the table and the page get these suffixes, name the JSON file .json")
   if arguments.embedders:
-    return score(arguments, commands)
+    return score(arguments, commands, originals)
   return judge(arguments)
 
 
@@ -103,7 +104,7 @@ def parse_embedders(text: str) -> dict[str, str]:
   return found
 
 
-def score(arguments, commands) -> int:
+def score(arguments, commands, originals: list[Path] | None = None) -> int:
   """Runs protocol 1; writes results.json and results.csv after each embedder, and results.html."""
   try:
     kinds = parse_embedders(arguments.embedders)
@@ -117,7 +118,7 @@ def score(arguments, commands) -> int:
   from uae_jax.report.bench_page import ScoredPair, write_page
 
   # 1. Pairs.
-  everything = unified_bench.image_files(arguments.references, suffixes=IMAGE_SUFFIXES)
+  everything = originals or unified_bench.image_files(arguments.references, suffixes=IMAGE_SUFFIXES)
   counted = unified_bench.OFFICIAL_SUFFIXES if arguments.suffixes == "official" else IMAGE_SUFFIXES
   references = [file for file in everything if file.suffix.lower() in counted]
   pairs = unified_bench.pair(unified_bench.image_files(arguments.images, suffixes=counted), references)

@@ -187,12 +187,13 @@ def take_settings(arguments: argparse.Namespace, file: Path) -> None:
 
 def table(suite, scores, settings: dict) -> str:
   """The table of a suite beside the published overall scores, and the settings that move them."""
-  blocks = {"": scores, **scores.metrics}
+  first = getattr(suite, "metric", "") if scores.metrics else ""
+  blocks = {first: scores, **scores.metrics}
   width = max(len(name) for block in blocks.values() for name in (*block.categories, "overall", *suite.published))
   digits = 2 if suite.scale > 1 else 4
   lines: list[str] = []
   for title, block in blocks.items():
-    lines += ["", title] if title else []
+    lines += [*([""] if lines else []), title] if title else []
     for name, value in {**block.categories, "overall": block.overall}.items():
       low, high = block.intervals.get(name, (None, None))
       interval = "" if low is None else f"  [{suite.scale * low:.{digits}f}, {suite.scale * high:.{digits}f}]"

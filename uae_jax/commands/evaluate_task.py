@@ -27,7 +27,7 @@ def main(arguments: argparse.Namespace, task: Task, prompts: Sequence[Prompt]) -
   paths = embedder_paths(arguments, task)
   if arguments.model:
     uae = model_arguments.load(arguments)
-    embedders = load_embedders(paths) if task.needs_embedders else {}
+    embedders = load_embedders(task, paths)
     settings = settings_of(arguments, task, prompts, uae, embedders)
     if known and (changed := results.differences(known["settings"], settings)):
       raise ValueError(f"{out} has results of other settings ({'; '.join(changed)}): choose another --out")
@@ -95,13 +95,20 @@ def embedder_paths(arguments: argparse.Namespace, task: Task) -> dict[str, str]:
   from uae_jax.commands.bench import parse_embedders
 
   if not arguments.embedders:
-    if task.needs_embedders:
+    if task.embedders in ("needed", "text"):
       raise SuiteError(f"--suite {task.name} needs --embedders KIND=PATH,...")
     return {}
   return parse_embedders(arguments.embedders)
 
 
-def load_embedders(paths: dict[str, str]) -> dict[str, Any]:
+def load_embedders(task: Task, paths: dict[str, str]) -> dict[str, Any]:
+  """Loads what the task itself uses of the embedders."""
+  if not task.embedders:
+    return {}
+  if task.embedders == "text":
+    from uae_jax.embedders import text
+
+    return {kind: text.load(kind, path) for kind, path in paths.items()}
   from uae_jax import embedders
 
   return {kind: embedders.load(kind, path) for kind, path in paths.items()}

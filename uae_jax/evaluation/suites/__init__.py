@@ -16,6 +16,11 @@ SUITES = {
   "t2i_compbench": "attribute binding, relations, counts and complex prompts, ten samples per prompt",
   "wise": "WISE_Verified: world knowledge, scored 0 or 1 by a vision-language model",
   "vqa": "questions about images, with choices or free answers; accuracy by category",
+  "captions": "one captioning run for CAPTURE (DetailCaps) and CompreCap",
+  "unified_bench": "caption, reconstruct and score; or compare captions with a judge model",
+  "text": "image-text scores by length of the prompt, and what was cut",
+  "diversity": "statistics of several samples per prompt that show reward hacking",
+  "transfer": "similarity of reconstructions by domain, a folder each",
 }
 
 

@@ -52,7 +52,9 @@ class Task:
     score: (run, all items, rows of those that are done) -> scores, or None if there is nothing to compute; may write
       files of other scorers into the output folder.
     makes: what it makes of the model's abilities, "captions" and "images": these settings are recorded.
-    needs_embedders: whether it cannot do without `--embedders`.
+    embedders: what it does with `--embedders`: "" leaves them to others, "used" loads those that are given, "needed"
+      cannot do without, "text" needs those with a text tower too.
+    metric: name of its score, shown where there are further ones.
     num_samples: default of `--samples`.
     temperature: default of `--temperature`.
     max_new_tokens: default of `--max-new-tokens`; None takes the model's own.
@@ -66,7 +68,8 @@ class Task:
   work: Callable[[Run, Sequence[Prompt]], Sequence[Mapping[str, Any]]]
   score: Callable[[Run, Sequence[Prompt], Rows], Scores | None]
   makes: tuple[str, ...]
-  needs_embedders: bool = False
+  embedders: str = ""
+  metric: str = ""
   num_samples: int = 1
   temperature: float = 0.7
   max_new_tokens: int | None = None
