@@ -11,7 +11,9 @@ import pytest
 
 from tests.processors import processor_of
 from uae_jax import sharding
+from uae_jax.data.caption_lengths import LENGTHS_FILE, read_lengths
 from uae_jax.options import Experiment, new_config, read_config
+from uae_jax.report.page import write_report
 from uae_jax.small_world.processor import make_tokenizer
 from uae_jax.training import batches as batches_lib
 from uae_jax.training.batches import Batches
@@ -159,7 +161,8 @@ def test_processes_with_different_data_are_refused(monkeypatch):
 def test_cut_captions_are_counted(folder, caplog):
   write(folder, records(SHORT, LONG, SHORT, SHORT) * 2)
   batches = make_batches(config(folder))
-  assert "2 of 8 captions that were looked at are longer than data.caption_tokens = 8 and are cut" in caplog.text
+  described = "8 captions have 5 to 13 tokens (half up to 5, 90 % up to 13, 99 % up to 13)"
+  assert f"{described}; data.caption_tokens = 8 cuts 2, which lose 5 tokens on average" in caplog.text
   cut = [int(np.sum(np.asarray(next(batches)["length"]) == 8)) for _ in range(2)]
   assert sum(cut) == 2 and batches.counts() == {"bad_records": 0.0, "cut_captions": 0.25}
   cut = int(np.sum(np.asarray(next(batches)["length"]) == 8))
@@ -168,6 +171,19 @@ def test_cut_captions_are_counted(folder, caplog):
   batches = make_batches(config(folder, caption_tokens=len(PROCESSOR.encode(LONG)) + 1))
   next(batches)
   assert batches.counts()["cut_captions"] == 0.0
+
+
+def test_the_lengths_of_captions_are_noted_and_reported(folder):
+  write(folder, records(*[SHORT] * 6, *[LONG] * 2))
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  Batches(config(folder), "pretrain", PROCESSOR, mesh, 0, needs_captions=True, workdir=folder)
+  noted = read_lengths(folder)["pretrain"]
+  assert noted["histogram"][0] == [5, 6, 6] and noted["histogram"][-1] == [13, 14, 2]
+  (folder / "config.json").write_text("{}")
+  html = write_report(folder).read_text()
+  assert "Captions of the data" in html and "13 to 14" in html
+  (folder / LENGTHS_FILE).write_text("{torn")
+  assert "Captions of the data" not in write_report(folder).read_text()
 
 
 @pytest.mark.parametrize("limit, is_refused", [(0.0, True), (0.2, True), (0.25, False)])

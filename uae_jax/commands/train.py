@@ -217,6 +217,7 @@ def run_stages(
                 mesh,
                 seed,
                 needs_captions=spec.find(name).needs_captions(section.options),
+                workdir=workdir,
               ),
               checkpoints,
               writer,

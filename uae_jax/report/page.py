@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from uae_jax.files import write_whole
-from uae_jax.report import curves, figures, samples
+from uae_jax.report import captions_of_data, curves, figures, samples
 from uae_jax.report.findings import findings
 from uae_jax.report.run import REINFORCEMENT, Run, flatten, read_run
 from uae_jax.report.templates import environment
@@ -72,6 +72,7 @@ def write_report(workdir: str | Path) -> Path:
       gallery=samples.gallery(run),
       captions=samples.captions_over_time(run),
       figures=figures.all_figures(run),
+      caption_lengths={"columns": captions_of_data.COLUMNS, "rows": captions_of_data.rows(run)},
       config=config_groups(run),
     )
   )

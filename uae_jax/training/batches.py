@@ -1,11 +1,14 @@
 """Batches of a stage on the mesh; every process loads its part, and the position in the data can be saved."""
 
+from pathlib import Path
+
 from absl import logging
 import jax
 from jax.sharding import Mesh
 import numpy as np
 
 from uae_jax import sharding
+from uae_jax.data.caption_lengths import CaptionLengths, write_lengths
 from uae_jax.data.pipeline import make_dataset, repartition
 from uae_jax.data.sources import Stored, open_source
 from uae_jax.training import processes
@@ -25,12 +28,23 @@ class Batches:
     mesh: mesh of the batches, which are sharded over `data` and `fsdp`.
     seed: determines the order of the data and what partial captions leave out.
     needs_captions: whether the stage trains on the captions; they are then checked and counted.
+    workdir: folder of the run, in which the lengths of the captions are noted; None notes nothing.
 
   Raises:
     ValueError: the data cannot be read, differ between processes, or have too many captions that are cut.
   """
 
-  def __init__(self, config, name: str, processor, mesh: Mesh, seed: int, *, needs_captions: bool = False):
+  def __init__(
+    self,
+    config,
+    name: str,
+    processor,
+    mesh: Mesh,
+    seed: int,
+    *,
+    needs_captions: bool = False,
+    workdir: Path | None = None,
+  ):
     self._name, self._data, self._processor = name, config.data, processor
     self._source = open_source(config.data, "train")
     self._sharding = sharding.batch_sharding(mesh)
@@ -42,7 +56,7 @@ class Batches:
     if isinstance(source, Stored):
       check_same(source.fingerprint(), config.data.source)
       if needs_captions:
-        processes.on_first(lambda: self._check_sample(source))
+        processes.on_first(lambda: self._check_sample(source, workdir))
     dataset = make_dataset(
       self._source,
       config.data,
@@ -104,23 +118,19 @@ class Batches:
     is_cut = (length == tokens.shape[-1]) & (tokens[..., -1] != self._processor.end_ids[0])
     return np.asarray([np.sum(is_cut), length.size])
 
-  def _check_sample(self, source: Stored) -> None:
-    """Warns of captions that will be cut, and raises if they are clearly too many, before the stage trains."""
+  def _check_sample(self, source: Stored, workdir: Path | None) -> None:
+    """Says how long captions are, and raises if clearly too many will be cut, before the stage trains."""
     captions, _ = sample(source, source.caption, NUM_CAPTIONS)
-    cut, rows = self._count_cut(*self._processor.caption_rows(captions, self._data.caption_tokens))
-    if not cut:
-      return
-    is_exact = rows == len(source) or not self._data.max_cut_fraction
+    lengths = CaptionLengths.of(captions, self._processor, self._data.caption_tokens)
+    log = logging.warning if lengths.num_cut else logging.info
+    log("%s: of the data that were looked at, %s", self._name, lengths.describe())
+    if workdir is not None:
+      write_lengths(workdir, self._name, lengths)
+    is_exact = len(captions) == len(source) or not self._data.max_cut_fraction
     # Two standard deviations of a count: what a sample may contain by chance.
-    if cut - (0 if is_exact else 2 * cut**0.5) > self._data.max_cut_fraction * rows:
-      raise ValueError(self._too_many(f"{cut} of {rows} captions that were looked at"))
-    logging.warning(
-      "%s: %d of %d captions that were looked at are longer than data.caption_tokens = %d and are cut",
-      self._name,
-      cut,
-      rows,
-      self._data.caption_tokens,
-    )
+    cut = lengths.num_cut
+    if cut - (0 if is_exact else 2 * cut**0.5) > self._data.max_cut_fraction * len(captions):
+      raise ValueError(self._too_many(f"{cut} of {len(captions)} captions that were looked at"))
 
   def _too_many(self, captions: str) -> str:
     return (

@@ -20,7 +20,15 @@ from uae_jax.weights import legacy
 
 CONFIG_FILE, CHANGES_FILE = "config.json", "config_changes.jsonl"
 # Files that the next start makes from the config, if nothing is saved yet.
-MADE_FROM_CONFIG = ("processor", "model.json", "data.json", "starts.jsonl", METRICS_FILE, CHANGES_FILE)
+MADE_FROM_CONFIG = (
+  "processor",
+  "model.json",
+  "data.json",
+  "caption_lengths.json",
+  "starts.jsonl",
+  METRICS_FILE,
+  CHANGES_FILE,
+)
 
 # Fields without an effect on what a run computes.
 INERT_FIELDS = (
