@@ -304,6 +304,21 @@ def test_any_failure_of_the_first_process_is_an_error_of_all(judge, monkeypatch)
   assert told == ["RecursionError: too deep"]
 
 
+def test_prompts_are_judged_without_originals_and_with_their_metadata(judge):
+  class Words:
+    def caption_text(self, tokens):
+      return "a" * int(tokens[0])
+
+  reward = ExternalReward(ExternalRewardOptions(url=judge.url))
+  bring = external.make_external_reward(reward, Words(), lambda index: {"tag": f"t{index}"})
+  inputs = RewardInputs(jnp.array([[[2, END]], [[3, END]]]), jnp.zeros((2, 2, 2, 2, 3), jnp.uint8))
+  rewards = bring({"image": np.zeros((2, 2, 2, 3), np.uint8), "index": np.asarray([7, 5])}, inputs)["http"]
+  np.testing.assert_array_equal(rewards, [[2, 2], [3, 3]])
+  sent = sorted((request for request, _ in judge.requests), key=lambda request: request["captions"])
+  assert [request["metadata"] for request in sent] == [{"tag": "t7"}, {"tag": "t5"}]
+  assert all(len(request["images"]) == 2 and "original" not in request for request in sent)
+
+
 def test_a_judge_that_is_not_there_costs_its_retries_and_no_more(judge):
   assert np.isnan(ask(judge, url="http://127.0.0.1:9/none", retries=1)).all()
 

@@ -17,7 +17,7 @@ from tests.processors import processor_of
 from uae_jax.data import stored_index
 from uae_jax.data.pipeline import make_dataset
 from uae_jax.data.sources import open_source
-from uae_jax.options import DataOptions
+from uae_jax.options import DataOptions, new_config, read_config
 from uae_jax.small_world.processor import make_tokenizer
 
 pytestmark = pytest.mark.fast
@@ -208,6 +208,57 @@ def test_shards_that_are_not_whole_are_named(tmp_path):
   (tmp_path / "train-1.tar").unlink()
   with pytest.raises(ValueError, match="no image .* among 1 members"):
     source(tmp_path, "webdataset")
+
+
+# --- Prompts ----------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_of_text_and_json_lines(tmp_path):
+  (tmp_path / "a.txt").write_text("[red] circle ;\r\n\n  blue square ;\n")
+  (tmp_path / "a.jsonl").write_text('{"tag": "x", "caption": "no", "prompt": "red circle ;"}\n{"text": "no prompt"}\n')
+  lines = open_source(DataOptions(source=f"prompts:{tmp_path}/a.txt"), "train")
+  assert [lines[i] for i in range(len(lines))] == [{"caption": "[red] circle ;"}, {"caption": "blue square ;"}]
+  assert lines.metadata(0) == {}
+  found = open_source(DataOptions(source=f"prompts:{tmp_path}/a.jsonl"), "train")
+  assert found[0] == {"caption": "red circle ;"} and found.metadata(0) == {"tag": "x", "caption": "no"}
+  with pytest.raises(ValueError, match="no field prompt; the record has text"):
+    found[1]
+
+
+def test_batches_of_prompts_have_black_images(tmp_path):
+  (tmp_path / "a.txt").write_text("red circle ;\nblue square ;\n")
+  data = DataOptions(source=f"prompts:{tmp_path}/a.txt", image_px=8, caption_tokens=8)
+  processor = processor_of(make_tokenizer())
+  batch = next(iter(make_dataset(open_source(data, "train"), data, processor, captions="full", batch_size=4, seed=0)))
+  assert batch["image"].shape == (4, 8, 8, 3) and not batch["image"].any() and set(batch["index"]) == {0, 1}
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({}, None),
+    ({"stages": ("pretrain", "understanding_for_generation")}, "pretrain need images"),
+    ({"captions": "sampled"}, "captions = 'sampled'.*set it to 'dataset'"),
+    ({"conditioning": "answer"}, "conditioning = 'answer'.*set it to 'text'"),
+    ({"reward_weights": (("http", 1.0), ("clip", 1.0))}, "reward_weights names clip, which compare with the original"),
+    ({"held_out_embedder": "dinov2"}, "held_out_embedder = 'dinov2'"),
+    ({"num_images": 4}, "evaluation.num_images = 4"),
+  ],
+)
+def test_what_needs_images_is_refused_for_prompts(change, message):
+  made = new_config()
+  made.stages = change.get("stages", ("understanding_for_generation",))
+  made.data.source = "prompts:a.txt"
+  made.evaluation.num_images = change.get("num_images", 0)
+  section = made.understanding_for_generation
+  section.http_reward.url = "http://host"
+  options = {"captions": "dataset", "reward_weights": (("http", 1.0),)} | change
+  section.options.update({name: value for name, value in options.items() if name not in ("stages", "num_images")})
+  if message is None:
+    read_config(made)
+    return
+  with pytest.raises(ValueError, match=message):
+    read_config(made)
 
 
 # --- Several captions -------------------------------------------------------------------------------------------------

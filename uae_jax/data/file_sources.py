@@ -90,7 +90,10 @@ class JsonLinesSource:
     start, end = map(int, self._index["spans"][index])
     with open(self._path, "rb") as file:
       file.seek(start)
-      return records.parse(file.read(end - start))
+      return self._parse(file.read(end - start))
+
+  def _parse(self, line: bytes) -> dict:
+    return records.parse(line)
 
   def key(self, index: int) -> str:
     return f"{self._path} line {self._index['line_numbers'][index]}"

@@ -174,6 +174,7 @@ class LoadRecord:
         record["caption"] = captions[int(Draws(self.seed, position).integers(len(captions)))]
       if self.needs_captions and not record["caption"]:
         raise ValueError("no caption, which this stage trains on")
+      record.setdefault("image", np.zeros((self.image_px, self.image_px, 3), np.uint8))
       images = {"image": fit(record["image"], self.image_px)}
       if self.captioner_px != self.image_px:
         images["captioner_image"] = fit(record["image"], self.captioner_px)

@@ -8,6 +8,7 @@
   arrayrecord:GLOB  the same JSON objects as records of ArrayRecord files
   parquet:GLOB      rows of Parquet files: an image as bytes, struct or path, and a text or a list of texts
   webdataset:GLOB   tar files with cat.jpg and cat.txt or cat.json
+  prompts:PATH      lines of text, or JSON objects with "prompt" and metadata; no images
   folder:PATH       images with optional captions in text files of the same name: cat.jpg, cat.txt or cat.caption
 
 PATH may contain {split}; without it the source has only the training split. For the held-out split, it stands for the
@@ -26,6 +27,7 @@ import numpy as np
 
 from uae_jax.data.file_sources import ArrayRecordSource, FolderSource, JsonLinesSource
 from uae_jax.data.parquet_source import ParquetSource
+from uae_jax.data.prompts_source import PromptsSource
 from uae_jax.data.records import Fields
 from uae_jax.data.webdataset_source import WebDatasetSource
 
@@ -46,6 +48,7 @@ class Source(Protocol):
   def __getitem__(self, index: int) -> dict:
     """A record: `image` uint8[H, W, 3], `caption` str ("" for none), and fields specific to the source.
 
+    `image` is absent if the source has prompts only; batches then have black images.
     `captions`, a tuple of texts, is there if the pipeline is to draw one of them.
     """
     ...
@@ -179,6 +182,7 @@ KINDS: dict[str, Callable[..., Source]] = {
   "arrayrecord:": _open_files(lambda path, data: ArrayRecordSource(path, _fields(data))),
   "parquet:": _open_files(lambda path, data: ParquetSource(path, _fields(data))),
   "webdataset:": _open_files(lambda path, data: WebDatasetSource(path, _fields(data), data.index_dir)),
+  "prompts:": _open_files(lambda path, data: PromptsSource(path, _fields(data), data.index_dir)),
   "folder:": _open_files(lambda path, data: FolderSource(path, data.index_dir)),
 }
 # TFDS datasets whose records have more than an image and a caption.
@@ -201,6 +205,6 @@ def open_source(data, split: str) -> Source:
   if kind + colon not in KINDS or bool(colon) != bool(name):
     raise ValueError(
       f"data.source = {data.source!r}: expected scenes, tfds:NAME, jsonl:PATH, arrayrecord:GLOB, parquet:GLOB, "
-      "webdataset:GLOB or folder:PATH"
+      "webdataset:GLOB, prompts:PATH or folder:PATH"
     )
   return KINDS[kind + colon](data, name, split)

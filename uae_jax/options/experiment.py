@@ -7,7 +7,8 @@ from typing import Any
 from uae_jax.files import local_path
 from uae_jax.options import stages as sections
 from uae_jax.options.base import Options, option
-from uae_jax.options.sampling import GenerationOptions
+from uae_jax.options.rewards import EXTERNAL
+from uae_jax.options.sampling import DATASET, GenerationOptions
 
 DTYPES = ("bfloat16", "float32")
 REMAT_POLICIES = ("none", "full", "dots")
@@ -15,8 +16,10 @@ REMAT_POLICIES = ("none", "full", "dots")
 FRESH = "fresh"
 # Which of several captions of a record is used.
 FIRST, LONGEST, RANDOM = "first", "longest", "random"
+# The kind of `data.source` that has no images.
+PROMPTS = "prompts"
 # Kinds of `data.source` whose names are paths.
-PATH_KINDS = ("jsonl", "arrayrecord", "folder", "parquet", "webdataset")
+PATH_KINDS = ("jsonl", "arrayrecord", "folder", "parquet", "webdataset", PROMPTS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,6 +137,10 @@ class DataOptions(Options):
   max_cut_fraction: float = option(1.0, at_least=0, at_most=1)
   variant: str = "plain"
 
+  @property
+  def has_images(self) -> bool:
+    return self.source.partition(":")[0] != PROMPTS
+
   def check(self) -> None:
     kind, colon, name = self.source.partition(":")
     if kind in PATH_KINDS:
@@ -142,6 +149,8 @@ class DataOptions(Options):
       self.replace_path("data_dir", self.data_dir)
     if kind not in ("scenes", "tfds"):
       self.refuse_inert(("variant",), f"source = {self.source!r}, which is not the small world")
+    if kind == PROMPTS:
+      self.refuse_inert(("image_field",), f"source = {self.source!r}, which has no images")
     if kind in ("scenes", "folder"):
       names = ("image_field", "caption_field", "caption_choice")
       self.refuse_inert(names, f"source = {self.source!r}, whose records have no named fields")
@@ -303,6 +312,8 @@ class Experiment(Options):
       raise ValueError(f"stages = {self.stages}: a stage is named twice; use rounds to repeat the RL stages")
     if self.rounds > 1 and not set(self.stages) & set(REINFORCEMENT):
       raise ValueError(f"rounds = {self.rounds} does nothing: stages names no RL stage")
+    if not self.data.has_images:
+      self._check_prompts()
     rows = self.mesh.data * self.mesh.fsdp
     for name in self.stages:
       section = self.section(name)
@@ -320,6 +331,26 @@ class Experiment(Options):
           f"{name}.batch_size = {section.batch_size} is not divisible by mesh.data * mesh.fsdp * microbatches = "
           f"{rows} * {cuts}"
         )
+
+  def _check_prompts(self) -> None:
+    """Refuses what needs images, which `data.source` does not have."""
+    without = f"data.source = {self.data.source!r} has no images"
+    name = "understanding_for_generation"
+    others = [stage for stage in self.stages if stage != name]
+    if others:
+      raise ValueError(f"stages = {self.stages}: {', '.join(others)} need images, and {without}: only {name} does not")
+    options = self.section(name).options
+    for field, value in (("captions", DATASET), ("conditioning", "text"), ("held_out_embedder", "")):
+      if getattr(options, field) != value:
+        raise ValueError(f"{name}.options.{field} = {getattr(options, field)!r}: {without}, set it to {value!r}")
+    compared = [reward for reward in options.reward_names if reward != EXTERNAL]
+    if compared:
+      raise ValueError(
+        f"{name}.options.reward_weights names {', '.join(compared)}, which compare with the original image, and "
+        f"{without}: use {EXTERNAL!r}, the external reward"
+      )
+    if self.evaluation.num_images:
+      raise ValueError(f"evaluation.num_images = {self.evaluation.num_images}: {without}, set it to 0")
 
 
 def _local(kind: str, path: str) -> str:

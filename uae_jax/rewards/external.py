@@ -5,6 +5,8 @@ One POST per group, several groups at a time:
     request   {"captions": [text, ...], "images": [base64 PNG, ...], "original": base64 PNG}
     answer    {"rewards": [number or null, ...]}, one per caption
 
+Prompts without pictures have no "original", and "metadata" with the other fields of their record.
+
 Requests are sent by the host, between the phases of a step, never inside a jitted program. The formats are JSON and
 PNG, not pickle, so an answer cannot execute code here.
 """
@@ -64,13 +66,20 @@ class ExternalReward:
       token = http_client.read_token("http_reward.token_variable", options.token_variable, is_required=True)
     self._client = http_client.JsonClient(options.url, options.timeout_seconds, token)
 
-  def __call__(self, captions: Sequence[Sequence[str]], originals: np.ndarray, generated: np.ndarray) -> np.ndarray:
+  def __call__(
+    self,
+    captions: Sequence[Sequence[str]],
+    originals: np.ndarray | None,
+    generated: np.ndarray,
+    metadata: Sequence[dict] | None = None,
+  ) -> np.ndarray:
     """Requests the rewards of a batch.
 
     Args:
       captions: captions of the rollouts, one sequence per prompt.
-      originals: uint8[prompts, H, W, 3].
+      originals: uint8[prompts, H, W, 3]; None if there are none.
       generated: uint8[prompts, rollouts, H, W, 3], reconstructions.
+      metadata: JSON values to send with each prompt; None sends none.
 
     Returns:
       float32[prompts, rollouts]; NaN where the request failed under on_failure = "drop".
@@ -79,8 +88,11 @@ class ExternalReward:
       RewardError: a request failed under on_failure = "fail", the server refused every group, or no group of the last
         `max_failed_in_a_row` batches got a reward.
     """
+    absent = [None] * len(captions)
     with concurrent.futures.ThreadPoolExecutor(self.options.max_concurrency) as pool:
-      groups = list(pool.map(self._group, captions, originals, generated))
+      groups = list(
+        pool.map(self._group, captions, originals if originals is not None else absent, generated, metadata or absent)
+      )
     rewards = np.asarray([group.rewards for group in groups], np.float32)
     if groups and all(group.refused_status for group in groups):
       # A wrong address or key does not resolve itself: without this error, the run would finish without learning.
@@ -103,10 +115,15 @@ class ExternalReward:
       rewards = np.where(np.isfinite(rewards), rewards, np.float32(0))
     return rewards
 
-  def _group(self, captions: Sequence[str], original: np.ndarray, generated: np.ndarray) -> _Group:
+  def _group(
+    self, captions: Sequence[str], original: np.ndarray | None, generated: np.ndarray, metadata: dict | None
+  ) -> _Group:
     content: dict[str, Any] = {"captions": list(captions)}
     if self.options.sends_images:
-      content |= {"original": png_base64(original), "images": [png_base64(image) for image in generated]}
+      content |= {} if original is None else {"original": png_base64(original)}
+      content["images"] = [png_base64(image) for image in generated]
+    if metadata is not None:
+      content["metadata"] = metadata
     try:
       values = http_client.with_retries(
         lambda: read_rewards(self._client.post(content), len(captions)),

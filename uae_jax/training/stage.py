@@ -3,14 +3,18 @@
 from collections.abc import Callable
 import contextlib
 import dataclasses
+import functools
 import re
 import time
+from typing import cast
 
 import jax
 import optax
 
 from uae_jax import trees
-from uae_jax.options import EXTERNAL, Experiment, OptimizerOptions, Stage
+from uae_jax.data.prompts_source import PromptsSource
+from uae_jax.data.sources import open_source
+from uae_jax.options import EXTERNAL, DataOptions, Experiment, OptimizerOptions, Stage
 from uae_jax.rewards.external import ExternalReward
 from uae_jax.training import supervised
 from uae_jax.training.build import Built
@@ -145,9 +149,16 @@ def make_phases(config: Experiment, name: str, built: Built, optimizer: optax.Gr
     raise ValueError(f"stage {name} has no `make_phases`: it is a supervised stage, see `supervised_step`")
   phases = make(config, built, optimizer)
   if EXTERNAL in section.options.reward_names:
-    reward = external.make_external_reward(ExternalReward(section.http_reward), built.processor)
+    metadata_of = None if config.data.has_images else _metadata_of(config.data)
+    reward = external.make_external_reward(ExternalReward(section.http_reward), built.processor, metadata_of)
     phases = dataclasses.replace(phases, external_reward=reward)
   return phases
+
+
+def _metadata_of(data: DataOptions) -> Callable[[int], dict]:
+  """Makes a function from the index of a prompt to its metadata; the file is opened by its first call."""
+  opened = functools.cache(lambda: cast(PromptsSource, open_source(data, "train")))
+  return lambda index: opened().metadata(index)
 
 
 def phased_step(phases: Phases, places: State | None = None, *, while_trips: int = 1) -> Composed:
