@@ -263,7 +263,7 @@ def their_question(reference, uae, picture, question):
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
-def test_answers_are_those_of_generate(asked, reference, picture, penalty):
+def test_answers_are_those_of_generate(asked, uae, reference, picture, penalty):
   processor, theirs = asked.processor, []
   never = {*range(processor.vocab_size, reference.language.config.text_config.vocab_size), *processor.control_ids}
   for question in QUESTIONS:
@@ -286,6 +286,7 @@ def test_answers_are_those_of_generate(asked, reference, picture, penalty):
   options = dict(max_new_tokens=6, repetition_penalty=penalty)
   ours = asked.answer([picture] * 3, QUESTIONS, batch_size=4, **options)
   assert ours == theirs and len(set(theirs)) > 1
+  assert uae.processor.ignores_questions and not processor.ignores_questions
   assert asked.answer([picture], QUESTIONS[1:2], batch_size=1, **options) == theirs[1:2]
 
 

@@ -19,7 +19,11 @@ class StandIn:
 
   inference = InferenceSettings(resolution_px=SIDE, steps=4, guidance=1.0, max_new_tokens=9)
   processor = types.SimpleNamespace(
-    negative_prompt="bad", question="describe", generation_prompt=str.split, encode=str.split
+    negative_prompt="bad",
+    question="describe",
+    ignores_questions=False,
+    generation_prompt=str.split,
+    encode=str.split,
   )
   is_small_world = False
 

@@ -3,6 +3,7 @@
 import base64
 import json
 
+import numpy as np
 import pytest
 from stand_in import StandIn, gray
 
@@ -66,6 +67,13 @@ def test_finished_items_are_not_asked_again(command, tmp_path):
   assert run("--model", "m") == 0
   assert uae.count("answer") == 5 and (tmp_path / "out/items.jsonl").read_bytes() == whole
   assert run() == 0 and uae.count("answer") == 5  # without a model, rows are scored again
+
+
+def test_equally_likely_choices_are_no_answer(command, tmp_path):
+  run, uae = command
+  uae.choice_log_probs = lambda images, questions, choices, batch_size: [np.zeros(len(row)) for row in choices]
+  assert run("--model", "m") == 0
+  assert results.read(tmp_path / "out")["scores"]["metrics"]["by log-probability"]["overall"] == 0
 
 
 def test_parts_of_a_job_share_a_folder(command, tmp_path):

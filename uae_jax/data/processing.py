@@ -241,6 +241,11 @@ class Processor:
     template = self._rendered("user", has_image=True, image_first=True)
     return self._with_image(self._prompt(template, question), grid)
 
+  @property
+  def ignores_questions(self) -> bool:
+    """Whether the chat template has one question of its own in place of the user's, as that of the small world."""
+    return templates.TEXT not in self._rendered("user", has_image=True, image_first=True)
+
   def _with_image(self, ids: list[int], grid: tuple[int, int]) -> list[int]:
     """Repeats the image token of a prompt once per cell of the patch grid (rows, columns)."""
     rows, columns = grid

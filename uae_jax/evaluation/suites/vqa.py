@@ -10,7 +10,6 @@ from pathlib import Path
 import re
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from uae_jax.data.images import read_image
@@ -85,13 +84,16 @@ def score(run: Run, prompts: Sequence[Prompt], rows: Rows) -> Scores:
     row, right = rows[prompt.key], prompt.record["answer"]
     generated[prompt.key] = float(is_right(row["answer"], prompt.record))
     if log_probs := row.get("log_probs"):
-      names = list(log_probs)
-      best = names[int(np.argmax([log_probs[name] for name in names]))]
-      likely[prompt.key] = float(best.lower() == right.lower())
+      # Equally likely answers, such as letters that a tokenizer does not know, are no answer.
+      best = [name.lower() for name, value in log_probs.items() if value == max(log_probs.values())]
+      likely[prompt.key] = float(best == [right.lower()])
   scores = summarize(generated, prompts)
   closed = [prompt for prompt in prompts if candidates(prompt)]
   metrics = {"by log-probability": summarize(likely, closed)} if likely else {}
-  return Scores(scores.items, scores.categories, scores.overall, scores.notes, scores.intervals, metrics)
+  notes = list(scores.notes)
+  if run.uae and run.uae.processor.ignores_questions:
+    notes.append("the chat template of this model has a question of its own, so it was not asked these questions")
+  return Scores(scores.items, scores.categories, scores.overall, tuple(notes), scores.intervals, metrics)
 
 
 def is_right(answer: str, question: Any) -> bool:
