@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Iterator
 import contextlib
+import errno
 import fcntl
 import glob
 import io
@@ -51,6 +52,11 @@ def json_text(value: Any, **options: Any) -> str:
   `json.loads` reads the same name.
   """
   return shown(json.dumps(value, ensure_ascii=False, **options))
+
+
+def is_hopeless(error: BaseException) -> bool:
+  """Whether every further file would fail for the same reason: a full or read-only disk, or a used-up quota."""
+  return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:

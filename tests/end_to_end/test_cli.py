@@ -320,6 +320,8 @@ PATHS = {
     "--suite=geneval --prompts=p --out=o --model=PATH",
     "--suite=geneval --prompts=p --out=o --results PATH",
     "--out=o --like=PATH",
+    "--suite=vqa:PATH --out=o",
+    "--suite=unified_bench --prompts=p --out=o --against=PATH",
   ),
   "compare": ("PATH b", "a PATH"),
   "status": ("PATH", "a PATH"),

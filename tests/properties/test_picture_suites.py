@@ -127,6 +127,17 @@ def test_transfer_has_a_row_per_domain(evaluate, tmp_path):
   assert len(list((tmp_path / "out/reconstructions/photos").iterdir())) == 2
 
 
+def test_a_damaged_reconstruction_is_made_again(evaluate, tmp_path):
+  run, uae = evaluate
+  arguments = ("transfer", pictures(tmp_path / "in", art__a=10, art__b=30), "--embedders", "clip=x")
+  run(*arguments)
+  file = tmp_path / "out/reconstructions/art/recon_b.png"
+  whole = file.read_bytes()
+  file.write_bytes(whole[: len(whole) // 2])
+  found = run(*arguments)
+  assert uae.count("generate") == 3 and file.read_bytes() == whole and len(found["scores"]["items"]) == 2
+
+
 @pytest.mark.parametrize(
   "suite, levels, more, message",
   [

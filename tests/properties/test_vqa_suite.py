@@ -1,6 +1,7 @@
 """Questions about images: layouts, prompts, judging, and the frame of suites that are scored here."""
 
 import base64
+import errno
 import json
 
 import numpy as np
@@ -67,6 +68,22 @@ def test_finished_items_are_not_asked_again(command, tmp_path):
   assert run("--model", "m") == 0
   assert uae.count("answer") == 5 and (tmp_path / "out/items.jsonl").read_bytes() == whole
   assert run() == 0 and uae.count("answer") == 5  # without a model, rows are scored again
+
+
+def test_a_full_disk_ends_the_command_and_keeps_what_is_done(command, tmp_path, capsys):
+  run, uae = command
+  answer = uae.answer
+
+  def full(images, questions, **options):
+    if uae.count("answer") == 2:
+      raise OSError(errno.ENOSPC, "No space left on device")
+    return answer(images, questions, **options)
+
+  uae.answer = full
+  assert run("--model", "m", "--batch-size", "1") == 1 and "No space left" in capsys.readouterr().err
+  assert len((tmp_path / "out/items.jsonl").read_text().splitlines()) == 2
+  uae.answer = answer
+  assert run("--model", "m") == 0 and uae.count("answer") == 4
 
 
 def test_equally_likely_choices_are_no_answer(command, tmp_path):

@@ -7,6 +7,7 @@ import sys
 
 from uae_jax.commands import command_line, evaluation_settings, model_arguments
 from uae_jax.commands.command_line import path
+from uae_jax.evaluation.suites.task import Task
 
 EPILOG = """
 The images are made with --model. Then the benchmark's own scorer is run on the output folder, and
@@ -62,7 +63,6 @@ def main(argv: list[str]) -> int:
 
   from uae_jax.commands import evaluate_task
   from uae_jax.evaluation import results, suites
-  from uae_jax.evaluation.suites.task import Task
 
   out = arguments.out
   if arguments.suite and ":" in arguments.suite:
@@ -187,7 +187,7 @@ def take_settings(arguments: argparse.Namespace, file: Path) -> None:
 
 def table(suite, scores, settings: dict) -> str:
   """The table of a suite beside the published overall scores, and the settings that move them."""
-  first = getattr(suite, "metric", "") if scores.metrics else ""
+  first = suite.metric if isinstance(suite, Task) else ""
   blocks = {first: scores, **scores.metrics}
   width = max(len(name) for block in blocks.values() for name in (*block.categories, "overall", *suite.published))
   digits = 2 if suite.scale > 1 else 4

@@ -50,7 +50,8 @@ def main(arguments: argparse.Namespace, task: Task, prompts: Sequence[Prompt]) -
   if uae is None:
     made, failed = rows.read(out), known["failed"]
   else:
-    results.write(out, settings, {"files": 0, "failed": {}}, None, task.scale)
+    if known is None:
+      results.write(out, settings, {"files": 0, "failed": {}}, None, task.scale)
     made, failed = rows.make(task, run, prompts, arguments.shard, arguments.batch_size or model_arguments.WINDOW)
   wanted = {prompt.key for prompt in prompts}
   done = {key: row for key, row in made.items() if key in wanted}

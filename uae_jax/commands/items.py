@@ -7,7 +7,6 @@ An item may fail in every one of these steps. If work on a batch fails, each of 
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
-import errno
 import os
 from pathlib import Path
 import sys
@@ -17,8 +16,6 @@ from uae_jax import files
 from uae_jax.commands import command_line
 
 Item = TypeVar("Item")
-# Every further item would fail for the same reason.
-HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class OutputError(OSError):
@@ -42,7 +39,7 @@ class Items:
     try:
       yield
     except Exception as error:  # PIL, tokenizers, JAX and the file system raise many types.
-      if isinstance(error, OutputError) or (isinstance(error, OSError) and error.errno in HOPELESS):
+      if isinstance(error, OutputError) or files.is_hopeless(error):
         raise
       self.fail(name, command_line.one_line(error))
 

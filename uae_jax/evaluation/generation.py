@@ -53,12 +53,17 @@ def missing(suite: Suite, prompts: Sequence[Prompt], num_samples: int, out: Path
 def is_whole(file: Path, num_tiles: int, size: tuple[int, int]) -> bool:
   """Whether a file is a readable image with so many tiles of (height, width) pixels."""
   rows, columns = grid(num_tiles)
+  return size_of(file) == (columns * size[1], rows * size[0])
+
+
+def size_of(file: Path) -> tuple[int, int] | None:
+  """(width, height) of a readable image in pixels; None if it is absent or damaged."""
   try:
     with Image.open(file) as image:
       image.load()
-      return image.size == (columns * size[1], rows * size[0])
+      return image.size
   except (OSError, ValueError, SyntaxError):  # PIL raises all three for damaged files.
-    return False
+    return None
 
 
 def grid(num_tiles: int) -> tuple[int, int]:
@@ -100,6 +105,8 @@ def run(
             raise result
           write(suite, job, result, out)
         except Exception as error:  # Anything that fails for one file is that file's failure.
+          if files.is_hopeless(error):
+            raise
           failed[job.target.file] = " ".join(f"{type(error).__name__}: {error}".split())
         bar.update(len(job.target.samples))
   return failed

@@ -25,7 +25,7 @@ def wilson(outcomes: Sequence[float], z: float = NORMAL_QUANTILE) -> tuple[float
   return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def bootstrap(values: Sequence[float], resamples: int = RESAMPLES) -> tuple[float, float]:
+def bootstrap(values: Sequence[float] | np.ndarray, resamples: int = RESAMPLES) -> tuple[float, float]:
   """Percentile bootstrap interval of the mean; drawn with a fixed seed, so equal values have equal intervals.
 
   Args:

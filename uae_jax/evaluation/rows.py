@@ -1,4 +1,8 @@
-"""Works on the items of a task: rows that exist are kept, each failure is named, and a killed run loses one batch."""
+"""Works on the items of a task: rows that exist are kept, each failure is named, and a killed run loses one batch.
+
+A row names the images that belong to it in `files`, paths below the output folder. If one of them is absent or damaged,
+the row does not count.
+"""
 
 from collections.abc import Iterator, Sequence
 import json
@@ -8,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from uae_jax import files
+from uae_jax.evaluation import generation
 from uae_jax.evaluation.suites.spec import Prompt, SuiteError
 from uae_jax.evaluation.suites.task import Run, Task
 
@@ -35,6 +40,11 @@ def read(out: Path) -> dict[str, dict[str, Any]]:
   return rows
 
 
+def image_files(out: Path, row: dict[str, Any]) -> list[Path]:
+  """The images that belong to a row."""
+  return [out / name for name in row.get("files", [])]
+
+
 def make(
   task: Task, run: Run, prompts: Sequence[Prompt], shard: tuple[int, int], batch_size: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -51,6 +61,7 @@ def make(
     (rows of all parts by key, error messages by key).
   """
   rows, failed = read(run.out), {}
+  rows = {key: row for key, row in rows.items() if all(map(generation.size_of, image_files(run.out, row)))}
   jobs = [prompt for prompt in prompts[shard[0] :: shard[1]] if prompt.key not in rows]
   if not jobs:
     return rows, failed
@@ -78,6 +89,8 @@ def _attempt(task: Task, run: Run, batch: Sequence[Prompt]) -> Iterator[tuple[Pr
   try:
     done = list(zip(batch, task.work(run, batch), strict=True))
   except Exception as error:  # Anything that fails for one item is that item's failure.
+    if files.is_hopeless(error):
+      raise
     if len(batch) == 1:
       yield batch[0], error
       return

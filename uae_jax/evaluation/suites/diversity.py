@@ -5,7 +5,6 @@ prompt.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,19 +27,22 @@ def work(run: Run, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
   rows = []
   for place, prompt in enumerate(prompts):
     group = images[place * run.samples : (place + 1) * run.samples]
-    for sample, image in enumerate(group):
-      pictures.write(run.out / Path(f"{prompt.index:05}/{sample:04}.png"), image)
-    row = {name: float(np.mean([one(np.asarray(image)) for image in group])) for name, one in STATISTICS.items()}
+    names = [f"{prompt.index:05}/{sample:04}.png" for sample in range(run.samples)]
+    for name, image in zip(names, group, strict=True):
+      pictures.write(run.out / name, image)
+    row: dict[str, Any] = {
+      name: float(np.mean([one(np.asarray(image)) for image in group])) for name, one in STATISTICS.items()
+    }
     if run.samples > 1:
       distances = {kind: pairwise_distance(embedder.embed(group)) for kind, embedder in run.embedders.items()}
       row |= {f"{kind} distance": value for kind, value in distances.items()}
-    rows.append(row)
+    rows.append(row | {"files": names})
   return rows
 
 
 def score(run: Run, prompts: Sequence[Prompt], rows: Rows) -> Scores:
   """The mean of each statistic over the prompts."""
-  names = [name for name in next(iter(rows.values())) if name != "key"]
+  names = [name for name in next(iter(rows.values())) if name not in ("key", "files")]
   each = {name: summarize({key: row[name] for key, row in rows.items()}, prompts) for name in names}
   first = each.pop(PRIMARY)
   return Scores(first.items, first.categories, first.overall, first.notes, first.intervals, each)

@@ -69,7 +69,7 @@ def reconstruct(
   """Captions and regenerates pictures, and writes the reconstructions into a folder of that name.
 
   Returns:
-    (pictures, reconstructions, rows with `caption` and `reconstruction`, the path below the output folder).
+    (pictures, reconstructions, rows with `caption`, `reconstruction`, the path below the output folder, and `files`).
   """
   pictures, indices = load(prompts), [prompt.index for prompt in prompts]
   captions = run.uae.caption(pictures, seed=run.seed, indices=indices, **run.captions)
@@ -78,7 +78,8 @@ def reconstruct(
   for prompt, caption, image in zip(prompts, captions, images, strict=True):
     file = run.out / RECONSTRUCTIONS / Path(prompt.key).parent / prompt.record["reconstruction"]
     write(file, image)
-    rows.append({"caption": caption, "reconstruction": file.relative_to(run.out).as_posix()})
+    name = file.relative_to(run.out).as_posix()
+    rows.append({"caption": caption, "reconstruction": name, "files": [name]})
   return pictures, images, rows
 
 

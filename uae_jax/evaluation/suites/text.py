@@ -31,11 +31,11 @@ def work(run: Run, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
   """Rows with the number of `tokens` of the captioner, `scores`, and `cut`, tokens that an embedder did not read."""
   texts = [prompt.text for prompt in prompts]
   images = run.uae.generate(texts, seed=run.seed, indices=[prompt.index for prompt in prompts], **run.images)
-  rows: list[dict[str, Any]] = [
-    {"tokens": len(run.uae.processor.encode(text)), "scores": {}, "cut": {}} for text in texts
-  ]
+  rows: list[dict[str, Any]] = []
   for prompt, image in zip(prompts, images, strict=True):
-    pictures.write(run.out / f"{prompt.index:05}.png", image)
+    name, tokens = f"{prompt.index:05}.png", len(run.uae.processor.encode(prompt.text))
+    pictures.write(run.out / name, image)
+    rows.append({"tokens": tokens, "scores": {}, "cut": {}, "files": [name]})
   for kind, embedder in run.embedders.items():
     words, num_tokens = embedder.text.embed(texts)
     similarity = np.sum(embedder.embed(images) * words, axis=-1)
