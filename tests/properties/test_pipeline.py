@@ -268,6 +268,28 @@ def test_resume_of_one_process_among_several(small_source, process_count):
     np.testing.assert_array_equal(next(resumed)["index"], next(iterator)["index"])
 
 
+@pytest.mark.parametrize("process_count", (1, 2))
+def test_resume_at_random_moments(small_source, process_count):
+  """As after kill -9: the source is opened again, and everything in the batches is the same."""
+  data, break_records = small_source
+  break_records(3)
+  data = dataclasses.replace(data, max_bad_fraction=0.2)
+  for index in range(process_count):
+    part = dict(batch_size=4, process_index=index, process_count=process_count)
+    iterator = iter(dataset(data, **part, num_threads=2))
+    states, batches = [], []
+    for _ in range(24):
+      states.append(json.dumps(iterator.get_state()))
+      batches.append(next(iterator))
+    for moment in np.random.default_rng(index).permutation(20)[:5].tolist():
+      resumed = iter(dataset(data, **part))
+      resumed.set_state(json.loads(states[moment]))
+      for expected in batches[moment : moment + 3]:
+        found = next(resumed)
+        for name in expected:
+          np.testing.assert_array_equal(found[name], expected[name])
+
+
 @pytest.mark.parametrize("source", ("scenes", "folder"))
 @pytest.mark.parametrize("before, after", ((4, 2), (2, 4), (4, 1), (1, 3)))
 def test_resume_with_another_number_of_processes(source, before, after, tmp_path):

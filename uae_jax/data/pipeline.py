@@ -17,6 +17,7 @@ import grain
 import numpy as np
 
 from uae_jax.data.bad_records import BadRecords
+from uae_jax.data.mixture import Mixture
 from uae_jax.data.processing import Processor
 from uae_jax.data.sources import CaptionsRecords, MakesBatches, Source
 from uae_jax.draws import Draws
@@ -80,11 +81,8 @@ def make_dataset(
   if batch_size < 1 or batch_size % process_count:
     raise ValueError(f"data.batch_size = {batch_size} does not divide by {process_count} processes")
   rows = batch_size // process_count
-  order = grain.MapDataset.range(len(source))
-  if shuffle:
-    # In grain, epoch e of seed s equals epoch 0 of seed s + e: spread the seeds, so that runs share no epoch.
-    order = order.shuffle(seed=int(Draws(seed).integers(2**32)))
-  order = ProcessRows(order.repeat().map_with_index(with_position), rows, process_index, process_count)
+  order = endless_order(source, seed if shuffle else None).map_with_index(with_position)
+  order = ProcessRows(order, rows, process_index, process_count)
   if isinstance(source, MakesBatches):
     if data.image_px != source.image_px:
       raise ValueError(f"data.image_px = {data.image_px}: images of data.source = {data.source} have {source.image_px}")
@@ -111,6 +109,15 @@ def make_dataset(
 
 
 # --- Order ------------------------------------------------------------------------------------------------------------
+
+
+def endless_order(source: Source, seed: int | None) -> grain.MapDataset:
+  """The indices of all records, epoch after epoch, each in its own order; in that of the source if `seed` is None."""
+  # In grain, epoch e of seed s equals epoch 0 of seed s + e: spread the seeds, so that runs share no epoch.
+  if isinstance(source, Mixture):
+    return source.order(None if seed is None else Draws(seed).integers(2**32, source.num_sources).tolist())
+  order = grain.MapDataset.range(len(source))
+  return (order if seed is None else order.shuffle(seed=int(Draws(seed).integers(2**32)))).repeat()
 
 
 def with_position(position: int, index: int) -> tuple[int, int]:

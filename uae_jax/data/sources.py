@@ -9,6 +9,7 @@
   parquet:GLOB      rows of Parquet files: an image as bytes, struct or path, and a text or a list of texts
   webdataset:GLOB   tar files with cat.jpg and cat.txt or cat.json
   prompts:PATH      lines of text, or JSON objects with "prompt" and metadata; no images
+  mix:W*SOURCE;...  several of these, except scenes, in the proportion of their weights
   folder:PATH       images with optional captions in text files of the same name: cat.jpg, cat.txt or cat.caption
 
 PATH may contain {split}; without it the source has only the training split. For the held-out split, it stands for the
@@ -19,6 +20,7 @@ stages need only images.
 """
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import glob
 import os
 from typing import Protocol, runtime_checkable
@@ -26,10 +28,13 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from uae_jax.data.file_sources import ArrayRecordSource, FolderSource, JsonLinesSource
+from uae_jax.data.mixture import Mixture
 from uae_jax.data.parquet_source import ParquetSource
 from uae_jax.data.prompts_source import PromptsSource
 from uae_jax.data.records import Fields
 from uae_jax.data.webdataset_source import WebDatasetSource
+from uae_jax.options import mixture
+from uae_jax.options.experiment import FIRST
 
 HELD_OUT, HELD_OUT_PAIRS = "held_out", "held_out_pairs"
 SPLITS = ("train", HELD_OUT, HELD_OUT_PAIRS)
@@ -174,6 +179,25 @@ def _open_files(kind: Callable[..., Source]) -> Callable[..., Source]:
   return open_files
 
 
+# Kind of a part of a mixture -> defaults of the options that say nothing about it, but may about other parts.
+UNUSED_FIELDS: dict[str, dict[str, str]] = {
+  "folder": {"image_field": "", "caption_field": "", "caption_choice": FIRST},
+  "prompts": {"image_field": ""},
+}
+
+
+def _open_mixture(data, name: str, split: str) -> Source:
+  parts = mixture.parse(name)
+  if split != "train":  # Parts without a held-out split are trained on only.
+    held_out = [(weight, part) for weight, part in parts if "{split}" in part or part.startswith("tfds:")]
+    parts = held_out or parts
+  sources = []
+  for _, part in parts:
+    unused = UNUSED_FIELDS.get(part.partition(":")[0], {})
+    sources.append(open_source(dataclasses.replace(data, source=part, **unused), split))
+  return Mixture(sources, [weight for weight, _ in parts], is_interleaved=split != "train")
+
+
 # Prefix of `data.source` -> function (data, rest, split) -> source. A prefix with a colon requires a nonempty rest.
 KINDS: dict[str, Callable[..., Source]] = {
   "scenes": _open_scenes,
@@ -183,6 +207,7 @@ KINDS: dict[str, Callable[..., Source]] = {
   "parquet:": _open_files(lambda path, data: ParquetSource(path, _fields(data))),
   "webdataset:": _open_files(lambda path, data: WebDatasetSource(path, _fields(data), data.index_dir)),
   "prompts:": _open_files(lambda path, data: PromptsSource(path, _fields(data), data.index_dir)),
+  "mix:": _open_mixture,
   "folder:": _open_files(lambda path, data: FolderSource(path, data.index_dir)),
 }
 # TFDS datasets whose records have more than an image and a caption.
@@ -205,6 +230,6 @@ def open_source(data, split: str) -> Source:
   if kind + colon not in KINDS or bool(colon) != bool(name):
     raise ValueError(
       f"data.source = {data.source!r}: expected scenes, tfds:NAME, jsonl:PATH, arrayrecord:GLOB, parquet:GLOB, "
-      "webdataset:GLOB, prompts:PATH or folder:PATH"
+      "webdataset:GLOB, prompts:PATH, folder:PATH or mix:WEIGHT*SOURCE;WEIGHT*SOURCE"
     )
   return KINDS[kind + colon](data, name, split)

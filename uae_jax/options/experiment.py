@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any
 
 from uae_jax.files import local_path
+from uae_jax.options import mixture
 from uae_jax.options import stages as sections
 from uae_jax.options.base import Options, option
 from uae_jax.options.rewards import EXTERNAL
@@ -139,12 +140,20 @@ class DataOptions(Options):
 
   @property
   def has_images(self) -> bool:
-    return self.source.partition(":")[0] != PROMPTS
+    return PROMPTS not in {kind for kind, _ in self._parts()}
+
+  def _parts(self) -> list[tuple[str, str]]:
+    """(kind, name) of the source, or of each source of a mixture."""
+    kind, _, name = self.source.partition(":")
+    sources = [source for _, source in mixture.parse(name)] if kind == mixture.MIXTURE else [self.source]
+    return [(kind, name) for kind, _, name in (source.partition(":") for source in sources)]
 
   def check(self) -> None:
     kind, colon, name = self.source.partition(":")
     if kind in PATH_KINDS:
       self.replace_path("source", name, prefix=kind + colon)
+    if kind == mixture.MIXTURE:
+      self._check_mixture(name)
     if kind != "tfds":  # TFDS opens addresses itself
       self.replace_path("data_dir", self.data_dir)
     if kind not in ("scenes", "tfds"):
@@ -154,6 +163,25 @@ class DataOptions(Options):
     if kind in ("scenes", "folder"):
       names = ("image_field", "caption_field", "caption_choice")
       self.refuse_inert(names, f"source = {self.source!r}, whose records have no named fields")
+
+  def _check_mixture(self, name: str) -> None:
+    parts = []
+    for weight, source in _parse(name):
+      kind, _, path = source.partition(":")
+      if kind in ("scenes", mixture.MIXTURE):
+        raise ValueError(f"source = {self.source!r}: {kind} cannot be part of a mixture")
+      try:
+        parts.append(f"{weight!r}*{kind}:{local_path(path) if kind in PATH_KINDS else path}")
+      except ValueError as error:
+        raise ValueError(f"source = {error}") from error
+    object.__setattr__(self, "source", f"{mixture.MIXTURE}:{mixture.SEPARATOR.join(parts)}")
+
+
+def _parse(name: str) -> list[tuple[float, str]]:
+  try:
+    return mixture.parse(name)
+  except ValueError as error:
+    raise ValueError(f"source = {error}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
