@@ -74,6 +74,9 @@ VALUES = {
 REWARDS = '(("clip",1.0),("length",0.1),("repetition",0.1),("format",0.1))'
 # field -> other flags that it requires; without them it would have no effect and is refused.
 COMPANIONS = {
+  "data.image_field": (("data.source", "jsonl:a.jsonl"),),
+  "data.caption_field": (("data.source", "jsonl:a.jsonl"),),
+  "data.caption_choice": (("data.source", "jsonl:a.jsonl"),),
   "profile.first_step": (("profile.num_steps", "1"),),
   "checkpoints.metric": (("checkpoints.best", "1"),),
   "checkpoints.mode": (("checkpoints.best", "1"),),
