@@ -160,7 +160,9 @@ def test_text_scores_by_length_and_what_was_cut(evaluate, tmp_path, monkeypatch,
   run, _ = evaluate
   monkeypatch.setattr("uae_jax.embedders.text.load", lambda kind, path: ShadeOfText())
   (tmp_path / "prompts.txt").write_text("gray 50\n" + "gray " * 20 + "30\n" + "gray " * 40 + "10\n")
-  found = run("text", tmp_path / "prompts.txt", "--embedders", "clip=x")["scores"]
+  result = run("text", tmp_path / "prompts.txt", "--embedders", "clip=x")
+  found = result["scores"]
+  assert result["prompt_categories"]["1"] == "17 to 32 tokens"
   assert list(found["categories"]) == ["1 to 16 tokens", "17 to 32 tokens", "33 to 64 tokens"]
   assert found["overall"] == pytest.approx(1.0)
   assert "clip read 1 of 3 prompts whole, 2 were cut" in found["notes"]

@@ -59,7 +59,8 @@ def main(arguments: argparse.Namespace, task: Task, prompts: Sequence[Prompt]) -
   about = {
     "files": len(done),
     "failed": failed,
-    "prompt_categories": {prompt.key: prompt.category for prompt in prompts},
+    "prompt_categories": {prompt.key: prompt.category for prompt in prompts}
+    | (dict(scores.item_categories) if scores else {}),
   }
   results.write(out, settings, about, scores, task.scale)
   for key, why in failed.items():

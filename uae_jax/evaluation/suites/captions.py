@@ -12,6 +12,7 @@ moves.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import json
 from typing import Any
 
@@ -46,7 +47,7 @@ def score(run: Run, prompts: Sequence[Prompt], rows: Rows) -> Scores:
     notes += [note] if note else []
     if overall is not None:
       metrics["CAPTURE"] = Scores({}, {}, overall)
-  return Scores(scores.items, scores.categories, scores.overall, tuple(notes), scores.intervals, metrics)
+  return dataclasses.replace(scores, notes=tuple(notes), metrics=metrics)
 
 
 def _write_json(run: Run, name: str, content: Mapping[str, Any]) -> None:

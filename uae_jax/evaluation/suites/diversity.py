@@ -5,6 +5,7 @@ prompt.
 """
 
 from collections.abc import Sequence
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def score(run: Run, prompts: Sequence[Prompt], rows: Rows) -> Scores:
   names = [name for name in next(iter(rows.values())) if name not in ("key", "files")]
   each = {name: summarize({key: row[name] for key, row in rows.items()}, prompts) for name in names}
   first = each.pop(PRIMARY)
-  return Scores(first.items, first.categories, first.overall, first.notes, first.intervals, each)
+  return dataclasses.replace(first, metrics=each)
 
 
 SUITE = Task(

@@ -58,6 +58,7 @@ class Scores:
     notes: what a reader of the scores must know, such as missing rows.
     intervals: category, or "overall" -> ends of its 95 % interval; of suites that are scored here.
     metrics: name of a further metric -> its scores over the same prompts.
+    item_categories: key of a prompt -> its category, where only scoring finds it.
   """
 
   items: Mapping[str, float]
@@ -66,6 +67,7 @@ class Scores:
   notes: tuple[str, ...] = ()
   intervals: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
   metrics: Mapping[str, "Scores"] = dataclasses.field(default_factory=dict)
+  item_categories: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

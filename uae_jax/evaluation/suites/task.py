@@ -94,14 +94,16 @@ def summarize(
   """
   if not values:
     raise SuiteError("no item has a score")
+  names = {prompt.key: category(prompt) if category else prompt.category for prompt in prompts if prompt.key in values}
   groups: dict[str, list[float]] = defaultdict(list)
-  for prompt in prompts:
-    if prompt.key in values and (name := category(prompt) if category else prompt.category):
-      groups[name].append(values[prompt.key])
+  for key, name in names.items():
+    if name:
+      groups[name].append(values[key])
   groups["overall"] = list(values.values())
   is_share = all(value in (0, 1) for value in values.values())
   found = {name: (intervals.wilson if is_share else intervals.bootstrap)(group) for name, group in groups.items()}
   means = {name: sum(group) / len(group) for name, group in groups.items()}
   overall = means.pop("overall")
   missing = [prompt.key for prompt in prompts if prompt.key not in values]
-  return Scores(dict(values), means, overall, tuple(missing_note(missing, len(prompts))), found)
+  notes = tuple(missing_note(missing, len(prompts)))
+  return Scores(dict(values), means, overall, notes, found, item_categories=names if category else {})

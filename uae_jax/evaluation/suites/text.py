@@ -5,6 +5,7 @@ counted: CLIP reads 77 tokens, SigLIP 2 64, Long-CLIP 248. The decoder's own con
 """
 
 from collections.abc import Sequence
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -63,14 +64,14 @@ def score(run: Run, prompts: Sequence[Prompt], rows: Rows) -> Scores:
   notes.append(f"the decoder's conditioning was not cut; the longest prompt has {longest} tokens")
   each = {kind: _by_length(scores) for kind, scores in each.items()}
   first = each.pop(kinds[0])
-  return Scores(first.items, first.categories, first.overall, (*first.notes, *notes), first.intervals, each)
+  return dataclasses.replace(first, notes=(*first.notes, *notes), metrics=each)
 
 
 def _by_length(scores: Scores) -> Scores:
   """The same scores with the bins in order."""
   names = [bin_of(bound) for bound in (*BINS, BINS[-1] + 1)]
   categories = {name: scores.categories[name] for name in names if name in scores.categories}
-  return Scores(scores.items, categories, scores.overall, scores.notes, scores.intervals)
+  return dataclasses.replace(scores, categories=categories)
 
 
 SUITE = Task(

@@ -5,6 +5,7 @@ Two results, such as before and after RL, are compared with `uae-jax compare`.
 """
 
 from collections.abc import Sequence
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def score(run: Run, prompts: Sequence[Prompt], rows: Rows) -> Scores:
   scores = summarize({key: sum(row.values()) / len(row) for key, row in found.items()}, prompts)
   kinds = list(next(iter(found.values())))
   each = {kind: summarize({key: row[kind] for key, row in found.items()}, prompts) for kind in kinds}
-  return Scores(scores.items, scores.categories, scores.overall, scores.notes, scores.intervals, each)
+  return dataclasses.replace(scores, metrics=each)
 
 
 SUITE = Task(

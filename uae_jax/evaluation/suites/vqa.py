@@ -5,6 +5,7 @@ punctuation, no articles. Yes-or-no questions are judged by the first yes or no 
 """
 
 from collections.abc import Sequence
+import dataclasses
 import io
 from pathlib import Path
 import re
@@ -93,7 +94,7 @@ def score(run: Run, prompts: Sequence[Prompt], rows: Rows) -> Scores:
   notes = list(scores.notes)
   if run.uae and run.uae.processor.ignores_questions:
     notes.append("the chat template of this model has a question of its own, so it was not asked these questions")
-  return Scores(scores.items, scores.categories, scores.overall, tuple(notes), scores.intervals, metrics)
+  return dataclasses.replace(scores, notes=tuple(notes), metrics=metrics)
 
 
 def is_right(answer: str, question: Any) -> bool:
