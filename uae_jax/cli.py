@@ -22,6 +22,7 @@ COMMANDS = {
     "uae_jax.commands.reconstruct",
     "caption images and regenerate them from the captions",
   ),
+  "data": ("uae_jax.commands.data", "look at images and captions of any format, or convert them to ArrayRecord"),
   "convert": ("uae_jax.commands.convert", "write weights as Orbax, PEFT adapters or Hugging Face folders"),
   "bench": ("uae_jax.commands.bench", "score reconstructions (Unified-Bench) or compare captions with a judge model"),
   "evaluate": ("uae_jax.commands.evaluate", "generate the images of a benchmark, and read its official scores"),

@@ -302,6 +302,13 @@ PATHS = {
     "--model=m --images=PATH --out=o",
     "--model=m --images x --out=PATH",
   ),
+  "data": (
+    "inspect x --data-dir=PATH",
+    "inspect x --processor=PATH",
+    "inspect x --page=PATH",
+    "inspect folder:PATH",
+    "convert folder:x --out=PATH",
+  ),
   "convert": ("--to=peft --source=PATH --target=t", "--to=peft --source=s --target=PATH"),
   "bench": (
     "--references=PATH --images=i --embedders=clip=c",

@@ -86,6 +86,11 @@ class JsonLinesSource:
   def caption(self, index: int) -> str:
     return records.caption_of(self._record(index), self._fields)
 
+  def content(self, index: int) -> tuple[bytes | Path, tuple[str, ...]]:
+    record = self._record(index)
+    captions = records.captions_of(record, self._fields)
+    return records.image_content(record, self._path.parent, self._fields)[0], captions
+
   def _record(self, index: int) -> dict:
     start, end = map(int, self._index["spans"][index])
     with open(self._path, "rb") as file:
@@ -131,6 +136,11 @@ class ArrayRecordSource:
 
   def caption(self, index: int) -> str:
     return records.caption_of(records.parse(self._data[index]), self._fields)
+
+  def content(self, index: int) -> tuple[bytes | Path, tuple[str, ...]]:
+    record = records.parse(self._data[index])
+    captions = records.captions_of(record, self._fields)
+    return records.image_content(record, self._folder, self._fields)[0], captions
 
   def key(self, index: int) -> str:
     file = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -238,6 +248,10 @@ class FolderSource:
       return ""
     require_regular(file)
     return read_text(file).strip()
+
+  def content(self, index: int) -> tuple[bytes | Path, tuple[str, ...]]:
+    caption = self.caption(index)
+    return self._path("image", index), (caption,) if caption else ()
 
   def _path(self, kind: str, index: int) -> Path:
     """The file of an image or a caption; the folder itself if there is none."""

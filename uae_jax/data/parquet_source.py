@@ -57,6 +57,7 @@ class ParquetSource:
         f"{self._paths[0]}: no column of images; it has {', '.join(schema.names)}: name one in data.image_field"
       )
     self._fields = Fields(image, caption or "", fields.choice)
+    self._read = (image, caption) if caption else (image,)
     for path, footer in zip(self._paths[1:], footers[1:], strict=True):
       _require_same(path, footer.schema.to_arrow_schema(), self._paths[0], schema, self._fields)
     # One row per row group of all files: file, group in it; and the last record + 1 of each.
@@ -84,15 +85,20 @@ class ParquetSource:
     return int(self._ends[-1]) if len(self._ends) else 0
 
   def __getitem__(self, index: int) -> dict:
-    names = (self._fields.image, *((self._fields.caption,) if self._fields.caption else ()))
-    record = self._row(index, names)
-    folder = Path(self._paths[self._group(index)[0]]).parent
-    return records.read(record, folder, self._fields)
+    return records.read(self._row(index, self._read), self._folder(index), self._fields)
 
   def caption(self, index: int) -> str:
     if not self._fields.caption:
       return ""
     return records.caption_of(self._row(index, (self._fields.caption,)), self._fields)
+
+  def content(self, index: int) -> tuple[bytes | Path, tuple[str, ...]]:
+    row = self._row(index, self._read)
+    captions = records.captions_of(row, self._fields)
+    return records.image_content(row, self._folder(index), self._fields)[0], captions
+
+  def _folder(self, index: int) -> Path:
+    return Path(self._paths[self._group(index)[0]]).parent
 
   def _row(self, index: int, columns: tuple[str, ...]) -> dict[str, Any]:
     file, group, start = self._group(index)

@@ -20,6 +20,8 @@ from uae_jax.options.experiment import FIRST, LONGEST, RANDOM
 # Names of a field, in order of preference.
 CAPTION_FIELDS = ("caption", "captions", "text", "prompt")
 IMAGE_FIELDS = ("image", "file_name", "image_path")
+# What a record of `pack` begins with; then 4 bytes with the length of a JSON object, the object, and the image file.
+MAGIC = b"\x00uae1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +58,22 @@ def chosen(captions: tuple[str, ...], fields: Fields) -> dict[str, Any]:
   return {"caption": caption} | ({"captions": captions} if fields.choice == RANDOM else {})
 
 
+def pack(fields: Mapping[str, Any], image: bytes) -> bytes:
+  """Packs a record with the content of an image file, which in JSON would need base64; `parse` reads it as `image`."""
+  header = json.dumps(fields).encode()
+  return MAGIC + len(header).to_bytes(4, "little") + header + image
+
+
 def parse(line: bytes) -> dict[str, Any]:
-  """Parses a JSON object.
+  """Parses a JSON object, or a record of `pack`.
 
   Raises:
     ValueError: this is no JSON, another kind of value, or an object with a field twice.
   """
+  if line.startswith(MAGIC):
+    start = len(MAGIC) + 4
+    end = start + int.from_bytes(line[len(MAGIC) : start], "little")
+    return {**parse(line[start:end]), "image": line[end:]}
   record = json.loads(line, object_pairs_hook=_distinct)
   if not isinstance(record, dict):
     raise ValueError(f"expected a JSON object, found {type(record).__name__} {_short(record)}")
@@ -112,7 +124,13 @@ def encodable(text: str, field: str) -> str:
 
 
 def image_of(record: Mapping[str, Any], folder: Path, fields: Fields = DEFAULT_FIELDS) -> np.ndarray:
-  """Reads the image of a record as uint8[H, W, 3].
+  """Reads the image of a record as uint8[H, W, 3]; arguments and errors as for `image_content`."""
+  content, name = image_content(record, folder, fields)
+  return np.asarray(image_from_bytes(content, name) if isinstance(content, bytes) else read_image(content))
+
+
+def image_content(record: Mapping[str, Any], folder: Path, fields: Fields = DEFAULT_FIELDS) -> tuple[bytes | Path, str]:
+  """Finds the image of a record without decoding it.
 
   Args:
     record: has `image_base64`, or a field with a path, a data URI, the bytes of a file, or as in Hugging Face datasets
@@ -120,8 +138,11 @@ def image_of(record: Mapping[str, Any], folder: Path, fields: Fields = DEFAULT_F
     folder: folder that paths are relative to.
     fields: name of the field.
 
+  Returns:
+    (content of the image file, or its path; what it is, for messages).
+
   Raises:
-    ValueError: no field names one image, or the image cannot be read.
+    ValueError: no field names one image.
   """
   field = _field(record, fields.image, ("image_base64", *IMAGE_FIELDS))
   if field is None:
@@ -135,12 +156,12 @@ def image_of(record: Mapping[str, Any], folder: Path, fields: Fields = DEFAULT_F
     if isinstance(data, bytes) or (data is None and isinstance(path, str)):
       value = path if data is None else data
   if isinstance(value, bytes):
-    return np.asarray(image_from_bytes(value, f"the image in {field}"))
+    return value, f"the image in {field}"
   if not isinstance(value, str) or not value:
     raise ValueError(f"{field} = {_short(value)}: expected one image as text")
   if field == "image_base64" or value.startswith("data:"):
-    return _from_base64(value, field)
-  return np.asarray(read_image(locate(folder, value)))
+    return _from_base64(value, field), f"the image in {field}"
+  return locate(folder, value), "the image"
 
 
 def locate(folder: Path, name: str) -> Path:
@@ -159,15 +180,14 @@ def locate(folder: Path, name: str) -> Path:
   return next((folder / other for other in (name, *others) if (folder / other).exists()), path)
 
 
-def _from_base64(text: str, field: str) -> np.ndarray:
+def _from_base64(text: str, field: str) -> bytes:
   if text.startswith("data:"):
     text = text.partition(",")[2]
   try:
     # Encoders for mail break lines.
-    data = base64.b64decode("".join(text.split()), validate=True)
+    return base64.b64decode("".join(text.split()), validate=True)
   except ValueError as error:
     raise ValueError(f"cannot read the image in {field}: {type(error).__name__}: {error}") from error
-  return np.asarray(image_from_bytes(data, f"the image in {field}"))
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import glob
 import os
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -77,6 +78,15 @@ class Stored(Source, Protocol):
 
   def fingerprint(self) -> dict[str, int | str]:
     """Quantities that identify the data without reading all of it: name -> value."""
+    ...
+
+
+@runtime_checkable
+class KeepsFiles(Stored, Protocol):
+  """A stored source that has its images as files or their content."""
+
+  def content(self, index: int) -> tuple[bytes | Path, tuple[str, ...]]:
+    """The content of the image file of a record, or its path; and its captions."""
     ...
 
 

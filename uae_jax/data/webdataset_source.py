@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 import glob
 import os
+from pathlib import Path
 import tarfile
 import zlib
 
@@ -85,6 +86,10 @@ class WebDatasetSource:
 
   def caption(self, index: int) -> str:
     return records.chosen(self._captions(index), self._fields)["caption"]
+
+  def content(self, index: int) -> tuple[bytes | Path, tuple[str, ...]]:
+    captions = self._captions(index)
+    return self._member(index, IMAGE), captions
 
   def _captions(self, index: int) -> tuple[str, ...]:
     if self._index["is_ambiguous"][index]:
