@@ -5,6 +5,7 @@ from pathlib import Path
 import re
 import sys
 
+from uae_jax import files
 from uae_jax.commands import command_line, evaluation_settings, model_arguments
 from uae_jax.commands.command_line import path
 from uae_jax.evaluation.suites.task import Task
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> int:
   out = arguments.out
   if arguments.suite and ":" in arguments.suite:
     arguments.suite, _, prompts_path = arguments.suite.partition(":")
-    arguments.prompts = arguments.prompts or path(prompts_path)
+    arguments.prompts = arguments.prompts or Path(files.local_path(prompts_path))
   if arguments.like:
     take_settings(arguments, arguments.like)
   if not arguments.suite or not arguments.prompts:

@@ -60,8 +60,8 @@ def make(
   Returns:
     (rows of all parts by key, error messages by key).
   """
-  rows, failed = read(run.out), {}
-  rows = {key: row for key, row in rows.items() if all(map(generation.size_of, image_files(run.out, row)))}
+  failed: dict[str, str] = {}
+  rows = {key: row for key, row in read(run.out).items() if all(map(generation.size_of, image_files(run.out, row)))}
   jobs = [prompt for prompt in prompts[shard[0] :: shard[1]] if prompt.key not in rows]
   if not jobs:
     return rows, failed

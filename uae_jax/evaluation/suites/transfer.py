@@ -42,12 +42,12 @@ def work(run: Run, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
 
 
 def score(run: Run, prompts: Sequence[Prompt], rows: Rows) -> Scores:
-  """Similarity per domain: the mean of the embedders, then each."""
+  """Similarity per domain: the mean of the embedders, then each if there are several."""
   found = {key: row["similarity"] for key, row in rows.items()}
   scores = summarize({key: sum(row.values()) / len(row) for key, row in found.items()}, prompts)
   kinds = list(next(iter(found.values())))
   each = {kind: summarize({key: row[kind] for key, row in found.items()}, prompts) for kind in kinds}
-  return dataclasses.replace(scores, metrics=each)
+  return dataclasses.replace(scores, metrics=each if len(each) > 1 else {})
 
 
 SUITE = Task(

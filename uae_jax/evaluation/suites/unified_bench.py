@@ -14,6 +14,8 @@ from uae_jax.evaluation.suites import pictures
 from uae_jax.evaluation.suites.spec import Prompt, Scores, SuiteError, missing_note, read_json
 from uae_jax.evaluation.suites.task import Rows, Run, Task
 
+OFFICIAL = ("clip", "longclip", "dinov2", "dinov3")
+
 
 def read_prompts(folder: Path) -> list[Prompt]:
   """Reads the folder of original pictures."""
@@ -72,8 +74,10 @@ def official_scores(file: Path, prompts: Sequence[Prompt], rows: Rows) -> Scores
   }
   ends["overall"] = intervals.bootstrap(list(items.values()))
   missing = [prompt.key for prompt in prompts if prompt.key not in items]
-  notes = tuple(missing_note(missing, len(prompts)))
-  return Scores(items, averages, result["summary"]["overall_average"], notes, ends)
+  notes = missing_note(missing, len(prompts))
+  if set(by_kind) != set(OFFICIAL):
+    notes.append(f"the published overall scores are means over {', '.join(OFFICIAL)}")
+  return Scores(items, averages, result["summary"]["overall_average"], tuple(notes), ends)
 
 
 SUITE = Task(
