@@ -14,6 +14,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.siglip.modeling_siglip import SiglipModel
 
 from uae_jax.embedders import text
+from uae_jax.rewards.image_text import ImageTextReward
 
 VISION = {"image_size": 24, "patch_size": 8, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -67,6 +68,22 @@ def test_text_embeddings_equal_the_library(tmp_path, kind, write):
   np.testing.assert_allclose(ours, F.normalize(features, dim=-1).numpy(), atol=2e-5)
   assert lengths == [len(tokenizer(line)["input_ids"]) for line in texts] and loaded.text.max_tokens == MAX_TOKENS
   assert max(lengths) > MAX_TOKENS and ours.shape[1] == loaded.embed([np.zeros((9, 9, 3), np.uint8)]).shape[1]
+
+
+def test_the_reward_is_the_cosine_of_the_library(tmp_path):
+  model, tokenizer = write_clip(tmp_path)
+  model.save_pretrained(tmp_path)
+  images = np.random.default_rng(0).integers(0, 256, (2, 3, 24, 24, 3), dtype=np.uint8)
+  captions = [["a cab"] * 3, ["fed", "a cab", "dad"]]
+  rewards = ImageTextReward(lambda: text.load("clip", tmp_path))(captions, images)
+  processor = CLIPImageProcessorPil.from_pretrained(tmp_path)
+  for i, group in enumerate(captions):
+    inputs = tokenizer(group, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+    pixels = processor(images=list(images[i]), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+      found = model(pixel_values=pixels, input_ids=inputs["input_ids"])
+    expected = torch.sum(found.image_embeds * found.text_embeds, dim=-1)
+    np.testing.assert_allclose(rewards[i], expected.numpy(), atol=2e-5)
 
 
 def test_long_clip_needs_the_tokenizer_of_clip(tmp_path):

@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from uae_jax.data.sources import open_source
+from uae_jax.options import DataOptions
+
 pytestmark = pytest.mark.fast
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +48,18 @@ def test_every_page_is_in_the_navigation():
   navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1]
   pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
   assert pages - set(re.findall(r"[\w./-]+\.md", navigation)) == set()
+
+
+def test_every_worked_example_of_data_gives_its_two_records(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  page = (ROOT / "docs" / "data.md").read_text()
+  names, found = {}, {}
+  for code in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+    exec(code, names)
+    source = open_source(DataOptions(source=names["source"]), "train")
+    found[names["source"].partition(":")[0]] = {source[i]["caption"] for i in range(len(source))}
+  assert set(found) == {"folder", "jsonl", "parquet", "webdataset", "arrayrecord", "mix"}
+  assert all(captions == {"a red picture", "a blue picture"} for captions in found.values())
 
 
 OPTIONS = '''

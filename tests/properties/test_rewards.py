@@ -319,6 +319,53 @@ def test_prompts_are_judged_without_originals_and_with_their_metadata(judge):
   assert all(len(request["images"]) == 2 and "original" not in request for request in sent)
 
 
+def test_images_are_compared_with_their_text(monkeypatch):
+  """Every process has its share of the prompts; a failure in one of them is an error of all."""
+
+  class Words:
+    def caption_text(self, tokens):
+      return "a" * int(tokens[0])
+
+  def reward(captions, images):
+    return np.asarray(
+      [
+        [len(text) + image.mean() for text, image in zip(*group, strict=True)]
+        for group in zip(captions, images, strict=True)
+      ]
+    )
+
+  tokens = jnp.array([[[2, END]], [[3, END]], [[5, END]]])
+  inputs = RewardInputs(tokens, jnp.stack([jnp.full((2, 2, 2, 3), i, jnp.uint8) for i in range(3)]))
+  bring = external.make_image_text_reward("clip_text", reward, Words())
+  np.testing.assert_array_equal(bring({}, inputs)["clip_text"], [[2, 2], [4, 4], [7, 7]])
+  shares = []
+  for process in range(2):
+    monkeypatch.setattr(external.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(external.jax, "process_index", lambda process=process: process)
+    monkeypatch.setattr(external.multihost_utils, "process_allgather", lambda x, tiled: jax.tree.map(np.asarray, x))
+    monkeypatch.setattr(external.processes, "gather", lambda own: shares.append(own) or [own])
+    bring({}, inputs)
+  assert shares == [[[2, 2]], [[4, 4], [7, 7]]]
+  monkeypatch.setattr(external.processes, "gather", lambda own: [[[1, 1]], "clip_text: OSError: torn"])
+  with pytest.raises(RewardError, match="clip_text: OSError: torn"):
+    bring({}, inputs)
+
+
+def test_towers_are_looked_for_before_anything_is_loaded(tmp_path):
+  config = scenes.get_config("smoke")
+  config.stages = ("understanding_for_generation",)
+  options = config.understanding_for_generation.options
+  options.reward_weights, options.held_out_embedder = (("clip_text", 1.0),), "clip"
+  with pytest.raises(ValueError, match="held_out_embedder = 'clip' is also in reward_weights"):
+    read_config(config)
+  options.held_out_embedder, config.evaluation.num_images = "", 0
+  with pytest.raises(ValueError, match="reward_weights names 'clip_text': set config.embedders.clip to the folder"):
+    validate(read_config(config))
+  config.embedders.clip = str(tmp_path)
+  with pytest.raises(ValueError, match=r"reward_weights names 'clip_text': .*config\.json"):
+    validate(read_config(config))
+
+
 def test_a_judge_that_is_not_there_costs_its_retries_and_no_more(judge):
   assert np.isnan(ask(judge, url="http://127.0.0.1:9/none", retries=1)).all()
 

@@ -237,6 +237,7 @@ def test_batches_of_prompts_have_black_images(tmp_path):
   ("change", "message"),
   [
     ({}, None),
+    ({"reward_weights": (("clip_text", 1.0), ("http", 1.0))}, None),
     ({"stages": ("pretrain", "understanding_for_generation")}, "pretrain need images"),
     ({"captions": "sampled"}, "captions = 'sampled'.*set it to 'dataset'"),
     ({"conditioning": "answer"}, "conditioning = 'answer'.*set it to 'text'"),

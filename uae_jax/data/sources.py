@@ -204,7 +204,10 @@ def _open_mixture(data, name: str, split: str) -> Source:
   sources = []
   for _, part in parts:
     unused = UNUSED_FIELDS.get(part.partition(":")[0], {})
-    sources.append(open_source(dataclasses.replace(data, source=part, **unused), split))
+    source = open_source(dataclasses.replace(data, source=part, **unused), split)
+    if not isinstance(source, Stored):
+      raise ValueError(f"data.source = {data.source!r}: {part} stores no records and cannot be part of a mixture")
+    sources.append(source)
   return Mixture(sources, [weight for weight, _ in parts], is_interleaved=split != "train")
 
 

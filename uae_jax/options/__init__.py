@@ -21,7 +21,14 @@ from uae_jax.options.experiment import (
 )
 from uae_jax.options.objectives import ImageObjective, TokenObjective
 from uae_jax.options.optimization import AdvantageOptions, OptimizerOptions, ReferenceOptions, UpdateOptions
-from uae_jax.options.rewards import EXTERNAL, TEXT_REWARDS, ExternalRewardOptions, TextRewardOptions
+from uae_jax.options.rewards import (
+  EXTERNAL,
+  IMAGE_TEXT_REWARDS,
+  OTHER_REWARDS,
+  TEXT_REWARDS,
+  ExternalRewardOptions,
+  TextRewardOptions,
+)
 from uae_jax.options.sampling import CaptionOptions, GenerationOptions, RewardOptions, TokenOptions
 from uae_jax.options.stages import (
   CaptionerOptions,
@@ -79,6 +86,8 @@ __all__ = [
   "Stage",
   "SupervisedStage",
   "TEXT_REWARDS",
+  "IMAGE_TEXT_REWARDS",
+  "OTHER_REWARDS",
   "TextRewardOptions",
   "TokenObjective",
   "TokenOptions",

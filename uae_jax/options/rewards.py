@@ -8,6 +8,10 @@ from uae_jax.options.base import Options, option
 # What a name in `reward_weights` means if it is not an embedder.
 TEXT_REWARDS = ("length", "repetition", "format", "truncation")
 EXTERNAL = "http"
+# Rewards for the match of image and text -> kind of the embedder whose two towers give it.
+IMAGE_TEXT_REWARDS = {"clip_text": "clip", "longclip_text": "longclip", "siglip2_text": "siglip2"}
+# Rewards that are not an embedder's similarity of reconstruction and original.
+OTHER_REWARDS = (*TEXT_REWARDS, EXTERNAL, *IMAGE_TEXT_REWARDS)
 ON_FAILURE = ("drop", "zero", "fail")
 
 

@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from uae_jax.algorithms.advantages import multi_reward_advantages, zero_std_fraction
-from uae_jax.options import EXTERNAL, TEXT_REWARDS, AdvantageOptions, RewardOptions, TextRewardOptions
+from uae_jax.options import (
+  EXTERNAL,
+  IMAGE_TEXT_REWARDS,
+  OTHER_REWARDS,
+  TEXT_REWARDS,
+  AdvantageOptions,
+  RewardOptions,
+  TextRewardOptions,
+)
 from uae_jax.rewards.cosine import cosine_rewards, weighted_sum
 from uae_jax.rewards.text import text_reward
 
@@ -16,8 +24,9 @@ from uae_jax.rewards.text import text_reward
 class Ensemble:
   """Rewards of a stage with their weights, and the held-out embedder.
 
-  The name of a reward is that of an embedder, that of a text reward, or "http" for the external reward, whose values
-  are added between the reward and the advantage phase. A reward of weight 0 is logged but not optimized.
+  The name of a reward is that of an embedder, that of a text reward, or one of those whose values are added between the
+  reward and the advantage phase: "http" for the external reward, and the matches of image and text. A reward of weight
+  0 is logged but not optimized.
 
   Attributes:
     weights: (name, weight) pairs.
@@ -47,7 +56,7 @@ class Ensemble:
   @property
   def embedders(self) -> tuple[str, ...]:
     """Names of the rewarded embedders."""
-    return tuple(name for name in self.names if name not in (*TEXT_REWARDS, EXTERNAL))
+    return tuple(name for name in self.names if name not in OTHER_REWARDS)
 
   @property
   def texts(self) -> tuple[str, ...]:
@@ -67,7 +76,7 @@ class Ensemble:
     if unknown:
       raise ValueError(
         f"reward_weights names {sorted(unknown)}: expected embedders of the run ({', '.join(sorted(known_encoders))}), "
-        f"text rewards ({', '.join(TEXT_REWARDS)}) or {EXTERNAL!r}"
+        f"text rewards ({', '.join(TEXT_REWARDS)}), {', '.join(IMAGE_TEXT_REWARDS)} or {EXTERNAL!r}"
       )
     if self.held_out and self.held_out not in known_encoders:
       raise ValueError(f"held_out_embedder = {self.held_out!r}: expected one of {', '.join(sorted(known_encoders))}")
@@ -79,7 +88,7 @@ class Ensemble:
     reconstructions: jax.Array,
     captions: tuple[jax.Array, jax.Array, jax.Array] | None = None,
   ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Computes all rewards except the external one: (rewards name -> float32[prompts, rollouts], metrics).
+    """Computes all rewards except those that are added later: (rewards name -> float32[prompts, rollouts], metrics).
 
     Args:
       embed: (name of the embedder, float[B, H, W, 3] in [-1, 1]) -> unit-norm float32[B, E].
@@ -135,6 +144,6 @@ def reward_statistics(name: str, rewards: jax.Array) -> dict[str, jax.Array]:
 
 def rewarded_embedders(options: RewardOptions) -> dict[str, str]:
   """Returns {field of the options: embedder named there} for every embedder that is rewarded or held out."""
-  names = [name for name in options.reward_names if name not in (*TEXT_REWARDS, EXTERNAL)]
+  names = [name for name in options.reward_names if name not in OTHER_REWARDS]
   found = {f"reward_weights {name!r}": name for name in names}
   return found | ({"held_out_embedder": options.held_out_embedder} if options.held_out_embedder else {})

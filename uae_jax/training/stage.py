@@ -14,15 +14,17 @@ import optax
 from uae_jax import trees
 from uae_jax.data.prompts_source import PromptsSource
 from uae_jax.data.sources import open_source
-from uae_jax.options import EXTERNAL, DataOptions, Experiment, OptimizerOptions, Stage
+from uae_jax.embedders import text
+from uae_jax.options import EXTERNAL, IMAGE_TEXT_REWARDS, DataOptions, Experiment, OptimizerOptions, Stage
 from uae_jax.rewards.external import ExternalReward
+from uae_jax.rewards.image_text import ImageTextReward
 from uae_jax.training import supervised
 from uae_jax.training.build import Built
 from uae_jax.training.flops import Composed, Program
 from uae_jax.training.optimizer import learning_rate, make_optimizer
 from uae_jax.training.placement import state_shardings
 from uae_jax.training.rl import external
-from uae_jax.training.rl.phases import Phases, phase_keys
+from uae_jax.training.rl.phases import Phases, RewardInputs, phase_keys
 from uae_jax.training.stages import spec
 from uae_jax.training.stages.spec import StageSpec
 from uae_jax.training.state import State, create
@@ -143,16 +145,26 @@ def supervised_step(config: Experiment, name: str, built: Built, optimizer: opta
 
 
 def make_phases(config: Experiment, name: str, built: Built, optimizer: optax.GradientTransformation) -> Phases:
-  """Makes the phases of an RL stage, with the external reward if the stage uses it."""
+  """Makes the phases of an RL stage, with those of its rewards that are computed between two phases."""
   section, make = config.section(name), spec.find(name).make_phases
   if make is None:
     raise ValueError(f"stage {name} has no `make_phases`: it is a supervised stage, see `supervised_step`")
   phases = make(config, built, optimizer)
+  further: list[Callable[[dict, RewardInputs], dict]] = []
   if EXTERNAL in section.options.reward_names:
     metadata_of = None if config.data.has_images else _metadata_of(config.data)
-    reward = external.make_external_reward(ExternalReward(section.http_reward), built.processor, metadata_of)
-    phases = dataclasses.replace(phases, external_reward=reward)
-  return phases
+    further.append(external.make_external_reward(ExternalReward(section.http_reward), built.processor, metadata_of))
+  for reward in section.options.reward_names:
+    if kind := IMAGE_TEXT_REWARDS.get(reward):
+      towers = ImageTextReward(functools.partial(text.load, kind, config.embedders.get(kind, "")))
+      further.append(external.make_image_text_reward(reward, towers, built.processor))
+  if not further:
+    return phases
+
+  def all_further(batch: dict, reward_inputs: RewardInputs) -> dict:
+    return {name: values for reward in further for name, values in reward(batch, reward_inputs).items()}
+
+  return dataclasses.replace(phases, external_reward=all_further)
 
 
 def _metadata_of(data: DataOptions) -> Callable[[int], dict]:

@@ -1,9 +1,11 @@
 """Checks of a config that need more than its options: registered embedders and models, addresses of rewards."""
 
 import difflib
+from pathlib import Path
 
 from uae_jax import embedders
-from uae_jax.options import EXTERNAL, FRESH, Experiment
+from uae_jax.embedders import text
+from uae_jax.options import EXTERNAL, FRESH, IMAGE_TEXT_REWARDS, Experiment
 from uae_jax.rewards.external import ExternalReward
 from uae_jax.training.sizes import find
 from uae_jax.training.stages import spec
@@ -24,8 +26,28 @@ def validate(config: Experiment) -> None:
   check_embedders(config)
   for name in config.stages:
     section = config.section(name)
-    if EXTERNAL in getattr(section.options, "reward_names", ()):
+    names = getattr(section.options, "reward_names", ())
+    if EXTERNAL in names:
       ExternalReward(section.http_reward)
+    for reward in names:
+      if reward in IMAGE_TEXT_REWARDS:
+        check_towers(config, f"config.{name}.options.reward_weights", reward)
+
+
+def check_towers(config: Experiment, field: str, reward: str) -> None:
+  """Checks that the two towers of a reward for image and text are there, without reading their weights.
+
+  Raises:
+    ValueError: a file is missing or of another model; the message names the field.
+  """
+  kind = IMAGE_TEXT_REWARDS[reward]
+  source = config.embedders.get(kind, "")
+  if source in ("", FRESH):
+    raise ValueError(f"{field} names {reward!r}: set config.embedders.{kind} to the folder of its weights")
+  try:
+    text.read_tokenizer(kind, text.TOWERS[kind](Path(source)).tokenizer)
+  except (ValueError, OSError) as error:
+    raise ValueError(f"{field} names {reward!r}: {error}") from error
 
 
 def check_embedders(config: Experiment) -> None:

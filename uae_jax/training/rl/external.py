@@ -1,4 +1,4 @@
-"""Calls the external reward on a batch: arrays to the host, tokens to text, and the rewards back to all processes."""
+"""Rewards that are computed between two phases: arrays to the host, tokens to text, rewards back to all processes."""
 
 from collections.abc import Callable
 
@@ -9,6 +9,7 @@ import numpy as np
 from uae_jax.data.processing import Processor
 from uae_jax.options import EXTERNAL
 from uae_jax.rewards.external import ExternalReward, RewardError
+from uae_jax.rewards.image_text import ImageTextReward
 from uae_jax.training import processes
 from uae_jax.training.rl.phases import RewardInputs
 
@@ -57,3 +58,34 @@ def make_external_reward(
     return {EXTERNAL: np.asarray(outcome, np.float32)}
 
   return external_reward
+
+
+def make_image_text_reward(name: str, reward: ImageTextReward, processor: Processor) -> Callable:
+  """Makes image_text_reward(batch, reward_inputs) -> {name: float32[prompts, rollouts]}.
+
+  Every process measures its share of the prompts on one of its devices; all get the same rewards.
+
+  Raises (image_text_reward):
+    RewardError: the networks cannot be loaded or run; on every process.
+  """
+
+  def image_text_reward(batch: dict, reward_inputs: RewardInputs) -> dict:
+    del batch  # It needs no original.
+    tokens, images = multihost_utils.process_allgather((reward_inputs.tokens, reward_inputs.images), tiled=True)
+    share = slice(*(len(images) * (jax.process_index() + i) // jax.process_count() for i in range(2)))
+    texts = [
+      [processor.caption_text(row) for row in np.broadcast_to(group, (images.shape[1], group.shape[-1]))]
+      for group in tokens[share]
+    ]
+    own = cause = None
+    try:
+      own = reward(texts, images[share]).tolist() if texts else []
+    except Exception as error:  # Catches everything, because the other processes wait for the outcome.
+      own, cause = f"{name}: {type(error).__name__}: {error}", error
+    parts = processes.gather(own)
+    for part in parts:
+      if isinstance(part, str):
+        raise RewardError(part) from cause
+    return {name: np.asarray([row for part in parts for row in part], np.float32)}
+
+  return image_text_reward
