@@ -216,8 +216,8 @@ class UAE:
     if len(choices) != len(prepared):
       raise ValueError(f"{len(prepared)} images, but {len(choices)} lists of choices")
     encoded = [[self.processor.encode(choice) for choice in row] for row in choices]
-    for row, texts in zip(encoded, choices, strict=True):
-      if not row or not all(row):
+    for texts, ids in zip(choices, encoded, strict=True):
+      if not ids or not all(ids):
         raise ValueError(f"choices {list(texts)!r}: expected at least one, each with a token")
     longest = [max(map(len, row)) for row in encoded]
     groups = [
@@ -255,7 +255,7 @@ class UAE:
 
   def _questions(self, rows: Sequence[np.ndarray]) -> Questions:
     tokens = np.stack(rows)
-    return Questions(np.where(tokens < 0, self.processor.pad_id, tokens), tokens >= 0)
+    return Questions(jnp.asarray(np.where(tokens < 0, self.processor.pad_id, tokens)), jnp.asarray(tokens >= 0))
 
   def _sample_text(
     self,

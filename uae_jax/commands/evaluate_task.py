@@ -20,10 +20,11 @@ def main(arguments: argparse.Namespace, task: Task, prompts: Sequence[Prompt]) -
   if not arguments.model:
     if known is None:
       raise ValueError(f"{out}: no {results.FILE}: --model makes it")
-    if known["settings"]["suite"] != task.name or known["settings"]["prompts"] != results.prompts_hash(prompts):
-      raise ValueError(f"{out} has suite {known['settings']['suite']}, or other prompts than {arguments.prompts}")
+    settings = known["settings"]
+    if settings["suite"] != task.name or settings["prompts"] != results.prompts_hash(prompts):
+      raise ValueError(f"{out} has suite {settings['suite']}, or other prompts than {arguments.prompts}")
     if arguments.embedders is None:
-      arguments.embedders = known["settings"].get("embedders")
+      arguments.embedders = settings.get("embedders")
   paths = embedder_paths(arguments, task)
   if arguments.model:
     uae = model_arguments.load(arguments)
@@ -35,7 +36,7 @@ def main(arguments: argparse.Namespace, task: Task, prompts: Sequence[Prompt]) -
     if "images" in task.makes:
       uae.latents_shape(images["height"], images["width"])  # refuses an impossible size once, not once per item
   else:
-    uae, embedders, settings, captions, images = None, {}, known["settings"], {}, {}
+    uae, embedders, captions, images = None, {}, {}, {}
   run = Run(
     out=out,
     uae=uae,
@@ -48,7 +49,7 @@ def main(arguments: argparse.Namespace, task: Task, prompts: Sequence[Prompt]) -
     judge=judge_options(arguments),
   )
   if uae is None:
-    made, failed = rows.read(out), known["failed"]
+    made, failed = rows.read(out), known["failed"] if known else {}
   else:
     if known is None:
       results.write(out, settings, {"files": 0, "failed": {}}, None, task.scale)

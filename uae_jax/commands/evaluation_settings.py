@@ -53,9 +53,9 @@ def captions(arguments: argparse.Namespace, task: Any, uae: Any) -> dict[str, An
   """Settings of sampled captions and answers; `task` has defaults of its own."""
   given = command_line.given(arguments, *CAPTIONS)
   default = {name: getattr(uae.inference, name) for name in CAPTIONS if name != "temperature"}
-  own: Mapping[str, Any] = {"temperature": task.temperature}
+  own = {"temperature": task.temperature}
   if task.max_new_tokens:
-    own |= {"max_new_tokens": task.max_new_tokens}
+    own["max_new_tokens"] = task.max_new_tokens
   return {
     **default,
     **own,
