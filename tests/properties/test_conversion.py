@@ -1,5 +1,6 @@
 """`uae-jax data`: a converted source has the same records; interrupted it goes on; unreadable records are honest."""
 
+import fcntl
 import io
 import json
 
@@ -84,6 +85,27 @@ def test_an_interrupted_conversion_goes_on(folder, monkeypatch):
   # Another source does not go on from what is there.
   with pytest.raises(ValueError, match="not an empty folder"):
     conversion.convert(DataOptions(source=source), folder / "out", **options)
+
+
+def test_a_damaged_held_out_split_is_not_left_out(folder):
+  source = f"parquet:{folder}/{{split}}.parquet"
+  (folder / "held_out.parquet").write_bytes(b"torn")
+  with pytest.raises(ValueError, match="held_out.parquet is not a whole Parquet file"):
+    conversion.convert(DataOptions(source=source), folder / "out", records_per_shard=4, num_threads=1)
+  (folder / "held_out.parquet").unlink()
+  done = conversion.convert(DataOptions(source=source), folder / "out", records_per_shard=4, num_threads=1)
+  assert done.counts == {"train": COUNT}
+
+
+def test_two_conversions_do_not_write_to_one_folder(folder):
+  source = f"jsonl:{folder}/train.jsonl"
+  (folder / ".out.converting").mkdir()
+  with open(folder / ".out.converting" / conversion.LOCK_FILE, "a") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(ValueError, match="another process is converting to .*out"):
+      conversion.convert(DataOptions(source=source), folder / "out", records_per_shard=4, num_threads=1)
+  assert run("convert", source, "--out", folder / "out") == 0
+  assert {file.suffix for file in (folder / "out").iterdir()} == {".array_record", ".json"}
 
 
 def test_unreadable_records_are_left_out_up_to_the_limit(folder, capsys):

@@ -7,26 +7,26 @@ folder, from which the same command goes on; the target appears when everything 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
+import fcntl
 import json
 import os
 from pathlib import Path
-import shutil
 from typing import Any
 import zlib
 
-from absl import logging
 import numpy as np
 from tqdm import tqdm
 
 from uae_jax.data import records
 from uae_jax.data.bad_records import describe
 from uae_jax.data.images import image_from_bytes
-from uae_jax.data.sources import HELD_OUT, KeepsFiles, Stored, open_source
+from uae_jax.data.sources import HELD_OUT, HELD_OUT_NAMES, KeepsFiles, Stored, has_held_out_files, open_source
 from uae_jax.files import image_bytes, require_regular, shown, write_whole
 from uae_jax.options import DataOptions
 from uae_jax.options.experiment import RANDOM
+from uae_jax.options.mixture import MIXTURE
 
-PLAN_FILE = "conversion.json"
+PLAN_FILE, LOCK_FILE = "conversion.json", "lock"
 NUM_NAMED = 20
 
 
@@ -63,30 +63,46 @@ def convert(data: DataOptions, target: Path, *, records_per_shard: int, num_thre
     "splits": {split: source.fingerprint() for split, source in sources.items()},
   }
   partial = target.parent / f".{target.name}.converting"
+  partial.mkdir(parents=True, exist_ok=True)
+  with open(partial / LOCK_FILE, "a") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise ValueError(f"another process is converting to {target}: wait for it, or choose another --out") from error
+    done = _write(sources, plan, partial, data.max_bad_fraction, num_threads)
+    if target.exists():
+      target.rmdir()
+    (partial / LOCK_FILE).unlink()
+    partial.rename(target)
+  return done
+
+
+def _write(
+  sources: dict[str, Stored], plan: dict[str, Any], partial: Path, max_bad_fraction: float, num_threads: int
+) -> Converted:
+  """Writes what is missing of a conversion into its hidden folder."""
   if _read(partial / PLAN_FILE) != plan:
     # Other data or other options: nothing that is there can be used.
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    for file in partial.iterdir():
+      if file.name != LOCK_FILE:
+        file.unlink()
     write_whole(partial / PLAN_FILE, json.dumps(plan, indent=2) + "\n")
   counts, bad = {}, []
   for split, source in sources.items():
-    found = _write_split(source, split, partial, records_per_shard, num_threads)
+    found = _write_split(source, split, partial, plan["records_per_shard"], num_threads)
     counts[split], left_out = sum(count for count, _ in found), [line for _, lines in found for line in lines]
-    if len(left_out) > data.max_bad_fraction * len(source) or not counts[split]:
+    if len(left_out) > max_bad_fraction * len(source) or not counts[split]:
       for file in partial.glob("*.done"):
         if (_read(file) or ["", ""])[1]:
           file.unlink()  # These records are read again, since they may be repaired by then.
       raise ValueError(
         f"{len(left_out)} of {len(source)} records of split {split} are unreadable, more than max_bad_fraction = "
-        f"{data.max_bad_fraction}; the first one: {left_out[0]}. Repair or remove them, or raise --max-bad-fraction"
+        f"{max_bad_fraction}; the first one: {left_out[0]}. Repair or remove them, or raise --max-bad-fraction"
       )
     bad += left_out
   for file in partial.glob("*.done"):
     file.unlink()
   write_whole(partial / PLAN_FILE, json.dumps({**plan, "records": counts, "left_out": bad}, indent=2) + "\n")
-  if target.exists():
-    target.rmdir()
-  partial.rename(target)
   return Converted(counts, bad)
 
 
@@ -95,11 +111,14 @@ def _open(data: DataOptions) -> dict[str, Stored]:
   kind = data.source.partition(":")[0]
   opened = data if kind in ("scenes", "folder") else dataclasses.replace(data, caption_choice=RANDOM)
   sources = {"train": open_source(opened, "train")}
-  if "{split}" in data.source or kind == "tfds":
-    try:
-      sources[HELD_OUT] = open_source(opened, HELD_OUT)
-    except ValueError as error:
-      logging.warning("only the training split is converted: %s", error)
+  if kind == MIXTURE:
+    has_held_out = "{split}" in data.source
+  elif kind == "tfds":
+    has_held_out = any(name in getattr(sources["train"], "splits", ()) for name in HELD_OUT_NAMES)
+  else:
+    has_held_out = has_held_out_files(data)
+  if has_held_out:
+    sources[HELD_OUT] = open_source(opened, HELD_OUT)
   found = {split: source for split, source in sources.items() if isinstance(source, Stored)}
   if not found:
     raise ValueError(f"data.source = {data.source!r} stores no records, so that there is nothing to convert")

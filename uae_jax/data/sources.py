@@ -167,15 +167,30 @@ def _open_stored_scenes(data, name: str, split: str) -> Source:
   return source.StoredScenes(stored, source.stored_config(name, data.variant), more_held_out)
 
 
+def has_held_out_files(data) -> bool:
+  """Whether a source of files has a held-out split, whole or not."""
+  _, _, name = data.source.partition(":")
+  return "{split}" in name and any(map(_exists, _paths(data, name, HELD_OUT)))
+
+
+def _paths(data, name: str, split: str) -> list[str]:
+  """The paths or globs that may be the files of a split, in order of preference."""
+  names = HELD_OUT_NAMES if split == HELD_OUT else (split,)
+  return [os.path.join(data.data_dir, name.replace("{split}", split_name)) for split_name in names]
+
+
+def _exists(path: str) -> bool:
+  return os.path.lexists(path) or bool(glob.glob(path))
+
+
 def _open_files(kind: Callable[..., Source]) -> Callable[..., Source]:
   """Makes a function that opens files; `kind` makes the source from a path and `config.data`."""
 
   def open_files(data, name: str, split: str) -> Source:
     if split != "train" and "{split}" not in name:
       raise ValueError(f"data.source = {data.source!r} has no split {split}: put {{split}} into the path")
-    names = HELD_OUT_NAMES if split == HELD_OUT else (split,)
-    paths = [os.path.join(data.data_dir, name.replace("{split}", split_name)) for split_name in names]
-    path = next((path for path in paths if os.path.lexists(path) or glob.glob(path)), paths[0])
+    paths = _paths(data, name, split)
+    path = next(filter(_exists, paths), paths[0])
     try:
       source = kind(path, data)
     except FileNotFoundError as error:
