@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 import dataclasses
 import math
+import operator
 import os
 from typing import TypeVar
 
@@ -12,12 +13,14 @@ import numpy as np
 from PIL import Image
 
 from uae_jax import sharding
+from uae_jax.data.records import encodable
 from uae_jax.files import local_path
 from uae_jax.layers.quantized import quantize
 from uae_jax.models.prompts import Prompts, Questions
 from uae_jax.models.uae import UAE as Model
 from uae_jax.networks import merge_uae
 from uae_jax.options import CaptionOptions, GenerationOptions
+from uae_jax.plain import from_plain
 from uae_jax.rollouts import captions as caption_rollouts
 from uae_jax.rollouts import reconstruct
 from uae_jax.rollouts.conditioning import Context
@@ -244,6 +247,7 @@ class UAE:
 
   def _question_rows(self, prepared: Sequence, questions: Sequence[str]) -> list[np.ndarray]:
     """Token ids int32[P] of image and question per image, padded with -1 to a multiple of `QUESTION_BUCKET`."""
+    questions = _texts("questions", questions)
     if len(questions) != len(prepared):
       raise ValueError(f"{len(prepared)} images, but {len(questions)} questions")
     rows = []
@@ -272,12 +276,12 @@ class UAE:
   ) -> list[str]:
     """Samples captions, or answers to the questions `asked` of `_question_rows`."""
     max_new_tokens = _or(max_new_tokens, self.inference.max_new_tokens)
-    penalty = _or(repetition_penalty, self.inference.repetition_penalty)
+    penalty = from_plain(float, _or(repetition_penalty, self.inference.repetition_penalty), "repetition_penalty")
     checked = CaptionOptions(
       max_new_tokens=max_new_tokens,
       **{name: _or(value, getattr(self.inference, name)) for name, value in kept.items()},
     )
-    CaptionOptions(temperature=temperature)
+    temperature = CaptionOptions(temperature=_or(temperature, 0.7)).temperature
     # Without noise the most likely token is taken, which is always kept.
     kept = {name: getattr(checked, name) for name in KEPT_NAMES} if temperature else {}
     if not (math.isfinite(penalty) and penalty > 0):
@@ -330,7 +334,7 @@ class UAE:
     Raises:
       ValueError: the numbers of captions and images differ.
     """
-    prepared = list(self._prepare(images))
+    prepared, captions = list(self._prepare(images)), _texts("captions", captions)
     if len(prepared) != len(captions):
       raise ValueError(f"{len(prepared)} images, but {len(captions)} captions")
     results = []
@@ -358,7 +362,8 @@ class UAE:
       (context float[B, T, C], mask bool[B, T], True at the slots that are not padding). The official decoder attends to
       the padding too.
     """
-    tokens, mask = self.processor.pad_rows([self.processor.generation_prompt(prompt) for prompt in prompts], length)
+    rows = [self.processor.generation_prompt(prompt) for prompt in _texts("prompts", prompts)]
+    tokens, mask = self.processor.pad_rows(rows, length)
     run = self._program(("encode_text", tokens.shape), self._encode_text)
     return run(self.params, tokens, mask), jnp.asarray(mask)
 
@@ -404,7 +409,8 @@ class UAE:
     Raises:
       ValueError: the decoder's patches or position table do not allow the size.
     """
-    height, width = _or(height, self.inference.resolution_px), _or(width, self.inference.resolution_px)
+    height = _whole("height", _or(height, self.inference.resolution_px), -math.inf, math.inf)
+    width = _whole("width", _or(width, self.inference.resolution_px), -math.inf, math.inf)
     scale = self._config.vae.downsampling
     stride = scale * self._config.decoder.patch
     largest = stride * self._config.decoder.pos_embed_max_size
@@ -443,8 +449,9 @@ class UAE:
 
     Raises:
       ValueError: the decoder's patches or position table do not allow the size, the output is unknown, an option is out
-        of range, or the model's numbers are not finite.
+        of range, the latents have another shape, or the model's numbers are not finite.
     """
+    prompts = _texts("prompts", prompts)
     if output not in ("pil", "array"):
       raise ValueError(f"output = {output!r}: expected 'pil' or 'array'")
     steps, guidance = _or(steps, self.inference.steps), _or(guidance, self.inference.guidance)
@@ -452,10 +459,11 @@ class UAE:
     shape = self.latents_shape(height, width)
     if latents is None:
       noise = [jax.random.normal(key, shape) for key in _keys(seed, indices, len(prompts))]
-    elif len(latents) != len(prompts):
-      raise ValueError(f"{len(prompts)} prompts, but latents of {len(latents)} images")
     else:
       noise = list(jnp.asarray(latents, jnp.float32))
+      expected = (len(prompts), *(shape if height or width else (*np.shape(latents)[1:3], shape[-1])))
+      if np.shape(latents) != expected:
+        raise ValueError(f"latents have the shape {list(np.shape(latents))}, expected {list(expected)}")
     negative = [] if guidance == 1.0 else [self.processor.negative_prompt]
     lengths = self._context_lengths(prompts, negative)
     generated = [np.zeros(0)] * len(prompts)
@@ -470,9 +478,10 @@ class UAE:
         raise ValueError(f"a generated image has pixels that are not finite numbers: {NOT_FINITE}")
       for row, image in zip(rows, images, strict=True):
         generated[row] = image
-    clipped = np.clip(np.stack(generated) / 2 + 0.5, 0.0, 1.0)
+    clipped = [np.clip(image / 2 + 0.5, 0.0, 1.0) for image in generated]
     if output == "array":
-      return clipped
+      scale = self._config.vae.downsampling
+      return np.stack(clipped) if clipped else np.zeros((0, scale * shape[0], scale * shape[1], 3), np.float32)
     return [Image.fromarray(np.round(image * 255).astype(np.uint8)) for image in clipped]
 
   def _context_lengths(self, prompts: Sequence[str], negative: Sequence[str]) -> list[int]:
@@ -523,6 +532,9 @@ class UAE:
 
   def _prepare(self, images: Images):
     """Yields (image uint8[h, w, 3] at the captioner's resolution, prompts for its patch grid)."""
+    is_one = isinstance(images, str | os.PathLike | Image.Image)
+    if is_one or (isinstance(images, np.ndarray) and images.ndim < 4):
+      raise ValueError(f"images is one {type(images).__name__}, expected a list of images or paths")
     for image in images:
       if isinstance(image, str | os.PathLike):
         image = local_path(image)
@@ -550,23 +562,55 @@ class UAE:
 
 
 def _or(value: Value | None, default: Value) -> Value:
+  """The value, as Python's own number if it is one of NumPy; the default for None."""
+  if isinstance(value, np.generic):
+    return value.item()
   return default if value is None else value
+
+
+def _texts(name: str, texts: Sequence[str]) -> list[str]:
+  """Checks an argument that is a list of texts.
+
+  Raises:
+    ValueError: it is one text, or an item is no text.
+  """
+  if isinstance(texts, str):
+    raise ValueError(f"{name} is one text, expected a list of texts")
+  for position, text in enumerate(texts):
+    if not isinstance(text, str):
+      raise ValueError(f"{name}[{position}] is of type {type(text).__name__}, expected a text")
+    encodable(text, f"{name}[{position}]")
+  return list(texts)
+
+
+def _whole(name: str, value: int, lowest: float = 0, highest: float = LARGEST_SEED) -> int:
+  """Checks an argument that is a whole number.
+
+  Raises:
+    ValueError: it is not, or out of range.
+  """
+  try:
+    number = operator.index(value)
+  except TypeError as error:
+    raise ValueError(f"{name} = {value!r}: expected a whole number") from error
+  if not lowest <= number <= highest:
+    # JAX would use the lowest 32 bits of a seed only.
+    expected = f"{lowest} to {highest}" if math.isfinite(highest) else f"at least {lowest}"
+    raise ValueError(f"{name} = {number}: expected {expected}")
+  return number
 
 
 def _keys(seed: int, indices: Sequence[int] | None, count: int) -> list[jax.Array]:
   """One random key per image, which depends on the seed and the index of the image only.
 
   Raises:
-    ValueError: the seed is out of range, or there are not as many indices as images.
+    ValueError: the seed or an index is out of range, or there are not as many indices as images.
   """
-  if not 0 <= seed <= LARGEST_SEED:
-    # JAX would use its lowest 32 bits only.
-    raise ValueError(f"seed = {seed}: expected 0 to {LARGEST_SEED}")
+  key = jax.random.key(_whole("seed", seed))
   indices = range(count) if indices is None else indices
   if len(indices) != count:
     raise ValueError(f"{count} images, but {len(indices)} indices")
-  key = jax.random.key(seed)
-  return [jax.random.fold_in(key, index) for index in indices]
+  return [jax.random.fold_in(key, _whole("an index", index)) for index in indices]
 
 
 def fitting(latents_shape: Sequence[int]) -> int:
@@ -584,8 +628,7 @@ def _batches(groups: Sequence[Hashable], batch_size: int) -> Iterator[list[int]]
   Raises:
     ValueError: `batch_size` is less than 1.
   """
-  if batch_size < 1:
-    raise ValueError(f"batch_size = {batch_size}: expected at least 1")
+  batch_size = _whole("batch_size", batch_size, 1, math.inf)
   positions: dict[Hashable, list[int]] = {}
   for position, group in enumerate(groups):
     positions.setdefault(group, []).append(position)

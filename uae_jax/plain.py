@@ -49,7 +49,7 @@ def to_plain(value: Any) -> Any:
     TypeError: the value contains something that JSON cannot represent.
   """
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    hints = _hints(type(value))
+    hints = annotations(type(value))
     return {f.name: _field_to_plain(hints[f.name], getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
   if _is_mapping(value):
     return {str(name): to_plain(item) for name, item in value.items()}
@@ -124,7 +124,7 @@ def _dataclass(cls: type, value: Any, where: str) -> Any:
       nearest = difflib.get_close_matches(str(name), fields, n=1)
       advice = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(fields)}"
       raise ValueError(f"{_name(where or cls.__name__)} has no field {name!r}: {advice}")
-  hints = _hints(cls)
+  hints = annotations(cls)
   given = {name: from_plain(hints[name], item, _join(where, name)) for name, item in value.items()}
   for name, field in fields.items():
     has_default = (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
@@ -137,7 +137,8 @@ def _dataclass(cls: type, value: Any, where: str) -> Any:
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def annotations(cls: type) -> dict[str, Any]:
+  """The types of a dataclass's fields."""
   return typing.get_type_hints(cls, include_extras=True)
 
 

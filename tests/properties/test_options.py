@@ -17,7 +17,7 @@ import pytest
 from uae_jax import options
 from uae_jax.commands import config_file
 from uae_jax.commands.command_line import Parser
-from uae_jax.options import Experiment, OptimizerOptions, Options, new_config, read_config
+from uae_jax.options import Experiment, GenerationOptions, OptimizerOptions, Options, new_config, read_config
 from uae_jax.options.flags import override, split_flags
 
 pytestmark = pytest.mark.fast
@@ -510,8 +510,14 @@ def test_options_are_frozen_and_keyword_only():
     Experiment().seed = 1
   with pytest.raises(TypeError):
     OptimizerOptions(1e-3)
-  with pytest.raises(ValueError, match="^learning_rate = -1: expected more than 0"):
+  with pytest.raises(ValueError, match="^learning_rate = -1.0: expected more than 0"):
     dataclasses.replace(OptimizerOptions(), learning_rate=-1)
+
+
+@pytest.mark.parametrize("value", ["4", 4.5, True, None])
+def test_options_made_in_python_have_types(value):
+  with pytest.raises(ValueError, match=f"^sampler_steps = {value!r}: expected int"):
+    GenerationOptions(sampler_steps=value)
 
 
 def test_the_default_config_is_the_default_experiment():

@@ -81,13 +81,45 @@ def test_noise_depends_on_the_seed_and_the_index_alone(loaded):
     ("generate", dict(guidance=float("nan")), "guidance = nan: expected a finite number"),
     ("generate", dict(height=0), "0 x 32 px: sides must be multiples of"),
     ("generate", dict(width=1 << 20), "32 x 1048576 px: sides must be multiples of"),
-    ("generate", dict(latents=np.zeros((2, 4, 4, 16))), "1 prompts, but latents of 2 images"),
+    ("generate", dict(latents=np.zeros((2, 4, 4, 16))), "the shape [2, 4, 4, 16], expected [1, 4, 4, 16]"),
+    ("generate", dict(latents=np.zeros((1, 4, 4, 3))), "the shape [1, 4, 4, 3], expected [1, 4, 4, 16]"),
+    ("generate", dict(latents=np.zeros((1, 2, 2, 16)), height=32), "the shape [1, 2, 2, 16], expected [1, 4, 4, 16]"),
+    ("generate", dict(steps="4"), "sampler_steps = '4': expected int"),
+    ("generate", dict(batch_size=1.5), "batch_size = 1.5: expected a whole number"),
+    ("generate", dict(seed=1.5), "seed = 1.5: expected a whole number"),
+    ("generate", dict(indices=[-1]), "an index = -1: expected 0 to 4294967295"),
+    ("caption", dict(top_k=2.5), "top_k = 2.5: expected int"),
+    ("caption", dict(repetition_penalty="1.1"), "repetition_penalty = '1.1': expected float"),
   ],
 )
 def test_options_out_of_range(loaded, method, option, expected):
   argument = Image.new("RGB", (20, 20)) if method == "caption" else PROMPT
   with pytest.raises(ValueError, match=re.escape(expected)):
     getattr(loaded, method)([argument], **option)
+
+
+@pytest.mark.parametrize(
+  ("method", "arguments", "expected"),
+  [
+    ("generate", ["red"], "prompts is one text, expected a list"),
+    ("generate", [["red", None]], "prompts[1] is of type NoneType, expected a text"),
+    ("generate", [["\ud800"]], r"prompts[0] contains '\ud800' at character 0, which is not text"),
+    ("encode_text", ["red"], "prompts is one text"),
+    ("log_probs", [[Image.new("RGB", (20, 20))], "red"], "captions is one text"),
+    ("caption", [Image.new("RGB", (20, 20))], "images is one Image, expected a list"),
+    ("caption", [[None]], "an image is of type NoneType, expected a path"),
+    ("caption", ["photo.jpg"], "images is one str, expected a list"),
+    ("caption", [np.zeros((20, 20, 3), np.uint8)], "images is one ndarray, expected a list"),
+  ],
+)
+def test_one_text_or_image_is_not_taken_for_a_list(loaded, method, arguments, expected):
+  with pytest.raises(ValueError, match=re.escape(expected)):
+    getattr(loaded, method)(*arguments)
+
+
+def test_nothing_gives_nothing(loaded):
+  assert loaded.caption([]) == [] and loaded.generate([]) == []
+  assert loaded.generate([], output="array").shape == (0, 32, 32, 3)
 
 
 def test_numbers_that_are_not_finite_are_no_result(run):

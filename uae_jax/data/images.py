@@ -31,8 +31,8 @@ def read_image(source: ImageSource) -> Image.Image:
     source: a path, a PIL image of any mode, or uint8[H, W], [H, W, C] with 1 to 4 channels.
 
   Raises:
-    ValueError: the file is missing, corrupt, not an image or not a regular file (the message names it), or the array
-      has another dtype or shape.
+    ValueError: the file is missing, corrupt, not an image or not a regular file (the message names it), the array has
+      another dtype or shape, or the source is of another type.
   """
   if isinstance(source, np.ndarray):
     if source.dtype != np.uint8:
@@ -40,6 +40,8 @@ def read_image(source: ImageSource) -> Image.Image:
     return from_array(source)
   if isinstance(source, Image.Image):
     return to_rgb(source)
+  if not isinstance(source, str | os.PathLike):
+    raise ValueError(f"an image is of type {type(source).__name__}, expected a path, a PIL image or an array")
   try:
     require_regular(source)
     with Image.open(source) as image:

@@ -9,6 +9,7 @@ import math
 import re
 from typing import Any
 
+from uae_jax import plain
 from uae_jax.files import local_path
 
 _LIMITS = {
@@ -51,8 +52,10 @@ class Options:
   """Base class of all options. Subclasses add `check` for rules between several fields."""
 
   def __post_init__(self):
+    kinds = plain.annotations(type(self))
     for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
+      value = plain.from_plain(kinds[field.name], getattr(self, field.name), field.name)
+      object.__setattr__(self, field.name, value)
       choices, limits = field.metadata.get("choices"), field.metadata.get("limits", {})
       if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{field.name} = {value}: expected a finite number")
