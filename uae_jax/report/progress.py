@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 import time
 
-from uae_jax import metrics_file
+from uae_jax import json_files, metrics_file
 from uae_jax.options import Experiment, read_config
 
 STARTS_FILE = "starts.jsonl"
@@ -111,8 +111,8 @@ def config_of(workdir: Path) -> Experiment:
   file = workdir / "config.json"
   if not file.exists():
     raise ValueError(f"{workdir} holds no config.json: it is not the workdir of a run")
+  content = json_files.read_object(file)
   try:
-    content = json.loads(file.read_text())
     content.pop("config_version", None)
     return read_config(content)
   except ValueError as error:
@@ -136,9 +136,9 @@ def is_finished(workdir: Path, config: Experiment) -> bool:
 def _lines(file: Path) -> list[dict]:
   """The complete lines of a short JSON lines file."""
   found = []
-  for line in file.read_text().splitlines() if file.exists() else ():
+  for line in file.read_bytes().splitlines() if file.exists() else ():
     try:
       found.append(json.loads(line))
-    except ValueError:
+    except (ValueError, RecursionError):
       continue  # the process was killed while writing it
-  return [record for record in found if isinstance(record, dict) and "time" in record]
+  return [record for record in found if isinstance(record, dict) and isinstance(record.get("time"), int | float)]

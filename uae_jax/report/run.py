@@ -103,7 +103,7 @@ def _read_json(file: Path, kind: type, notes: list[str]):
   """The content of a JSON file if it is readable and of type `kind`; else None, with a note added to `notes`."""
   try:
     content = json.loads(file.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     notes.append(f"{file.name} could not be read ({error})")
     return None
   if not isinstance(content, kind):

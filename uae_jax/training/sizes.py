@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from uae_jax import json_files
 from uae_jax.data.processing import Processor
 from uae_jax.embedders import registry
 from uae_jax.embedders.kind import EmbedderSizes, published
@@ -157,7 +158,7 @@ def read(workdir: Path) -> Sizes:
   """
   file = Path(workdir) / FILE
   try:
-    plain = legacy.current_fields(json.loads(file.read_text()))
+    plain = legacy.current_fields(json_files.read_object(file))
     embedders = {kind: _embedder(fields, f"embedders.{kind}") for kind, fields in plain["embedders"].items()}
     return Sizes(from_plain(UAEConfig, plain["uae"], "uae"), embedders)
   except FileNotFoundError as error:

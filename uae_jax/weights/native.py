@@ -51,7 +51,7 @@ def config(source: Path) -> UAEConfig:
     ValueError: the checkpoint has another format.
   """
   file = source / EXTRAS
-  content = legacy.current_export(json.loads(file.read_text()), file)
+  content = legacy.current_export(json_files.read_object(file), file)
   return from_plain(UAEConfig, content["config"], f"{file}: config")
 
 
