@@ -72,6 +72,8 @@ setup(
       "nbclient>=0.11,<0.12",
       "ipykernel>=7.4,<8",
       "nbformat>=5.11,<6",
+      # The client of `uae-jax serve`.
+      "openai>=3.57,<4",
       # References for the parity tests; never imported by the package.
       "scikit-image",
       "torch==2.13.0",

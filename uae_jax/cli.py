@@ -27,6 +27,7 @@ COMMANDS = {
   "bench": ("uae_jax.commands.bench", "score reconstructions (Unified-Bench) or compare captions with a judge model"),
   "evaluate": ("uae_jax.commands.evaluate", "generate the images of a benchmark, and read its official scores"),
   "compare": ("uae_jax.commands.compare", "compare two results of evaluate, prompt by prompt"),
+  "serve": ("uae_jax.commands.serve", "serve a model to other harnesses, with a subset of OpenAI's API"),
   "plan": ("uae_jax.commands.plan", "check whether a config fits a TPU slice, and what a step costs"),
   "report": ("uae_jax.commands.report", "write the HTML report of a training run"),
   "status": ("uae_jax.commands.status", "show how far runs are, how fast, and their goodput"),

@@ -1,0 +1,1 @@
+"""The HTTP server of `uae-jax serve`, a subset of OpenAI's API."""
