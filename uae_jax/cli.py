@@ -26,7 +26,7 @@ COMMANDS = {
   "convert": ("uae_jax.commands.convert", "write weights as Orbax, PEFT adapters or Hugging Face folders"),
   "bench": ("uae_jax.commands.bench", "score reconstructions (Unified-Bench) or compare captions with a judge model"),
   "evaluate": ("uae_jax.commands.evaluate", "generate the images of a benchmark, and read its official scores"),
-  "compare": ("uae_jax.commands.compare", "compare two results of evaluate, prompt by prompt"),
+  "compare": ("uae_jax.commands.compare", "compare results of evaluate or official result files, prompt by prompt"),
   "serve": ("uae_jax.commands.serve", "serve a model to other harnesses, with a subset of OpenAI's API"),
   "plan": ("uae_jax.commands.plan", "check whether a config fits a TPU slice, and what a step costs"),
   "report": ("uae_jax.commands.report", "write the HTML report of a training run"),

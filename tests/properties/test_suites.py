@@ -297,40 +297,6 @@ def test_prompts_of_another_benchmark_are_refused(tmp_path, name, other):
     suites.find(name).read_prompts(write_prompts(tmp_path, other))
 
 
-# --- Comparison -------------------------------------------------------------------------------------------------------
-
-
-def write_result(folder, items, **settings):
-  from uae_jax.evaluation.suites.spec import Scores
-
-  settings = {"suite": "geneval", "prompts": "p", "steps": 40, "weights": "w", **settings}
-  about = {"prompt_categories": {key: "counting" if key < "2" else "colors" for key in items}}
-  results.write(folder, settings, about, Scores(items, {}, 0.0), 1.0)
-
-
-def test_compare_pairs_the_prompts_of_two_results(tmp_path, capsys):
-  rng = np.random.default_rng(0)
-  one = {str(k): float(rng.integers(0, 2)) for k in range(4)}
-  write_result(tmp_path / "a", one, weights="w1")
-  write_result(tmp_path / "b", {key: min(1.0, value + 0.5) for key, value in one.items()}, weights="w2", steps=28)
-  assert cli.main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"]) == 0
-  shown = capsys.readouterr()
-  assert "differ in steps: 40, 28" in shown.err
-  rows = {row["category"]: row for row in json.loads(shown.out)["rows"]}
-  assert rows.keys() == {"counting", "colors", "all"}
-  whole = rows["all"]
-  assert whole["wins"] == sum(value < 1 for value in one.values()) and whole["losses"] == 0
-  assert whole["difference"] == pytest.approx(np.mean([min(1.0, v + 0.5) - v for v in one.values()]))
-  assert whole["low"] <= whole["difference"] <= whole["high"]
-
-
-def test_compare_refuses_results_of_other_prompts(tmp_path, capsys):
-  write_result(tmp_path / "a", {"0": 1.0})
-  write_result(tmp_path / "b", {"0": 1.0}, prompts="q")
-  assert cli.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
-  assert "different prompts" in capsys.readouterr().err
-
-
 # --- The command -----------------------------------------------------------------------------------------------------
 
 
@@ -371,6 +337,7 @@ def test_the_command_makes_reads_resumes_and_repeats(tmp_path, monkeypatch, caps
   assert cli.main([*read, "--results", str(scored)]) == 0
   shown = capsys.readouterr().out
   assert re.search(r"overall +1\.0000", shown) and "0.86 (published)" in shown and "steps 4" in shown
+  assert results.read(out)["prompt_files"]["1"][2] == "00001/samples/0002.png"
   assert cli.main([*images, str(out), "--seed", "7"]) == 0  # makes nothing, and keeps the scores
   assert uae.made == 12 and results.read(out)["scores"]["overall"] == 1.0
 

@@ -1,53 +1,113 @@
-"""`uae-jax compare`: two results of `uae-jax evaluate`, prompt by prompt."""
+"""`uae-jax compare`: scored results side by side, prompt by prompt."""
 
 import json
+from pathlib import Path
+import string
 import sys
 
-from uae_jax.commands import command_line
+from uae_jax.commands import command_line, model_arguments
+
+EPILOG = """
+The first result is the baseline: every other one is compared with it over the prompts that both have. Results of other
+prompts are refused; settings that differ are shown.
+"""
 
 
 def parser() -> command_line.Parser:
-  parser = command_line.Parser("compare", "Compares two scored results of uae-jax evaluate, prompt by prompt.")
+  parser = command_line.Parser("compare", "Compares scored results of a benchmark, prompt by prompt.", EPILOG)
   parser.add_argument(
-    "results", nargs=2, type=command_line.path, metavar="RESULT", help="results.json, or the folder that holds it"
+    "results",
+    nargs="+",
+    type=command_line.path,
+    metavar="RESULT",
+    help="results.json of uae-jax evaluate, or its folder, or an official result file; two to 26 of them",
   )
+  parser.add_argument("--suite", metavar="NAME", help="suite of the official result files")
+  parser.add_argument("--prompts", type=command_line.path, metavar="PATH", help="the official prompts, with --suite")
   parser.add_argument("--json", action="store_true", help="print JSON")
+  parser.add_argument(
+    "--page",
+    type=command_line.path,
+    metavar="FILE",
+    help="also write a page with galleries: FILE, or FILE/compare.html",
+  )
+  parser.add_argument(
+    "--gallery",
+    type=model_arguments.positive,
+    default=8,
+    metavar="N",
+    help="largest gains and losses shown on the page, N each; default %(default)s",
+  )
   return parser
 
 
 def main(argv: list[str]) -> int:
   arguments = parser().parse_args(argv)
+  if not 2 <= len(arguments.results) <= len(string.ascii_uppercase):
+    raise ValueError(f"{len(arguments.results)} results: expected 2 to {len(string.ascii_uppercase)}")
 
-  from uae_jax.evaluation import results
+  from uae_jax.evaluation import comparison, suites
 
-  read = []
-  for name in arguments.results:
-    result = results.read(name)
-    if result is None:
-      raise ValueError(f"{name}: no {results.FILE}")
-    if "scores" not in result:
-      raise ValueError(f"{name} has no scores yet: run the official scorer, then uae-jax evaluate without --model")
-    read.append(result)
-  one, other = read
-  for setting in ("suite", "prompts"):
-    if one["settings"][setting] != other["settings"][setting]:
-      raise ValueError(f"the results have different {setting}: they have no prompts to compare")
-  # Different weights are what is compared; every other difference weakens the comparison.
-  changed = [
-    text for text in results.differences(one["settings"], other["settings"]) if not text.startswith("weights:")
-  ]
-  for text in changed:
-    print(f"warning: the results differ in {text}", file=sys.stderr)
-  rows = results.paired(one, other)
+  suite = suites.find(arguments.suite) if arguments.suite else None
+  first, *others = [comparison.read(path, suite, arguments.prompts) for path in arguments.results]
+  compared = []
+  for label, other in zip(string.ascii_uppercase[1:], others, strict=False):
+    changed, rows = comparison.differences(first, other), comparison.paired(first, other)
+    compared.append({"a": str(first.path), "b": str(other.path), "differing_settings": changed, "rows": rows})
+    for text in changed:
+      print(f"warning: A and {label} differ: {text}", file=sys.stderr)
   if arguments.json:
-    print(json.dumps({"differing_settings": changed, "rows": rows}, indent=1))
-    return 0
+    print(json.dumps(compared, indent=1))
+  else:
+    print("\n\n".join(table(label, each) for label, each in zip(string.ascii_uppercase[1:], compared, strict=False)))
+  if arguments.page:
+    command_line.say(write_page(arguments.page, [first, *others], compared, arguments.gallery))
+  return 0
+
+
+def table(label: str, compared: dict) -> str:
+  """The differences of one result from the baseline."""
+  rows = compared["rows"]
   width = max(len(row["category"]) for row in rows)
-  print(f"{'':{width}}  prompts       A       B   B - A  95 % interval     wins losses")
+  lines = [
+    f"A: {compared['a']}",
+    f"{label}: {compared['b']}",
+    f"{'':{width}}  prompts       A       {label}   {label} - A  95 % interval     wins losses",
+  ]
   for row in rows:
     interval = f"[{row['low']:+.3f}, {row['high']:+.3f}]"
-    print(
+    lines.append(
       f"{row['category']:{width}}  {row['count']:7}  {row['a']:6.3f}  {row['b']:6.3f}  {row['difference']:+6.3f}"
       f"  {interval:16}  {row['wins']:4} {row['losses']:6}"
     )
-  return 0
+  return "\n".join(lines)
+
+
+def write_page(target: Path, results: list, compared: list[dict], count: int) -> Path:
+  """Writes the page of a comparison and returns its path."""
+  from uae_jax.evaluation import comparison
+  from uae_jax.report import compare_page
+
+  file = target if target.suffix == ".html" else target / "compare.html"
+  first, *others = results
+  pairs = []
+  for label, other, each in zip(string.ascii_uppercase[1:], others, compared, strict=False):
+    wins, losses = (
+      [
+        compare_page.Example(
+          text=first.texts.get(key) or other.texts.get(key) or key,
+          category=first.categories.get(key, ""),
+          scores=(first.scale * first.items[key], first.scale * other.items[key]),
+          files=tuple([result.folder / name for name in result.images.get(key, ())] for result in (first, other)),
+        )
+        for key in keys
+      ]
+      for keys in comparison.extremes(first, other, count)
+    )
+    pairs.append(compare_page.Pair(label, each["differing_settings"], each["rows"], wins, losses))
+  contenders = [
+    compare_page.Contender(label, str(result.path), result.scale * result.overall, result.settings, result.notes)
+    for label, result in zip(string.ascii_uppercase, results, strict=False)
+  ]
+  compare_page.write_page(file, str(first.settings["suite"]), first.scale, contenders, pairs)
+  return file

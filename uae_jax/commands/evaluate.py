@@ -99,6 +99,10 @@ def main(argv: list[str]) -> int:
     "failed": failed if arguments.model or known is None else known["failed"],
     "official_results": [str(file) for file in paths],
     "prompt_categories": {prompt.key: prompt.category for prompt in prompts},
+    "prompt_texts": {prompt.key: prompt.text for prompt in prompts},
+    "prompt_files": {
+      prompt.key: [target.file for target in suite.targets(prompt, settings["samples"])] for prompt in prompts
+    },
   }
   if not paths and known and "scores" in known and not is_changed:
     # Its result files were named by --results, and the images are still those that were scored.

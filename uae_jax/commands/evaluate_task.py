@@ -62,6 +62,7 @@ def main(arguments: argparse.Namespace, task: Task, prompts: Sequence[Prompt]) -
     "failed": failed,
     "prompt_categories": {prompt.key: prompt.category for prompt in prompts}
     | (dict(scores.item_categories) if scores else {}),
+    "prompt_texts": {prompt.key: prompt.text for prompt in prompts},
   }
   results.write(out, settings, about, scores, task.scale)
   for key, why in failed.items():

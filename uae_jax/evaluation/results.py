@@ -7,10 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from uae_jax import files
-from uae_jax.evaluation import intervals
 from uae_jax.evaluation.suites.spec import Prompt, Scores
 
 FILE = "results.json"
@@ -76,43 +73,3 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
   """Lists the settings that make two results incomparable, as "name: value, value"."""
   names = sorted({*one, *other} - set(INCIDENTAL))
   return [f"{name}: {one.get(name)!r}, {other.get(name)!r}" for name in names if one.get(name) != other.get(name)]
-
-
-def paired(one: Mapping[str, Any], other: Mapping[str, Any], *, resamples: int = 10_000) -> list[dict[str, Any]]:
-  """Compares two scored results over the prompts that both have.
-
-  Args:
-    one: result A.
-    other: result B.
-    resamples: bootstrap resamples of the 95 % interval; drawn with a fixed seed.
-
-  Returns:
-    One row per category, then one of all prompts: category, count, means `a` and `b`, `difference` b - a, its interval
-    `low` to `high`, `wins` and `losses` of b.
-  """
-  a, b = one["scores"]["items"], other["scores"]["items"]
-  category_of = one.get("prompt_categories", {})
-  keys = [key for key in a if key in b]
-  rows = [
-    _compare(name, [key for key in keys if category_of.get(key, "") == name], a, b, resamples)
-    for name in dict.fromkeys(category_of.get(key, "") for key in keys)
-    if name
-  ]
-  return [*rows, _compare("all", keys, a, b, resamples)]
-
-
-def _compare(name: str, keys: Sequence[str], a: Mapping, b: Mapping, resamples: int) -> dict[str, Any]:
-  before, after = (np.array([items[key] for key in keys], np.float64) for items in (a, b))
-  gains = after - before
-  low, high = intervals.bootstrap(gains, resamples)
-  return {
-    "category": name,
-    "count": len(keys),
-    "a": float(np.mean(before)),
-    "b": float(np.mean(after)),
-    "difference": float(np.mean(gains)),
-    "low": low,
-    "high": high,
-    "wins": int(np.sum(gains > 0)),
-    "losses": int(np.sum(gains < 0)),
-  }

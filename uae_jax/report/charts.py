@@ -198,3 +198,19 @@ def stacked_bar(parts: Sequence[Part], longest: float) -> Markup:
     if part.value > 0
   )
   return Markup(f'<div class="bar" style="width:{max(100 * total / longest, 0.5):.2f}%">{pieces}</div>')
+
+
+def interval(low: float, middle: float, high: float, limit: float) -> Markup:
+  """A difference with its interval as a dot on a bar, around a line at 0; the axis runs from -limit to limit."""
+  width, height = 160, 18
+
+  def place(value):
+    return width / 2 + (value / limit if limit else 0.0) * (width / 2 - 6)
+
+  return Markup(
+    f'<svg class="interval" viewBox="0 0 {width} {height}" role="img" '
+    f'aria-label="{label(middle)}, from {label(low)} to {label(high)}">'
+    f'<line class="zero" x1="{width / 2}" x2="{width / 2}" y1="0" y2="{height}"/>'
+    f'<line class="range" x1="{place(low):.1f}" x2="{place(high):.1f}" y1="{height / 2}" y2="{height / 2}"/>'
+    f'<circle class="mean" cx="{place(middle):.1f}" cy="{height / 2}" r="4"/></svg>'
+  )
