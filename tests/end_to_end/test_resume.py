@@ -30,6 +30,7 @@ def short_config() -> Experiment:
   config.clip.total_steps = STEPS
   config.clip.save_every_steps = 2
   config.tensorboard = False
+  config.evaluation.periodic.update(every_steps=2, num_images=4)
   return read_config(config)
 
 
@@ -54,6 +55,11 @@ def assert_same_end(workdir: Path, uninterrupted: Path):
   for path in ours:
     np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
   assert losses(workdir) == losses(uninterrupted)
+
+
+def evaluations(workdir: Path) -> list[tuple[int, float]]:
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [(line["step"], line["evaluation_edit_similarity"]) for line in lines if "evaluation_edit_similarity" in line]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +95,8 @@ def test_sigterm_saves_and_the_same_command_resumes(interrupted, uninterrupted, 
   workdir = shutil.copytree(interrupted, tmp_path / "run")
   train(short_config(), workdir)
   assert_same_end(workdir, uninterrupted)
+  assert [step for step, _ in evaluations(uninterrupted)] == [0, 2, 4, 6]
+  assert dict(evaluations(workdir)) == dict(evaluations(uninterrupted))
 
 
 def test_a_kill_leaves_what_was_saved(uninterrupted, tmp_path):

@@ -40,7 +40,7 @@ def run_smoke(workdir: Path, *flags: str) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory) -> Path:
   folder = tmp_path_factory.mktemp("run") / "smoke"
-  done = run_smoke(folder)
+  done = run_smoke(folder, "--config.evaluation.periodic.every_steps=2", "--config.evaluation.periodic.num_images=2")
   assert done.returncode == 0, done.stderr
   assert str(folder / "report" / "index.html") in done.stdout
   return folder
@@ -62,6 +62,16 @@ def test_every_stage_leaves_metrics_figures_and_a_checkpoint(workdir):
     assert len(gallery["items"]) == config.evaluation.gallery_images
   assert list(workdir.glob("events.out.tfevents.*"))
   assert "<svg" in (workdir / "report" / "index.html").read_text()
+
+
+def test_held_out_figures_are_measured_while_each_stage_trains(workdir):
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  names = {"vae": "psnr", "captioner": "caption_recall", "clip": "edit_similarity", "dinov2": "edit_similarity"}
+  for stage in read_config(smoke_config()).stages:
+    name = f"evaluation_{names.get(stage, 'reward_similarity')}"
+    measured = {line["step"]: line[name] for line in lines if line["stage"] == stage and name in line}
+    assert measured.keys() == {0, 2} and all(map(np.isfinite, measured.values())), stage
+  assert "Held-out similarity" in (workdir / "report" / "index.html").read_text()
 
 
 def test_rl_stages_start_with_ratio_one_and_no_divergence(workdir):

@@ -64,8 +64,7 @@ def test_the_average_is_observed_and_handed_on():
     lambda: False,
     profiler=Profiler(Path(), first_step=1, num_steps=0),
     max_skipped_in_a_row=20,
-    observe=observe,
-    observe_every_steps=1,
+    observers=[(1, observe)],
   )
   expected = [0.0]
   for n in range(STEPS):

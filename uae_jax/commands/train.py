@@ -192,10 +192,12 @@ def run_stages(
   try:
     with jax.set_mesh(mesh), PreemptionNotice(mesh) as notice, watchdog:
       for number, (folder, name) in enumerate(config.runs):
-        section = config.section(name)
-        observes = (
-          spec.find(name).observes_captions and config.evaluation.num_images and config.evaluation.caption_every_steps
-        )
+        section, evaluation = config.section(name), config.evaluation
+        observers: list[tuple[int, loop.Observe]] = []
+        if spec.find(name).observes_captions and evaluation.num_images and evaluation.caption_every_steps:
+          observers.append((evaluation.caption_every_steps, functools.partial(evaluator.observe, folder)))
+        if evaluation.periodic.every_steps:
+          observers.append((evaluation.periodic.every_steps, functools.partial(evaluator.evaluate_during, name)))
         checkpoints = Checkpoints(workdir / "checkpoints" / folder, config.checkpoints, before_save=check_lock)
         before, finished = params_before(config, name, params), checkpoints.restore_final(built.abstract_params)
         if finished is None:
@@ -224,8 +226,7 @@ def run_stages(
               plain_config,
               notice,
               max_skipped_in_a_row=config.max_skipped_in_a_row,
-              observe=functools.partial(evaluator.observe, folder) if observes else None,
-              observe_every_steps=config.evaluation.caption_every_steps,
+              observers=observers,
               profiler=profiler,
               watchdog=watchdog,
             )

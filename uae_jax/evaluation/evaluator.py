@@ -1,9 +1,10 @@
-"""Held-out metrics and samples after each stage of a run, and captions of one image while the captioner is trained.
+"""Held-out metrics and samples after each stage of a run, and metrics and captions of one image while it trains.
 
 Images, keys and noise are the same after every stage, so all differences between stages are paired.
 """
 
 from collections.abc import Callable
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,22 @@ class StageEvaluator:
     figures = self._find(stage).figures(self, folder, params, trees.replace(params, before) if before else None)
     self._write(self._figures_file(folder), figures)
 
+  def evaluate_during(self, stage: str, step: int, params: dict) -> dict[str, float]:
+    """Computes the held-out metrics of a stage while it trains, on fewer images; writes no file.
+
+    Args:
+      stage: name of the stage.
+      step: number of updates done in it.
+      params: averaged parameters.
+
+    Returns:
+      "evaluation_<metric>" -> value.
+    """
+    small = copy.copy(self)
+    small.splits = {name: split.first(self.section.periodic.num_images) for name, split in self.splits.items()}
+    figures = self._find(stage).figures(small, None, params, None)
+    return {f"evaluation_{name}": value for name, value in figures.items()}
+
   def embedder_figures(self, params: dict, name: str) -> dict:
     """Computes the embedder's mean similarity of held-out images to other images and, with ground truth, to edits."""
     split = self.splits[PLAIN]
@@ -99,11 +116,11 @@ class StageEvaluator:
       figures |= {prefix + name: value for name, value in measured.items()}
     return figures
 
-  def uae_figures(self, folder: str, params: dict, before: dict | None = None) -> dict:
+  def uae_figures(self, folder: str | None, params: dict, before: dict | None = None) -> dict:
     """Computes the metrics of captions and reconstructions, and writes the gallery of the stage.
 
     Args:
-      folder: name of the stage's folder.
+      folder: name of the stage's folder; None writes no gallery.
       params: parameters after the stage.
       before: all parameters from before the stage, to compute the paired gain from the same captions; None for no gain.
     """
@@ -117,7 +134,8 @@ class StageEvaluator:
       measured, reconstructions, details = self._measure(params, split, tokens, noises)
       figures |= {prefix + name: value for name, value in measured.items()}
       if not prefix:
-        self._write_gallery(folder, tokens, reconstructions, details)
+        if folder is not None:
+          self._write_gallery(folder, tokens, reconstructions, details)
         if before is not None:
           _, similarities = self._generate(before, split, tokens, noises)
           figures["paired"] = {

@@ -26,6 +26,8 @@ class Reconstructor:
     self.options = options
     self._caption = jax.jit(self._caption_batch)
     self._generate = jax.jit(self._generate_batch)
+    self._embed = jax.jit(self._embed_batch, static_argnames="name")
+    self._autoencode = jax.jit(self._autoencode_batch)
 
   def _caption_batch(self, params: dict, images: jax.Array, key: jax.Array, temperature: jax.Array) -> jax.Array:
     model = self.networks.uae(params)
@@ -61,10 +63,17 @@ class Reconstructor:
     }
     return reconstructions, similarities | {"psnr": psnr(x, reconstructions)}
 
+  def _embed_batch(self, params: dict, images: jax.Array, name: str) -> jax.Array:
+    return self.networks.embed(params, name, to_signed(images))
+
+  def _autoencode_batch(self, params: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    model, x = self.networks.uae(params), to_signed(images)
+    decoded = jnp.clip(model.decode_latents(model.encode_image(x)), -1.0, 1.0)
+    return decoded, psnr(x, decoded)
+
   def embed(self, params: dict, name: str, images: np.ndarray) -> np.ndarray:
     """Embeds images uint8[N, H, W, 3] as unit-norm float32[N, E]."""
-    run = jax.jit(lambda params, x: self.networks.embed(params, name, to_signed(x)))
-    return self._gather(len(images), lambda _, rows: run(params, images[rows]))
+    return self._gather(len(images), lambda _, rows: self._embed(params, images[rows], name=name))
 
   def autoencode(self, params: dict, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Reconstructs images by the VAE alone.
@@ -76,14 +85,7 @@ class Reconstructor:
     Returns:
       (reconstructions float32[N, H, W, 3] in [-1, 1], PSNR float32[N] in dB).
     """
-
-    def run(params, images):
-      model, x = self.networks.uae(params), to_signed(images)
-      decoded = jnp.clip(model.decode_latents(model.encode_image(x)), -1.0, 1.0)
-      return decoded, psnr(x, decoded)
-
-    run = jax.jit(run)
-    return self._gather(len(images), lambda _, rows: run(params, images[rows]))
+    return self._gather(len(images), lambda _, rows: self._autoencode(params, images[rows]))
 
   def _batches(self, count: int) -> Iterator[tuple[int, np.ndarray]]:
     size = self.options.batch_size

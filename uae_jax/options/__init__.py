@@ -17,6 +17,7 @@ from uae_jax.options.experiment import (
   InitOptions,
   LoRAOptions,
   MeshOptions,
+  PeriodicEvaluationOptions,
   ProfileOptions,
 )
 from uae_jax.options.objectives import ImageObjective, TokenObjective
@@ -75,6 +76,7 @@ __all__ = [
   "MeshOptions",
   "OptimizerOptions",
   "Options",
+  "PeriodicEvaluationOptions",
   "PretrainOptions",
   "PretrainStage",
   "ProfileOptions",

@@ -185,6 +185,20 @@ def _parse(name: str) -> list[tuple[float, str]]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PeriodicEvaluationOptions(Options):
+  """Held-out figures while a stage trains, as `evaluation_<figure>` in its metrics.
+
+  Attributes:
+    every_steps: interval at which a stage computes its held-out figures on the averaged policy, before its first and
+      after its last step too; 0 disables.
+    num_images: held-out images, the first of `evaluation.num_images`.
+  """
+
+  every_steps: int = option(0, at_least=0)
+  num_images: int = option(64, at_least=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationOptions(GenerationOptions):
   """Held-out figures after each stage.
 
@@ -198,6 +212,7 @@ class EvaluationOptions(GenerationOptions):
     gallery_images: images in the report's gallery.
     caption_every_steps: interval at which stage 2 captions held-out images while it trains; 0 disables.
     seed: seed of captions and noise, the same after every stage.
+    periodic: see `PeriodicEvaluationOptions`.
   """
 
   num_images: int = option(768, at_least=0)
@@ -209,6 +224,12 @@ class EvaluationOptions(GenerationOptions):
   gallery_images: int = option(8, at_least=0)
   caption_every_steps: int = option(50, at_least=0)
   seed: int = 0
+  periodic: PeriodicEvaluationOptions = PeriodicEvaluationOptions()
+
+  def check(self) -> None:
+    super().check()
+    if self.periodic.every_steps and self.periodic.num_images > self.num_images:
+      raise ValueError(f"periodic.num_images = {self.periodic.num_images} is more than num_images = {self.num_images}")
 
 
 # Beginnings of the names of libtpu's flags, and the two such names that XLA itself knows.

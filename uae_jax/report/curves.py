@@ -20,6 +20,18 @@ CURVES = (
     [("caption_recall", "recall"), ("caption_precision", "precision")],
     (0.0, 1.0),
   ),
+  (
+    "Held-out similarity",
+    "of reconstructions, by the averaged policy",
+    [("evaluation_reward_similarity", "reward embedder"), ("evaluation_held_out_similarity", "held-out embedder")],
+    None,
+  ),
+  (
+    "Held-out captions",
+    "by the averaged policy",
+    [("evaluation_caption_recall", "recall"), ("evaluation_caption_precision", "precision")],
+    (0.0, 1.0),
+  ),
   ("KL to the reference", "how far the policy has moved", [("kl", "KL")], None),
   (
     "Clip fraction",

@@ -1,6 +1,6 @@
 """The training loop of one stage: steps, metrics, checkpoints, and a saved state on preemption."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import logging
 import jax
@@ -17,6 +17,9 @@ from uae_jax.training.state import release
 from uae_jax.training.throughput import StepClock
 from uae_jax.training.watchdog import Watchdog
 
+# (step, averaged parameters) -> further metrics, such as those of captions of held-out images.
+Observe = Callable[[int, dict], dict]
+
 
 def run(
   stage: ReadyStage,
@@ -30,8 +33,7 @@ def run(
   *,
   profiler: Profiler,
   max_skipped_in_a_row: int,
-  observe: Callable[[int, dict], dict] | None = None,
-  observe_every_steps: int = 0,
+  observers: Sequence[tuple[int, Observe]] = (),
   watchdog: Watchdog | None = None,
 ) -> dict:
   """Trains a stage to its end, from its newest checkpoint if there is one.
@@ -48,8 +50,7 @@ def run(
     profiler: records traces of chosen steps.
     max_skipped_in_a_row: number of updates in a row with a non-finite loss or gradient that ends the run; checked when
       metrics are logged.
-    observe: (step, params) -> further metrics, such as those of captions of held-out images; None disables it.
-    observe_every_steps: number of steps between calls of `observe`.
+    observers: (number of steps between calls, function); they are also called after the last step.
     watchdog: receives a heartbeat after every step; None: there is none.
 
   Returns:
@@ -85,7 +86,7 @@ def run(
 
   is_save_due, is_last = False, step >= section.total_steps
   while not is_last:
-    if observe is not None and step % observe_every_steps == 0:
+    for observe in (observe for every_steps, observe in observers if step % every_steps == 0):
       watchdog.grace()
       with clock.paused(state):
         writer.write(folder, step, observe(step, state.averaged_params))
@@ -126,7 +127,7 @@ def run(
         # A step that is not good is not saved over a good one; the next one is tried instead.
         is_save_due = not save(metrics)
   watchdog.grace()
-  if observe is not None:
+  for _, observe in observers:
     writer.write(folder, step, observe(step, state.averaged_params))
   batch = batch if batch is not None else next(batches)
   writer.end_stage(step)

@@ -30,8 +30,8 @@ class StageSpec:
   """Definition of a stage; exactly one of `make_loss` and `make_phases` is set.
 
   Attributes:
-    figures: (evaluator, folder, params, params before the stage or None) -> held-out metrics; the evaluator is an
-      `evaluation.evaluator.StageEvaluator`.
+    figures: (evaluator, folder or None, params, params before the stage or None) -> held-out metrics; the evaluator is
+      an `evaluation.evaluator.StageEvaluator`. Without a folder no file is written.
     make_loss: (config, built) -> loss of a supervised stage.
     make_phases: (config, built, optimizer) -> phases of an RL stage.
     embedders: section.options -> {field of the options: embedder named there}.
