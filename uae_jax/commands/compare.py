@@ -47,8 +47,11 @@ def main(argv: list[str]) -> int:
     raise ValueError(f"{len(arguments.results)} results: expected 2 to {len(string.ascii_uppercase)}")
 
   from uae_jax.evaluation import comparison, suites
+  from uae_jax.evaluation.suites.task import Task
 
   suite = suites.find(arguments.suite) if arguments.suite else None
+  if isinstance(suite, Task):
+    raise ValueError(f"--suite {suite.name} is scored by uae-jax evaluate: it has no official result files")
   first, *others = [comparison.read(path, suite, arguments.prompts) for path in arguments.results]
   compared = []
   for label, other in zip(string.ascii_uppercase[1:], others, strict=False):

@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+from typing import Any
 
 from uae_jax.commands import command_line, model_arguments
 from uae_jax.commands.command_line import number
@@ -86,7 +87,7 @@ def main(argv: list[str]) -> int:
 def run(server, service) -> None:
   """Serves until SIGINT or SIGTERM, then until all accepted requests are answered."""
   asked = threading.Event()
-  before = {}
+  before: dict[signal.Signals, Any] = {}
 
   def stop(*_) -> None:
     asked.set()

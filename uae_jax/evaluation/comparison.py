@@ -202,7 +202,7 @@ def paired(one: Result, other: Result, *, resamples: int = 10_000) -> list[dict[
 def _row(name: str, keys: Sequence[str], a: Mapping, b: Mapping, resamples: int) -> dict[str, Any]:
   before, after = (np.array([items[key] for key in keys], np.float64) for items in (a, b))
   gains = after - before
-  low, high = intervals.bootstrap(gains, resamples)
+  low, high = intervals.bootstrap(gains.tolist(), resamples)
   return {
     "category": name,
     "count": len(keys),

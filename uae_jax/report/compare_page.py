@@ -141,6 +141,6 @@ def _sheet(files: Sequence[Path]) -> Embedded | None:
   width, height = images[0].size
   columns = min(2, len(images))
   sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
-  for index, image in enumerate(images):
-    sheet.paste(image.resize((width, height)), (index % columns * width, index // columns * height))
+  for index, shown_image in enumerate(images):
+    sheet.paste(shown_image.resize((width, height)), (index % columns * width, index // columns * height))
   return embed(sheet)

@@ -36,6 +36,6 @@ class Model:
     if kind == "image":
       results = self._uae.generate(texts, **settings)
     else:
-      results = self._uae.answer([request.image for request, _ in rows], texts, **settings)
+      results = self._uae.answer([request.image for request, _ in rows if request.image is not None], texts, **settings)
     results = iter(results)
     return [list(itertools.islice(results, request.count)) for request in requests]

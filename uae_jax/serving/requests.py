@@ -227,7 +227,8 @@ def _message(messages: list) -> tuple[str, Image.Image]:
     roles = [str(message.get("role"))[:20] if isinstance(message, dict) else "?" for message in messages[:10]]
     raise refuse(f"{len(messages)} of the roles {', '.join(roles)}")
   content = messages[0].get("content")
-  texts, urls = [], []
+  texts: list[str] = []
+  urls: list[str] = []
   for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind not in ("text", "image_url"):

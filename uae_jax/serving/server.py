@@ -134,8 +134,8 @@ class Server(ThreadingHTTPServer):
 
   @property
   def url(self) -> str:
-    host, port = self.server_address[:2]
-    return f"http://{f'[{host!s}]' if ':' in str(host) else host}:{port}"
+    host, port = str(self.server_address[0]), self.server_address[1]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
   def server_bind(self) -> None:
     socketserver.TCPServer.server_bind(self)  # HTTPServer's also looks up the host's name, which may take seconds.
