@@ -52,7 +52,8 @@ class Options:
   """Base class of all options. Subclasses add `check` for rules between several fields."""
 
   def __post_init__(self):
-    kinds = plain.annotations(type(self))
+    cls: type = type(self)  # mypy takes type[Options] for unhashable
+    kinds = plain.annotations(cls)
     for field in dataclasses.fields(self):
       value = plain.from_plain(kinds[field.name], getattr(self, field.name), field.name)
       object.__setattr__(self, field.name, value)
