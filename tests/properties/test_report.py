@@ -218,6 +218,15 @@ def test_torn_and_foreign_files_are_noted(workdir):
   assert "pretrain.json could not be read" in html and "gallery.json could not be read" in html
 
 
+@pytest.mark.parametrize("value", [True, 7, {"a": 1}])
+def test_samples_of_another_form_are_left_out(workdir, value):
+  for name, field in (("gallery.json", "items"), ("captions.json", "steps")):
+    write_json(workdir / "samples" / GENERATION / name, {field: value})
+  run = read_run(workdir)
+  assert not any(stage.name == GENERATION for stage in (*run.galleries, *run.captions))
+  assert "demo" in page(workdir)
+
+
 def test_a_run_that_has_just_begun(tmp_path):
   write_json(tmp_path / "config.json", {"stages": ["pretrain"]})
   assert "not started" in page(tmp_path)

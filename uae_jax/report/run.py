@@ -175,12 +175,13 @@ def read_run(workdir: str | Path) -> Run:
     stage = Stage.from_key(folder.name)
     if (folder / "gallery.json").is_file():
       content = _read_json(folder / "gallery.json", dict, notes) or {}
-      items = [item for item in content.get("items", []) if isinstance(item, dict)]
+      listed = content.get("items", [])
+      items = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
       if items:
         galleries[stage] = items
     if (folder / "captions.json").is_file():
       content = _read_json(folder / "captions.json", dict, notes) or {}
-      if content.get("steps"):
+      if isinstance(content.get("steps"), list) and content["steps"]:
         captions[stage] = content
 
   stages = sorted({*by_step, *evaluations, *galleries, *captions}, key=lambda stage: stage.order)
