@@ -70,7 +70,7 @@ def get_config(arg=None):
   config.understanding_for_generation.update(
     total_steps=160,
     batch_size=24,
-    optimizer=dict(learning_rate=3e-4),
+    optimizer=dict(learning_rate=8e-4),
     options=dict(
       num_rollouts=8,
       max_new_tokens=26,
