@@ -1,7 +1,7 @@
 """The whole method on a laptop: trains every model from scratch on the small world, then runs all four stages of UAE.
 
 uae-jax train --config=configs/scenes.py --workdir=runs/demo
-uae-jax train --config=configs/scenes.py:smoke --workdir=runs/smoke      every stage, in two minutes, without learning
+uae-jax train --config=configs/scenes.py:smoke --workdir=runs/smoke      every stage, in a few minutes, without learning
 uae-jax sweep --config=configs/scenes.py --workdir=runs/seeds            three seeds, as in the README's table
 
 Everything that is not set here has its default from `uae_jax.options`.
