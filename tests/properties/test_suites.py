@@ -11,9 +11,9 @@ from PIL import Image
 import pytest
 
 from uae_jax import cli
-from uae_jax.commands import model_arguments
+from uae_jax.commands import evaluate, model_arguments
 from uae_jax.evaluation import generation, results, suites
-from uae_jax.evaluation.suites.spec import SuiteError
+from uae_jax.evaluation.suites.spec import Scores, SuiteError
 from uae_jax.weights.checkpoint import InferenceSettings
 
 pytestmark = pytest.mark.fast
@@ -357,3 +357,46 @@ def test_the_command_makes_reads_resumes_and_repeats(tmp_path, monkeypatch, caps
   ]
   assert cli.main(like) == 0
   assert (again / "00002/samples/0003.png").read_bytes() == (out / "00002/samples/0003.png").read_bytes()
+
+
+# --- Results of others ------------------------------------------------------------------------------------------------
+
+SETTINGS = {"suite": "geneval", "prompts": "p", "num_prompts": 4, "samples": 4, "seed": 3, "steps": 40, "weights": "w"}
+
+
+def write_result(folder, **settings):
+  scores = Scores({"0": 1.0}, {}, 0.0)
+  results.write(folder, SETTINGS | settings, {"files": 1, "failed": {}}, scores, 1.0)
+  return folder / results.FILE
+
+
+@pytest.mark.parametrize(
+  ("change", "named"),
+  [
+    (lambda result: result.update(version=2), "version = 2: this release of uae_jax reads version 1"),
+    (lambda result: result.update(failed=["a"]), "failed = "),
+    (lambda result: result["settings"].pop("weights"), "settings lacks field 'weights'"),
+    (lambda result: result["settings"].update(num_prompts=0), "settings.num_prompts = 0: expected 1 or more"),
+    (lambda result: result["settings"].update(steps="40"), "settings.steps = '40'"),
+    (lambda result: result["scores"]["items"].update({"0": "1"}), "scores.items.0 = '1'"),
+    (lambda result: result["scores"].pop("items"), "items"),
+    (lambda result: result["scores"].update(overall=float("nan")), "NaN"),
+  ],
+)
+def test_a_result_that_another_tool_wrote_is_refused_by_field(tmp_path, capsys, change, named):
+  file = write_result(tmp_path / "a")
+  result = json.loads(file.read_text())
+  change(result)
+  file.write_text(json.dumps(result))
+  for command in (["compare", str(file), str(file)], ["evaluate", "--like", str(file), "--out", str(tmp_path / "b")]):
+    assert cli.main(command) == 1
+    error = capsys.readouterr().err
+    assert str(file) in error and named in error and error.count("\n") == 1
+
+
+def test_like_leaves_what_is_given(tmp_path):
+  file = write_result(tmp_path, dtype="float32", int8=True)
+  for given, seed in (([], 3), (["--seed", "7"], 7)):
+    arguments = evaluate.parser().parse_args(["--out", "b", *given])
+    evaluate.take_settings(arguments, file)
+    assert (arguments.seed, arguments.dtype, arguments.int8) == (seed, "float32", True)

@@ -33,6 +33,7 @@ def parser() -> command_line.Parser:
   )
   parser.add_argument("--like", type=path, metavar="FILE", help="results.json whose suite and settings are repeated")
   model_arguments.add_model_arguments(parser, is_required=False)
+  parser.set_defaults(seed=None)  # A given seed is more than that of --like.
   parser.add_argument("--limit", type=model_arguments.positive, help="use the first N prompts only")
   parser.add_argument(
     "--samples", type=model_arguments.positive, help="samples per prompt; default: the benchmark's own"
@@ -71,6 +72,7 @@ def main(argv: list[str]) -> int:
     arguments.prompts = arguments.prompts or Path(files.local_path(prompts_path))
   if arguments.like:
     take_settings(arguments, arguments.like)
+  arguments.seed = arguments.seed or 0
   if not arguments.suite or not arguments.prompts:
     raise ValueError("--suite and --prompts are both needed")
   suite = suites.find(arguments.suite)
@@ -183,11 +185,13 @@ def take_settings(arguments: argparse.Namespace, file: Path) -> None:
     raise ValueError(f"--like {file}: no such file")
   settings = known["settings"]
   arguments.suite = arguments.suite or settings["suite"]
-  arguments.limit = arguments.limit or settings["num_prompts"]
-  arguments.seed = settings["seed"]
+  arguments.limit = arguments.limit or settings.get("num_prompts")
   for name in evaluation_settings.REPEATED:
     if getattr(arguments, name) is None and name in settings:
       setattr(arguments, name, settings[name])
+  if (dtype := settings.get("dtype", evaluation_settings.AUTO)) != evaluation_settings.AUTO:
+    arguments.dtype = arguments.dtype or dtype
+  arguments.int8 = arguments.int8 or settings.get("int8", False)
 
 
 def table(suite, scores, settings: dict) -> str:

@@ -6,9 +6,10 @@ from typing import Any
 
 from uae_jax.commands import command_line, model_arguments
 
+AUTO = "auto"  # the dtype of weights that are used as they are stored
 CAPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")
 # Options that take the value of another result where the command line leaves them open.
-REPEATED = ("samples", "steps", "guidance", "height", "width", *CAPTIONS, "embedders")
+REPEATED = ("seed", "samples", "steps", "guidance", "height", "width", *CAPTIONS, "embedders")
 # Settings that the table shows.
 SHOWN = (
   *("steps", "guidance", "shift", "height", "width"),
@@ -26,7 +27,7 @@ def common(arguments: argparse.Namespace, suite: str, prompts: Sequence, uae: An
     "prompts": results.prompts_hash(prompts),
     "num_prompts": len(prompts),
     "seed": arguments.seed,
-    "dtype": arguments.dtype or "auto",
+    "dtype": arguments.dtype or AUTO,
     "int8": arguments.int8,
     "weights": uae.fingerprint(),
     "model": str(arguments.model),

@@ -34,7 +34,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, is_required: bool = 
     "--seed",
     type=number(int, at_least=0, at_most=LARGEST_SEED),
     default=0,
-    help="the noise of an image depends on the seed and the image's position only; default %(default)s",
+    help="the noise of an image depends on the seed and the image's position only; default 0",
   )
   parser.add_argument(
     "--batch-size",

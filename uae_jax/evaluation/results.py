@@ -1,19 +1,58 @@
 """`results.json` of `uae-jax evaluate`: the settings of a run, its files, and the scores once they are known."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import hashlib
 from importlib import metadata
 import json
 from pathlib import Path
 from typing import Any
 
-from uae_jax import files
+from uae_jax import files, json_files
 from uae_jax.evaluation.suites.spec import Prompt, Scores
+from uae_jax.plain import from_plain
 
 FILE = "results.json"
 VERSION = 1
 # Settings that say how a result was made but do not change it.
 INCIDENTAL = ("model", "versions", "embedders")
+# The settings of every result, and the types of those that commands read. COUNTS are at least 1.
+REQUIRED = ("suite", "prompts", "weights")
+COUNTS = ("num_prompts", "samples", "height", "width", "steps", "max_new_tokens")
+TYPES = {
+  **dict.fromkeys((*REQUIRED, "dtype", "embedders"), str),
+  **dict.fromkeys((*COUNTS, "seed", "top_k"), int),
+  **dict.fromkeys(("guidance", "shift", "temperature", "top_p", "min_p"), float),
+  "int8": bool,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Scores:
+  """The plain form of `suites.spec.Scores`; `metrics` has the same form."""
+
+  overall: float
+  items: dict[str, float]
+  scale: float
+  categories: dict[str, float] = dataclasses.field(default_factory=dict)
+  notes: tuple[str, ...] = ()
+  intervals: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+  metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Result:
+  """What `results.json` holds."""
+
+  version: int
+  settings: dict[str, Any]
+  files: int = 0
+  failed: dict[str, str] = dataclasses.field(default_factory=dict)
+  official_results: tuple[str, ...] = ()
+  prompt_categories: dict[str, str] = dataclasses.field(default_factory=dict)
+  prompt_texts: dict[str, str] = dataclasses.field(default_factory=dict)
+  prompt_files: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+  scores: _Scores | None = None
 
 
 def prompts_hash(prompts: Sequence[Prompt]) -> str:
@@ -30,18 +69,33 @@ def read(folder: Path) -> dict[str, Any] | None:
   """Reads the result of an output folder; None if it has none.
 
   Raises:
-    ValueError: the file is not such a result.
+    ValueError: the file is not such a result, or one of another version; the message names the field.
   """
   file = folder if folder.suffix == ".json" else folder / FILE
   if not file.is_file():
     return None
+  result = json_files.read_object(file)
   try:
-    result = json.loads("\n".join(files.read_lines(file)))
+    _check(result)
   except ValueError as error:
-    raise ValueError(f"{file}: not JSON ({error})") from error
-  if not isinstance(result, dict) or not isinstance(result.get("settings"), dict) or "suite" not in result["settings"]:
-    raise ValueError(f"{file}: not a result of uae-jax evaluate")
+    raise ValueError(f"{file}: not a result of uae-jax evaluate: {error}") from error
   return result
+
+
+def _check(result: Mapping[str, Any]) -> None:
+  version = from_plain(int, result.get("version"), "version")
+  if version != VERSION:
+    raise ValueError(f"version = {version}: this release of uae_jax reads version {VERSION}")
+  settings = from_plain(_Result, result).settings
+  for name in REQUIRED:
+    if name not in settings:
+      raise ValueError(f"settings lacks field {name!r}")
+  for name, kind in TYPES.items():
+    if name in settings:
+      from_plain(kind, settings[name], f"settings.{name}")
+  for name in COUNTS:
+    if settings.get(name, 1) < 1:
+      raise ValueError(f"settings.{name} = {settings[name]}: expected 1 or more")
 
 
 def write(folder: Path, settings: Mapping, about: Mapping, scores: Scores | None, scale: float) -> dict[str, Any]:

@@ -113,10 +113,7 @@ def json_lines(file: Path) -> Iterator[tuple[str, dict]]:
     if not line.strip():
       continue
     place = f"{file}, line {number}"
-    try:
-      record = json.loads(line)
-    except ValueError as error:
-      raise SuiteError(f"{place}: not JSON ({error})") from error
+    record = _parse(line, place)
     if not isinstance(record, dict):
       raise SuiteError(f"{place}: expected a JSON object, found {type(record).__name__}")
     yield place, record
@@ -128,10 +125,14 @@ def read_json(file: Path) -> Any:
   Raises:
     SuiteError: it is not JSON.
   """
+  return _parse("\n".join(files.read_lines(file)), str(file))
+
+
+def _parse(text: str, place: str) -> Any:
   try:
-    return json.loads("\n".join(files.read_lines(file)))
-  except ValueError as error:
-    raise SuiteError(f"{file}: not JSON ({error})") from error
+    return json.loads(text)  # with NaN, which scorers in Python write
+  except (ValueError, RecursionError) as error:
+    raise SuiteError(f"{place}: not JSON ({error})") from error
 
 
 def field(place: str, record: Mapping, name: str, kind: type | tuple[type, ...]) -> Any:
