@@ -361,8 +361,13 @@ class UAE:
     Returns:
       (context float[B, T, C], mask bool[B, T], True at the slots that are not padding). The official decoder attends to
       the padding too.
+
+    Raises:
+      ValueError: there is no prompt, one is no text, or one has more than `length` tokens.
     """
     rows = [self.processor.generation_prompt(prompt) for prompt in _texts("prompts", prompts)]
+    if not rows:
+      raise ValueError("prompts = []: expected at least one text")
     tokens, mask = self.processor.pad_rows(rows, length)
     run = self._program(("encode_text", tokens.shape), self._encode_text)
     return run(self.params, tokens, mask), jnp.asarray(mask)

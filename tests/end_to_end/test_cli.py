@@ -399,3 +399,6 @@ def test_generate_reads_captions_of_json_lines(model, capsys):
   assert run("generate", "--model", model, "--prompts", "prompts.jsonl", "--out", "out") == 1
   assert "prompts.jsonl:2: expected a JSON object" in errors(capsys)[0]
   assert [line["prompt"] for line in lines(Path("out/images.jsonl"))] == ["red circle"]
+  Path("prompts.CSV").write_text("prompt,seed\nred circle,1\n")
+  assert run("generate", "--model", model, "--prompts", "prompts.CSV", "--out", "out") == 1
+  assert "prompts.CSV: a table" in errors(capsys)[0]

@@ -119,6 +119,8 @@ def test_one_text_or_image_is_not_taken_for_a_list(loaded, method, arguments, ex
 
 def test_nothing_gives_nothing(loaded):
   assert loaded.caption([]) == [] and loaded.generate([]) == []
+  with pytest.raises(ValueError, match="at least one text"):
+    loaded.encode_text([])
   assert loaded.generate([], output="array").shape == (0, 32, 32, 3)
 
 

@@ -106,3 +106,12 @@ def test_job_names_suit_every_engine():
   found = {sweep.job_name("2026 Sweep", f"learning_rate-{10**-k}_long_name_of_a_point") for k in range(9)}
   assert len(found) == 9 and all(len(name) <= 50 for name in found)
   assert all(name[0] == "s" and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for name in found)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"a": 1}', "[1]"])
+def test_a_damaged_list_of_submitted_runs_is_refused(tmp_path, content):
+  file = tmp_path / "submitted.json"
+  assert sweep.read_submitted(file) == []
+  file.write_text(content)
+  with pytest.raises(ValueError, match=r"submitted.json: not a list of submitted runs"):
+    sweep.read_submitted(file)

@@ -32,6 +32,9 @@ def parser() -> command_line.Parser:
   return parser
 
 
+JSON_SUFFIXES, TABLES = (".jsonl", ".json"), (".csv", ".tsv", ".parquet", ".xlsx")
+
+
 @dataclasses.dataclass(frozen=True)
 class Line:
   """A prompt as it was given, not yet read; its string names it in messages."""
@@ -70,10 +73,13 @@ def read_lines(file: Path) -> list[Line]:
   """Reads a text or JSON lines file; empty lines are skipped.
 
   Raises:
-    ValueError: the file has no prompt.
+    ValueError: the file is a table, or has no prompt.
   """
+  suffix = file.suffix.lower()
+  if suffix in TABLES:
+    raise ValueError(f"{file}: a table: write its prompts as text, one per line, or as JSON lines")
   numbered = enumerate(files.read_lines(file), 1)
-  lines = [Line(f"{file}:{n}", text.strip(), file.suffix == ".jsonl") for n, text in numbered if text.strip()]
+  lines = [Line(f"{file}:{n}", text.strip(), suffix in JSON_SUFFIXES) for n, text in numbered if text.strip()]
   if not lines:
     raise ValueError(f"{file}: no prompt in this file")
   return lines

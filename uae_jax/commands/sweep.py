@@ -191,7 +191,7 @@ def launch(sweep, name: str, template: str, submits: bool, retry_failed: bool) -
   if "{flags}" not in words and "{workdir}" not in template:
     raise ValueError("--launcher: put {flags} in the command, which stands for the arguments of uae-jax train")
   file = sweep.folder / "submitted.json"
-  submitted = json.loads(file.read_text()) if file.exists() else []
+  submitted = read_submitted(file)
   for point in sweep.points:
     if sweep.state(point) == "finished" or (point.name in submitted and not retry_failed):
       log(f"{point.name}: {'finished' if sweep.state(point) == 'finished' else 'submitted before'}")
@@ -212,6 +212,21 @@ def launch(sweep, name: str, template: str, submits: bool, retry_failed: bool) -
       raise ValueError(f"{point.name}: the launcher ended with exit code {code}; the same command continues")
     submitted = list(dict.fromkeys([*submitted, point.name]))
     write_whole(file, json.dumps(submitted) + "\n")
+
+
+def read_submitted(file: Path) -> list[str]:
+  """Reads the names of the runs that a launcher has; none if there is no file.
+
+  Raises:
+    ValueError: the file is no list of names, so runs could be started twice.
+  """
+  try:
+    names = json.loads(file.read_text()) if file.exists() else []
+  except (ValueError, RecursionError):
+    names = None
+  if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    raise ValueError(f"{file}: not a list of submitted runs: mend it, or delete it if none of them was submitted")
+  return names
 
 
 def job_name(sweep: str, point: str) -> str:

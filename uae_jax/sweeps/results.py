@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 import shlex
 
-from uae_jax import metrics_file
+from uae_jax import json_files, metrics_file
 from uae_jax.report.figures import FIGURES
 from uae_jax.report.run import flatten, number
 from uae_jax.sweeps.points import Point
@@ -41,7 +41,7 @@ def read_row(sweep: Sweep, point: Point) -> Row:
     metrics |= {name: number(value) for name, value in record.items() if math.isfinite(number(value))}
   held_out = workdir / "evaluation" / f"{sweep.experiment(point).runs[-1][0]}.json"
   if state == "finished" and held_out.exists():
-    figures = flatten(json.loads(held_out.read_text()))
+    figures = flatten(json_files.read_object(held_out))
     metrics |= {name: number(value) for name, value in figures.items() if math.isfinite(number(value))}
   return Row(point, state, metrics, sweep.error(point) if state == "failed" else "")
 
