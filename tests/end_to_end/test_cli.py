@@ -330,7 +330,8 @@ PATHS = {
     "--suite=vqa:PATH --out=o",
     "--suite=unified_bench --prompts=p --out=o --against=PATH",
   ),
-  "compare": ("PATH b", "a PATH"),
+  "serve": ("--model=PATH",),
+  "compare": ("PATH b", "a PATH", "a b --page=PATH"),
   "status": ("PATH", "a PATH"),
   "sweep": ("--config=c.py --workdir=PATH", "--config=PATH --workdir=d"),
 }

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import types
 
 import numpy as np
 from PIL import Image
@@ -19,6 +18,7 @@ from uae_jax.commands.generate import read_lines
 from uae_jax.commands.image_files import expand
 from uae_jax.data.sources import open_source
 from uae_jax.evaluation import unified_bench
+from uae_jax.options import DataOptions
 
 pytestmark = pytest.mark.fast
 
@@ -159,7 +159,7 @@ def test_every_command_and_source_finds_the_same_images(tmp_path, suffix):
   file = tmp_path / f"a{suffix.upper()}"
   Image.new("RGB", (8, 8), "red").save(file, "TIFF" if "tif" in suffix else None)
   assert expand([str(tmp_path)]) == [file]
-  data = types.SimpleNamespace(source=f"folder:{tmp_path}", data_dir="", variant="plain")
+  data = DataOptions(source=f"folder:{tmp_path}")
   record = open_source(data, "train")[0]
   assert record["image"].shape == (8, 8, 3)
   assert unified_bench.image_files(tmp_path, suffixes=files.IMAGE_SUFFIXES) == [file]
