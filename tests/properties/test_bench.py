@@ -10,8 +10,8 @@ from PIL import Image
 import pytest
 
 from uae_jax import cli, embedders
-from uae_jax.commands import image_files
 from uae_jax.commands.bench import parse_embedders
+from uae_jax.data import image_files
 from uae_jax.evaluation import unified_bench
 
 pytestmark = pytest.mark.fast

@@ -14,8 +14,8 @@ from PIL import Image
 import pytest
 
 from uae_jax import files
-from uae_jax.commands.generate import read_lines
-from uae_jax.commands.image_files import expand
+from uae_jax.data.image_files import expand
+from uae_jax.data.prompt_lines import read_lines
 from uae_jax.data.sources import open_source
 from uae_jax.evaluation import unified_bench
 from uae_jax.options import DataOptions

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from uae_jax.commands.image_files import result_names
 from uae_jax.commands.items import Items, JsonLines, OutputError
+from uae_jax.data.image_files import result_names
 
 pytestmark = pytest.mark.fast
 

@@ -3,8 +3,9 @@
 from contextlib import closing
 from pathlib import Path
 
-from uae_jax.commands import command_line, image_files, model_arguments
+from uae_jax.commands import command_line, model_arguments
 from uae_jax.commands.items import Items, JsonLines
+from uae_jax.data import image_files
 
 
 def parser() -> command_line.Parser:

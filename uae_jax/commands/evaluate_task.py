@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import sys
 from typing import Any
 
-from uae_jax.commands import evaluation_settings, model_arguments
+from uae_jax.commands import bench, evaluation_settings, model_arguments
 from uae_jax.evaluation import results, rows
 from uae_jax.evaluation.suites.spec import Prompt, SuiteError
 from uae_jax.evaluation.suites.task import Run, Task
@@ -47,6 +47,7 @@ def main(arguments: argparse.Namespace, task: Task, prompts: Sequence[Prompt]) -
     embedders=embedders,
     embedder_paths=paths,
     judge=judge_options(arguments),
+    bench=bench.main,
   )
   if uae is None:
     made, failed = rows.read(out), known["failed"] if known else {}

@@ -100,6 +100,17 @@ def replace_image_settings(folder: Path, changes: Mapping[str, Any]) -> tuple[Pa
   return file, whole
 
 
+def read_text_tokenizer(kind: str, folder: Path) -> Any:
+  """The tokenizer of the text tower of an embedder.
+
+  Raises:
+    ValueError: it cannot be read.
+  """
+  from transformers import AutoTokenizer, CLIPTokenizer  # Imported late: they load half of transformers.
+
+  return load_tokenizer(AutoTokenizer if kind == "siglip2" else CLIPTokenizer, folder)
+
+
 def read_tokenizer(folder: Path) -> Any:
   """Reads a transformers tokenizer; no code of the folder is run.
 

@@ -161,18 +161,7 @@ def load(kind: str, path: str | Path) -> ImageTextEmbedder:
   graphdef, abstract = sharding.abstract_model(lambda: tower.network(tower.config, rngs=nnx.Rngs(0)), mesh)
   params = table.load(tower.tensors, tower.rows, abstract, ignored=tower.ignored, source=str(path))
   params = jax.tree.map(lambda x, want: jax.device_put(x, want.sharding), params, abstract)
-  tokenizer = read_tokenizer(kind, tower.tokenizer)
+  tokenizer = processor_files.read_text_tokenizer(kind, tower.tokenizer)
   return ImageTextEmbedder(
     image, TextEmbedder(params, tower.config.max_tokens, graphdef, tokenizer, tower.is_lower_case)
   )
-
-
-def read_tokenizer(kind: str, folder: Path) -> Any:
-  """The tokenizer of a text tower.
-
-  Raises:
-    ValueError: it cannot be read.
-  """
-  from transformers import AutoTokenizer, CLIPTokenizer  # Imported late: they load half of transformers.
-
-  return processor_files.load_tokenizer(AutoTokenizer if kind == "siglip2" else CLIPTokenizer, folder)

@@ -4,6 +4,7 @@ import difflib
 from pathlib import Path
 
 from uae_jax import embedders
+from uae_jax.data import processor_files
 from uae_jax.embedders import text
 from uae_jax.options import EXTERNAL, FRESH, IMAGE_TEXT_REWARDS, Experiment
 from uae_jax.rewards.external import ExternalReward
@@ -45,7 +46,7 @@ def check_towers(config: Experiment, field: str, reward: str) -> None:
   if source in ("", FRESH):
     raise ValueError(f"{field} names {reward!r}: set config.embedders.{kind} to the folder of its weights")
   try:
-    text.read_tokenizer(kind, text.TOWERS[kind](Path(source)).tokenizer)
+    processor_files.read_text_tokenizer(kind, text.TOWERS[kind](Path(source)).tokenizer)
   except (ValueError, OSError) as error:
     raise ValueError(f"{field} names {reward!r}: {error}") from error
 

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from uae_jax import files
-from uae_jax.commands.image_files import result_names
+from uae_jax.data.image_files import result_names
 from uae_jax.data.images import read_image
 from uae_jax.evaluation import unified_bench
 from uae_jax.evaluation.suites.spec import Prompt, SuiteError, field, json_lines

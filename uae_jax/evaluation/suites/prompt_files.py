@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from uae_jax.commands.generate import read_lines
+from uae_jax.data.prompt_lines import read_lines
 from uae_jax.evaluation.suites.spec import Prompt, SuiteError
 
 

@@ -12,6 +12,10 @@ from uae_jax.evaluation.suites.spec import Prompt, Scores, SuiteError, missing_n
 Rows = Mapping[str, Mapping[str, Any]]  # key of an item -> its row
 
 
+def _no_bench(*arguments: Any) -> int:
+  raise NotImplementedError("this run was made without `uae-jax bench`")
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
   """What a task works with.
@@ -26,6 +30,7 @@ class Run:
     embedders: kind -> `embedders.host.Embedder`.
     embedder_paths: kind -> path it was loaded from.
     judge: options of `uae-jax bench` for its protocol 2; empty without a judge.
+    bench: `commands.bench.main`.
   """
 
   out: Path
@@ -37,6 +42,7 @@ class Run:
   embedders: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   embedder_paths: Mapping[str, str] = dataclasses.field(default_factory=dict)
   judge: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  bench: Callable[..., int] = _no_bench
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from uae_jax.commands import bench
 from uae_jax.evaluation import intervals
 from uae_jax.evaluation.suites import pictures
 from uae_jax.evaluation.suites.spec import Prompt, Scores, SuiteError, missing_note, read_json
@@ -49,7 +48,7 @@ def run_bench(run: Run, done: Sequence[Prompt], name: str, arguments: Sequence[s
   file, first = run.out / name, done[0]
   folder = first.record["image"].parents[len(Path(first.key).parts) - 1]
   cache = ["--cache", str(run.out / "judge_cache")]
-  bench.main(
+  run.bench(
     ["--references", str(folder), "--out", str(file), "--suffixes", "all", *cache, *arguments],
     [prompt.record["image"] for prompt in done],
   )
