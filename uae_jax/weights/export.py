@@ -22,7 +22,8 @@ from uae_jax.plain import to_plain
 from uae_jax.weights import connector, huggingface_configs, mmdit, pooled, qwen25_vl
 from uae_jax.weights import vae as vae_weights
 from uae_jax.weights.checkpoint import LoadedUAE
-from uae_jax.weights.official import ADAPTER_CONFIG, ADAPTER_STEM, CONNECTOR, DIFFUSERS_STEM, EXTRAS, Folders
+from uae_jax.weights.folder_adapters import ADAPTER_CONFIG, ADAPTER_STEM
+from uae_jax.weights.official import CONNECTOR, DIFFUSERS_STEM, EXTRAS, Folders
 from uae_jax.weights.table import Row, expand, match_spec
 from uae_jax.weights.tensor_files import Renamed, Spec, write, write_folder
 

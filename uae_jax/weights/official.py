@@ -28,16 +28,16 @@ import numpy as np
 from uae_jax import json_files, sharding
 from uae_jax.data import processor_files
 from uae_jax.data.processing import Processor
-from uae_jax.layers import lora
 from uae_jax.models.connector import Connector, ConnectorConfig
 from uae_jax.models.mmdit import MMDiTConfig
 from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
 from uae_jax.models.uae import UAE, UAEConfig
 from uae_jax.models.vae import AutoencoderKLConfig
 from uae_jax.plain import from_plain
-from uae_jax.weights import connector, fields, mmdit, peft_adapters, pooled, qwen25_vl
+from uae_jax.weights import connector, fields, mmdit, pooled, qwen25_vl
 from uae_jax.weights import vae as vae_weights
 from uae_jax.weights.checkpoint import InferenceSettings, LoadedUAE, processor_problems, typed
+from uae_jax.weights.folder_adapters import ADAPTER_CONFIG, ADAPTER_STEM, read_captioner, read_decoder
 from uae_jax.weights.table import Row, WeightError, find_problems, stream
 from uae_jax.weights.tensor_files import Renamed, Safetensors, open_file, open_folder, spec_of
 
@@ -46,11 +46,7 @@ Check = Callable[[Mapping], fields.Findings]
 EXTRAS = "uae.json"
 # The connector of an export without base models; replaces the connector in llm_model.
 CONNECTOR = "projector.safetensors"
-DIFFUSERS_STEM, ADAPTER_STEM, ADAPTER_CONFIG = "diffusion_pytorch_model", "adapter_model", "adapter_config.json"
-# A full state has no adapter_config.json; the published adapters have alpha = 2 * rank.
-ALPHA_PER_RANK = 2.0
-# Adapters written by diffusers: without another statement, their alpha is their rank.
-DIFFUSERS_ADAPTERS, DIFFUSERS_METADATA = "pytorch_lora_weights.safetensors", "lora_adapter_metadata"
+DIFFUSERS_STEM = "diffusion_pytorch_model"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -177,8 +173,12 @@ class Reader:
       captioner = self._attempt(functools.partial(self._completed, captioner))
     if captioner and decoder and vae:
       targets = qwen25_vl.adapter_targets(captioner, self.language)
-      captioner_lora = self._lora(folders.language_adapters, targets, self.language, adapter_names)
-      decoder_lora = self._attempt(lambda: self._decoder_lora(decoder)) if folders.decoder_adapters.is_dir() else None
+      captioner_lora = decoder_lora = None
+      if targets is not None:
+        captioner_lora = read_captioner(folders.language_adapters, targets, self.language, adapter_names, self.problems)
+      if folders.decoder_adapters.is_dir():
+        adapters = self._attempt(lambda: read_decoder(folders.decoder_adapters, decoder, self.problems))
+        decoder_lora, self.decoder_adapters = adapters or (None, Renamed())
       masks = self.extras.get("mask_context", False)
       if not isinstance(masks, bool):
         self.problems.append(f"{folders.root / EXTRAS}: mask_context is {masks!r:.60}, expected true or false")
@@ -341,82 +341,6 @@ class Reader:
     if "projector.0.weight" in self.language:
       hidden = self.language.spec("projector.0.weight").shape[0]
     return ConnectorConfig(captioner.language.width, hidden, decoder.context_width)
-
-  def _lora(self, folder: Path, targets: str | None, tensors: Mapping, file_names: list[str]) -> lora.LoRA | None:
-    """The captioner's adapters, with rank from shapes and alpha from `adapter_config.json`; None without adapters."""
-    if targets is None:
-      return None
-    rank = _rank(tensors)
-    file = folder / ADAPTER_CONFIG
-    if not file.exists():
-      return lora.LoRA(rank, ALPHA_PER_RANK * rank, targets)
-    return self._scaled(file, self._attempt(lambda: json_files.read_object(file)) or {}, file_names, rank, targets)
-
-  def _scaled(self, file: Path, settings: Mapping, names: list[str], rank: int, targets: str) -> lora.LoRA:
-    """Adapters with the scale of a PEFT config; records what of it is not supported."""
-    found = peft_adapters.read_config(settings, names)
-    problems = found.problems
-    if found.rank != rank:
-      problems = [*problems, f"r is {found.rank}, the tensors have rank {rank}"]
-    self.problems += [f"{file}: {problem}" for problem in problems]
-    return lora.LoRA(rank, found.alpha, targets)
-
-  def _decoder_lora(self, decoder: MMDiTConfig) -> lora.LoRA:
-    """The decoder's adapters, and their tensors under PEFT's names in `decoder_adapters`.
-
-    Raises:
-      ValueError: the folder has no adapters, several sets of them, or no scale.
-    """
-    folder = self.folders.decoder_adapters
-    file, config = _adapter_file(folder), folder / ADAPTER_CONFIG
-    tensors = Safetensors([file])
-    modules = ["pos_embed.proj", *mmdit.modules(decoder)]
-    self.decoder_adapters, alphas = peft_adapters.decoder_tensors(tensors, modules, decoder.depth)
-    if not any(name.endswith(".lora_A.weight") for name in self.decoder_adapters):
-      raise ValueError(f"{file}: no adapters in it")
-    names, rank = list(self.decoder_adapters), _rank(self.decoder_adapters)
-    targets = mmdit.adapter_targets(decoder, self.decoder_adapters)
-    adapted = {module for name in names if (module := peft_adapters.adapted_module(name))}
-    try:
-      alpha = peft_adapters.common_alpha(alphas, adapted)
-    except ValueError as error:
-      raise ValueError(f"{file}: {error}") from error
-    if config.exists():
-      found = self._scaled(config, json_files.read_object(config), names, rank, targets)
-      if alpha not in (None, found.alpha):
-        self.problems.append(f"{file}: its alpha is {alpha}, that of {ADAPTER_CONFIG} is {found.alpha}")
-      return found
-    if DIFFUSERS_METADATA in tensors.metadata:
-      settings = json_files.parse_object(tensors.metadata[DIFFUSERS_METADATA].encode(), f"{file}: {DIFFUSERS_METADATA}")
-      settings = {name.removeprefix("transformer."): value for name, value in settings.items()}
-      return self._scaled(file, settings, names, rank, targets)
-    if alpha is None and file.name != DIFFUSERS_ADAPTERS:
-      raise ValueError(f"{config}: no such file, so the adapters' scale is not known")
-    return lora.LoRA(rank, float(rank if alpha is None else alpha), targets)
-
-
-def _adapter_file(folder: Path) -> Path:
-  """The adapter file of PEFT or diffusers in a folder, or its only safetensors file.
-
-  Raises:
-    ValueError: there is none, or there are several.
-  """
-  for name in (f"{ADAPTER_STEM}.safetensors", DIFFUSERS_ADAPTERS):
-    if (folder / name).exists():
-      return folder / name
-  files = sorted(folder.glob("*.safetensors"))
-  if len(files) != 1:
-    raise ValueError(f"{folder}: no {ADAPTER_STEM}.safetensors, and {len(files)} other safetensors files")
-  return files[0]
-
-
-def _rank(tensors: Mapping) -> int:
-  """The rank of the first adapter by name; a check of all shapes follows."""
-  first = min(name for name in tensors if name.endswith(".lora_A.weight"))
-  shape = spec_of(tensors, first).shape
-  if not shape or not shape[0]:
-    raise ValueError(f"{first}: shape {shape} is that of no adapter")
-  return shape[0]
 
 
 def _digest(tensors: Mapping, name: str) -> bytes:
