@@ -1,11 +1,9 @@
 """The public Python API: a class around a trained UAE, loaded from the official weights, a run, or an export."""
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import math
-import operator
 import os
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from uae_jax import sharding
-from uae_jax.data.records import encodable
+from uae_jax.api_arguments import checked_texts, checked_whole, keys_of, or_default
+from uae_jax.api_batches import batches_of, fitting
 from uae_jax.files import local_path
 from uae_jax.layers.quantized import quantize
 from uae_jax.models.prompts import Prompts, Questions
@@ -30,14 +29,11 @@ from uae_jax.weights.checkpoint import LoadedUAE
 
 Images = Iterable[Image.Image | str | os.PathLike]
 KEPT_NAMES = ("top_k", "top_p", "min_p")
-LARGEST_SEED = 2**32 - 1
 # Prompts are padded to a multiple of this if the decoder does not attend to padding.
 MASKED_BUCKET = 16
 # Questions are padded to a multiple of this many tokens, so that few programs serve all of them.
 QUESTION_BUCKET = 32
 NOT_FINITE = "another dtype may help, or the weights are damaged"
-
-Value = TypeVar("Value")
 
 
 class UAE:
@@ -228,7 +224,7 @@ class UAE:
       for image, own, row, length in zip(prepared, asked, encoded, longest, strict=True)
     ]
     results = [np.zeros(0, np.float32)] * len(prepared)
-    for rows in _batches(groups, batch_size):
+    for rows in batches_of(groups, batch_size):
       padded = [self.processor.pad_rows(encoded[row], longest[row]) for row in rows]
       tokens, mask = (np.stack(part) for part in zip(*padded, strict=True))  # [B, choices, longest]
       pixels = np.stack([prepared[row][0] for row in rows])
@@ -247,7 +243,7 @@ class UAE:
 
   def _question_rows(self, prepared: Sequence, questions: Sequence[str]) -> list[np.ndarray]:
     """Token ids int32[P] of image and question per image, padded with -1 to a multiple of `QUESTION_BUCKET`."""
-    questions = _texts("questions", questions)
+    questions = checked_texts("questions", questions)
     if len(questions) != len(prepared):
       raise ValueError(f"{len(prepared)} images, but {len(questions)} questions")
     rows = []
@@ -275,22 +271,22 @@ class UAE:
     batch_size: int,
   ) -> list[str]:
     """Samples captions, or answers to the questions `asked` of `_question_rows`."""
-    max_new_tokens = _or(max_new_tokens, self.inference.max_new_tokens)
-    penalty = from_plain(float, _or(repetition_penalty, self.inference.repetition_penalty), "repetition_penalty")
+    max_new_tokens = or_default(max_new_tokens, self.inference.max_new_tokens)
+    penalty = from_plain(float, or_default(repetition_penalty, self.inference.repetition_penalty), "repetition_penalty")
     checked = CaptionOptions(
       max_new_tokens=max_new_tokens,
-      **{name: _or(value, getattr(self.inference, name)) for name, value in kept.items()},
+      **{name: or_default(value, getattr(self.inference, name)) for name, value in kept.items()},
     )
-    temperature = CaptionOptions(temperature=_or(temperature, 0.7)).temperature
+    temperature = CaptionOptions(temperature=or_default(temperature, 0.7)).temperature
     # Without noise the most likely token is taken, which is always kept.
     kept = {name: getattr(checked, name) for name in KEPT_NAMES} if temperature else {}
     if not (math.isfinite(penalty) and penalty > 0):
       raise ValueError(f"repetition_penalty = {penalty}: expected a finite number, more than 0")
-    keys = _keys(seed, indices, len(prepared))
+    keys = keys_of(seed, indices, len(prepared))
     lengths = [0] * len(prepared) if asked is None else [len(row) for row in asked]
     results = [""] * len(prepared)
     groups = [(image[0].shape, length) for image, length in zip(prepared, lengths, strict=True)]
-    for rows in _batches(groups, batch_size):
+    for rows in batches_of(groups, batch_size):
       pixels = np.stack([prepared[row][0] for row in rows])
       questions = None if asked is None else self._questions([asked[row] for row in rows])
       run = self._program(
@@ -334,7 +330,7 @@ class UAE:
     Raises:
       ValueError: the numbers of captions and images differ.
     """
-    prepared, captions = list(self._prepare(images)), _texts("captions", captions)
+    prepared, captions = list(self._prepare(images)), checked_texts("captions", captions)
     if len(prepared) != len(captions):
       raise ValueError(f"{len(prepared)} images, but {len(captions)} captions")
     results = []
@@ -365,7 +361,7 @@ class UAE:
     Raises:
       ValueError: there is no prompt, one is no text, or one has more than `length` tokens.
     """
-    rows = [self.processor.generation_prompt(prompt) for prompt in _texts("prompts", prompts)]
+    rows = [self.processor.generation_prompt(prompt) for prompt in checked_texts("prompts", prompts)]
     if not rows:
       raise ValueError("prompts = []: expected at least one text")
     tokens, mask = self.processor.pad_rows(rows, length)
@@ -414,8 +410,8 @@ class UAE:
     Raises:
       ValueError: the decoder's patches or position table do not allow the size.
     """
-    height = _whole("height", _or(height, self.inference.resolution_px), -math.inf, math.inf)
-    width = _whole("width", _or(width, self.inference.resolution_px), -math.inf, math.inf)
+    height = checked_whole("height", or_default(height, self.inference.resolution_px), -math.inf, math.inf)
+    width = checked_whole("width", or_default(width, self.inference.resolution_px), -math.inf, math.inf)
     scale = self._config.vae.downsampling
     stride = scale * self._config.decoder.patch
     largest = stride * self._config.decoder.pos_embed_max_size
@@ -456,14 +452,14 @@ class UAE:
       ValueError: the decoder's patches or position table do not allow the size, the output is unknown, an option is out
         of range, the latents have another shape, or the model's numbers are not finite.
     """
-    prompts = _texts("prompts", prompts)
+    prompts = checked_texts("prompts", prompts)
     if output not in ("pil", "array"):
       raise ValueError(f"output = {output!r}: expected 'pil' or 'array'")
-    steps, guidance = _or(steps, self.inference.steps), _or(guidance, self.inference.guidance)
+    steps, guidance = or_default(steps, self.inference.steps), or_default(guidance, self.inference.guidance)
     GenerationOptions(sampler_steps=steps, guidance=guidance)
     shape = self.latents_shape(height, width)
     if latents is None:
-      noise = [jax.random.normal(key, shape) for key in _keys(seed, indices, len(prompts))]
+      noise = [jax.random.normal(key, shape) for key in keys_of(seed, indices, len(prompts))]
     else:
       noise = list(jnp.asarray(latents, jnp.float32))
       expected = (len(prompts), *(shape if height or width else (*np.shape(latents)[1:3], shape[-1])))
@@ -472,7 +468,7 @@ class UAE:
     negative = [] if guidance == 1.0 else [self.processor.negative_prompt]
     lengths = self._context_lengths(prompts, negative)
     generated = [np.zeros(0)] * len(prompts)
-    for rows in _batches(lengths, _or(batch_size, fitting(shape))):
+    for rows in batches_of(lengths, or_default(batch_size, fitting(shape))):
       context, mask = self.encode_text([*negative, *(prompts[row] for row in rows)], lengths[rows[0]])
       batch = jnp.stack([noise[row] for row in rows])
       run = self._program(
@@ -564,81 +560,3 @@ class UAE:
     if key not in self._programs:
       self._programs[key] = jax.jit(function)
     return self._programs[key]
-
-
-def _or(value: Value | None, default: Value) -> Value:
-  """The value, as Python's own number if it is one of NumPy; the default for None."""
-  if isinstance(value, np.generic):
-    return value.item()
-  return default if value is None else value
-
-
-def _texts(name: str, texts: Sequence[str]) -> list[str]:
-  """Checks an argument that is a list of texts.
-
-  Raises:
-    ValueError: it is one text, or an item is no text.
-  """
-  if isinstance(texts, str):
-    raise ValueError(f"{name} is one text, expected a list of texts")
-  for position, text in enumerate(texts):
-    if not isinstance(text, str):
-      raise ValueError(f"{name}[{position}] is of type {type(text).__name__}, expected a text")
-    encodable(text, f"{name}[{position}]")
-  return list(texts)
-
-
-def _whole(name: str, value: int, lowest: float = 0, highest: float = LARGEST_SEED) -> int:
-  """Checks an argument that is a whole number.
-
-  Raises:
-    ValueError: it is not, or out of range.
-  """
-  try:
-    number = operator.index(value)
-  except TypeError as error:
-    raise ValueError(f"{name} = {value!r}: expected a whole number") from error
-  if not lowest <= number <= highest:
-    # JAX would use the lowest 32 bits of a seed only.
-    expected = f"{lowest} to {highest}" if math.isfinite(highest) else f"at least {lowest}"
-    raise ValueError(f"{name} = {number}: expected {expected}")
-  return number
-
-
-def _keys(seed: int, indices: Sequence[int] | None, count: int) -> list[jax.Array]:
-  """One random key per image, which depends on the seed and the index of the image only.
-
-  Raises:
-    ValueError: the seed or an index is out of range, or there are not as many indices as images.
-  """
-  key = jax.random.key(_whole("seed", seed))
-  indices = range(count) if indices is None else indices
-  if len(indices) != count:
-    raise ValueError(f"{count} images, but {len(indices)} indices")
-  return [jax.random.fold_in(key, _whole("an index", index)) for index in indices]
-
-
-def fitting(latents_shape: Sequence[int]) -> int:
-  """Default number of images per batch: as many as 8 images of 64 x 64 latents (512 px) have together, 1 to 16."""
-  return max(1, min(16, 8 * 64**2 // (latents_shape[0] * latents_shape[1])))
-
-
-def _batches(groups: Sequence[Hashable], batch_size: int) -> Iterator[list[int]]:
-  """Yields batches of positions of one group, padded to a power of two by repeating the last position.
-
-  Args:
-    groups: group of each position.
-    batch_size: maximum number of positions per batch.
-
-  Raises:
-    ValueError: `batch_size` is less than 1.
-  """
-  batch_size = _whole("batch_size", batch_size, 1, math.inf)
-  positions: dict[Hashable, list[int]] = {}
-  for position, group in enumerate(groups):
-    positions.setdefault(group, []).append(position)
-  for rows in positions.values():
-    for start in range(0, len(rows), batch_size):
-      batch = rows[start : start + batch_size]
-      padded = min(batch_size, 1 << (len(batch) - 1).bit_length())
-      yield batch + batch[-1:] * (padded - len(batch))

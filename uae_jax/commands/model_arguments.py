@@ -7,8 +7,8 @@ import sys
 from typing import Any
 
 from uae_jax.commands.command_line import number, path
+from uae_jax.options.sampling import LARGEST_SEED
 
-LARGEST_SEED = 2**32 - 1  # of `api`, which brings jax
 positive = number(int, at_least=1)
 CAPTION_OPTIONS = ("batch_size", "max_new_tokens", "temperature", "top_k", "top_p", "min_p")
 GENERATION_OPTIONS = ("batch_size", "steps", "guidance", "height", "width")

@@ -9,6 +9,7 @@ from uae_jax.options.rewards import IMAGE_TEXT_REWARDS
 CONDITIONINGS = ("text", "answer")
 TEXT_TOWERS = ("reference", "policy")
 DATASET, SAMPLED = "dataset", "sampled"
+LARGEST_SEED = 2**32 - 1  # JAX uses the lowest 32 bits of a seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

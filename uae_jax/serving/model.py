@@ -10,8 +10,8 @@ from uae_jax.serving.requests import Request
 class Model:
   """Calls a UAE for requests of one group.
 
-  The noise of result i of a request depends on the request's seed and i; without a seed, on the server's seed and the
-  number of such results before it.
+  The noise of result i of a request depends on the seed of the request and i only. A request without a seed takes the
+  seed of the server, and in place of i the number of results that such requests had before.
 
   Args:
     uae: the model.

@@ -18,12 +18,12 @@ from PIL import Image
 
 from uae_jax.data.images import read_image
 from uae_jax.files import SURROGATES
+from uae_jax.options.sampling import LARGEST_SEED
 
 MAX_COUNT = 10
 MAX_STEPS = 1000
 MAX_TEXT_CHARACTERS = 32_000
 MAX_IMAGE_PIXELS = 50_000_000
-LARGEST_SEED = 2**32 - 1
 # Fields that say nothing about the result, and fields of which only these values are understood.
 IGNORED = {"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "stream_options", "service_tier"}
 FIXED: Mapping[str, tuple] = {

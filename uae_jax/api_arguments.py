@@ -1,0 +1,66 @@
+"""Checks of the arguments of the Python API."""
+
+from collections.abc import Sequence
+import math
+import operator
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+from uae_jax.data.records import encodable
+from uae_jax.options.sampling import LARGEST_SEED
+
+Value = TypeVar("Value")
+
+
+def or_default(value: Value | None, default: Value) -> Value:
+  """The value, as Python's own number if it is one of NumPy; the default for None."""
+  if isinstance(value, np.generic):
+    return value.item()
+  return default if value is None else value
+
+
+def checked_texts(name: str, values: Sequence[str]) -> list[str]:
+  """Checks an argument that is a list of texts.
+
+  Raises:
+    ValueError: it is one text, or an item is no text.
+  """
+  if isinstance(values, str):
+    raise ValueError(f"{name} is one text, expected a list of texts")
+  for position, text in enumerate(values):
+    if not isinstance(text, str):
+      raise ValueError(f"{name}[{position}] is of type {type(text).__name__}, expected a text")
+    encodable(text, f"{name}[{position}]")
+  return list(values)
+
+
+def checked_whole(name: str, value: int, lowest: float = 0, highest: float = LARGEST_SEED) -> int:
+  """Checks an argument that is a whole number.
+
+  Raises:
+    ValueError: it is not, or out of range.
+  """
+  try:
+    number = operator.index(value)
+  except TypeError as error:
+    raise ValueError(f"{name} = {value!r}: expected a whole number") from error
+  if not lowest <= number <= highest:
+    # JAX would use the lowest 32 bits of a seed only.
+    expected = f"{lowest} to {highest}" if math.isfinite(highest) else f"at least {lowest}"
+    raise ValueError(f"{name} = {number}: expected {expected}")
+  return number
+
+
+def keys_of(seed: int, indices: Sequence[int] | None, count: int) -> list[jax.Array]:
+  """One random key per image, which depends on the seed and the index of the image only.
+
+  Raises:
+    ValueError: the seed or an index is out of range, or there are not as many indices as images.
+  """
+  key = jax.random.key(checked_whole("seed", seed))
+  indices = range(count) if indices is None else indices
+  if len(indices) != count:
+    raise ValueError(f"{count} images, but {len(indices)} indices")
+  return [jax.random.fold_in(key, checked_whole("an index", index)) for index in indices]
