@@ -40,6 +40,7 @@ def main(arguments: argparse.Namespace, task: Task, prompts: Sequence[Prompt]) -
   run = Run(
     out=out,
     uae=uae,
+    bench=bench.main,
     seed=settings["seed"],
     samples=settings["samples"],
     captions=captions,
@@ -47,7 +48,6 @@ def main(arguments: argparse.Namespace, task: Task, prompts: Sequence[Prompt]) -
     embedders=embedders,
     embedder_paths=paths,
     judge=judge_options(arguments),
-    bench=bench.main,
   )
   if uae is None:
     made, failed = rows.read(out), known["failed"] if known else {}

@@ -5,9 +5,9 @@ from typing import Any
 
 from uae_jax.data import records
 from uae_jax.data.file_sources import JsonLinesSource
+from uae_jax.data.prompt_lines import JSON_SUFFIXES
 from uae_jax.data.records import Fields
 
-JSON_SUFFIXES = (".jsonl", ".json")
 PROMPT = "prompt"
 
 

@@ -12,10 +12,6 @@ from uae_jax.evaluation.suites.spec import Prompt, Scores, SuiteError, missing_n
 Rows = Mapping[str, Mapping[str, Any]]  # key of an item -> its row
 
 
-def _no_bench(*arguments: Any) -> int:
-  raise NotImplementedError("this run was made without `uae-jax bench`")
-
-
 @dataclasses.dataclass(frozen=True)
 class Run:
   """What a task works with.
@@ -23,6 +19,7 @@ class Run:
   Attributes:
     out: output folder.
     uae: the model, an `api.UAE`; None where finished rows are scored again.
+    bench: (arguments of `uae-jax bench`, pictures) -> exit code; `commands.bench.main`.
     seed: seed of the run.
     samples: samples per item.
     captions: options of `UAE.caption` and `UAE.answer`.
@@ -30,11 +27,11 @@ class Run:
     embedders: kind -> `embedders.host.Embedder`.
     embedder_paths: kind -> path it was loaded from.
     judge: options of `uae-jax bench` for its protocol 2; empty without a judge.
-    bench: `commands.bench.main`.
   """
 
   out: Path
   uae: Any
+  bench: Callable[[list[str], list[Path]], int]
   seed: int = 0
   samples: int = 1
   captions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -42,7 +39,6 @@ class Run:
   embedders: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   embedder_paths: Mapping[str, str] = dataclasses.field(default_factory=dict)
   judge: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  bench: Callable[..., int] = _no_bench
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
