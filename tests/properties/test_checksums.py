@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
+import pytest
 
 from uae_jax import sharding
-from uae_jax.weights.checksums import fingerprint
+from uae_jax.weights.checksums import examine, fingerprint
 
 
 def params(dtype=jnp.float32):
@@ -47,3 +48,21 @@ def test_it_is_the_same_on_a_mesh():
   place = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
   sharded = {"a": {"kernel": jax.device_put(tree["a"]["kernel"], place)}, "b": tree["b"]}
   assert fingerprint(sharded) == fingerprint(tree)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "uint32", "bool"])
+@pytest.mark.parametrize("shape", [(), (0, 4), (8,), (4, 1500, 400)])
+def test_the_host_computes_what_devices_do(dtype, shape):
+  """An array on one CPU device is read by NumPy, in chunks; the same array on several by a program."""
+  x = jnp.asarray(np.random.default_rng(0).integers(0, 2**31, shape) % 251, dtype)
+  replicated = jax.device_put(x, NamedSharding(sharding.make_mesh(fsdp=8), PartitionSpec()))
+  assert examine(x) == examine(replicated)
+  assert examine(x)[1]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_found_on_host_and_devices(value):
+  x = jnp.zeros(9, jnp.bfloat16).at[4].set(value)
+  replicated = jax.device_put(x, NamedSharding(sharding.make_mesh(fsdp=8), PartitionSpec()))
+  assert examine(x) == examine(replicated)
+  assert not examine(x)[1]
