@@ -14,7 +14,7 @@ from uae_jax.embedders.kind import EmbedderSizes
 from uae_jax.layers.buffer import Buffer
 from uae_jax.models.clip import CLIPText
 from uae_jax.models.prompts import Prompts
-from uae_jax.models.uae import UAE, UAEConfig
+from uae_jax.models.uae import UAE
 from uae_jax.networks import Networks
 from uae_jax.training.sizes import Sizes, find
 from uae_jax.weights.checkpoint import typed
@@ -72,7 +72,7 @@ def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
   for name, size in sizes.embedders.items():
     encoder_graphdef, abstract_embedders[name] = abstract_embedder(size)
     embedders[name] = EmbeddingNetwork(size.kind, encoder_graphdef, size.image_px, size.mean, size.std)
-  buffers = frozenset(path for path, _ in trees.items(buffer_tree(sizes.uae)))
+  buffers = frozenset(path for path, _ in trees.items(buffer_tree(graphdef, abstract_uae)))
   abstract = typed({**abstract_uae, "embedders": abstract_embedders}, config.dtype, exact=buffers)
 
   def init(key: jax.Array) -> dict:
@@ -105,8 +105,6 @@ def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
   )
 
 
-def buffer_tree(config: UAEConfig) -> dict:
-  """Returns the stored constants of a UAE as a tree of abstract arrays."""
-  with nnx.use_eager_sharding(False):
-    model = nnx.eval_shape(lambda: UAE(config, rngs=nnx.Rngs(0)))
-  return nnx.to_pure_dict(nnx.state(model, Buffer))
+def buffer_tree(graphdef: nnx.GraphDef, abstract: dict) -> dict:
+  """Returns the stored constants of a network as a tree of abstract arrays."""
+  return nnx.to_pure_dict(nnx.state(nnx.merge(graphdef, abstract), Buffer))
