@@ -89,6 +89,6 @@ def test_the_reward_is_the_cosine_of_the_library(tmp_path):
 def test_long_clip_needs_the_tokenizer_of_clip(tmp_path):
   (tmp_path / "longclip.pt").write_bytes(b"")
   with pytest.raises(ValueError, match="copy vocab.json and merges.txt of CLIP"):
-    text.TOWERS["longclip"](tmp_path)
+    text.open_tower("longclip", tmp_path)
   with pytest.raises(ValueError, match="dinov2 has no text tower"):
     text.load("dinov2", tmp_path)

@@ -19,8 +19,6 @@ def encode(folder: str | Path, texts: Sequence[str], length: int) -> np.ndarray:
   Raises:
     ValueError: the tokenizer cannot be read.
   """
-  from transformers import CLIPTokenizer  # Imported late: it loads half of transformers.
-
-  tokenizer = processor_files.load_tokenizer(CLIPTokenizer, Path(folder))
+  tokenizer = processor_files.read_clip_tokenizer(Path(folder))
   rows = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True)["input_ids"]
   return np.asarray(rows, np.int32)

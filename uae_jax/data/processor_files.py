@@ -100,15 +100,15 @@ def replace_image_settings(folder: Path, changes: Mapping[str, Any]) -> tuple[Pa
   return file, whole
 
 
-def read_text_tokenizer(kind: str, folder: Path) -> Any:
-  """The tokenizer of the text tower of an embedder.
+def read_clip_tokenizer(folder: Path) -> Any:
+  """Reads the tokenizer of CLIP, whatever its config says.
 
   Raises:
-    ValueError: it cannot be read.
+    ValueError: the tokenizer cannot be read.
   """
-  from transformers import AutoTokenizer, CLIPTokenizer  # Imported late: they load half of transformers.
+  from transformers import CLIPTokenizer  # Imported late: it loads half of transformers.
 
-  return load_tokenizer(AutoTokenizer if kind == "siglip2" else CLIPTokenizer, folder)
+  return load_tokenizer(CLIPTokenizer, folder)
 
 
 def read_tokenizer(folder: Path) -> Any:

@@ -1,12 +1,17 @@
 """CLIP: the image tower of transformers' CLIPModel."""
 
+import functools
+from pathlib import Path
+
 from PIL import Image
 
+from uae_jax import json_files
+from uae_jax.data import processor_files
 from uae_jax.data.preprocessing import OPENAI_MEAN, OPENAI_STD
 from uae_jax.embedders import huggingface
-from uae_jax.embedders.kind import EmbedderSizes, Kind
-from uae_jax.models.clip import CLIPConfig, CLIPVision, CLIPVisionConfig
-from uae_jax.weights import clip
+from uae_jax.embedders.kind import EmbedderSizes, Kind, TextTower
+from uae_jax.models.clip import CLIPConfig, CLIPText, CLIPVision, CLIPVisionConfig
+from uae_jax.weights import clip, tensor_files
 
 # Source: transformers 5.23 image_processing_pil_clip.py, class attributes.
 PROCESSOR = {
@@ -17,6 +22,15 @@ PROCESSOR = {
   "image_mean": OPENAI_MEAN,
   "image_std": OPENAI_STD,
 }
+
+
+def open_text(path: Path) -> TextTower:
+  """Opens the text tower of a folder, with the tokenizer in it."""
+  config = CLIPConfig.from_huggingface(json_files.read_object(path / "config.json")).text
+  tokenizer = functools.partial(processor_files.read_clip_tokenizer, path)
+  tensors = tensor_files.open_folder(path)
+  return TextTower(CLIPText, config, tensors, clip.text_table(config), clip.IGNORED_BY_TEXT, tokenizer)
+
 
 KIND = Kind(
   network=CLIPVision,
@@ -31,4 +45,5 @@ KIND = Kind(
   published={
     "clip-vit-large-patch14": EmbedderSizes("clip", CLIPVisionConfig.clip_vit_l14(), 224, OPENAI_MEAN, OPENAI_STD)
   },
+  open_text=open_text,
 )

@@ -56,6 +56,29 @@ class Checkpoint:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextTower:
+  """The opened files of the text tower of an embedder.
+
+  Attributes:
+    network: class of the model, called as `network(config, rngs=rngs)`; maps tokens int32[B, T] to float[B, E].
+    config: config of the model, with `max_tokens`.
+    tensors: name -> array, read lazily.
+    table: rows for every parameter of the model.
+    ignored: regular expression over tensor names -> reason why matching tensors are not read.
+    tokenizer: reads the tokenizer; raises `ValueError`.
+    is_lower_case: whether texts are written in lower case first, as in training.
+  """
+
+  network: Callable[..., nnx.Module]
+  config: Any
+  tensors: Mapping[str, Any]
+  table: tuple[Row, ...]
+  ignored: Mapping[str, str]
+  tokenizer: Callable[[], Any]
+  is_lower_case: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Kind:
   """The definition of a kind of embedder.
 
@@ -66,12 +89,14 @@ class Kind:
     open: path -> checkpoint; raises `ValueError` that names the file.
     published: name of a published checkpoint -> its sizes, known without files. A run or plan without weights uses the
       first one.
+    open_text: path -> text tower; raises `ValueError` that names the file. None: the kind has no text tower.
   """
 
   network: Callable[..., nnx.Module]
   config: type[ViTConfig]
   open: Callable[[Path], Checkpoint]
   published: Mapping[str, EmbedderSizes]
+  open_text: Callable[[Path], TextTower] | None = None
 
 
 def published(kind: str, name: str = "") -> EmbedderSizes:

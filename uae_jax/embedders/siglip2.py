@@ -1,11 +1,16 @@
 """SigLIP 2 at fixed resolution: the pooled image tower of transformers' SiglipModel."""
 
+import functools
+from pathlib import Path
+
 from PIL import Image
 
+from uae_jax import json_files
+from uae_jax.data import processor_files
 from uae_jax.embedders import huggingface
-from uae_jax.embedders.kind import EmbedderSizes, Kind
-from uae_jax.models.siglip2 import SigLIP2Config, SigLIP2Vision, SigLIP2VisionConfig
-from uae_jax.weights import siglip2
+from uae_jax.embedders.kind import EmbedderSizes, Kind, TextTower
+from uae_jax.models.siglip2 import SigLIP2Config, SigLIP2Text, SigLIP2Vision, SigLIP2VisionConfig
+from uae_jax.weights import siglip2, tensor_files
 
 HALF = (0.5, 0.5, 0.5)
 # Source: transformers 5.23 image_processing_pil_siglip.py, class attributes: stretched to a square, never cropped.
@@ -21,6 +26,20 @@ PROCESSOR = {
 def sizes(network: SigLIP2VisionConfig) -> EmbedderSizes:
   """Sizes of an embedder whose input has the size that the model was trained with."""
   return EmbedderSizes("siglip2", network, network.image_px, HALF, HALF)
+
+
+def open_text(path: Path) -> TextTower:
+  """Opens the text tower of a folder, with the tokenizer in it."""
+  config = SigLIP2Config.from_huggingface(json_files.read_object(path / "config.json")).text
+  return TextTower(
+    SigLIP2Text,
+    config,
+    tensor_files.open_folder(path),
+    siglip2.text_table(config),
+    siglip2.IGNORED_BY_TEXT,
+    functools.partial(processor_files.read_tokenizer, path),
+    is_lower_case=True,
+  )
 
 
 KIND = Kind(
@@ -41,4 +60,5 @@ KIND = Kind(
     f"siglip2-base-patch16-{image_px}": sizes(SigLIP2VisionConfig.siglip2_base(image_px))
     for image_px in (224, 256, 384, 512)
   },
+  open_text=open_text,
 )

@@ -1,6 +1,6 @@
 """Text towers of the embedders that have one, on the host: texts as embeddings to compare with those of images."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 from pathlib import Path
@@ -11,70 +11,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uae_jax import json_files, sharding
-from uae_jax.data import processor_files
-from uae_jax.embedders import host, longclip
+from uae_jax import sharding
+from uae_jax.embedders import host, registry
 from uae_jax.embedders.host import Embedder
 from uae_jax.embedders.in_graph import NORM_FLOOR
-from uae_jax.models.clip import CLIPConfig, CLIPText
-from uae_jax.models.siglip2 import SigLIP2Config, SigLIP2Text
-from uae_jax.weights import clip as clip_weights
-from uae_jax.weights import longclip as longclip_weights
-from uae_jax.weights import siglip2 as siglip2_weights
-from uae_jax.weights import table, tensor_files
+from uae_jax.embedders.kind import TextTower
+from uae_jax.weights import table
 
 BATCH = 16
-CLIP_TOKENIZER = ("vocab.json", "merges.txt")
 
 
-@dataclasses.dataclass(frozen=True)
-class Tower:
-  """The opened files of a text tower.
+def open_tower(kind: str, path: str | Path) -> TextTower:
+  """Opens the text tower of an embedder; reads no weights.
 
-  Attributes:
-    network: class of the model, called as `network(config, rngs=rngs)`.
-    config: config of the model, with `max_tokens`.
-    tensors: name -> array, read lazily.
-    rows: rows for every parameter.
-    ignored: regular expression over tensor names -> reason why matching tensors are not read.
-    tokenizer: folder of the tokenizer's files.
-    is_lower_case: whether texts are written in lower case first, as in training.
+  Raises:
+    ValueError: the kind is unknown or has no text tower, or files are missing, corrupt or of another model.
   """
-
-  network: Callable[..., nnx.Module]
-  config: Any
-  tensors: Mapping[str, Any]
-  rows: tuple[table.Row, ...]
-  ignored: Mapping[str, str]
-  tokenizer: Path
-  is_lower_case: bool = False
-
-
-def _clip(path: Path) -> Tower:
-  config = CLIPConfig.from_huggingface(json_files.read_object(path / "config.json")).text
-  tensors = tensor_files.open_folder(path)
-  return Tower(CLIPText, config, tensors, clip_weights.text_table(config), clip_weights.IGNORED_BY_TEXT, path)
-
-
-def _siglip2(path: Path) -> Tower:
-  config = SigLIP2Config.from_huggingface(json_files.read_object(path / "config.json")).text
-  tensors, rows = tensor_files.open_folder(path), siglip2_weights.text_table(config)
-  return Tower(SigLIP2Text, config, tensors, rows, siglip2_weights.IGNORED_BY_TEXT, path, is_lower_case=True)
-
-
-def _longclip(path: Path) -> Tower:
-  file = longclip.checkpoint_file(path)
-  if absent := [name for name in CLIP_TOKENIZER if not (file.parent / name).is_file()]:
-    raise ValueError(
-      f"{file.parent}: no {absent[0]}: copy {' and '.join(CLIP_TOKENIZER)} of CLIP beside the checkpoint"
-    )
-  tensors = tensor_files.open_file(file)
-  config = longclip_weights.config_of(tensors).text
-  rows = longclip_weights.text_table(config)
-  return Tower(CLIPText, config, tensors, rows, longclip_weights.IGNORED_BY_TEXT, file.parent)
-
-
-TOWERS: dict[str, Callable[[Path], Tower]] = {"clip": _clip, "siglip2": _siglip2, "longclip": _longclip}
+  open_text = registry.find(kind).open_text
+  if open_text is None:
+    having = [name for name in registry.KINDS if registry.find(name).open_text]
+    raise ValueError(f"{kind} has no text tower; expected one of {', '.join(having)}")
+  return open_text(Path(path))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,21 +104,18 @@ def load(kind: str, path: str | Path) -> ImageTextEmbedder:
   """Loads both towers of an embedder in float32, on one device.
 
   Args:
-    kind: one of `TOWERS`.
+    kind: one of `registry.KINDS` with a text tower.
     path: as for `embedders.load`, with the files of the tokenizer; for longclip they are those of CLIP.
 
   Raises:
-    ValueError: the kind has no text tower, or files are missing, corrupt or of another model.
+    ValueError: see `open_tower`.
   """
-  if kind not in TOWERS:
-    raise ValueError(f"{kind} has no text tower; expected one of {', '.join(TOWERS)}")
+  tower = open_tower(kind, path)
   image = host.load(kind, path)
-  tower = TOWERS[kind](Path(path))
   mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
   graphdef, abstract = sharding.abstract_model(lambda: tower.network(tower.config, rngs=nnx.Rngs(0)), mesh)
-  params = table.load(tower.tensors, tower.rows, abstract, ignored=tower.ignored, source=str(path))
+  params = table.load(tower.tensors, tower.table, abstract, ignored=tower.ignored, source=str(path))
   params = jax.tree.map(lambda x, want: jax.device_put(x, want.sharding), params, abstract)
-  tokenizer = processor_files.read_text_tokenizer(kind, tower.tokenizer)
   return ImageTextEmbedder(
-    image, TextEmbedder(params, tower.config.max_tokens, graphdef, tokenizer, tower.is_lower_case)
+    image, TextEmbedder(params, tower.config.max_tokens, graphdef, tower.tokenizer(), tower.is_lower_case)
   )

@@ -24,11 +24,11 @@ from uae_jax.options.objectives import ImageObjective, TokenObjective
 from uae_jax.options.optimization import AdvantageOptions, OptimizerOptions, ReferenceOptions, UpdateOptions
 from uae_jax.options.rewards import (
   EXTERNAL,
-  IMAGE_TEXT_REWARDS,
-  OTHER_REWARDS,
   TEXT_REWARDS,
   ExternalRewardOptions,
   TextRewardOptions,
+  image_text_kind,
+  is_similarity,
 )
 from uae_jax.options.sampling import CaptionOptions, GenerationOptions, RewardOptions, TokenOptions
 from uae_jax.options.stages import (
@@ -88,8 +88,8 @@ __all__ = [
   "Stage",
   "SupervisedStage",
   "TEXT_REWARDS",
-  "IMAGE_TEXT_REWARDS",
-  "OTHER_REWARDS",
+  "image_text_kind",
+  "is_similarity",
   "TextRewardOptions",
   "TokenObjective",
   "TokenOptions",

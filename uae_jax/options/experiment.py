@@ -8,7 +8,7 @@ from uae_jax.files import local_path
 from uae_jax.options import mixture
 from uae_jax.options import stages as sections
 from uae_jax.options.base import Options, option
-from uae_jax.options.rewards import EXTERNAL, IMAGE_TEXT_REWARDS
+from uae_jax.options.rewards import EXTERNAL, image_text_kind
 from uae_jax.options.sampling import DATASET, GenerationOptions
 
 DTYPES = ("bfloat16", "float32")
@@ -392,12 +392,11 @@ class Experiment(Options):
     for field, value in (("captions", DATASET), ("conditioning", "text"), ("held_out_embedder", "")):
       if getattr(options, field) != value:
         raise ValueError(f"{name}.options.{field} = {getattr(options, field)!r}: {without}, set it to {value!r}")
-    allowed = (*IMAGE_TEXT_REWARDS, EXTERNAL)
-    compared = [reward for reward in options.reward_names if reward not in allowed]
+    compared = [reward for reward in options.reward_names if reward != EXTERNAL and not image_text_kind(reward)]
     if compared:
       raise ValueError(
         f"{name}.options.reward_weights names {', '.join(compared)}, which compare with the original image, and "
-        f"{without}: use {', '.join(IMAGE_TEXT_REWARDS)}, or {EXTERNAL!r}, the external reward"
+        f"{without}: use the match of image and text, such as 'clip_text', or {EXTERNAL!r}, the external reward"
       )
     if self.evaluation.num_images:
       raise ValueError(f"evaluation.num_images = {self.evaluation.num_images}: {without}, set it to 0")

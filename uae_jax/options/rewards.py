@@ -8,11 +8,19 @@ from uae_jax.options.base import Options, option
 # What a name in `reward_weights` means if it is not an embedder.
 TEXT_REWARDS = ("length", "repetition", "format", "truncation")
 EXTERNAL = "http"
-# Rewards for the match of image and text -> kind of the embedder whose two towers give it.
-IMAGE_TEXT_REWARDS = {"clip_text": "clip", "longclip_text": "longclip", "siglip2_text": "siglip2"}
-# Rewards that are not an embedder's similarity of reconstruction and original.
-OTHER_REWARDS = (*TEXT_REWARDS, EXTERNAL, *IMAGE_TEXT_REWARDS)
+# KIND_text is the match of image and text under both towers of an embedder.
+IMAGE_TEXT = "_text"
 ON_FAILURE = ("drop", "zero", "fail")
+
+
+def image_text_kind(reward: str) -> str:
+  """Kind of the embedder whose two towers give a reward for the match of image and text; "" for other rewards."""
+  return reward.removesuffix(IMAGE_TEXT) if reward.endswith(IMAGE_TEXT) else ""
+
+
+def is_similarity(reward: str) -> bool:
+  """Whether a reward is an embedder's similarity of reconstruction and original."""
+  return reward not in (*TEXT_REWARDS, EXTERNAL) and not image_text_kind(reward)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

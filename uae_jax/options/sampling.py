@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from uae_jax.options.base import Options, option
-from uae_jax.options.rewards import IMAGE_TEXT_REWARDS
+from uae_jax.options.rewards import image_text_kind
 
 CONDITIONINGS = ("text", "answer")
 TEXT_TOWERS = ("reference", "policy")
@@ -83,7 +83,7 @@ class RewardOptions(Options):
   Attributes:
     num_rollouts: rollouts per prompt, the group.
     reward_weights: (name, weight) pairs; a name is an embedder of the run, a text reward, "http" for the external
-      reward, or for the match of image and text "clip_text", "longclip_text" or "siglip2_text". Weight 0 only measures.
+      reward, or KIND_text, such as "clip_text", for the match of image and text. Weight 0 only measures.
     held_out_embedder: embedder that is measured and never rewarded, to reveal reward hacking; "" for none.
     decode_chunks: number of sequential chunks in which a batch of latents is generated and decoded, to bound memory.
   """
@@ -101,7 +101,7 @@ class RewardOptions(Options):
     names = self.reward_names
     if len(set(names)) < len(names):
       raise ValueError(f"reward_weights = {self.reward_weights}: a reward is named twice")
-    if self.held_out_embedder in (*names, *(IMAGE_TEXT_REWARDS.get(name) for name in names)):
+    if self.held_out_embedder and self.held_out_embedder in (*names, *map(image_text_kind, names)):
       raise ValueError(
         f"held_out_embedder = {self.held_out_embedder!r} is also in reward_weights: what is rewarded cannot reveal "
         "reward hacking"

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 from uae_jax.algorithms.advantages import multi_reward_advantages, zero_std_fraction
 from uae_jax.options import (
   EXTERNAL,
-  IMAGE_TEXT_REWARDS,
-  OTHER_REWARDS,
   TEXT_REWARDS,
   AdvantageOptions,
   RewardOptions,
   TextRewardOptions,
+  is_similarity,
 )
 from uae_jax.rewards.cosine import cosine_rewards, weighted_sum
 from uae_jax.rewards.text import text_reward
@@ -56,7 +55,7 @@ class Ensemble:
   @property
   def embedders(self) -> tuple[str, ...]:
     """Names of the rewarded embedders."""
-    return tuple(name for name in self.names if name not in OTHER_REWARDS)
+    return tuple(name for name in self.names if is_similarity(name))
 
   @property
   def texts(self) -> tuple[str, ...]:
@@ -76,7 +75,7 @@ class Ensemble:
     if unknown:
       raise ValueError(
         f"reward_weights names {sorted(unknown)}: expected embedders of the run ({', '.join(sorted(known_encoders))}), "
-        f"text rewards ({', '.join(TEXT_REWARDS)}), {', '.join(IMAGE_TEXT_REWARDS)} or {EXTERNAL!r}"
+        f"text rewards ({', '.join(TEXT_REWARDS)}), KIND_text for the match of image and text, or {EXTERNAL!r}"
       )
     if self.held_out and self.held_out not in known_encoders:
       raise ValueError(f"held_out_embedder = {self.held_out!r}: expected one of {', '.join(sorted(known_encoders))}")
@@ -144,6 +143,6 @@ def reward_statistics(name: str, rewards: jax.Array) -> dict[str, jax.Array]:
 
 def rewarded_embedders(options: RewardOptions) -> dict[str, str]:
   """Returns {field of the options: embedder named there} for every embedder that is rewarded or held out."""
-  names = [name for name in options.reward_names if name not in OTHER_REWARDS]
+  names = [name for name in options.reward_names if is_similarity(name)]
   found = {f"reward_weights {name!r}": name for name in names}
   return found | ({"held_out_embedder": options.held_out_embedder} if options.held_out_embedder else {})

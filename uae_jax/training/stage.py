@@ -15,7 +15,7 @@ from uae_jax import trees
 from uae_jax.data.prompts_source import PromptsSource
 from uae_jax.data.sources import open_source
 from uae_jax.embedders import text
-from uae_jax.options import EXTERNAL, IMAGE_TEXT_REWARDS, DataOptions, Experiment, OptimizerOptions, Stage
+from uae_jax.options import EXTERNAL, DataOptions, Experiment, OptimizerOptions, Stage, image_text_kind
 from uae_jax.rewards.external import ExternalReward
 from uae_jax.rewards.image_text import ImageTextReward
 from uae_jax.training import supervised
@@ -155,7 +155,7 @@ def make_phases(config: Experiment, name: str, built: Built, optimizer: optax.Gr
     metadata_of = None if config.data.has_images else _metadata_of(config.data)
     further.append(external.make_external_reward(ExternalReward(section.http_reward), built.processor, metadata_of))
   for reward in section.options.reward_names:
-    if kind := IMAGE_TEXT_REWARDS.get(reward):
+    if kind := image_text_kind(reward):
       towers = ImageTextReward(functools.partial(text.load, kind, config.embedders.get(kind, "")))
       further.append(external.make_image_text_reward(reward, towers, built.processor))
   if not further:

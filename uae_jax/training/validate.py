@@ -1,12 +1,10 @@
 """Checks of a config that need more than its options: registered embedders and models, addresses of rewards."""
 
 import difflib
-from pathlib import Path
 
 from uae_jax import embedders
-from uae_jax.data import processor_files
 from uae_jax.embedders import text
-from uae_jax.options import EXTERNAL, FRESH, IMAGE_TEXT_REWARDS, Experiment
+from uae_jax.options import EXTERNAL, FRESH, Experiment, image_text_kind
 from uae_jax.rewards.external import ExternalReward
 from uae_jax.training.sizes import find
 from uae_jax.training.stages import spec
@@ -31,7 +29,7 @@ def validate(config: Experiment) -> None:
     if EXTERNAL in names:
       ExternalReward(section.http_reward)
     for reward in names:
-      if reward in IMAGE_TEXT_REWARDS:
+      if image_text_kind(reward):
         check_towers(config, f"config.{name}.options.reward_weights", reward)
 
 
@@ -41,12 +39,12 @@ def check_towers(config: Experiment, field: str, reward: str) -> None:
   Raises:
     ValueError: a file is missing or of another model; the message names the field.
   """
-  kind = IMAGE_TEXT_REWARDS[reward]
+  kind = image_text_kind(reward)
   source = config.embedders.get(kind, "")
   if source in ("", FRESH):
     raise ValueError(f"{field} names {reward!r}: set config.embedders.{kind} to the folder of its weights")
   try:
-    processor_files.read_text_tokenizer(kind, text.TOWERS[kind](Path(source)).tokenizer)
+    text.open_tower(kind, source).tokenizer()
   except (ValueError, OSError) as error:
     raise ValueError(f"{field} names {reward!r}: {error}") from error
 

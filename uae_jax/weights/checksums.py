@@ -18,14 +18,13 @@ CHUNK = 1 << 20
 Array = TypeVar("Array", jax.Array, np.ndarray)
 
 
-def examine(x: jax.Array) -> tuple[int, bool]:
+def examine(x: jax.Array | np.ndarray) -> tuple[int, bool]:
   """Computes (checksum, whether all elements are finite) of an array; every process of its mesh must call it.
 
   Args:
     x: array of any shape, with 1, 2 or 4 bytes per element.
   """
-  devices = x.devices()
-  if len(devices) == 1 and next(iter(devices)).platform == "cpu":
+  if isinstance(x, np.ndarray) or [device.platform for device in x.devices()] == ["cpu"]:
     return _on_host(np.asarray(x))  # NumPy reads it in place, and compiles nothing.
   # One program per shape and dtype, which master weights, moments and averages share; one in flight at a time, because
   # XLA's CPU backend can deadlock over the reductions of several.

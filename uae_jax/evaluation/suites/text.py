@@ -1,7 +1,7 @@
 """Fidelity against prompt length: image-text scores of generated images, in bins of the prompt's number of tokens.
 
 The score is the cosine similarity of image and prompt under an embedder with a text tower. What an embedder cuts is
-counted: CLIP reads 77 tokens, SigLIP 2 64, Long-CLIP 248. The decoder's own conditioning is never cut.
+counted; CLIP, for example, reads 77 tokens. The decoder's own conditioning is never cut.
 """
 
 from collections.abc import Sequence
