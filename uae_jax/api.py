@@ -74,7 +74,7 @@ class UAE:
     Args:
       path: folder with `llm_model/`, `dit/`, ...; or a workdir with `config.json` and `checkpoints/`; or an export.
       dtype: dtype of the parameters: "bfloat16", "float32", or "auto" for that of the files.
-      mesh: mesh over which the parameters are sharded; the first device by default.
+      mesh: mesh over which the parameters are sharded; the first device of this process by default.
       int8: store the matrices of captioner and decoder as int8; see `layers.quantized`.
 
     Raises:
@@ -82,7 +82,7 @@ class UAE:
       ValueError: the dtype is unknown, or the source is damaged.
       weights.table.WeightError: tensors are missing, unexpected or have a wrong shape.
     """
-    loaded = restore.read(local_path(path), dtype, mesh or sharding.make_mesh(devices=jax.devices()[:1]))
+    loaded = restore.read(local_path(path), dtype, mesh or sharding.make_mesh(devices=jax.local_devices()[:1]))
     if int8:
       loaded = dataclasses.replace(loaded, params=quantize(loaded.params))
     return cls(loaded)

@@ -22,8 +22,8 @@ from uae_jax.commands.train import train
 TIMEOUT_SECONDS = 900
 
 
-def start(*command: str) -> list[subprocess.Popen]:
-  """Starts two processes of a run with four virtual devices each; replaces COORDINATOR and PROCESS_ID in `command`."""
+def start(*command: str, count: int = 2) -> list[subprocess.Popen]:
+  """Starts processes of a run with four virtual devices each; replaces COORDINATOR and PROCESS_ID in `command`."""
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     coordinator = f"localhost:{probe.getsockname()[1]}"
@@ -35,7 +35,7 @@ def start(*command: str) -> list[subprocess.Popen]:
       [sys.executable, "-m", *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
-  return [one(0), one(1)]
+  return [one(process_id) for process_id in range(count)]
 
 
 def finish(processes: list[subprocess.Popen]) -> list[str]:

@@ -69,6 +69,13 @@ def number(
   return parse
 
 
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the options that connect the processes of a command; see `training.processes.join`."""
+  parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+  parser.add_argument("--num_processes", type=number(int, at_least=1), metavar="N", help="number of processes")
+  parser.add_argument("--process_id", type=number(int, at_least=0), metavar="I", help="index of this process, from 0")
+
+
 def given(arguments: argparse.Namespace, *names: str) -> dict:
   """The named options that are set; the others keep the default of the function that receives them."""
   return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}

@@ -13,8 +13,9 @@ from uae_jax.evaluation.suites.task import Task
 EPILOG = """
 The images are made with --model. Then the benchmark's own scorer is run on the output folder, and
 `uae-jax evaluate --suite NAME --prompts FILE --out DIR` without --model reads what it wrote. Suites that are scored
-here print their table at once. The same command goes on where a killed one stopped. docs/evaluation.md has every suite
-from download to table.
+here print their table at once. The same command goes on where a killed one stopped. Several processes share the work as
+those of `uae-jax train` do: run the same command in each of them, on a DIR that all of them can access.
+docs/evaluation.md has every suite from download to table.
 """
 
 
@@ -39,8 +40,13 @@ def parser() -> command_line.Parser:
     "--samples", type=model_arguments.positive, help="samples per prompt; default: the benchmark's own"
   )
   parser.add_argument(
-    "--shard", type=shard, default=(0, 1), metavar="I/N", help="make part I (from 0) of N; default 0/1"
+    "--shard",
+    type=shard,
+    default=(0, 1),
+    metavar="I/N",
+    help="make part I (from 0) of N in a process of its own, which knows nothing of the others; default 0/1",
   )
+  command_line.add_process_arguments(parser)
   model_arguments.add_generation_arguments(parser)
   model_arguments.add_caption_arguments(parser)
   parser.add_argument(
@@ -65,7 +71,9 @@ def main(argv: list[str]) -> int:
 
   from uae_jax.commands import evaluate_task
   from uae_jax.evaluation import results, suites
+  from uae_jax.training import processes
 
+  join(arguments)
   out = arguments.out
   if arguments.suite and ":" in arguments.suite:
     arguments.suite, _, prompts_path = arguments.suite.partition(":")
@@ -84,42 +92,69 @@ def main(argv: list[str]) -> int:
     return evaluate_task.main(arguments, suite, prompts)
   if not arguments.limit and len(prompts) != suite.num_prompts:
     print(f"note: {prompts_file} has {len(prompts)} prompts, the official list {suite.num_prompts}", file=sys.stderr)
-  known = results.read(out)
-  failed: dict[str, str] = {}
+  known = processes.value_of_first(lambda: results.read(out))
   if arguments.model:
     settings, failed, number, is_changed = generate(arguments, suite, prompts, out, known)
   elif known is None:
     raise ValueError(f"{out}: no {results.FILE}: --model makes the images first")
   else:
-    settings, number, is_changed = known["settings"], known["files"], False
+    settings, failed, number, is_changed = known["settings"], known["failed"], known["files"], False
     if settings["suite"] != suite.name or settings["prompts"] != results.prompts_hash(prompts):
       raise ValueError(f"{out} has images of suite {settings['suite']} or of other prompts than {prompts_file}")
-  paths = arguments.results or suite.result_files(out)
-  scores = suite.read_results(paths, prompts) if paths else None
-  about = {
-    "files": number,
-    "failed": failed if arguments.model or known is None else known["failed"],
-    "official_results": [str(file) for file in paths],
-    "prompt_categories": {prompt.key: prompt.category for prompt in prompts},
-    "prompt_texts": {prompt.key: prompt.text for prompt in prompts},
-    "prompt_files": {
-      prompt.key: [target.file for target in suite.targets(prompt, settings["samples"])] for prompt in prompts
-    },
-  }
-  if not paths and known and "scores" in known and not is_changed:
-    # Its result files were named by --results, and the images are still those that were scored.
-    about |= {name: known[name] for name in ("official_results", "scores")}
-  results.write(out, settings, about, scores, suite.scale)
-  for file, why in failed.items():
-    print(f"uae-jax evaluate: error: {file}: {why}", file=sys.stderr)
-  print(table(suite, scores, settings) if scores else f"{number} files in {out}; now run the official scorer on it")
-  return 1 if failed else 0
+
+  def finish() -> None:
+    paths = arguments.results or suite.result_files(out)
+    scores = suite.read_results(paths, prompts) if paths else None
+    about = {
+      "files": number,
+      "failed": failed,
+      "official_results": [str(file) for file in paths],
+      "prompt_categories": {prompt.key: prompt.category for prompt in prompts},
+      "prompt_texts": {prompt.key: prompt.text for prompt in prompts},
+      "prompt_files": {
+        prompt.key: [target.file for target in suite.targets(prompt, settings["samples"])] for prompt in prompts
+      },
+    }
+    if not paths and known and "scores" in known and not is_changed:
+      # Its result files were named by --results, and the images are still those that were scored.
+      about.update({name: known[name] for name in ("official_results", "scores")})
+    results.write(out, settings, about, scores, suite.scale)
+    if arguments.model:
+      print_failures(failed)
+    print(table(suite, scores, settings) if scores else f"{number} files in {out}; now run the official scorer on it")
+
+  processes.on_first(finish)
+  return 1 if arguments.model and failed else 0
+
+
+def join(arguments: argparse.Namespace) -> None:
+  """Connects this process to the others that work on the same folder.
+
+  A part that `--shard` names is made alone. Without a model there is nothing to share.
+
+  Raises:
+    ValueError: there are other processes in spite of `--shard`, or they cannot be joined.
+  """
+  from uae_jax.training import processes
+
+  flags = (arguments.coordinator, arguments.num_processes, arguments.process_id)
+  is_connected = any(flag is not None for flag in flags)
+  if arguments.shard != (0, 1):
+    if is_connected:
+      raise ValueError("--shard is for processes that are not connected: leave it out, or leave out --coordinator")
+  elif arguments.model or is_connected:
+    processes.join(*flags)
+
+
+def print_failures(failed: dict[str, str]) -> None:
+  for name, why in failed.items():
+    print(f"uae-jax evaluate: error: {name}: {why}", file=sys.stderr)
 
 
 def generate(
   arguments: argparse.Namespace, suite, prompts, out: Path, known: dict | None
 ) -> tuple[dict, dict[str, str], int, bool]:
-  """Makes the missing images.
+  """Makes the missing images; several processes share them.
 
   Args:
     arguments: the command line.
@@ -133,6 +168,7 @@ def generate(
   """
   from uae_jax.evaluation import generation, results
   from uae_jax.evaluation.suites.spec import SuiteError
+  from uae_jax.training import processes
 
   samples = arguments.samples or suite.num_samples
   suite.targets(prompts[0], samples)  # Refuses an impossible number of samples before the model is loaded.
@@ -147,12 +183,17 @@ def generate(
   if known and (changed := results.differences(known["settings"], settings)):
     raise ValueError(f"{out} has images of other settings ({'; '.join(changed)}): choose another --out")
   if known is None:
-    results.write(out, settings, {"files": 0, "failed": {}}, None, suite.scale)
+    processes.on_first(lambda: results.write(out, settings, {"files": 0, "failed": {}}, None, suite.scale))
   part, parts = arguments.shard
-  jobs = generation.missing(suite, prompts[part::parts], samples, out, (height, width))
+  size = (height, width)
+  # Process 0 says what is missing, because the others may see files that were written since.
+  missing = processes.value_of_first(
+    lambda: [job.target.file for job in generation.missing(suite, prompts[part::parts], samples, out, size)]
+  )
+  jobs = generation.jobs_of(suite, prompts, samples, set(missing))
   failed = generation.run(
     suite,
-    jobs,
+    processes.share(jobs),
     lambda texts, latents: uae.generate(
       list(texts),
       settings["steps"],
@@ -167,9 +208,10 @@ def generate(
     latents_shape=uae.latents_shape(height, width),
     batch_size=arguments.batch_size or model_arguments.WINDOW,
   )
+  failed = processes.merge(failed)
+  left = processes.value_of_first(lambda: len(generation.missing(suite, prompts, samples, out, size)))
   total = sum(len(suite.targets(prompt, samples)) for prompt in prompts)
-  missing = generation.missing(suite, prompts, samples, out, (height, width))
-  return settings, failed, total - len(missing), bool(jobs)
+  return settings, failed, total - left, bool(jobs)
 
 
 def take_settings(arguments: argparse.Namespace, file: Path) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-import sys
 from typing import Any
 
 from uae_jax.commands import bench, evaluation_settings, model_arguments
@@ -13,10 +12,11 @@ from uae_jax.evaluation.suites.task import Run, Task
 
 def main(arguments: argparse.Namespace, task: Task, prompts: Sequence[Prompt]) -> int:
   """Makes the missing rows if there is a model, scores all rows, writes results.json, prints the table."""
-  from uae_jax.commands.evaluate import table
+  from uae_jax.commands.evaluate import print_failures, table
+  from uae_jax.training import processes
 
   out = arguments.out
-  known = results.read(out)
+  known = processes.value_of_first(lambda: results.read(out))
   if not arguments.model:
     if known is None:
       raise ValueError(f"{out}: no {results.FILE}: --model makes it")
@@ -50,26 +50,50 @@ def main(arguments: argparse.Namespace, task: Task, prompts: Sequence[Prompt]) -
     judge=judge_options(arguments),
   )
   if uae is None:
-    made, failed = rows.read(out), known["failed"] if known else {}
+    failed = known["failed"] if known else {}
   else:
     if known is None:
-      results.write(out, settings, {"files": 0, "failed": {}}, None, task.scale)
-    made, failed = rows.make(task, run, prompts, arguments.shard, arguments.batch_size or model_arguments.WINDOW)
-  wanted = {prompt.key for prompt in prompts}
-  done = {key: row for key, row in made.items() if key in wanted}
-  scores = task.score(run, prompts, done) if done else None
-  about = {
-    "files": len(done),
-    "failed": failed,
-    "prompt_categories": {prompt.key: prompt.category for prompt in prompts}
-    | (dict(scores.item_categories) if scores else {}),
-    "prompt_texts": {prompt.key: prompt.text for prompt in prompts},
-  }
-  results.write(out, settings, about, scores, task.scale)
-  for key, why in failed.items():
-    print(f"uae-jax evaluate: error: {key}: {why}", file=sys.stderr)
-  print(table(task, scores, settings) if scores else f"{len(done)} of {len(prompts)} items in {out}")
+      processes.on_first(lambda: results.write(out, settings, {"files": 0, "failed": {}}, None, task.scale))
+    failed = make(arguments, task, run, prompts)
+
+  def finish() -> None:
+    made = rows.read(out) if uae is None else rows.whole(out)
+    done = {prompt.key: made[prompt.key] for prompt in prompts if prompt.key in made}
+    scores = task.score(run, prompts, done) if done else None
+    about = {
+      "files": len(done),
+      "failed": failed,
+      "prompt_categories": {prompt.key: prompt.category for prompt in prompts}
+      | (dict(scores.item_categories) if scores else {}),
+      "prompt_texts": {prompt.key: prompt.text for prompt in prompts},
+    }
+    results.write(out, settings, about, scores, task.scale)
+    print_failures(failed)
+    print(table(task, scores, settings) if scores else f"{len(done)} of {len(prompts)} items in {out}")
+
+  processes.on_first(finish)
   return 1 if failed else 0
+
+
+def make(arguments: argparse.Namespace, task: Task, run: Run, prompts: Sequence[Prompt]) -> dict[str, str]:
+  """Makes the missing rows, which several processes share; returns error messages by key."""
+  import jax
+
+  from uae_jax.training import processes
+
+  part, parts = shard = arguments.shard
+
+  def missing() -> list[str]:
+    whole = rows.whole(run.out)
+    return [prompt.key for prompt in prompts[part::parts] if prompt.key not in whole]
+
+  # Process 0 says what is missing, because the others may see rows that were written since.
+  wanted = set(processes.value_of_first(missing))
+  jobs = processes.share([prompt for prompt in prompts if prompt.key in wanted])
+  if jax.process_count() > 1:
+    shard = jax.process_index(), jax.process_count()
+  failed = rows.make(task, run, jobs, shard, arguments.batch_size or model_arguments.WINDOW)
+  return processes.merge(failed)
 
 
 def settings_of(

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from uae_jax.commands import compiler_flags, config_file
+from uae_jax.commands import command_line, compiler_flags, config_file
 from uae_jax.commands.command_line import Parser, number, path
 from uae_jax.options import Experiment
 
@@ -41,9 +41,7 @@ def parser() -> Parser:
   parser.add_argument(
     "--accept_changed_data", action="store_true", help="resume although the data are not those of the last start"
   )
-  parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-  parser.add_argument("--num_processes", type=number(int, at_least=1), metavar="N", help="number of processes")
-  parser.add_argument("--process_id", type=number(int, at_least=0), metavar="I", help="index of this process, from 0")
+  command_line.add_process_arguments(parser)
   parser.add_argument(
     "--preempted_exit_code",
     type=number(int, at_least=0),

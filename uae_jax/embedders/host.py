@@ -72,7 +72,7 @@ class Embedder:
 
 def load(kind: str, path: str | Path, dtype: str = "float32", mesh: Mesh | None = None) -> Embedder:
   """Loads an embedder from its published files; see `uae_jax.embedders.load`."""
-  path, mesh = Path(local_path(path)), mesh or sharding.make_mesh(devices=jax.devices()[:1])
+  path, mesh = Path(local_path(path)), mesh or sharding.make_mesh(devices=jax.local_devices()[:1])
   definition = registry.find(kind)
   if not path.exists():
     raise ValueError(f"{path}: no such file or folder ({kind} embedder)")

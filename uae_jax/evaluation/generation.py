@@ -1,6 +1,6 @@
 """Generates the images of a suite: missing ones only, whole files only, and each failure named."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 import dataclasses
 import math
 from pathlib import Path
@@ -42,12 +42,17 @@ def missing(suite: Suite, prompts: Sequence[Prompt], num_samples: int, out: Path
     out: output folder.
     size: (height, width) of one sample, in pixels.
   """
-  jobs = []
-  for prompt in prompts:
-    for target in suite.targets(prompt, num_samples):
-      if not is_whole(out / target.file, len(target.samples), size):
-        jobs.append(Job(prompt, target))
-  return jobs
+  return [
+    job
+    for job in jobs_of(suite, prompts, num_samples)
+    if not is_whole(out / job.target.file, len(job.target.samples), size)
+  ]
+
+
+def jobs_of(suite: Suite, prompts: Sequence[Prompt], num_samples: int, only: Set[str] | None = None) -> list[Job]:
+  """Lists all files of these prompts, or those that `only` names."""
+  jobs = [Job(prompt, target) for prompt in prompts for target in suite.targets(prompt, num_samples)]
+  return [job for job in jobs if only is None or job.target.file in only]
 
 
 def is_whole(file: Path, num_tiles: int, size: tuple[int, int]) -> bool:

@@ -45,29 +45,29 @@ def image_files(out: Path, row: dict[str, Any]) -> list[Path]:
   return [out / name for name in row.get("files", [])]
 
 
-def make(
-  task: Task, run: Run, prompts: Sequence[Prompt], shard: tuple[int, int], batch_size: int
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-  """Makes the missing rows of a part.
+def whole(out: Path) -> dict[str, dict[str, Any]]:
+  """Reads the rows whose images are all there and not damaged."""
+  return {key: row for key, row in read(out).items() if all(map(generation.size_of, image_files(out, row)))}
+
+
+def make(task: Task, run: Run, jobs: Sequence[Prompt], shard: tuple[int, int], batch_size: int) -> dict[str, str]:
+  """Makes the rows of items.
 
   Args:
     task: the suite.
     run: model and options.
-    prompts: all items.
-    shard: (I, N), this part and the number of parts.
+    jobs: items without a row.
+    shard: (I, N), the part whose file the rows are appended to, and the number of parts.
     batch_size: items per call of the task; rows are written after each.
 
   Returns:
-    (rows of all parts by key, error messages by key).
+    Error messages by key, of items without a row.
   """
   failed: dict[str, str] = {}
-  rows = {key: row for key, row in read(run.out).items() if all(map(generation.size_of, image_files(run.out, row)))}
-  jobs = [prompt for prompt in prompts[shard[0] :: shard[1]] if prompt.key not in rows]
   if not jobs:
-    return rows, failed
-  file = run.out / file_name(shard)
+    return failed
   with (
-    open(file, "a+b") as stream,
+    open(run.out / file_name(shard), "a+b") as stream,
     tqdm(total=len(jobs), desc=task.name, unit="item") as bar,
   ):
     _drop_torn_line(stream)
@@ -77,11 +77,10 @@ def make(
         if isinstance(row, Exception):
           failed[prompt.key] = " ".join(f"{type(row).__name__}: {row}".split())
         else:
-          rows[prompt.key] = {"key": prompt.key, **row}
-          stream.write(files.json_text(rows[prompt.key]).encode() + b"\n")
+          stream.write(files.json_text({"key": prompt.key, **row}).encode() + b"\n")
       stream.flush()
       bar.update(len(batch))
-  return rows, failed
+  return failed
 
 
 def _attempt(task: Task, run: Run, batch: Sequence[Prompt]) -> Iterator[tuple[Prompt, Any]]:

@@ -1,9 +1,9 @@
 """Communication between the processes of a run; no communication if there is only one process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 import json
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import logging
 import jax
@@ -20,6 +20,7 @@ CLUSTER_VARIABLES = (
   "OMPI_MCA_orte_hnp_uri",
   "JOB_COMPLETION_INDEX",
 )
+Item = TypeVar("Item")
 FLAGS = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
 
 
@@ -124,6 +125,23 @@ def on_first(function: Callable[[], object]) -> None:
   error = of_first(error)
   if error:
     raise ValueError(error)
+
+
+def value_of_first(function: Callable[[], Any]) -> Any:
+  """Calls `function` in process 0 only, and returns its JSON value on every process; raises as `on_first` does."""
+  values: list[Any] = []
+  on_first(lambda: values.append(function()))
+  return of_first(values[0] if values else None)
+
+
+def share(items: Sequence[Item]) -> list[Item]:
+  """Returns the items of this process: each N-th one of N processes."""
+  return list(items[jax.process_index() :: jax.process_count()])
+
+
+def merge(part: Mapping[str, Any]) -> dict[str, Any]:
+  """Merges the JSON objects of all processes; none returns before all have called it."""
+  return {name: value for each in gather(dict(part)) for name, value in each.items()}
 
 
 def batch_part(mesh: Mesh) -> tuple[int, int]:
