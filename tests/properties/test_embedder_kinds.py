@@ -17,8 +17,6 @@ from uae_jax.planning.stage_programs import embedder_sizes
 from uae_jax.small_world import sizes as small_world
 from uae_jax.training import sizes
 
-pytestmark = pytest.mark.fast
-
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_published_sizes_build_and_embed(kind):

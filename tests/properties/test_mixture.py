@@ -14,8 +14,6 @@ from uae_jax.data.sources import open_source
 from uae_jax.options import DataOptions, new_config, read_config
 from uae_jax.small_world.processor import make_tokenizer
 
-pytestmark = pytest.mark.fast
-
 SIZES, WEIGHTS = (7, 12), (0.25, 0.75)
 PROCESSOR = processor_of(make_tokenizer())
 

@@ -18,8 +18,6 @@ from uae_jax.training import lock as lock_lib
 from uae_jax.training.lock import WorkdirLock
 from uae_jax.training.workdir import FREE_FIELDS, MOVABLE_PATHS, check_workdir, differences, open_workdir, to_plain
 
-pytestmark = pytest.mark.fast
-
 
 def config(**changes) -> Experiment:
   made = new_config()
