@@ -159,6 +159,18 @@ def test_a_length_beyond_the_truth_is_not_praised(workdir):
   assert '<span class="change bad">+12.3</span>' in page(workdir)
 
 
+def test_the_vae_is_no_baseline_of_images_from_captions(workdir):
+  """It reconstructs the originals: that the first captions lead to less is no loss."""
+  config = json.loads((workdir / "config.json").read_text())
+  write_json(workdir / "config.json", config | {"stages": ["vae", *config["stages"]]})
+  write_json(workdir / "evaluation" / "vae.json", {"psnr": 30.2, "object_accuracy": 0.93})
+  run = read_run(workdir)
+  first, second = [stage for stage in run.stages if "reward_similarity" in run.evaluations.get(stage, {})][:2]
+  assert run.stages[0].name == "vae" and {"psnr"} <= run.evaluations[first].keys() & run.evaluations[second].keys()
+  assert run.evaluated_before(first, "psnr") is None
+  assert run.evaluated_before(second, "psnr") == first
+
+
 def test_a_reward_that_rises_alone_is_hacking(workdir):
   evaluate(workdir, held_out_similarity=0.3)
   assert "Reward hacking" in warnings(workdir)

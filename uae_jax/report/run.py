@@ -13,6 +13,8 @@ from uae_jax.options import REINFORCEMENT, STAGES
 from uae_jax.weights import legacy
 
 GENERATION, UNDERSTANDING = REINFORCEMENT
+REWARD = "reward_similarity"
+OF_IMAGES = ("psnr", "object_accuracy")
 
 
 def _words(name: str) -> dict[str, str]:
@@ -88,9 +90,18 @@ class Run:
     return self.workdir / "samples" / stage.key
 
   def evaluated_before(self, stage: Stage, figure: str) -> Stage | None:
-    """The last stage before `stage` whose evaluation has `figure`."""
+    """The last stage before `stage` whose evaluation has `figure`, measured on the same kind of image.
+
+    Images generated from captions have a reward. The VAE's reconstructions have none, and are what such images can
+    reach at best: they are no baseline of theirs.
+    """
+    has_reward = REWARD in self.evaluations.get(stage, {})
+
+    def is_comparable(evaluation: dict) -> bool:
+      return figure in evaluation and (figure not in OF_IMAGES or (REWARD in evaluation) == has_reward)
+
     before = self.stages[: self.stages.index(stage)]
-    return next((s for s in reversed(before) if figure in self.evaluations.get(s, {})), None)
+    return next((s for s in reversed(before) if is_comparable(self.evaluations.get(s, {}))), None)
 
 
 def number(value: Any) -> float:
