@@ -53,11 +53,19 @@ class Config:
     return getattr(self, name)
 
 
-def make_config(total_steps: int) -> Config:
-  data = DataOptions(image_px=32, caption_tokens=26, max_bad_fraction=0.0)
+SCENES = DataOptions(image_px=32, caption_tokens=26, max_bad_fraction=0.0)
+
+
+def make_config(total_steps: int, data: DataOptions = SCENES) -> Config:
   return Config(
     data,
-    SmallStage(captions="mixed", batch_size=8, total_steps=total_steps, log_every_steps=1, save_every_steps=2),
+    SmallStage(
+      captions="mixed" if data.source == "scenes" else "full",
+      batch_size=8,
+      total_steps=total_steps,
+      log_every_steps=1,
+      save_every_steps=2,
+    ),
   )
 
 
@@ -67,19 +75,20 @@ def loss(params: dict, batch: dict, keys: jax.Array):
   return Loss(*sum_and_count(jnp.square(pixels @ params["kernel"] - batch["tokens"][:, :WIDTH] / 10.0))), {}
 
 
-def run(workdir: Path, total_steps: int = STEPS, notice_at: int = 0) -> None:
+def run(workdir: Path, total_steps: int = STEPS, notice_at: int = 0, data: DataOptions = SCENES) -> None:
   """Trains to the end or to a preemption notice, or resumes. Every process holds and writes a part of the parameters.
 
   Args:
     workdir: created if absent.
     total_steps: length of the stage.
     notice_at: step of the stage in which process 0 receives SIGTERM; 0 for never.
+    data: what to train on, images of `PIXELS` values.
 
   Raises:
     Preempted: after saving.
   """
   mesh = sharding.make_mesh(fsdp=jax.device_count())
-  config = make_config(total_steps)
+  config = make_config(total_steps, data)
   plain_config = dataclasses.asdict(config)
   optimizer = make_optimizer(OptimizerOptions(learning_rate=1e-2, eps=1e-3), total_steps)
   cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))

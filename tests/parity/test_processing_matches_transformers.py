@@ -158,6 +158,17 @@ def test_caption_prompt(processor):
     processor.caption_prompt((4, 5))
 
 
+@pytest.mark.parametrize("cells", [(1, 1), (3, 5), (7, 2)])
+def test_prompts_take_the_grid_of_an_image(processor, cells):
+  """The prompts of a square, used for an image of another shape, are those that are rendered for it."""
+  merge = processor.merge_size
+  square, own = (Prompts.from_processor(processor, (rows * merge, columns * merge)) for rows, columns in ((4, 4), cells))
+  found = square.for_image(cells, processor.image_token_id)
+  assert found.image_grid == own.image_grid == cells
+  np.testing.assert_array_equal(found.caption, own.caption)
+  np.testing.assert_array_equal(found.generation_prefix, own.generation_prefix)
+
+
 def test_generation_prompt(processor):
   text = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"

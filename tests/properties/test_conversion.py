@@ -145,6 +145,10 @@ def test_inspect_says_what_there_is(folder, capsys):
   assert "without caption 0" in out and "longer than 2 tokens 100.0 %" in out
   html = page.read_text()
   assert html.count("<article") == 10 and "red circle 3" in html
+  assert run("inspect", source, "--buckets", "24x24,24x48", "--max-crop", 0.3) == 0
+  out = " ".join(capsys.readouterr().out.split())
+  assert "bucket 24x24 20.0 %, of which 12.5 % is cropped on average, 25.0 % at most" in out
+  assert "bucket 24x48 40.0 %, of which 14.0 % is cropped on average, 25.0 % at most in no bucket 40.0 %" in out
   (folder / "train4.png").write_bytes(b"")
   assert run("inspect", source) == 1
   assert "train.jsonl line 5 (cannot read image" in capsys.readouterr().out

@@ -60,6 +60,7 @@ def test_every_worked_example_of_data_gives_its_two_records(tmp_path, monkeypatc
     found[names["source"].partition(":")[0]] = {source[i]["caption"] for i in range(len(source))}
   assert set(found) == {"folder", "jsonl", "parquet", "webdataset", "arrayrecord", "mix"}
   assert all(captions == {"a red picture", "a blue picture"} for captions in found.values())
+  assert names["counts"] == {"64x64": 0, "64x96": 2, "96x64": 0}
 
 
 OPTIONS = '''

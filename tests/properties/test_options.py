@@ -43,6 +43,7 @@ FIELDS = {path: (field, hint) for path, field, hint in all_fields()}
 
 # Valid values of fields whose type alone does not suggest one.
 VALUES = {
+  "data.buckets": ("16x32", "32x16"),
   "objective.delta": 3.0,
   "options.reward_weights": (("dinov2", 0.5), ("clip", 0.0)),
   "options.held_out_embedder": "dinov2",
@@ -77,6 +78,8 @@ COMPANIONS = {
   "data.image_field": (("data.source", "jsonl:a.jsonl"),),
   "data.caption_field": (("data.source", "jsonl:a.jsonl"),),
   "data.caption_choice": (("data.source", "jsonl:a.jsonl"),),
+  "data.buckets": (("data.source", "folder:a"),),
+  "data.max_crop": (("data.source", "folder:a"), ("data.buckets", "16x32")),
   "profile.first_step": (("profile.num_steps", "1"),),
   "checkpoints.metric": (("checkpoints.best", "1"),),
   "checkpoints.mode": (("checkpoints.best", "1"),),

@@ -89,3 +89,19 @@ def test_a_program_is_its_function_and_is_traced_once():
   assert jnp.array_equal(result, chain(X, 7))
   assert program.flops == 7 * STEP
   assert len(traces) == 1
+
+
+def test_a_program_counts_every_shape_of_its_arguments():
+  traces = []
+
+  def function(x):
+    traces.append(None)
+    return chain(x, 7)
+
+  program = Program(function)
+  counts = []
+  for rows in (X, jnp.concatenate([X, X]), X):
+    program(rows)
+    counts.append(program.flops)
+  assert counts == [7 * STEP, 14 * STEP, 7 * STEP]
+  assert len(traces) == 2

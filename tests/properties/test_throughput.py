@@ -58,6 +58,19 @@ def test_the_first_step_is_left_out_and_the_others_are_averaged(clock):
   assert measured.read(jnp.zeros(()))["seconds_step"] == 4.0
 
 
+def test_the_first_step_of_every_shape_is_left_out(clock):
+  """Batches of another bucket have a program of their own, with its own FLOPs."""
+  flops = {2: FLOPS, 4: 3 * FLOPS}
+  done = []
+  measured = StepClock(lambda: flops[done[-1]])
+  for side, compute in ((2, 1000.0), (2, 3.0), (4, 500.0), (4, 7.0), (2, 3.0)):
+    done.append(side)
+    run_step(clock, measured, compute=compute, batch={"image": np.zeros((4, 2, side, 3), np.uint8)})
+  read = measured.read(jnp.zeros(()))
+  assert (read["seconds_step"], read["seconds_data"]) == (16.0 / 3, 1.0)
+  assert read["tflops_per_second_per_chip"] == pytest.approx((1 + 3 + 1) * FLOPS / 1e12 / 16 / CHIPS)
+
+
 def test_pauses_belong_to_no_step(clock):
   measured = StepClock(lambda: FLOPS)
   run_step(clock, measured)

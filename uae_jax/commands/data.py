@@ -6,7 +6,7 @@ from typing import Any
 
 from uae_jax.commands import command_line
 
-FIELDS = ("image_field", "caption_field", "max_bad_fraction")
+FIELDS = ("image_field", "caption_field", "max_bad_fraction", "image_px", "buckets", "max_crop")
 ACTIONS = ("inspect", "convert")
 
 
@@ -44,6 +44,21 @@ def parser() -> command_line.Parser:
   inspect.add_argument(
     "--caption-tokens", type=command_line.number(int, at_least=2), default=512, metavar="N", help="default %(default)s"
   )
+  inspect.add_argument(
+    "--image-px", type=command_line.number(int, at_least=1), metavar="N", help="side of square images; default 512"
+  )
+  inspect.add_argument(
+    "--buckets",
+    type=lambda text: tuple(text.split(",")),
+    metavar="HxW,...",
+    help="sizes of images as in config.data.buckets, such as 512x512,512x768,768x512",
+  )
+  inspect.add_argument(
+    "--max-crop",
+    type=command_line.number(float, at_least=0, at_most=1),
+    metavar="FRACTION",
+    help="largest fraction of a picture that a bucket may crop; default 0.5",
+  )
   inspect.add_argument("--page", type=command_line.path, metavar="FILE", help="write a page with sample images as well")
   convert = parser.add_argument_group("convert")
   convert.add_argument(
@@ -71,12 +86,12 @@ def main(argv: list[str]) -> int:
 def inspect(data, arguments) -> int:
   from uae_jax.data.processing import Processor
   from uae_jax.data.sources import open_source
-  from uae_jax.data.statistics import inspect, table
+  from uae_jax.data.statistics import bucket_rows, inspect, table
 
   processor = None if arguments.processor is None else Processor.from_folder(arguments.processor)
   source = open_source(data, arguments.split)
   found = inspect(source, arguments.samples, processor, arguments.caption_tokens, arguments.threads)
-  rows = table(source, found)
+  rows = [*table(source, found), *bucket_rows(found.sizes, data)]
   width = max(len(name) for name, _ in rows)
   for name, value in rows:
     print(f"{name:{width}}  {value}")

@@ -132,7 +132,7 @@ def plan(
   from uae_jax.planning import topology as slices
   from uae_jax.planning.plan import plan_stage
   from uae_jax.planning.prices import PRICES, Price, usd_per_1000_steps
-  from uae_jax.planning.stage_programs import build_abstract, cuts, images_and_captions
+  from uae_jax.planning.stage_programs import bucket_tokens, build_abstract, cuts, images_and_captions
   from uae_jax.training.validate import validate
 
   stages = stages or list(config.stages)
@@ -160,4 +160,8 @@ def plan(
   about |= {"model": config.model, "image_px": config.data.image_px, "mesh": dataclasses.asdict(config.mesh)}
   about["stages"] = {name: images_and_captions(config, name) | {"cuts": cuts(config, name)} for name in stages}
   about |= {"step_seconds": seconds, "usd_per_1000_steps": cost}
-  return tables.to_json(plans, chip=chip.name, **about), tables.to_text(plans, chip, len(devices), price)
+  text = tables.to_text(plans, chip, len(devices), price)
+  if buckets := bucket_tokens(config, built):
+    about["buckets"] = buckets
+    text = "\n".join([*tables.bucket_table(buckets), text])
+  return tables.to_json(plans, chip=chip.name, **about), text

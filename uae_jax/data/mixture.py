@@ -36,6 +36,14 @@ class Mixture:
       self._numbers = np.argsort(np.concatenate(turns), kind="stable")
 
   @property
+  def sources(self) -> Sequence["Stored"]:
+    return self._sources
+
+  @property
+  def weights(self) -> Sequence[float]:
+    return self._weights
+
+  @property
   def num_sources(self) -> int:
     return len(self._sources)
 

@@ -3,7 +3,7 @@
 An epoch is a seeded permutation of all records. Global batch k is the k-th run of `batch_size` records in the endless
 sequence of epochs, and process p loads its p-th slice. The global batches do not depend on the number of processes, and
 every record occurs exactly once per epoch. The state of an iterator is a few integers, so a run can resume in the
-middle of an epoch.
+middle of an epoch. With `data.buckets` the order is that of `bucket_order`, in which every batch is of one bucket.
 
 Sources without stored records make batches from indices (`sources.MakesBatches`); others are read record by record in
 threads.
@@ -17,11 +17,14 @@ import grain
 import numpy as np
 
 from uae_jax.data.bad_records import BadRecords
+from uae_jax.data.bucket_order import BucketOrder
+from uae_jax.data.buckets import Buckets, assign, fit
 from uae_jax.data.mixture import Mixture
 from uae_jax.data.processing import Processor
 from uae_jax.data.sources import CaptionsRecords, MakesBatches, Source
 from uae_jax.draws import Draws
 from uae_jax.options import DataOptions
+from uae_jax.options.buckets import Size, name
 from uae_jax.options.stages import CAPTIONS
 
 
@@ -41,6 +44,7 @@ def make_dataset(
   prefetch_batches: int = 2,
   needs_captions: bool = False,
   bad_indices: set[int] | None = None,
+  buckets: Buckets | None = None,
 ) -> grain.IterDataset:
   """An endless dataset of this process's slice of every batch.
 
@@ -61,11 +65,12 @@ def make_dataset(
     prefetch_batches: number of batches prepared in advance.
     needs_captions: whether a record without a caption counts as unreadable.
     bad_indices: receives the indices of unreadable records that were skipped, except those of worker processes.
+    buckets: the buckets of the records, from `assign_buckets`; None finds them if `data.buckets` names some.
 
   Returns:
     Batches of b = batch_size / process_count rows; contrastive ones have a group axis after b.
-      image: uint8[b, image_px, image_px, 3].
-      captioner_image: the same image, resized to a side that the captioner's cells divide; absent if that is image_px.
+      image: uint8[b, H, W, 3]; H, W are image_px or those of the batch's bucket.
+      captioner_image: the same image, resized to sides that the captioner's cells divide; absent if these are H, W.
       tokens: int32[b, caption_tokens]: caption, closing `<|im_end|>`, padding. Longer captions are truncated and lack
         the closing token.
       length: int32[b], number of tokens without padding.
@@ -81,8 +86,15 @@ def make_dataset(
   if batch_size < 1 or batch_size % process_count:
     raise ValueError(f"data.batch_size = {batch_size} does not divide by {process_count} processes")
   rows = batch_size // process_count
-  order = endless_order(source, seed if shuffle else None).map_with_index(with_position)
-  order = ProcessRows(order, rows, process_index, process_count)
+  bad = BadRecords(data.max_bad_fraction, len(source), process_count * max(1, num_workers), bad_indices)
+  if data.buckets and buckets is None:
+    buckets = assign_buckets(source, data, process_index, process_count, bad_indices)
+  order_seed = seed if shuffle else None
+  if buckets is None:
+    order = endless_order(source, order_seed)
+  else:
+    order = BucketOrder(source, buckets, batch_size, order_seed)
+  order = ProcessRows(order.map_with_index(with_position), rows, process_index, process_count)
   if isinstance(source, MakesBatches):
     if data.image_px != source.image_px:
       raise ValueError(f"data.image_px = {data.image_px}: images of data.source = {data.source} have {source.image_px}")
@@ -94,8 +106,9 @@ def make_dataset(
     caption = source.record_captioner(processor, data.caption_tokens, captions, seed)
   else:
     caption = CaptionRecords(data.source, processor, data.caption_tokens, captions)
-  bad = BadRecords(data.max_bad_fraction, len(source), process_count * max(1, num_workers), bad_indices)
-  records = order.map(LoadRecord(source, data.image_px, processor.square_px(data.image_px), bad, needs_captions, seed))
+  frames = tuple((size, processor.resized_size(*size)) for size in data.image_sizes)
+  load = LoadRecord(source, frames, bad, needs_captions, seed, buckets)
+  records = order.map(load if buckets is None else LoadReadable(load, buckets))
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches * rows)
   records = records.to_iter_dataset(options)
   if num_workers:
@@ -106,6 +119,27 @@ def make_dataset(
     records = records.mp_prefetch(grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=rows))
   batches = records.batch(rows, drop_remainder=True, batch_fn=as_columns)
   return batches.map(caption)
+
+
+def assign_buckets(
+  source: Source,
+  data: DataOptions,
+  process_index: int = 0,
+  process_count: int = 1,
+  bad_indices: set[int] | None = None,
+) -> Buckets:
+  """Finds the bucket of every record; a record that no bucket takes is a bad one of the process with its turn.
+
+  Raises:
+    ValueError: more records than `data.max_bad_fraction` allows have no bucket, or the source makes its images itself.
+  """
+  bad = BadRecords(data.max_bad_fraction, len(source), process_count, bad_indices)
+
+  def on_bad(index: int, error: Exception) -> None:
+    if index % process_count == process_index:
+      bad.bad(index, source.key(index), error)
+
+  return assign(source, data, on_bad=on_bad)
 
 
 # --- Order ------------------------------------------------------------------------------------------------------------
@@ -163,17 +197,28 @@ def repartition(source: Source, states: Sequence[dict], process_count: int) -> d
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoadRecord:
-  """Maps (position, index) to a record with an image of `image_px`, or to None, which grain skips, if unreadable."""
+  """Maps (position, index) to a record with an image of its bucket's size, or to None if it is unreadable.
+
+  Attributes:
+    source: the records.
+    frames: of each bucket, (height, width) of the image and of the captioner's image.
+    bad: counts unreadable records.
+    needs_captions: whether a record without a caption counts as unreadable.
+    seed: seed of the draws that differ between epochs.
+    buckets: the buckets of the records; None if there is one for all.
+  """
 
   source: Source
-  image_px: int
-  captioner_px: int
+  frames: tuple[tuple[Size, Size], ...]
   bad: BadRecords
   needs_captions: bool = False
   seed: int = 0
+  buckets: Buckets | None = None
 
   def __call__(self, row: tuple[int, int]) -> dict | None:
     position, index = row[0], row[1] % len(self.source)
+    bucket = 0 if self.buckets is None else int(self.buckets.of[index])
+    size, captioner_size = self.frames[bucket]
     try:
       record = self.source[index]
       captions = record.pop("captions", ())
@@ -181,10 +226,12 @@ class LoadRecord:
         record["caption"] = captions[int(Draws(self.seed, position).integers(len(captions)))]
       if self.needs_captions and not record["caption"]:
         raise ValueError("no caption, which this stage trains on")
-      record.setdefault("image", np.zeros((self.image_px, self.image_px, 3), np.uint8))
-      images = {"image": fit(record["image"], self.image_px)}
-      if self.captioner_px != self.image_px:
-        images["captioner_image"] = fit(record["image"], self.captioner_px)
+      image = record.setdefault("image", np.zeros((*size, 3), np.uint8))
+      if self.buckets is not None:
+        self.buckets.check(image.shape[:2], bucket)
+      images = {"image": fit(image, size)}
+      if captioner_size != size:
+        images["captioner_image"] = fit(image, captioner_size, size)
     except Exception as error:  # A corrupt file can raise anything in an image decoder.
       self.bad.bad(index, self.source.key(index), error)
       return None
@@ -192,13 +239,24 @@ class LoadRecord:
     return {**record, **images, "position": position, "index": index}
 
 
-def fit(image: np.ndarray, size_px: int) -> np.ndarray:
-  """The center square of uint8[H, W, 3], resized to uint8[size_px, size_px, 3]; the identity at that size."""
-  if image.shape == (size_px, size_px, 3):
-    return image
-  from PIL import Image, ImageOps
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadReadable:
+  """Maps (position, index) to a record; in place of an unreadable one, to the next of its bucket that can be read.
 
-  return np.asarray(ImageOps.fit(Image.fromarray(image), (size_px, size_px), Image.Resampling.BICUBIC))
+  No row is skipped, so that the rows of a batch remain of one bucket, and positions the same on every process.
+  """
+
+  load: LoadRecord
+  buckets: Buckets
+
+  def __call__(self, row: tuple[int, int]) -> dict:
+    position, index = row
+    for other in self.buckets.others(index):
+      record = self.load((position, other))
+      if record is not None:
+        return record
+    size = self.buckets.sizes[int(self.buckets.of[index])]
+    raise ValueError(f"data.buckets: none of the records of {name(size)} can be read")
 
 
 def as_columns(records: Sequence[dict]) -> dict:

@@ -168,9 +168,9 @@ class Processor:
       return height, width
     return rows * cell, columns * cell
 
-  def square_px(self, side: int) -> int:
-    """Side, in pixels, of a square image after `resize` with `demo_resize=False`."""
-    return self.fit(side, side, self.min_pixels, self.max_pixels)[0]
+  def resized_size(self, height: int, width: int) -> tuple[int, int]:
+    """(height, width) of an image after `resize` with `demo_resize=False`."""
+    return self.fit(height, width, self.min_pixels, self.max_pixels)
 
   # --- Text --------------------------------------------------------------------------------------------------------
 

@@ -9,10 +9,13 @@ import numpy as np
 from tqdm import tqdm
 
 from uae_jax.data.bad_records import describe
+from uae_jax.data.buckets import nearest_buckets
 from uae_jax.data.caption_lengths import CaptionLengths
 from uae_jax.data.processing import Processor
 from uae_jax.data.sources import Source, Stored
 from uae_jax.files import shown
+from uae_jax.options import DataOptions
+from uae_jax.options.buckets import name
 
 # Upper ends of the bins of width / height, and their names.
 RATIOS = ((0.6, "tall, below 3:5"), (0.9, "portrait"), (1.1, "square"), (1.7, "landscape"), (np.inf, "wide, above 5:3"))
@@ -101,6 +104,29 @@ def inspect(
     [sample for *_, sample in good if sample is not None and sample[1] is not None],
     None if processor is None else CaptionLengths.of(captions, processor, caption_tokens),
   )
+
+
+def bucket_rows(pictures: np.ndarray, data: DataOptions) -> list[tuple[str, str]]:
+  """(name, value) pairs: how many pictures go to each size of training, and how much of them is cropped.
+
+  Args:
+    pictures: int64[count, 2], (height, width) in pixels.
+    data: names the buckets.
+  """
+  if not len(pictures):
+    return []
+  nearest, crop = nearest_buckets(pictures, data.image_sizes)
+  is_taken = (crop <= data.max_crop) | (not data.buckets)
+  rows = []
+  for bucket, size in enumerate(data.image_sizes):
+    crops = 100 * crop[(nearest == bucket) & is_taken]
+    share = f"{100 * len(crops) / len(pictures):.1f} %"
+    if len(crops):
+      share += f", of which {crops.mean():.1f} % is cropped on average, {crops.max():.1f} % at most"
+    rows.append((f"bucket {name(size)}", share))
+  if data.buckets:
+    rows.append(("in no bucket", f"{100 * np.mean(~is_taken):.1f} %"))
+  return rows
 
 
 def table(source: Source, statistics: Statistics) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from uae_jax.data.bad_records import describe
-from uae_jax.data.pipeline import fit
+from uae_jax.data.buckets import fit
 from uae_jax.data.processing import Processor
 from uae_jax.data.sources import HELD_OUT, HELD_OUT_PAIRS, KnowsTruth, MakesBatches, Source, open_source
 from uae_jax.files import shown
@@ -109,10 +109,11 @@ def _load(source: Source, split: str, data, processor: Processor, count: int) ->
       f"config.evaluation.num_images = {count}, but split {split} of data.source = {data.source} has {len(records)} "
       "records that can be read: lower num_images or add records"
     )
-  side = processor.square_px(data.image_px)
+  size = (data.image_px, data.image_px)
+  captioner_size = processor.resized_size(*size)
   return HeldOut(
-    np.stack([fit(record["image"], data.image_px) for record in records]),
-    np.stack([fit(record["image"], side) for record in records]),
+    np.stack([fit(record["image"], size) for record in records]),
+    np.stack([fit(record["image"], captioner_size) for record in records]),
     tuple(record["caption"] for record in records),
     source.ground_truth(records) if isinstance(source, KnowsTruth) else None,
   )

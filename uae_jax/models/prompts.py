@@ -54,6 +54,20 @@ class Prompts:
       vocab_size=processor.vocab_size,
     )
 
+  def for_image(self, grid: tuple[int, int], image_token_id: int) -> "Prompts":
+    """The same templates with an image of another grid.
+
+    Args:
+      grid: (rows, columns) of merged cells.
+      image_token_id: id of the placeholder of a cell in `caption`.
+    """
+    if grid == self.image_grid:
+      return self
+    places = np.flatnonzero(self.caption == image_token_id)
+    image = np.full(grid[0] * grid[1], image_token_id, np.int32)
+    caption = np.concatenate([self.caption[: places[0]], image, self.caption[places[-1] + 1 :]])
+    return dataclasses.replace(self, caption=caption, image_grid=grid)
+
   def vocabulary(self, size: int) -> np.ndarray:
     """Marks the tokens that captions are sampled from, text and closing tokens: bool[size]; size is the model's V."""
     ids = np.arange(size)

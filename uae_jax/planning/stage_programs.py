@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from uae_jax import sharding
 from uae_jax.embedders.kind import EmbedderSizes, published
 from uae_jax.layers.lora import LoRA
+from uae_jax.options.buckets import name as name_of
 from uae_jax.training import initial, placement
 from uae_jax.training import sizes as sizes_lib
 from uae_jax.training.build import Built, build
@@ -100,18 +101,29 @@ def placed(shape: tuple[int, ...], dtype, place) -> jax.ShapeDtypeStruct:
 
 
 def abstract_batch(config, name: str, built: Built, mesh: Mesh) -> dict:
-  """Abstract batch of a stage, as `data.pipeline` makes it."""
-  rows, place, side = config.section(name).batch_size, sharding.batch_sharding(mesh), config.data.image_px
+  """Abstract batch of a stage, as `data.pipeline` makes it, of the largest bucket."""
+  rows, place, size = config.section(name).batch_size, sharding.batch_sharding(mesh), config.data.largest_size
   batch = {
-    "image": placed((rows, side, side, 3), jnp.uint8, place),
+    "image": placed((rows, *size, 3), jnp.uint8, place),
     "tokens": placed((rows, config.data.caption_tokens), jnp.int32, place),
     "length": placed((rows,), jnp.int32, place),
     "index": placed((rows,), jnp.int32, place),
   }
-  captioner_side = built.processor.square_px(side)
-  if captioner_side != side:
-    batch["captioner_image"] = placed((rows, captioner_side, captioner_side, 3), jnp.uint8, place)
+  captioner_size = built.processor.resized_size(*size)
+  if captioner_size != size:
+    batch["captioner_image"] = placed((rows, *captioner_size, 3), jnp.uint8, place)
   return batch
+
+
+def bucket_tokens(config, built: Built) -> list[dict[str, Any]]:
+  """Tokens per image of every bucket, the one that is planned first; empty without buckets."""
+  uae = sizes_lib.named_uae(config.model, built.processor, LoRA(config.lora.rank, config.lora.alpha))
+  unit, rows = uae.vae.downsampling * uae.decoder.patch, []
+  for size in sorted(config.data.image_sizes, key=lambda size: size != config.data.largest_size):
+    cells = math.prod(built.processor.resized_size(*size)) // built.processor.cell_px**2
+    tokens = {"decoder_tokens": math.prod(size) // unit**2, "captioner_tokens": cells}
+    rows.append({"size": name_of(size), **tokens})
+  return rows if config.data.buckets else []
 
 
 def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Generator[Program, Any, None]:

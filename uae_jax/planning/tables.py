@@ -60,6 +60,13 @@ def ranking(results: Sequence[dict]) -> str:
   return "\n".join([*lines, "Seconds and prices are lower bounds: products and links at their peaks."])
 
 
+def bucket_table(buckets: Sequence[dict]) -> list[str]:
+  """Lines of a table of the buckets of `stage_programs.bucket_tokens`, of which the first is planned."""
+  rows = [[str(bucket["decoder_tokens"]), str(bucket["captioner_tokens"])] for bucket in buckets]
+  names = [f"{bucket['size']} {'(planned: the largest)' if i == 0 else ''}".strip() for i, bucket in enumerate(buckets)]
+  return table("bucket, height x width", names, ("decoder tokens", "captioner tokens"), rows)
+
+
 def to_text(plans: Sequence[ProgramPlan], chip: Chip, num_devices: int, price: Price | None) -> str:
   """A plan as text: tables of memory, work and collectives, a lower bound per stage, and whether everything fits.
 

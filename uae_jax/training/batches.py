@@ -9,7 +9,7 @@ import numpy as np
 
 from uae_jax import sharding
 from uae_jax.data.caption_lengths import CaptionLengths, write_lengths
-from uae_jax.data.pipeline import make_dataset, repartition
+from uae_jax.data.pipeline import assign_buckets, make_dataset, repartition
 from uae_jax.data.sources import Stored, open_source
 from uae_jax.training import processes
 from uae_jax.training.data_check import NUM_CAPTIONS, sample
@@ -57,6 +57,11 @@ class Batches:
       check_same(source.fingerprint(), config.data.source)
       if needs_captions:
         processes.on_first(lambda: self._check_sample(source, workdir))
+    buckets = None
+    if config.data.buckets:
+      buckets = assign_buckets(source, config.data, self._part, self._num_parts, self._bad)
+      check_same(buckets.fingerprint(), config.data.source)
+      logging.info("%s: %s", name, buckets.describe())
     dataset = make_dataset(
       self._source,
       config.data,
@@ -68,6 +73,7 @@ class Batches:
       process_count=self._num_parts,
       needs_captions=needs_captions,
       bad_indices=self._bad,
+      buckets=buckets,
     )
     self._iterator = iter(dataset)
 

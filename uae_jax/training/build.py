@@ -14,8 +14,10 @@ from uae_jax.embedders.kind import EmbedderSizes
 from uae_jax.layers.buffer import Buffer
 from uae_jax.models.clip import CLIPText
 from uae_jax.models.prompts import Prompts
-from uae_jax.models.uae import UAE
+from uae_jax.models.uae import UAE, UAEConfig
 from uae_jax.networks import Networks
+from uae_jax.options import DataOptions
+from uae_jax.options.buckets import parse
 from uae_jax.training.sizes import Sizes, find
 from uae_jax.weights.checkpoint import typed
 
@@ -46,7 +48,7 @@ class Built:
 
 
 def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
-  """Builds the networks for square images of `config.data.image_px`.
+  """Builds the networks, with prompts for square images of `config.data.image_px`.
 
   Args:
     config: image size, caption length, dtype and model name.
@@ -55,14 +57,15 @@ def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
     mesh: mesh over which parameters are sharded.
 
   Raises:
-    ValueError: heads or weights do not divide over the mesh.
+    ValueError: heads or weights do not divide over the mesh, or the decoder cannot make images of a bucket.
   """
   uae = sizes.uae
+  check_buckets(config.data, uae)
   heads = {**uae.captioner.heads, "decoder": uae.decoder.num_heads}
   for name, num_heads in (heads | {name: size.network.num_heads for name, size in sizes.embedders.items()}).items():
     sharding.check_heads(name, num_heads, mesh)
-  side = processor.square_px(config.data.image_px)
-  prompts = Prompts.from_processor(processor, (side // processor.patch_size,) * 2)
+  height, width = processor.resized_size(config.data.image_px, config.data.image_px)
+  prompts = Prompts.from_processor(processor, (height // processor.patch_size, width // processor.patch_size))
   graphdef, abstract_uae = sharding.abstract_model(lambda: UAE(sizes.uae, rngs=nnx.Rngs(0)), mesh)
 
   def abstract_embedder(size: EmbedderSizes):
@@ -103,6 +106,21 @@ def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
     init=init,
     make_text_tower=make_text_tower,
   )
+
+
+def check_buckets(data: DataOptions, uae: UAEConfig) -> None:
+  """Checks that the decoder can make images of every bucket.
+
+  Raises:
+    ValueError: a side is no multiple of what VAE and decoder divide, or exceeds the table of positions.
+  """
+  unit = uae.vae.downsampling * uae.decoder.patch
+  largest = unit * uae.decoder.pos_embed_max_size
+  for text, size in zip(data.buckets, parse(data.buckets), strict=True):
+    if any(side % unit or side > largest for side in size):
+      raise ValueError(
+        f"config.data.buckets names {text}: the decoder makes sides that are multiples of {unit} and at most {largest}"
+      )
 
 
 def buffer_tree(graphdef: nnx.GraphDef, abstract: dict) -> dict:

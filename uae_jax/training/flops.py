@@ -5,10 +5,11 @@ import math
 
 import jax
 from jax.extend import core
+import numpy as np
 
 
 class Program:
-  """A jitted function that counts the matrix FLOPs of one call from the trace of its first call.
+  """A jitted function that counts the matrix FLOPs of a call from the trace of the first call with these shapes.
 
   Args:
     function: function of arrays to jit.
@@ -19,17 +20,21 @@ class Program:
   def __init__(self, function: Callable, *, while_trips: int = 1, **options):
     self._jitted = jax.jit(function, **options)
     self._while_trips = while_trips
-    self._flops: float | None = None
+    self._flops_of: dict[tuple, float] = {}
+    self._flops = 0.0
 
   @property
   def flops(self) -> float:
-    """Matrix FLOPs of one call, on all devices together; 0 before the first call."""
-    return self._flops or 0.0
+    """Matrix FLOPs of the last call, on all devices together; 0 before the first call."""
+    return self._flops
 
   def __call__(self, *args):
-    if self._flops is None:
+    # Buckets have images of several shapes, each with a program of its own.
+    shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(args))
+    if shapes not in self._flops_of:
       # The trace is cached: the call below does not trace again.
-      self._flops = matrix_flops(self._jitted.trace(*args).jaxpr.jaxpr, self._while_trips)
+      self._flops_of[shapes] = matrix_flops(self._jitted.trace(*args).jaxpr.jaxpr, self._while_trips)
+    self._flops = self._flops_of[shapes]
     return self._jitted(*args)
 
 

@@ -30,10 +30,10 @@ DEVICES_PER_CHIP = {"TPU7x": 2}
 
 
 class StepClock:
-  """Measures the steps between two log lines. The first step of a stage, which compiles, is not counted.
+  """Measures the steps between two log lines. The first step of each shape, which compiles, is not counted.
 
   Args:
-    flops: () -> matrix FLOPs of a step on all chips together; called after the first step.
+    flops: () -> matrix FLOPs of the last step on all chips together.
     num_rollouts: number of images generated per image of the batch; 1 for supervised stages.
   """
 
@@ -42,17 +42,18 @@ class StepClock:
     kind = jax.devices()[0].device_kind
     self._num_chips = jax.device_count() / DEVICES_PER_CHIP.get(kind, 1)
     self._peak_flops = PEAK_FLOPS.get(kind)
-    self._is_warm = False
+    self._shapes: set[tuple[int, ...]] = set()
+    self._of_step: dict[str, float] = {}
     self._begin()
 
   def _begin(self) -> None:
-    self._num_steps, self._num_images = 0, 0
+    self._num_steps, self._num_images, self._step_flops = 0, 0, 0.0
     self._num_tokens: list[tuple[jax.Array, int]] = []
     self._seconds: dict[str, float] = {}
-    self._start = time.perf_counter()
+    self._start = self._end = time.perf_counter()
 
   def _add_seconds(self, name: str, seconds: float) -> None:
-    self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+    self._of_step[name] = self._of_step.get(name, 0.0) + seconds
 
   @contextlib.contextmanager
   def phase(self, name: str):
@@ -68,7 +69,8 @@ class StepClock:
     jax.block_until_ready(state)
     start = time.perf_counter()
     yield
-    self._start += time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    self._start, self._end = self._start + seconds, self._end + seconds
 
   def end_step(self, state: State, batch: dict, metrics: Mapping) -> None:
     """Counts one step.
@@ -79,19 +81,26 @@ class StepClock:
       metrics: metrics of the step. Reads `seconds_*`, host floats, and `caption_length`, the mean number of tokens per
         image, without waiting for it.
     """
-    if not self._is_warm:
-      self._is_warm = True
-      jax.block_until_ready(state)
-      self._begin()
-      return
-    num_images = math.prod(batch["image"].shape[:-3]) * self._num_rollouts
-    self._num_steps += 1
-    self._num_images += num_images
-    if "caption_length" in metrics:
-      self._num_tokens.append((metrics["caption_length"], num_images))
     for name, value in metrics.items():
       if name.startswith("seconds_"):
         self._add_seconds(name, value)
+    of_step, self._of_step = self._of_step, {}
+    shape = batch["image"].shape
+    if shape not in self._shapes:
+      self._shapes.add(shape)
+      jax.block_until_ready(state)
+      now = time.perf_counter()
+      self._start, self._end = self._start + now - self._end, now
+      return
+    self._end = time.perf_counter()
+    for name, value in of_step.items():
+      self._seconds[name] = self._seconds.get(name, 0.0) + value
+    num_images = math.prod(shape[:-3]) * self._num_rollouts
+    self._num_steps += 1
+    self._step_flops += self._flops()
+    self._num_images += num_images
+    if "caption_length" in metrics:
+      self._num_tokens.append((metrics["caption_length"], num_images))
 
   def read(self, state: State) -> dict[str, float]:
     """Returns the measurements since the last call; empty if there was no step.
@@ -109,7 +118,7 @@ class StepClock:
     measured = {}
     if steps:
       chip_seconds = seconds * self._num_chips
-      flops = steps * self._flops() / chip_seconds
+      flops = self._step_flops / chip_seconds
       measured = {"seconds_step": seconds / steps}
       measured |= {name: value / steps for name, value in self._seconds.items()}
       measured["images_per_second_per_chip"] = self._num_images / chip_seconds

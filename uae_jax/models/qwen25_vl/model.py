@@ -124,7 +124,7 @@ class Qwen25VL(nnx.Module):
     """Embeds the image and the question of every row.
 
     Args:
-      prompts: the templates rendered for this image size.
+      prompts: the templates; the image in them takes the grid of `images`.
       images: uint8[B, h, w, 3]; sides are multiples of patch_size * spatial_merge.
       questions: a prompt per row; by default all rows have `prompts.caption`.
 
@@ -134,6 +134,8 @@ class Qwen25VL(nnx.Module):
     vision = self.config.vision
     batch, height, width, _ = images.shape
     grid = (height // vision.patch_size, width // vision.patch_size)
+    cells = (grid[0] // vision.spatial_merge, grid[1] // vision.spatial_merge)
+    prompts = prompts.for_image(cells, self.config.image_token_id)
     patches = patchify(normalize(images, vision), vision)
     if questions is not None:
       tokens, mask = questions.tokens, questions.mask
