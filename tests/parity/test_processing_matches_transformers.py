@@ -11,6 +11,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from uae_jax.data import chat_template, processor_files
 from uae_jax.data.processing import NEGATIVE_PROMPT, QUESTION, Processor
+from uae_jax.models.prompts import Prompts
 from uae_jax.models.qwen25_vl.vision import VisionConfig, normalize, patchify
 from uae_jax.small_world.processor import write_processor
 
