@@ -163,7 +163,8 @@ def test_caption_prompt(processor):
 def test_prompts_take_the_grid_of_an_image(processor, cells):
   """The prompts of a square, used for an image of another shape, are those that are rendered for it."""
   merge = processor.merge_size
-  square, own = (Prompts.from_processor(processor, (rows * merge, columns * merge)) for rows, columns in ((4, 4), cells))
+  square = Prompts.from_processor(processor, (4 * merge, 4 * merge))
+  own = Prompts.from_processor(processor, (cells[0] * merge, cells[1] * merge))
   found = square.for_image(cells, processor.image_token_id)
   assert found.image_grid == own.image_grid == cells
   np.testing.assert_array_equal(found.caption, own.caption)
