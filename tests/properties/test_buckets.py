@@ -19,8 +19,6 @@ from uae_jax.data.sources import open_source
 from uae_jax.options import DataOptions
 from uae_jax.small_world.processor import make_tokenizer
 
-pytestmark = pytest.mark.fast
-
 PROCESSOR = processor_of(make_tokenizer())
 SIZES = ("32x32", "16x32", "48x16")
 # (height, width) -> number of pictures; none of the counts divides by the batch size.
