@@ -44,7 +44,7 @@ def test_the_prompts_of_two_results_are_paired(two, capsys):
   shown = capsys.readouterr()
   assert "A and B differ: steps: 40, 28" in shown.err and "w1" not in shown.err
   (compared,) = json.loads(shown.out)
-  rows = {row["category"]: row for row in compared["rows"]}
+  rows = {row["category"]: row for row in compared["metrics"][""]}
   assert rows.keys() == {"counting", "colors", "all"}
   whole = rows["all"]
   assert (whole["count"], whole["wins"], whole["losses"]) == (4, 2, 1)
@@ -97,7 +97,7 @@ def test_official_files_are_read(tmp_path, capsys):
   assert cli.main(["compare", *files, "--suite", "geneval", "--prompts", str(prompts), "--json"]) == 0
   shown = capsys.readouterr()
   assert "settings" in shown.err and "are not known" in shown.err
-  assert json.loads(shown.out)[0]["rows"][-1]["difference"] == 0.5
+  assert json.loads(shown.out)[0]["metrics"][""][-1]["difference"] == 0.5
 
 
 def test_official_files_of_unified_bench_are_read(tmp_path, capsys):
@@ -105,8 +105,9 @@ def test_official_files_of_unified_bench_are_read(tmp_path, capsys):
     similarities = {"clip": {"recon_1.png": value, "recon_2.png": None}, "dinov2": {"recon_1.png": 0.5}}
     (tmp_path / f"{name}.json").write_text(json.dumps({"similarities_by_model": similarities}))
   assert cli.main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--json"]) == 0
-  (row,) = json.loads(capsys.readouterr().out)[0]["rows"]
-  assert row["count"] == 1 and row["difference"] == pytest.approx(0.125)
+  found = json.loads(capsys.readouterr().out)[0]["metrics"]
+  differences = {name: (row["count"], row["difference"]) for name, (row,) in found.items()}
+  assert differences == {"mean similarity": (1, 0.125), "clip": (1, 0.25), "dinov2": (1, 0.0)}
 
 
 @pytest.mark.parametrize("content, said", [("{", "--suite and --prompts"), (None, "no such file")])
@@ -116,6 +117,23 @@ def test_what_is_no_result_is_named(two, tmp_path, capsys, content, said):
     file.write_text(content)
   assert cli.main(["compare", str(two[0]), str(file)]) == 1
   assert f"{file}: " in (error := capsys.readouterr().err) and said in error
+
+
+def test_every_metric_with_a_score_per_prompt_is_paired_and_has_a_gallery(tmp_path, capsys):
+  for name, gain in (("a", 0.0), ("b", 0.25)):
+    metrics = {"clip": Scores({"1": 0.5 - gain, "2": 0.5}, {}, 0.5), "CAPTURE": Scores({}, {}, 0.1)}
+    settings = {"suite": "transfer", "prompts": "p", "weights": name}
+    about = {"prompt_texts": {"1": "number 1", "2": "number 2"}}
+    results.write(tmp_path / name, settings, about, Scores({"1": 0.5, "2": 0.5 + gain}, {}, 0.5, metrics=metrics), 1.0)
+  argv = ["compare", str(tmp_path / "a"), str(tmp_path / "b")]
+  assert cli.main([*argv, "--json"]) == 0
+  found = json.loads(capsys.readouterr().out)[0]["metrics"]
+  assert {name: row["difference"] for name, (row,) in found.items()} == {"mean similarity": 0.125, "clip": -0.125}
+  assert cli.main([*argv, "--page", str(tmp_path / "page.html")]) == 0
+  html, shown = (tmp_path / "page.html").read_text(), capsys.readouterr().out
+  assert "mean similarity\n" in shown and "clip\n" in shown
+  gains, losses = html.index("Largest gains of B in mean similarity"), html.index("Largest losses of B in clip")
+  assert gains < html.index("number 2") < losses < html.index("number 1")
 
 
 def test_the_page_shows_intervals_settings_and_both_images_of_each_prompt(two, tmp_path, capsys):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 import string
 import sys
+from typing import Any
 
 from uae_jax.commands import command_line, model_arguments
 
@@ -55,8 +56,10 @@ def main(argv: list[str]) -> int:
   first, *others = [comparison.read(path, suite, arguments.prompts) for path in arguments.results]
   compared = []
   for label, other in zip(string.ascii_uppercase[1:], others, strict=False):
-    changed, rows = comparison.differences(first, other), comparison.paired(first, other)
-    compared.append({"a": str(first.path), "b": str(other.path), "differing_settings": changed, "rows": rows})
+    changed = comparison.differences(first, other)
+    shared = comparison.shared_metrics(first, other).items()
+    metrics = {name: comparison.paired(*both) for name, both in shared}
+    compared.append({"a": str(first.path), "b": str(other.path), "differing_settings": changed, "metrics": metrics})
     for text in changed:
       print(f"warning: A and {label} differ: {text}", file=sys.stderr)
   if arguments.json:
@@ -69,20 +72,19 @@ def main(argv: list[str]) -> int:
 
 
 def table(label: str, compared: dict) -> str:
-  """The differences of one result from the baseline."""
-  rows = compared["rows"]
-  width = max(len(row["category"]) for row in rows)
-  lines = [
-    f"A: {compared['a']}",
-    f"{label}: {compared['b']}",
-    f"{'':{width}}  prompts       A       {label}   {label} - A  95 % interval     wins losses",
-  ]
-  for row in rows:
-    interval = f"[{row['low']:+.3f}, {row['high']:+.3f}]"
-    lines.append(
-      f"{row['category']:{width}}  {row['count']:7}  {row['a']:6.3f}  {row['b']:6.3f}  {row['difference']:+6.3f}"
-      f"  {interval:16}  {row['wins']:4} {row['losses']:6}"
-    )
+  """The differences of one result from the baseline, a block per metric."""
+  blocks = compared["metrics"]
+  width = max(len(row["category"]) for rows in blocks.values() for row in rows)
+  lines = [f"A: {compared['a']}", f"{label}: {compared['b']}"]
+  for metric, rows in blocks.items():
+    lines += ["", metric] if metric else []
+    lines.append(f"{'':{width}}  prompts       A       {label}   {label} - A  95 % interval     wins losses")
+    for row in rows:
+      interval = f"[{row['low']:+.3f}, {row['high']:+.3f}]"
+      lines.append(
+        f"{row['category']:{width}}  {row['count']:7}  {row['a']:6.3f}  {row['b']:6.3f}  {row['difference']:+6.3f}"
+        f"  {interval:16}  {row['wins']:4} {row['losses']:6}"
+      )
   return "\n".join(lines)
 
 
@@ -95,22 +97,33 @@ def write_page(target: Path, results: list, compared: list[dict], count: int) ->
   first, *others = results
   pairs = []
   for label, other, each in zip(string.ascii_uppercase[1:], others, compared, strict=False):
-    wins, losses = (
-      [
-        compare_page.Example(
-          text=first.texts.get(key) or other.texts.get(key) or key,
-          category=first.categories.get(key, ""),
-          scores=(first.scale * first.items[key], first.scale * other.items[key]),
-          files=tuple([result.folder / name for name in result.images.get(key, ())] for result in (first, other)),
-        )
-        for key in keys
-      ]
-      for keys in comparison.extremes(first, other, count)
-    )
-    pairs.append(compare_page.Pair(label, each["differing_settings"], each["rows"], wins, losses))
+    metrics = [
+      compare_page.Metric(
+        metric,
+        each["metrics"][metric],
+        *(_examples(*both, keys) for keys in comparison.extremes(*both, count)),
+      )
+      for metric, both in comparison.shared_metrics(first, other).items()
+    ]
+    pairs.append(compare_page.Pair(label, each["differing_settings"], metrics))
   contenders = [
     compare_page.Contender(label, str(result.path), result.scale * result.overall, result.settings, result.notes)
     for label, result in zip(string.ascii_uppercase, results, strict=False)
   ]
   compare_page.write_page(file, str(first.settings["suite"]), first.scale, contenders, pairs)
   return file
+
+
+def _examples(first: Any, other: Any, keys: list[str]) -> list:
+  """What the page shows of some prompts under one metric."""
+  from uae_jax.report import compare_page
+
+  return [
+    compare_page.Example(
+      text=first.texts.get(key) or other.texts.get(key) or key,
+      category=first.categories.get(key, ""),
+      scores=(first.scale * first.items[key], first.scale * other.items[key]),
+      files=tuple([result.folder / name for name in result.images.get(key, ())] for result in (first, other)),
+    )
+    for key in keys
+  ]

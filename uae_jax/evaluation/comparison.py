@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from uae_jax import files
-from uae_jax.evaluation import intervals, results
+from uae_jax.evaluation import intervals, results, suites
 from uae_jax.evaluation.suites.spec import Suite
+from uae_jax.evaluation.suites.task import Task
 
 # Settings without which two results have no items in common.
 SHARED = ("suite", "prompts")
@@ -31,6 +32,8 @@ class Result:
     categories: key -> category of the official table.
     texts: key -> prompt.
     images: key -> image files in `folder`.
+    metric: name of the scores, "" if the suite has no name for them.
+    metrics: further scores of the same prompts, by name: (key -> score, overall score).
   """
 
   path: Path
@@ -43,6 +46,17 @@ class Result:
   categories: Mapping[str, str] = dataclasses.field(default_factory=dict)
   texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
   images: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+  metric: str = ""
+  metrics: Mapping[str, tuple[Mapping[str, float], float]] = dataclasses.field(default_factory=dict)
+
+  def by_metric(self) -> dict[str, "Result"]:
+    """A result per metric that has a score per prompt, the first one included."""
+    further = {
+      name: dataclasses.replace(self, items=items, overall=overall, metric=name, metrics={})
+      for name, (items, overall) in self.metrics.items()
+      if items
+    }
+    return {self.metric: self, **further}
 
   @property
   def has_settings(self) -> bool:
@@ -95,7 +109,14 @@ def _ours(path: Path) -> Result | None:
     categories=found.get("prompt_categories", {}),
     texts=found.get("prompt_texts", {}),
     images=found.get("prompt_files", {}),
+    metric=_name_of_scores(found["settings"]["suite"]),
+    metrics={name: (metric["items"], metric["overall"]) for name, metric in scores.get("metrics", {}).items()},
   )
+
+
+def _name_of_scores(name: str) -> str:
+  suite = suites.find(name) if name in suites.SUITES else None
+  return suite.metric if isinstance(suite, Task) else ""
 
 
 def _unified_bench(path: Path) -> Result | None:
@@ -120,11 +141,20 @@ def _unified_bench(path: Path) -> Result | None:
     folder=path.parent,
     settings={"suite": "unified_bench"},
     items=items,
-    overall=float(np.mean(list(items.values()))),
+    overall=_mean(items),
     scale=100.0,
     texts={name: name for name in items},
     images={name: [name] for name in items},
+    metric="mean similarity",
+    metrics={
+      kind: (known := {name: value for name, value in values.items() if value is not None}, _mean(known))
+      for kind, values in content["similarities_by_model"].items()
+    },
   )
+
+
+def _mean(items: Mapping[str, float]) -> float:
+  return float(np.mean(list(items.values())))
 
 
 def _official(path: Path, suite: Suite, prompts_file: Path) -> Result:
@@ -172,6 +202,19 @@ def shared_keys(one: Result, other: Result) -> list[str]:
   if not keys:
     raise ValueError(f"{one.path} and {other.path} have no scored prompt in common")
   return keys
+
+
+def shared_metrics(one: Result, other: Result) -> dict[str, tuple[Result, Result]]:
+  """The metrics with prompts that both results have a score for: name -> (one, other) of this metric.
+
+  Raises:
+    ValueError: there is none.
+  """
+  ours, theirs = one.by_metric(), other.by_metric()
+  names = [name for name in ours if name in theirs and ours[name].items.keys() & theirs[name].items.keys()]
+  if not names:
+    raise ValueError(f"{one.path} and {other.path} have no scored prompt in common")
+  return {name: (ours[name], theirs[name]) for name in names}
 
 
 def paired(one: Result, other: Result, *, resamples: int = 10_000) -> list[dict[str, Any]]:

@@ -38,14 +38,22 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
-  """A result and the baseline: settings that differ, rows of `evaluation.comparison.paired`, and examples."""
+class Metric:
+  """One metric of two results: its name or "", rows of `evaluation.comparison.paired`, and examples."""
 
-  label: str
-  differing: Sequence[str]
+  name: str
   rows: Sequence[Mapping[str, Any]]
   wins: Sequence[Example]
   losses: Sequence[Example]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """A result and the baseline: settings that differ, and the metrics that both have."""
+
+  label: str
+  differing: Sequence[str]
+  metrics: Sequence[Metric]
 
 
 def write_page(file: Path, suite: str, scale: float, contenders: Sequence[Contender], pairs: Sequence[Pair]) -> None:
@@ -92,10 +100,17 @@ def _settings(contenders: Sequence[Contender]) -> list[dict]:
 
 
 def _pair(pair: Pair, scale: float, digits: int) -> dict:
-  limit = max((abs(row[end]) for row in pair.rows for end in ("low", "high")), default=0.0)
   return {
     "label": pair.label,
     "differing": [shown(text) for text in pair.differing],
+    "metrics": [_metric(metric, scale, digits) for metric in pair.metrics],
+  }
+
+
+def _metric(metric: Metric, scale: float, digits: int) -> dict:
+  limit = max((abs(row[end]) for row in metric.rows for end in ("low", "high")), default=0.0)
+  return {
+    "name": metric.name,
     "rows": [
       {
         "category": row["category"],
@@ -109,11 +124,11 @@ def _pair(pair: Pair, scale: float, digits: int) -> dict:
         "wins": row["wins"],
         "losses": row["losses"],
       }
-      for row in pair.rows
+      for row in metric.rows
     ],
     "galleries": {
-      "Largest gains": [_example(example, digits) for example in pair.wins],
-      "Largest losses": [_example(example, digits) for example in pair.losses],
+      "Largest gains": [_example(example, digits) for example in metric.wins],
+      "Largest losses": [_example(example, digits) for example in metric.losses],
     },
   }
 

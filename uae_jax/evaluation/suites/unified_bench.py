@@ -76,7 +76,13 @@ def official_scores(file: Path, prompts: Sequence[Prompt], rows: Rows) -> Scores
   notes = missing_note(missing, len(prompts))
   if set(by_kind) != set(OFFICIAL):
     notes.append(f"the published overall scores are means over {', '.join(OFFICIAL)}")
-  return Scores(items, averages, result["summary"]["overall_average"], tuple(notes), ends)
+  metrics = {}
+  if len(by_kind) > 1:
+    keys = {Path(rows[prompt.key]["reconstruction"]).name: prompt.key for prompt in prompts if prompt.key in rows}
+    for kind, found in by_kind.items():
+      known = {keys[name]: value for name, value in found.items() if value is not None and name in keys}
+      metrics[kind] = Scores(known, {}, averages[kind], intervals={"overall": ends[kind]})
+  return Scores(items, averages, result["summary"]["overall_average"], tuple(notes), ends, metrics)
 
 
 SUITE = Task(
@@ -86,6 +92,7 @@ SUITE = Task(
   work=work,
   score=score,
   makes=("captions", "images"),
+  metric="mean similarity",
   scale=100.0,
   published={"UAE": 86.09, "GPT-4o-Image": 85.95, "BAGEL": 83.48, "Janus-Pro": 82.77},  # arXiv 2509.09666
 )
