@@ -237,6 +237,11 @@ def test_mistyped_embedders(text):
     parse_embedders(text)
 
 
+def test_a_run_stands_for_all_of_its_embedders(tmp_path):
+  (tmp_path / "model.json").write_text(json.dumps({"embedders": {"clip": {}, "dinov2": {}}}))
+  assert parse_embedders(str(tmp_path)) == {"clip": str(tmp_path), "dinov2": str(tmp_path)}
+
+
 def test_one_protocol_at_a_time(tmp_path, capsys):
   for more in ([], ["--embedders", "clip=a", "--judge-url", "http://x/v1"], ["--embedders", "clip=a"]):
     with pytest.raises(SystemExit) as exit_code:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 import sys
 
+from uae_jax import json_files
 from uae_jax.commands import command_line
 from uae_jax.embedders import KINDS
 from uae_jax.files import IMAGE_SUFFIXES, json_text, local_path, shown, write_whole
@@ -29,7 +30,9 @@ def parser() -> command_line.Parser:
     help="reconstructions: same file name or stem as the original, or recon_<stem>; with subfolders",
   )
   one.add_argument(
-    "--embedders", metavar="KIND=PATH,...", help=f"checkpoints of {', '.join(KINDS)}; the score is their mean"
+    "--embedders",
+    metavar="KIND=PATH,...",
+    help=f"checkpoints of {', '.join(KINDS)}, or a run for its own; the score is their mean",
   )
   one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
   one.add_argument(
@@ -90,17 +93,23 @@ def main(argv: list[str], originals: list[Path] | None = None) -> int:
 
 
 def parse_embedders(text: str) -> dict[str, str]:
-  """Parses `clip=DIR,dinov2=DIR` into a dict.
+  """Parses `clip=DIR,dinov2=DIR`, or the workdir of a run for all of its embedders, into a dict.
 
   Raises:
     ValueError: an entry does not have this form, its kind is unknown or repeated, or its path is an address.
   """
   found: dict[str, str] = {}
   for entry in text.split(","):
-    kind, _, path = entry.strip().partition("=")
-    if kind not in KINDS or not path or kind in found:
-      raise ValueError(f"--embedders: {entry!r}: expected KIND=PATH, each of {', '.join(KINDS)} once at most")
-    found[kind] = local_path(path)
+    kind, is_pair, path = entry.strip().partition("=")
+    if not is_pair and (sizes := Path(local_path(kind)) / "model.json").is_file():
+      kinds, path = list(json_files.read_object(sizes).get("embedders", {})), kind
+    else:
+      kinds = [kind]
+    if not kinds or not path or any(kind not in KINDS or kind in found for kind in kinds):
+      raise ValueError(
+        f"--embedders: {entry!r}: expected KIND=PATH, each of {', '.join(KINDS)} once at most, or a run with embedders"
+      )
+    found |= dict.fromkeys(kinds, local_path(path))
   return found
 
 

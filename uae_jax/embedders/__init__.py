@@ -6,13 +6,13 @@ differentiable bicubic filter. To add a kind, write one file in this folder and 
 this package does not import JAX.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uae_jax.embedders.registry import KINDS
+from uae_jax.files import local_path
 
 if TYPE_CHECKING:
-  from pathlib import Path
-
   from jax.sharding import Mesh
 
   from uae_jax.embedders.host import Embedder
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "load"]
 
 
-def load(kind: str, path: "str | Path", dtype: str = "float32", mesh: "Mesh | None" = None) -> "Embedder":
+def load(kind: str, path: str | Path, dtype: str = "float32", mesh: "Mesh | None" = None) -> "Embedder":
   """Loads an embedder from its published files.
 
   Args:
     kind: one of `KINDS`.
     path: a Hugging Face folder (`config.json`, `preprocessor_config.json`, safetensors); for longclip a `.pt` or
-      `.safetensors` file in the layout of OpenAI's CLIP, or a folder with one such file.
+      `.safetensors` file in the layout of OpenAI's CLIP, or a folder with one such file. Or the workdir of a run that
+      trained one of this kind.
     dtype: dtype of the parameters and the computation.
     mesh: mesh that the parameters are sharded over; default: one device.
 
@@ -34,5 +35,8 @@ def load(kind: str, path: "str | Path", dtype: str = "float32", mesh: "Mesh | No
     ValueError: the kind is unknown, or the files are missing, corrupt or belong to another model.
   """
   from uae_jax.embedders import host
+  from uae_jax.training import restore
 
+  if restore.is_run(Path(local_path(path))):
+    return restore.embedder(Path(local_path(path)), kind, dtype, mesh)
   return host.load(kind, path, dtype, mesh)

@@ -62,7 +62,19 @@ def object_words(scene: Scene) -> list[list[str]]:
 
 def score(caption: str, scene: Scene) -> CaptionScore:
   """Scores a caption, which may be any text, against one scene."""
-  objects, background = object_words(scene), phrases.attributes(scene)["background"]
+  background = phrases.attributes(scene)["background"]
+  return score_words(caption, object_words(scene), background, len(phrases.full_caption(scene).split()))
+
+
+def score_words(caption: str, objects: list[list[str]], background: str, true_length: int) -> CaptionScore:
+  """Scores a caption against attributes as words.
+
+  Args:
+    caption: any text.
+    objects: the attribute words of each object; those that have no word are left out.
+    background: color of the background.
+    true_length: number of words of the full caption, including separators.
+  """
   unsaid = [set(words) for words in objects]
   is_matched = [False] * len(objects)
   is_background_said = False
@@ -93,7 +105,7 @@ def score(caption: str, scene: Scene) -> CaptionScore:
     num_claimed=num_right + sum(label == WRONG for _, label in labels),
     num_true=1 + sum(len(words) for words in objects),
     length=len(labels),
-    true_length=len(phrases.full_caption(scene).split()),
+    true_length=true_length,
     words=tuple(labels),
     missing=tuple(missing),
   )

@@ -10,7 +10,18 @@ COLOR_RGB = np.array(
   [[230, 31, 31], [31, 191, 51], [38, 77, 242], [242, 217, 26], [184, 51, 217], [247, 247, 247]], np.float32
 )
 BACKGROUND_RGB = np.array([[10, 10, 10], [115, 115, 115], [107, 64, 26], [13, 97, 97]], np.float32)
+SIZE_SHARES = (0.45, 0.85)  # half-width of an object of each of `SIZES`, as a share of the cell's
 _SUPERSAMPLING = 8
+
+
+def masks(y: np.ndarray, x: np.ndarray, r: float) -> tuple[np.ndarray, ...]:
+  """Which points, at offsets from the center, belong to each of `SHAPES` of half-width r: bool[...] each."""
+  return (
+    x**2 + y**2 < r**2,
+    (np.abs(x) < 0.86 * r) & (np.abs(y) < 0.86 * r),
+    (y < 0.8 * r) & (y > -r + np.abs(x) / 0.98 * 1.8),
+    ((np.abs(x) < 0.34 * r) & (np.abs(y) < r)) | ((np.abs(y) < 0.34 * r) & (np.abs(x) < r)),
+  )
 
 
 def _alpha(config: SceneConfig) -> np.ndarray:
@@ -18,18 +29,12 @@ def _alpha(config: SceneConfig) -> np.ndarray:
   cell = config.cell_px
   grid = (np.arange(cell * _SUPERSAMPLING) + 0.5) / _SUPERSAMPLING - cell / 2
   alpha = np.zeros((len(SHAPES), len(SIZES), config.num_shifts, cell, cell), np.float32)
-  for size, share in enumerate((0.45, 0.85)):
+  for size, share in enumerate(SIZE_SHARES):
     r = share * (cell / 2 - config.shift_px)
     for shift in range(config.num_shifts):
       dy, dx = ((shift // 3 - 1) * config.shift_px, (shift % 3 - 1) * config.shift_px) if config.shift_px else (0, 0)
       x, y = grid[None, :] - dx, grid[:, None] - dy
-      masks = (
-        x**2 + y**2 < r**2,
-        (np.abs(x) < 0.86 * r) & (np.abs(y) < 0.86 * r),
-        (y < 0.8 * r) & (y > -r + np.abs(x) / 0.98 * 1.8),
-        ((np.abs(x) < 0.34 * r) & (np.abs(y) < r)) | ((np.abs(y) < 0.34 * r) & (np.abs(x) < r)),
-      )
-      for shape, mask in enumerate(masks):
+      for shape, mask in enumerate(masks(y, x, r)):
         alpha[shape, size, shift] = mask.reshape(cell, _SUPERSAMPLING, cell, _SUPERSAMPLING).mean((1, 3))
   return alpha
 
@@ -47,7 +52,7 @@ def _cells(config: SceneConfig) -> np.ndarray:
   return np.round(np.stack(cells)).astype(np.uint8)
 
 
-def _corners(config: SceneConfig) -> list[tuple[int, int]]:
+def corners(config: SceneConfig) -> list[tuple[int, int]]:
   """The top-left pixel (y, x) of every cell; a grid of 3 leaves one pixel between cells."""
   starts = [round(i * IMAGE_PX / config.grid) for i in range(config.grid)]
   return [(y, x) for y in starts for x in starts]
@@ -60,7 +65,7 @@ def render_batch(scene: Scene) -> np.ndarray:
   images = np.empty((len(objects), IMAGE_PX, IMAGE_PX, 3), np.uint8)
   if cell * config.grid < IMAGE_PX:
     images[:] = BACKGROUND_RGB.astype(np.uint8)[scene.background][:, None, None, :]
-  for place, (y, x) in enumerate(_corners(config)):
+  for place, (y, x) in enumerate(corners(config)):
     images[:, y : y + cell, x : x + cell] = cells[scene.background, objects[:, place]]
   return images
 
@@ -83,7 +88,7 @@ def detect(images: np.ndarray, config: SceneConfig = VARIANTS["plain"]) -> tuple
   cell = config.cell_px
   bank = _cells(config).reshape(len(BACKGROUNDS), -1, cell * cell * 3).astype(np.float32)
   images = np.asarray(images, np.float32)
-  seen = np.stack([images[:, y : y + cell, x : x + cell].reshape(len(images), -1) for y, x in _corners(config)], 1)
+  seen = np.stack([images[:, y : y + cell, x : x + cell].reshape(len(images), -1) for y, x in corners(config)], 1)
   # |cell - template|^2 without |cell|^2, which is the same for all templates.
   distance = np.sum(bank**2, axis=-1) - 2.0 * np.einsum("bpc,gnc->bpgn", seen, bank, optimize=True)
   background = np.argmin(np.sum(np.min(distance, axis=-1), axis=1), axis=-1)

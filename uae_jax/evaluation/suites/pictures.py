@@ -68,11 +68,14 @@ def reconstruct(
 ) -> tuple[list[Image.Image], list[Image.Image], list[dict[str, Any]]]:
   """Captions and regenerates pictures, and writes the reconstructions into a folder of that name.
 
+  An item whose `record` has a `prompt` is generated from it instead of the model's caption.
+
   Returns:
     (pictures, reconstructions, rows with `caption`, `reconstruction`, the path below the output folder, and `files`).
   """
   pictures, indices = load(prompts), [prompt.index for prompt in prompts]
   captions = run.uae.caption(pictures, seed=run.seed, indices=indices, **run.captions)
+  captions = [prompt.record.get("prompt", caption) for prompt, caption in zip(prompts, captions, strict=True)]
   images = run.uae.generate(captions, seed=run.seed, indices=indices, **run.images)
   rows = []
   for prompt, caption, image in zip(prompts, captions, images, strict=True):
