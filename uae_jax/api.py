@@ -7,6 +7,7 @@ import os
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 from PIL import Image
 
@@ -45,12 +46,14 @@ class UAE:
     inference: `InferenceSettings`, the defaults of all methods.
   """
 
-  def __init__(self, loaded: LoadedUAE):
+  def __init__(self, loaded: LoadedUAE, mesh: jax.sharding.Mesh | None = None):
     self.params = loaded.params
     self.processor = loaded.processor
     self.inference = loaded.inference
     self._graphdef = loaded.graphdef
     self._config = loaded.config
+    # Results are whole on every device, and thus in every process.
+    self._whole = NamedSharding(mesh, PartitionSpec()) if mesh is not None and mesh.size > 1 else None
     # Jitted functions by a key of method, input shapes and static arguments.
     self._programs: dict = {}
     self._prompts_of_grid: dict[tuple[int, int], Prompts] = {}
@@ -72,7 +75,8 @@ class UAE:
     """Loads a UAE from the official folder layout, the workdir of a run, or an export of `uae-jax convert`.
 
     Args:
-      path: folder with `llm_model/`, `dit/`, ...; or a workdir with `config.json` and `checkpoints/`; or an export.
+      path: folder with `llm_model/`, `dit/`, ...; or a workdir with `config.json` and `checkpoints/`, or
+        `checkpoints/<stage>` in it; or an export.
       dtype: dtype of the parameters: "bfloat16", "float32", or "auto" for that of the files.
       mesh: mesh over which the parameters are sharded; the first device of this process by default.
       int8: store the matrices of captioner and decoder as int8; see `layers.quantized`.
@@ -82,10 +86,11 @@ class UAE:
       ValueError: the dtype is unknown, or the source is damaged.
       weights.table.WeightError: tensors are missing, unexpected or have a wrong shape.
     """
-    loaded = restore.read(local_path(path), dtype, mesh or sharding.make_mesh(devices=jax.local_devices()[:1]))
+    mesh = mesh or sharding.make_mesh(devices=jax.local_devices()[:1])
+    loaded = restore.read(local_path(path), dtype, mesh)
     if int8:
       loaded = dataclasses.replace(loaded, params=quantize(loaded.params))
-    return cls(loaded)
+    return cls(loaded, mesh)
 
   def fingerprint(self) -> str:
     """Returns 16 hexadecimal digits of the weights' bits: the same weights in the same dtype have the same."""
@@ -558,5 +563,5 @@ class UAE:
   def _program(self, key, function):
     """Returns the jitted function of a key; `function` is ignored if the key is known, so it is traced only once."""
     if key not in self._programs:
-      self._programs[key] = jax.jit(function)
+      self._programs[key] = jax.jit(function, out_shardings=self._whole)
     return self._programs[key]

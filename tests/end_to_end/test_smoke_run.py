@@ -27,6 +27,9 @@ CONFIG = ROOT / "configs" / "scenes.py"
 NOTEBOOK = ROOT / "examples" / "uae_in_ten_minutes.ipynb"
 
 
+STAGES = [(folder, stage) for folder, stage in read_config(load_config(f"{CONFIG}:smoke")).runs]
+
+
 def smoke_config() -> ConfigDict:
   return load_config(f"{CONFIG}:smoke")
 
@@ -39,8 +42,19 @@ def run_smoke(workdir: Path, *flags: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory) -> Path:
-  folder = tmp_path_factory.mktemp("run") / "smoke"
-  done = run_smoke(folder, "--config.evaluation.periodic.every_steps=2", "--config.evaluation.periodic.num_images=2")
+  parent = tmp_path_factory.mktemp("run")
+  folder, domain = parent / "smoke", parent / "pictures" / "noise"
+  domain.mkdir(parents=True)
+  for seed in range(3):
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(domain / f"{seed}.png")
+  done = run_smoke(
+    folder,
+    "--config.evaluation.periodic.every_steps=2",
+    "--config.evaluation.periodic.num_images=2",
+    f"--config.evaluation.suites.names=('transfer:{parent / 'pictures'}',)",
+    "--config.evaluation.suites.limit=2",
+  )
   assert done.returncode == 0, done.stderr
   assert str(folder / "report" / "index.html") in done.stdout
   return folder
@@ -72,6 +86,18 @@ def test_held_out_figures_are_measured_while_each_stage_trains(workdir):
     measured = {line["step"]: line[name] for line in lines if line["stage"] == stage and name in line}
     assert measured.keys() == {0, 2} and all(map(np.isfinite, measured.values())), stage
   assert "Held-out similarity" in (workdir / "report" / "index.html").read_text()
+
+
+def test_suites_run_before_and_after_each_stage_that_captions_and_generates(workdir):
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  name = "suite_transfer_noise"
+  steps = {stage: [line["step"] for line in lines if line["stage"] == stage and name in line] for _, stage in STAGES}
+  trained = ("pretrain", "cold_start", "generation_for_understanding", "understanding_for_generation")
+  assert steps == {stage: [0, 2] if stage in trained else [] for _, stage in STAGES}
+  assert "suite transfer noise" in (workdir / "report" / "index.html").read_text()
+  # The results of two stages can be compared.
+  folders = [str(workdir / "evaluation" / "suites" / stage / "transfer") for stage in trained[1:3]]
+  assert cli.main(["compare", *folders, "--page", str(workdir / "compare.html")]) == 0
 
 
 def test_rl_stages_start_with_ratio_one_and_no_divergence(workdir):

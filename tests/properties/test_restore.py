@@ -11,7 +11,7 @@ import pytest
 
 from tests.properties import finished_run
 import uae_jax
-from uae_jax import sharding, trees
+from uae_jax import embedders, sharding, trees
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,24 @@ def test_the_newest_stage_is_used(run, smoke_config):
   picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 40, 3), np.uint8))
   captions, images = uae.reconstruct([picture], max_new_tokens=4, steps=1)
   assert len(captions) == 1 and images[0].size == (smoke_config.data.image_px,) * 2
+
+
+def test_a_checkpoint_names_the_stage_that_is_used(run):
+  workdir, before, _ = run
+  folder = workdir / "checkpoints" / finished_run.STAGES[0]
+  for path in (folder, folder / "2"):
+    assert_equal(uae_jax.UAE.load(path, dtype="float32").params, before)
+
+
+def test_an_embedder_of_a_run_stretches_images_as_the_run_does(run, loaded, smoke_config):
+  workdir, _, after = run
+  embedder = embedders.load("clip", workdir)
+  assert_equal(embedder.params, after["embedders"]["clip"])
+  pixels = np.random.default_rng(0).integers(0, 256, (1, *(smoke_config.data.image_px,) * 2, 3), np.uint8)
+  expected = embedder.network(embedder.params, pixels / 127.5 - 1.0)
+  np.testing.assert_allclose(embedder.embed([Image.fromarray(pixels[0])]), expected, atol=1e-5)
+  with pytest.raises(ValueError, match="has no embedder siglip2; it has clip, dinov2"):
+    embedders.load("siglip2", workdir)
 
 
 PROMPT = "black background ;"

@@ -6,7 +6,7 @@ import re
 import sys
 
 from uae_jax import files
-from uae_jax.commands import command_line, evaluation_settings, model_arguments
+from uae_jax.commands import command_line, model_arguments
 from uae_jax.commands.command_line import path
 from uae_jax.evaluation.suites.task import Task
 
@@ -50,7 +50,9 @@ def parser() -> command_line.Parser:
   model_arguments.add_generation_arguments(parser)
   model_arguments.add_caption_arguments(parser)
   parser.add_argument(
-    "--embedders", metavar="KIND=PATH,...", help="checkpoints of the embedders that measure images, as in uae-jax bench"
+    "--embedders",
+    metavar="KIND=PATH,...",
+    help="checkpoints of the embedders that measure images, as in uae-jax bench; or a run, for the embedders of it",
   )
   judge = parser.add_argument_group("unified_bench, protocol 2: a judge model compares captions; see uae-jax bench")
   judge.add_argument("--against", type=path, metavar="FILE", help="captions of the other system")
@@ -167,15 +169,16 @@ def generate(
     (settings, file -> error, number of whole files, whether any file was made).
   """
   from uae_jax.evaluation import generation, results
+  from uae_jax.evaluation import settings as evaluation_settings
   from uae_jax.evaluation.suites.spec import SuiteError
   from uae_jax.training import processes
 
   samples = arguments.samples or suite.num_samples
   suite.targets(prompts[0], samples)  # Refuses an impossible number of samples before the model is loaded.
   uae = model_arguments.load(arguments)
-  settings = evaluation_settings.common(arguments, suite.name, prompts, uae) | evaluation_settings.images(
-    arguments, uae
-  )
+  given = vars(arguments)
+  settings = evaluation_settings.common(given, suite.name, prompts, uae.fingerprint())
+  settings |= evaluation_settings.images(given, uae)
   settings["samples"] = samples
   height, width = settings["height"], settings["width"]
   if suite.is_square and height != width:
@@ -221,6 +224,7 @@ def take_settings(arguments: argparse.Namespace, file: Path) -> None:
     ValueError: the file is not a result.
   """
   from uae_jax.evaluation import results
+  from uae_jax.evaluation import settings as evaluation_settings
 
   known = results.read(file)
   if known is None:
@@ -238,6 +242,8 @@ def take_settings(arguments: argparse.Namespace, file: Path) -> None:
 
 def table(suite, scores, settings: dict) -> str:
   """The table of a suite beside the published overall scores, and the settings that move them."""
+  from uae_jax.evaluation import settings as evaluation_settings
+
   first = suite.metric if isinstance(suite, Task) else ""
   blocks = {first: scores, **scores.metrics}
   width = max(len(name) for block in blocks.values() for name in (*block.categories, "overall", *suite.published))

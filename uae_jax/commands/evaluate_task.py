@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from uae_jax.commands import bench, evaluation_settings, model_arguments
-from uae_jax.evaluation import results, rows
+from uae_jax.commands import bench, model_arguments
+from uae_jax.evaluation import results, rows, tasks
+from uae_jax.evaluation import settings as evaluation_settings
 from uae_jax.evaluation.suites.spec import Prompt, SuiteError
 from uae_jax.evaluation.suites.task import Run, Task
 
@@ -32,7 +33,7 @@ def main(arguments: argparse.Namespace, task: Task, prompts: Sequence[Prompt]) -
     settings = settings_of(arguments, task, prompts, uae, embedders)
     if known and (changed := results.differences(known["settings"], settings)):
       raise ValueError(f"{out} has results of other settings ({'; '.join(changed)}): choose another --out")
-    captions, images = evaluation_settings.options(settings, arguments)
+    captions, images = evaluation_settings.options(settings, arguments.batch_size, model_arguments.WINDOW)
     if "images" in task.makes:
       uae.latents_shape(images["height"], images["width"])  # refuses an impossible size once, not once per item
   else:
@@ -58,18 +59,9 @@ def main(arguments: argparse.Namespace, task: Task, prompts: Sequence[Prompt]) -
 
   def finish() -> None:
     made = rows.read(out) if uae is None else rows.whole(out)
-    done = {prompt.key: made[prompt.key] for prompt in prompts if prompt.key in made}
-    scores = task.score(run, prompts, done) if done else None
-    about = {
-      "files": len(done),
-      "failed": failed,
-      "prompt_categories": {prompt.key: prompt.category for prompt in prompts}
-      | (dict(scores.item_categories) if scores else {}),
-      "prompt_texts": {prompt.key: prompt.text for prompt in prompts},
-    }
-    results.write(out, settings, about, scores, task.scale)
+    scores, count = tasks.finish(task, run, prompts, made, failed, settings)
     print_failures(failed)
-    print(table(task, scores, settings) if scores else f"{len(done)} of {len(prompts)} items in {out}")
+    print(table(task, scores, settings) if scores else f"{count} of {len(prompts)} items in {out}")
 
   processes.on_first(finish)
   return 1 if failed else 0
@@ -102,12 +94,7 @@ def settings_of(
   """The settings of a task."""
   from uae_jax.weights import checksums
 
-  settings = evaluation_settings.common(arguments, task.name, prompts, uae)
-  settings["samples"] = arguments.samples or task.num_samples
-  if "captions" in task.makes:
-    settings |= evaluation_settings.captions(arguments, task, uae)
-  if "images" in task.makes:
-    settings |= evaluation_settings.images(arguments, uae)
+  settings = evaluation_settings.of_task(vars(arguments), task, prompts, uae, uae.fingerprint())
   if arguments.embedders:
     settings["embedders"] = arguments.embedders
   if embedders:

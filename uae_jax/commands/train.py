@@ -151,9 +151,10 @@ def run_stages(
   """
   import jax
 
+  from uae_jax.api import UAE
   from uae_jax.evaluation.evaluator import StageEvaluator
   from uae_jax.report.page import write_report
-  from uae_jax.training import initial, loop, processes
+  from uae_jax.training import initial, loop, processes, restore
   from uae_jax.training.batches import Batches
   from uae_jax.training.build import build
   from uae_jax.training.checkpoints import Checkpoints
@@ -173,11 +174,12 @@ def run_stages(
     dataclasses.replace(built, processor=start.processor) if same else build(config, start.sizes, start.processor, mesh)
   )
   params = initial.make_params(config, built, start)
+  uae = UAE(restore.of_run(workdir, config, built, start.sizes, {}), mesh)
   del start  # `params` holds what is needed of it
   plain_config = to_plain(config)
 
   # Finished stages are restored, the first unfinished one resumes.
-  evaluator = StageEvaluator(config, built.networks, built.processor, workdir, spec.find)
+  evaluator = StageEvaluator(config, built.networks, built.processor, workdir, spec.find, uae)
   writer = MetricWriter(
     workdir,
     enabled=jax.process_index() == 0,
@@ -196,6 +198,9 @@ def run_stages(
           observers.append((evaluation.caption_every_steps, functools.partial(evaluator.observe, folder)))
         if evaluation.periodic.every_steps:
           observers.append((evaluation.periodic.every_steps, functools.partial(evaluator.evaluate_during, name)))
+        if evaluation.suites.names and spec.find(name).runs_suites:
+          every_steps = evaluation.suites.every_steps or section.total_steps
+          observers.append((every_steps, functools.partial(evaluator.evaluate_suites, folder)))
         checkpoints = Checkpoints(workdir / "checkpoints" / folder, config.checkpoints, before_save=check_lock)
         before, finished = params_before(config, name, params), checkpoints.restore_final(built.abstract_params)
         if finished is None:

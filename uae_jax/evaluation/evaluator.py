@@ -15,10 +15,12 @@ import numpy as np
 from PIL import Image
 
 from uae_jax import trees
+from uae_jax.api import UAE
 from uae_jax.data.processing import Processor
-from uae_jax.evaluation import held_out
+from uae_jax.evaluation import held_out, stage_suites
 from uae_jax.evaluation.held_out import PAIRS, PLAIN, HeldOut
 from uae_jax.evaluation.reconstruction import Reconstructor, paired_gain
+from uae_jax.evaluation.stage_suites import StageSuites
 from uae_jax.networks import Networks
 from uae_jax.options import Experiment
 
@@ -37,6 +39,7 @@ class StageEvaluator:
     processor: tokenizer and image processor of the captioner.
     workdir: folder of the run.
     find_stage: name of a stage -> its `training.stages.spec.StageSpec`, which defines the metrics of the stage.
+    uae: the model of the run for `config.evaluation.suites`, with any parameters.
   """
 
   def __init__(
@@ -46,6 +49,7 @@ class StageEvaluator:
     processor: Processor,
     workdir: Path,
     find_stage: Callable[[str], Any],
+    uae: UAE,
   ):
     self._find = find_stage
     section = config.evaluation
@@ -54,6 +58,9 @@ class StageEvaluator:
     self.section = section
     self.reconstructor = Reconstructor(networks, section)
     self.splits = held_out.load(config.data, processor, section.num_images)
+    self._suites = StageSuites(
+      stage_suites.find(section.suites), uae, self.reconstructor, section.embedders, self.workdir
+    )
     names = ["reward_similarity", "held_out_similarity", *(f"{kind}_similarity" for kind in section.embedders[2:])]
     self.similarities = dict(zip(names, section.embedders, strict=False)) | {"psnr": "psnr"}
 
@@ -88,6 +95,10 @@ class StageEvaluator:
     small.splits = {name: split.first(self.section.periodic.num_images) for name, split in self.splits.items()}
     figures = self._find(stage).figures(small, None, params, None)
     return {f"evaluation_{name}": value for name, value in figures.items()}
+
+  def evaluate_suites(self, folder: str, step: int, params: dict) -> dict[str, float]:
+    """Runs `config.evaluation.suites` and returns their metrics; see `stage_suites.StageSuites.evaluate`."""
+    return self._suites.evaluate(folder, step, params)
 
   def embedder_figures(self, params: dict, name: str) -> dict:
     """Computes the embedder's mean similarity of held-out images to other images and, with ground truth, to edits."""

@@ -19,6 +19,7 @@ from uae_jax.options.experiment import (
   MeshOptions,
   PeriodicEvaluationOptions,
   ProfileOptions,
+  SuiteEvaluationOptions,
 )
 from uae_jax.options.objectives import ImageObjective, TokenObjective
 from uae_jax.options.optimization import AdvantageOptions, OptimizerOptions, ReferenceOptions, UpdateOptions
@@ -77,6 +78,7 @@ __all__ = [
   "OptimizerOptions",
   "Options",
   "PeriodicEvaluationOptions",
+  "SuiteEvaluationOptions",
   "PretrainOptions",
   "PretrainStage",
   "ProfileOptions",

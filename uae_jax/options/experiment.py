@@ -224,6 +224,37 @@ class PeriodicEvaluationOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SuiteEvaluationOptions(Options):
+  """Suites of `uae-jax evaluate` at small size, before, while and after each stage that captions and generates.
+
+  Attributes:
+    names: suites that are scored here, each as NAME:PATH, such as transfer:pictures; their figures are
+      `suite_<name>...` in the metrics. Embedders are those of `evaluation.embedders`.
+    every_steps: interval while a stage trains; 0: before its first and after its last step only.
+    limit: first prompts or pictures of each suite that are used.
+  """
+
+  names: tuple[str, ...] = ()
+  every_steps: int = option(0, at_least=0)
+  limit: int = option(16, at_least=1)
+
+  def check(self) -> None:
+    found = []
+    for name in self.names:
+      suite, colon, path = name.partition(":")
+      if not (suite and colon and path):
+        raise ValueError(f"names = {name!r}: expected NAME:PATH")
+      try:
+        found.append(f"{suite}:{local_path(path)}")
+      except ValueError as error:
+        raise ValueError(f"names = {error}") from error
+    suites = [name.partition(":")[0] for name in found]
+    if len(set(suites)) < len(suites):
+      raise ValueError(f"names = {self.names!r}: expected each suite once")
+    object.__setattr__(self, "names", tuple(found))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationOptions(GenerationOptions):
   """Held-out figures after each stage.
 
@@ -238,6 +269,7 @@ class EvaluationOptions(GenerationOptions):
     caption_every_steps: interval at which stage 2 captions held-out images while it trains; 0 disables.
     seed: seed of captions and noise, the same after every stage.
     periodic: see `PeriodicEvaluationOptions`.
+    suites: see `SuiteEvaluationOptions`.
   """
 
   num_images: int = option(768, at_least=0)
@@ -250,6 +282,7 @@ class EvaluationOptions(GenerationOptions):
   caption_every_steps: int = option(50, at_least=0)
   seed: int = 0
   periodic: PeriodicEvaluationOptions = PeriodicEvaluationOptions()
+  suites: SuiteEvaluationOptions = SuiteEvaluationOptions()
 
   def check(self) -> None:
     super().check()

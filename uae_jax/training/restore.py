@@ -6,15 +6,19 @@ import os
 from pathlib import Path
 import warnings
 
+import jax
 from jax.sharding import Mesh
 
+from uae_jax import sharding
 from uae_jax.data import processor_files
+from uae_jax.data.preprocessing import Preprocessing
 from uae_jax.data.processing import Processor
+from uae_jax.embedders.host import Embedder
 from uae_jax.models.uae import NETS
 from uae_jax.options import Experiment
 from uae_jax.plain import from_plain
 from uae_jax.training import checkpoints, sizes
-from uae_jax.training.build import build
+from uae_jax.training.build import Built, build
 from uae_jax.training.checkpoints import PARAMS
 from uae_jax.training.workdir import read_config
 from uae_jax.weights import legacy, sources
@@ -27,7 +31,9 @@ PROCESSOR = "processor"
 
 
 def read(path: str | os.PathLike, dtype: str, mesh: Mesh) -> LoadedUAE:
-  """Reads a UAE from any source: the workdir of a run, an export of `uae-jax convert`, or the official folder layout.
+  """Reads a UAE from any source: a run, an export of `uae-jax convert`, or the official folder layout.
+
+  A run is its workdir, or `checkpoints/<stage>` or `checkpoints/<stage>/<step>` in it for the result of that stage.
 
   Args:
     path: folder of the source.
@@ -44,14 +50,20 @@ def read(path: str | os.PathLike, dtype: str, mesh: Mesh) -> LoadedUAE:
     raise ValueError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
   if not path.is_dir():
     raise FileNotFoundError(f"{path}: no such folder")
-  return load_run(path, dtype, mesh) if is_run(path) else sources.read(path, dtype, mesh)
+  if is_run(path):
+    return load_run(path, dtype, mesh)
+  absolute = path.absolute()
+  for folder in (absolute, absolute.parent):
+    if folder.parent.name == "checkpoints" and is_run(workdir := folder.parent.parent):
+      return load_run(workdir, dtype, mesh, checkpoint=absolute)
+  return sources.read(path, dtype, mesh)
 
 
 def is_run(path: Path) -> bool:
   return (path / "config.json").exists() and (path / "checkpoints").exists()
 
 
-def load_run(workdir: str | Path, dtype: str, mesh: Mesh) -> LoadedUAE:
+def load_run(workdir: str | Path, dtype: str, mesh: Mesh, checkpoint: Path | None = None) -> LoadedUAE:
   """Reads the result of the newest finished stage of a run, which may be of an earlier version.
 
   Args:
@@ -59,16 +71,51 @@ def load_run(workdir: str | Path, dtype: str, mesh: Mesh) -> LoadedUAE:
     dtype: dtype of the parameters: "bfloat16", "float32", or "auto" for that of the checkpoint. Adapters and stored
       constants keep theirs.
     mesh: mesh over which the parameters are sharded.
+    checkpoint: absolute path of `checkpoints/<stage>` or `checkpoints/<stage>/<step>`, for the result of that stage.
 
   Raises:
     FileNotFoundError: the folder is not a workdir.
     ValueError: no stage of the run is finished, or the config or every finished checkpoint is damaged.
   """
   workdir = Path(workdir)
+  config, built, model_sizes, finished = _open(workdir, mesh, checkpoint)
+  params = read_params(finished, typed(built.abstract_params, dtype, exact=built.buffers))
+  return of_run(workdir, config, built, model_sizes, {net: params[net] for net in NETS})
+
+
+def embedder(workdir: Path, kind: str, dtype: str = "float32", mesh: Mesh | None = None) -> Embedder:
+  """Reads an embedder that a run trained, as its newest finished stage left it.
+
+  Args:
+    workdir: folder of the run.
+    kind: one of the run's embedders.
+    dtype: dtype of the parameters and the computation.
+    mesh: mesh that the parameters are sharded over; default: one device.
+
+  Raises:
+    ValueError: the run has no embedder of this kind, or see `load_run`.
+  """
+  mesh = mesh or sharding.make_mesh(devices=jax.local_devices()[:1])
+  _, built, model_sizes, finished = _open(workdir, mesh)
+  if kind not in built.networks.embedders:
+    raise ValueError(
+      f"{workdir}: the run has no embedder {kind}; it has {', '.join(built.networks.embedders) or 'none'}"
+    )
+  params = read_params(finished, typed(built.abstract_params, dtype, exact=built.buffers))
+  network, side = built.networks.embedders[kind], (built.networks.embedders[kind].image_px,) * 2
+  # As in the run, images are stretched to the embedder's square.
+  preprocessing = Preprocessing(side, None, mean=network.mean, std=network.std)
+  return Embedder(network, params["embedders"][kind], model_sizes.embedders[kind], preprocessing)
+
+
+def _open(
+  workdir: Path, mesh: Mesh, checkpoint: Path | None = None
+) -> tuple[Experiment, Built, sizes.Sizes, list[Path]]:
+  """Config, networks and their sizes, and the parameters of finished stages, newest first; raises as `load_run`."""
   config = run_config(workdir)
   try:
     folders = [folder for folder, _ in config.runs]
-    evaluation, processor = config.evaluation, Processor.from_folder(workdir / PROCESSOR)
+    processor = Processor.from_folder(workdir / PROCESSOR)
     model_sizes = sizes.read(workdir)
     built = build(config, model_sizes, processor, mesh)
   except (AttributeError, KeyError) as error:
@@ -80,19 +127,36 @@ def load_run(workdir: str | Path, dtype: str, mesh: Mesh) -> LoadedUAE:
       f"{workdir}: no stage of this run is finished (checkpoints/<stage>/<step>/params): "
       f"run uae-jax train --workdir={workdir} to its end first"
     )
-  if finished[0].parent.parent.name != folder_of(folders[-1]).name:
+  if checkpoint is not None:
+    finished = [step for step in finished if checkpoint in step.absolute().parents]
+    if not finished:
+      raise ValueError(f"{checkpoint}: this stage is not finished (no <step>/params in it)")
+  elif finished[0].parent.parent.name != folder_of(folders[-1]).name:
     warnings.warn(
       f"{workdir}: the run is not finished; using what {finished[0].parent.parent.name} left, before {folders[-1]}",
-      stacklevel=3,
+      stacklevel=4,
     )
-  is_small_world = sizes.find(config.model).trains_from_scratch
+  return config, built, model_sizes, finished
+
+
+def of_run(workdir: Path, config: Experiment, built: Built, model_sizes: sizes.Sizes, params: dict) -> LoadedUAE:
+  """The UAE of a run with the inference settings of its evaluation.
+
+  Args:
+    workdir: folder of the run, with `processor/`.
+    config: its config.
+    built: its networks.
+    model_sizes: their sizes.
+    params: parameters, one entry per name in `models.uae.NETS`.
+  """
+  is_small_world, evaluation = sizes.find(config.model).trains_from_scratch, config.evaluation
   # A small-world model is trained on the distribution of all tokens, and its processor says nothing.
   kept = {} if is_small_world else processor_files.kept_tokens(workdir / PROCESSOR)
   return LoadedUAE(
     config=model_sizes.uae,
     graphdef=built.networks.graphdef,
-    params=read_params(finished, typed(built.abstract_params, dtype, exact=built.buffers)),
-    processor=processor,
+    params=params,
+    processor=built.processor,
     processor_folder=workdir / PROCESSOR,
     inference=InferenceSettings(
       text_tower=evaluation.text_tower,
@@ -132,7 +196,7 @@ def finished_steps(stage: Path) -> list[Path]:
 
 
 def read_params(candidates: list[Path], abstract: Mapping) -> dict:
-  """Reads the UAE's parameters from the first readable candidate, sharded like `abstract`.
+  """Reads the parameters from the first readable candidate, sharded like `abstract`.
 
   A warning names damaged candidates before it, and the one that is used instead.
 
@@ -150,5 +214,5 @@ def read_params(candidates: list[Path], abstract: Mapping) -> dict:
       continue
     if errors:
       warnings.warn(f"{'; '.join(errors)} cannot be read: using {path.parent} instead", stacklevel=4)
-    return {net: params[net] for net in NETS}
+    return params
   raise ValueError(f"no finished checkpoint can be read: {'; '.join(errors)}")

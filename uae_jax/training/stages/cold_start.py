@@ -68,4 +68,5 @@ SPEC = StageSpec(
   samples_captions=lambda options: int(options.captions == SAMPLED),
   needs_captions=lambda options: options.captions == DATASET or options.flow_weight > 0,
   figures=lambda evaluator, folder, params, before: evaluator.uae_figures(folder, params),
+  runs_suites=True,
 )

@@ -298,4 +298,5 @@ SPEC = StageSpec(
   samples_captions=lambda options: options.num_rollouts,
   needs_captions=lambda options: False,
   figures=lambda evaluator, folder, params, before: evaluator.uae_figures(folder, params),
+  runs_suites=True,
 )

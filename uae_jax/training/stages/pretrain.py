@@ -60,4 +60,5 @@ def make_loss(networks: Networks, options: PretrainOptions) -> LossFunction:
 SPEC = StageSpec(
   make_loss=lambda config, built: make_loss(built.networks, config.pretrain.options),
   figures=lambda evaluator, folder, params, before: evaluator.uae_figures(folder, params),
+  runs_suites=True,
 )

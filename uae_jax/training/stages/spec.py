@@ -39,6 +39,7 @@ class StageSpec:
     finish: (built, params, images uint8[B, H, W, 3]) -> parameters that the next stage starts from.
     compares_before: whether the metrics compare with the parameters from before the stage.
     observes_captions: whether held-out images are captioned while the stage trains.
+    runs_suites: whether the captioner captions and the decoder generates, so that `evaluation.suites` mean something.
     samples_captions: section.options -> captions sampled per row of the batch.
     needs_captions: section.options -> whether the stage trains on the captions of the data.
   """
@@ -51,6 +52,7 @@ class StageSpec:
   finish: Callable[[Built, dict, jax.Array], dict] = identity
   compares_before: bool = False
   observes_captions: bool = False
+  runs_suites: bool = False
   samples_captions: Callable[[Any], int] = lambda options: 0
   needs_captions: Callable[[Any], bool] = lambda options: True
 

@@ -261,4 +261,5 @@ SPEC = StageSpec(
   samples_captions=lambda options: int(options.captions == SAMPLED),
   needs_captions=lambda options: options.captions == DATASET,
   figures=lambda evaluator, folder, params, before: evaluator.uae_figures(folder, params, before),
+  runs_suites=True,
 )
