@@ -52,7 +52,7 @@ def workdir(tmp_path_factory) -> Path:
     folder,
     "--config.evaluation.periodic.every_steps=2",
     "--config.evaluation.periodic.num_images=2",
-    f"--config.evaluation.suites.names=('transfer:{parent / 'pictures'}',)",
+    f"--config.evaluation.suites.names=transfer:{parent / 'pictures'}",
     "--config.evaluation.suites.limit=2",
   )
   assert done.returncode == 0, done.stderr

@@ -66,6 +66,7 @@ VALUES = {
   "options.max_new_tokens": 26,
   "options.top_k": 5,
   "objective.sampling_cap": 2.0,
+  "evaluation.suites.names": ("transfer:pictures", "captions:pictures"),
   "sampler_steps": 11,
   "evaluation.batch_size": 32,
   "batch_size": 64,
