@@ -72,6 +72,8 @@ setup(
       "nbclient>=0.11,<0.12",
       "ipykernel>=7.4,<8",
       "nbformat>=5.11,<6",
+      # Read from a server of objects on the same machine.
+      "gcsfs>=2026.10,<2027",
       # The client of `uae-jax serve`.
       "openai>=3.57,<4",
       # References for the parity tests; never imported by the package.
@@ -83,6 +85,8 @@ setup(
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.8,<10", "mkdocstrings[python]>=1,<2"],
     # What .pre-commit-config.yaml runs besides ruff and mypy; a local hook takes it from the same environment.
     "dev": ["pre-commit>=4,<5", "pre-commit-hooks>=6,<7"],
+    # Reads gs:// addresses.
+    "gcs": ["gcsfs>=2026.10,<2027"],
     "wandb": ["wandb>=0.16"],
     # Scores captions in `uae-jax evaluate --suite captions`; brings torch, and loads models of its own.
     "capture": ["capture-metric>=0.1.13,<0.2"],

@@ -14,7 +14,7 @@ from PIL import Image
 from uae_jax import sharding
 from uae_jax.api_arguments import checked_texts, checked_whole, keys_of, or_default
 from uae_jax.api_batches import batches_of, fitting
-from uae_jax.files import local_path
+from uae_jax.files import input_path, local_path
 from uae_jax.layers.quantized import quantize
 from uae_jax.models.prompts import Prompts, Questions
 from uae_jax.models.uae import UAE as Model
@@ -87,7 +87,7 @@ class UAE:
       weights.table.WeightError: tensors are missing, unexpected or have a wrong shape.
     """
     mesh = mesh or sharding.make_mesh(devices=jax.local_devices()[:1])
-    loaded = restore.read(local_path(path), dtype, mesh)
+    loaded = restore.read(input_path(path), dtype, mesh)
     if int8:
       loaded = dataclasses.replace(loaded, params=quantize(loaded.params))
     return cls(loaded, mesh)

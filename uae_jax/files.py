@@ -21,13 +21,15 @@ from typing import Any
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 # One slash is enough: pathlib makes gs:/bucket of gs://bucket. A drive such as C: has one letter.
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+BUCKET = "gs://"
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def local_path(path: str | os.PathLike) -> str:
   """Expands `~`, which shells leave alone after `=`, and refuses addresses such as gs://bucket/folder.
 
-  Every path that a user gives passes through here: arguments of commands, fields of a config, arguments of the API.
+  Every path that a user gives passes through here or through `input_path`: arguments of commands, fields of a config,
+  arguments of the API.
 
   Raises:
     ValueError: the path is an address.
@@ -38,6 +40,20 @@ def local_path(path: str | os.PathLike) -> str:
     address = re.sub(r"//[^/]*@", "//", text.partition("?")[0])
     raise ValueError(f"{address}: an address, expected a path of this machine; copy or mount it first")
   return os.path.expanduser(text)
+
+
+def is_in_cloud(path: str | os.PathLike) -> bool:
+  """Whether a path is an address in Google Cloud Storage."""
+  return os.fspath(path).startswith(BUCKET)
+
+
+def input_path(path: str | os.PathLike) -> str:
+  """A path that is only read: as `local_path`, or an address gs://BUCKET/NAME, which `cloud_storage.fetched` opens.
+
+  Raises:
+    ValueError: the path is any other address.
+  """
+  return os.fspath(path) if is_in_cloud(path) else local_path(path)
 
 
 def shown(path: str | os.PathLike) -> str:

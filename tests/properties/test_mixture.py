@@ -106,7 +106,7 @@ def test_weights_are_part_of_what_the_data_are(data):
     ("mix:nan*folder:a", "expected WEIGHT"),
     ("mix:1*folder:a;2*folder:a", "named twice"),
     ("mix:1*scenes;2*folder:a", "scenes cannot be part"),
-    ("mix:1*folder:gs://bucket/a", "an address"),
+    ("mix:1*folder:s3://bucket/a", "an address"),
     ("mix:", "expected WEIGHT"),
   ],
 )

@@ -263,7 +263,10 @@ def test_flags_are_read_from_the_arguments(parse, flags, path, value):
 
 
 def test_paths_are_of_this_machine(parse, monkeypatch):
-  """A home folder is expanded in every field that is a path; an address is refused with the name of its field."""
+  """A home folder is expanded in every field that is a path; an address is refused with the name of its field.
+
+  What is only read may be in a bucket.
+  """
   monkeypatch.setenv("HOME", "/home/me")
   fields = ("init.weights", "init.checkpoint", "processor", "data.data_dir", "embedders.clip")
   for path in fields:
@@ -271,12 +274,17 @@ def test_paths_are_of_this_machine(parse, monkeypatch):
     for name in path.split("."):
       found = found[name] if isinstance(found, dict) else getattr(found, name)
     assert found == "/home/me/a:b"
-    with pytest.raises(argparse.ArgumentError, match=rf"config\.{path} = gs://b/a: an address"):
-      parse(f"--config.{path}=gs://b/a", "--config.data.source=jsonl:x")
+    with pytest.raises(argparse.ArgumentError, match=rf"config\.{path} = s3://b/a: an address"):
+      parse(f"--config.{path}=s3://b/a", "--config.data.source=jsonl:x")
   assert parse("--config.data.source=folder:~/a").data.source == "folder:/home/me/a"
   assert parse("--config.data.source=tfds:coco", "--config.data.data_dir=gs://b").data.data_dir == "gs://b"
-  with pytest.raises(argparse.ArgumentError, match=r"config\.data\.source = gs://b/x"):
-    parse("--config.data.source=arrayrecord:gs://b/x")
+  with pytest.raises(argparse.ArgumentError, match=r"config\.data\.source = s3://b/x"):
+    parse("--config.data.source=arrayrecord:s3://b/x")
+  for source in ("arrayrecord:gs://b/x-*", "mix:1.0*folder:gs://b/x;2.0*jsonl:gs://b/y"):
+    assert parse(f"--config.data.source={source}").data.source == source
+  for path in ("init.checkpoint", "data.index_dir"):
+    with pytest.raises(argparse.ArgumentError, match=rf"config\.{path} = gs://b/a: an address"):
+      parse(f"--config.{path}=gs://b/a", "--config.data.source=jsonl:x")
 
 
 @pytest.mark.parametrize(

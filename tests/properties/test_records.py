@@ -182,7 +182,7 @@ def test_images_in_base64(folder):
     ({"image": ["a.png", "a.png"]}, "image = .*expected one image"),
     ({"image": {"bytes": "x"}}, "image = {.*expected one image"),
     ({"image": "https://host/a.png"}, "not on this disk"),
-    ({"image": "gs://bucket/a.png"}, "not on this disk"),
+    ({"image": "s3://bucket/a.png"}, "not on this disk"),
     ({"image": "b.png"}, "b.png: no such file"),
     ({"image": "."}, "is a folder"),
     ({"image_base64": "!!"}, "cannot read the image in image_base64"),

@@ -8,7 +8,7 @@ import sys
 from uae_jax import json_files
 from uae_jax.commands import command_line
 from uae_jax.embedders import KINDS
-from uae_jax.files import IMAGE_SUFFIXES, json_text, local_path, shown, write_whole
+from uae_jax.files import IMAGE_SUFFIXES, input_path, json_text, local_path, shown, write_whole
 
 
 def parser() -> command_line.Parser:
@@ -17,15 +17,15 @@ def parser() -> command_line.Parser:
     "Runs Unified-Bench. --embedders measures the similarity of originals and reconstructions; --judge-url asks a "
     "vision-language model which of two systems' captions it prefers.",
   )
-  path, number = command_line.path, command_line.number
-  parser.add_argument("--references", required=True, type=path, metavar="DIR", help="folder of original images")
+  path, number, input_path = command_line.path, command_line.number, command_line.input_path
+  parser.add_argument("--references", required=True, type=input_path, metavar="DIR", help="folder of original images")
   parser.add_argument(
     "--out", type=path, default=Path("results.json"), help="JSON file for the results; default %(default)s"
   )
   one = parser.add_argument_group("protocol 1: reconstructions")
   one.add_argument(
     "--images",
-    type=path,
+    type=input_path,
     metavar="DIR",
     help="reconstructions: same file name or stem as the original, or recon_<stem>; with subfolders",
   )
@@ -55,8 +55,10 @@ def parser() -> command_line.Parser:
     help="best and worst pairs shown on the page; default %(default)s",
   )
   two = parser.add_argument_group("protocol 2: captions")
-  two.add_argument("--captions", type=path, metavar="FILE", help="captions.jsonl of `uae-jax caption`")
-  two.add_argument("--against", type=path, metavar="FILE", help="captions of the other system, in the same format")
+  two.add_argument("--captions", type=input_path, metavar="FILE", help="captions.jsonl of `uae-jax caption`")
+  two.add_argument(
+    "--against", type=input_path, metavar="FILE", help="captions of the other system, in the same format"
+  )
   two.add_argument("--judge-url", metavar="URL", help="OpenAI-compatible endpoint, such as https://host/v1")
   two.add_argument("--judge-model", action="append", metavar="NAME", help="may be repeated")
   two.add_argument(
@@ -109,7 +111,7 @@ def parse_embedders(text: str) -> dict[str, str]:
       raise ValueError(
         f"--embedders: {entry!r}: expected KIND=PATH, each of {', '.join(KINDS)} once at most, or a run with embedders"
       )
-    found |= dict.fromkeys(kinds, local_path(path))
+    found |= dict.fromkeys(kinds, input_path(path))
   return found
 
 

@@ -15,7 +15,7 @@ import traceback
 from typing import Any
 import warnings
 
-from uae_jax import files
+from uae_jax import cloud_storage, files
 
 # Longer messages are cut; those of libraries may have hundreds of lines.
 LONGEST_ERROR = 2000
@@ -42,10 +42,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def path(text: str) -> Path:
-  """The type of every argument that is a path; see `files.local_path`."""
+  """The type of an argument that is a path of this machine; see `files.local_path`."""
   try:
     return Path(files.local_path(text))
   except ValueError as error:
+    raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def input_path(text: str) -> Path:
+  """The type of an argument that is only read, which may be in a bucket; see `cloud_storage.fetched`."""
+  try:
+    return Path(cloud_storage.fetched(files.input_path(text)))
+  except (ValueError, FileNotFoundError) as error:
     raise argparse.ArgumentTypeError(str(error)) from error
 
 

@@ -23,7 +23,7 @@ def parser() -> command_line.Parser:
   parser.add_argument(
     "--source",
     required=True,
-    type=command_line.path,
+    type=command_line.input_path,
     metavar="DIR",
     help="an official UAE folder, the workdir of a run, or an earlier export",
   )

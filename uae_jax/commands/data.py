@@ -21,7 +21,7 @@ def parser() -> command_line.Parser:
   parser.add_argument(
     "source", metavar="SOURCE", help="as config.data.source, such as parquet:photos/{split}-*.parquet"
   )
-  parser.add_argument("--data-dir", type=command_line.path, metavar="DIR", help="folder that names are relative to")
+  parser.add_argument("--data-dir", default="", metavar="DIR", help="folder that names are relative to")
   parser.add_argument("--image-field", metavar="NAME", help="field, column or feature of the image")
   parser.add_argument("--caption-field", metavar="NAME", help="field, column or feature of the captions")
   parser.add_argument(
@@ -40,7 +40,9 @@ def parser() -> command_line.Parser:
     metavar="N",
     help="records to read, evenly spaced; 0 for all; default %(default)s",
   )
-  inspect.add_argument("--processor", type=command_line.path, metavar="DIR", help="tokenizer, for lengths in tokens")
+  inspect.add_argument(
+    "--processor", type=command_line.input_path, metavar="DIR", help="tokenizer, for lengths in tokens"
+  )
   inspect.add_argument(
     "--caption-tokens", type=command_line.number(int, at_least=2), default=512, metavar="N", help="default %(default)s"
   )
@@ -78,8 +80,7 @@ def main(argv: list[str]) -> int:
   from uae_jax.options import DataOptions
 
   given: dict[str, Any] = command_line.given(arguments, *FIELDS)
-  folder = "" if arguments.data_dir is None else str(arguments.data_dir)
-  data = DataOptions(source=arguments.source, data_dir=folder, **given)
+  data = DataOptions(source=arguments.source, data_dir=arguments.data_dir, **given)
   return inspect(data, arguments) if arguments.action == "inspect" else convert(data, arguments)
 
 

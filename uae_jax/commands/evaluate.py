@@ -5,9 +5,9 @@ from pathlib import Path
 import re
 import sys
 
-from uae_jax import files
+from uae_jax import cloud_storage, files
 from uae_jax.commands import command_line, model_arguments
-from uae_jax.commands.command_line import path
+from uae_jax.commands.command_line import input_path, path
 from uae_jax.evaluation.suites.task import Task
 
 EPILOG = """
@@ -26,13 +26,18 @@ def parser() -> command_line.Parser:
   suites = "; ".join(f"{name}: {summary}" for name, summary in SUITES.items())
   parser.add_argument("--suite", metavar="NAME[:PATH]", help=f"with the path of --prompts or without; {suites}")
   parser.add_argument(
-    "--prompts", type=path, metavar="PATH", help="the benchmark's own prompts, questions or pictures: a file or folder"
+    "--prompts",
+    type=input_path,
+    metavar="PATH",
+    help="the benchmark's own prompts, questions or pictures: a file or folder",
   )
   parser.add_argument("--out", required=True, type=path, metavar="DIR", help="output folder: files and results.json")
   parser.add_argument(
-    "--results", nargs="+", type=path, metavar="FILE", help="result files of the scorer; default: in DIR"
+    "--results", nargs="+", type=input_path, metavar="FILE", help="result files of the scorer; default: in DIR"
   )
-  parser.add_argument("--like", type=path, metavar="FILE", help="results.json whose suite and settings are repeated")
+  parser.add_argument(
+    "--like", type=input_path, metavar="FILE", help="results.json whose suite and settings are repeated"
+  )
   model_arguments.add_model_arguments(parser, is_required=False)
   parser.set_defaults(seed=None)  # A given seed is more than that of --like.
   parser.add_argument("--limit", type=model_arguments.positive, help="use the first N prompts only")
@@ -55,7 +60,7 @@ def parser() -> command_line.Parser:
     help="checkpoints of the embedders that measure images, as in uae-jax bench; or a run, for the embedders of it",
   )
   judge = parser.add_argument_group("unified_bench, protocol 2: a judge model compares captions; see uae-jax bench")
-  judge.add_argument("--against", type=path, metavar="FILE", help="captions of the other system")
+  judge.add_argument("--against", type=input_path, metavar="FILE", help="captions of the other system")
   judge.add_argument("--judge-url", metavar="URL", help="OpenAI-compatible endpoint")
   judge.add_argument("--judge-model", action="append", metavar="NAME", help="may be repeated")
   return parser
@@ -79,7 +84,7 @@ def main(argv: list[str]) -> int:
   out = arguments.out
   if arguments.suite and ":" in arguments.suite:
     arguments.suite, _, prompts_path = arguments.suite.partition(":")
-    arguments.prompts = arguments.prompts or Path(files.local_path(prompts_path))
+    arguments.prompts = arguments.prompts or Path(cloud_storage.fetched(files.input_path(prompts_path)))
   if arguments.like:
     take_settings(arguments, arguments.like)
   arguments.seed = arguments.seed or 0

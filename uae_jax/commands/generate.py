@@ -15,7 +15,7 @@ def parser() -> command_line.Parser:
   prompts.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
   prompts.add_argument(
     "--prompts",
-    type=command_line.path,
+    type=command_line.input_path,
     metavar="FILE",
     help='text file with one prompt per line, or .jsonl file with a field "prompt" or "caption"',
   )

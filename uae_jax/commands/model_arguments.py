@@ -6,7 +6,7 @@ from pathlib import Path
 import sys
 from typing import Any
 
-from uae_jax.commands.command_line import number, path
+from uae_jax.commands.command_line import input_path, number
 from uae_jax.options.sampling import LARGEST_SEED
 
 positive = number(int, at_least=1)
@@ -24,7 +24,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, is_required: bool = 
   parser.add_argument(
     "--model",
     required=is_required,
-    type=path,
+    type=input_path,
     metavar="DIR",
     help="workdir or checkpoint of a run, or an official UAE folder",
   )
@@ -44,7 +44,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, is_required: bool = 
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--images", required=True, nargs="+", type=path, metavar="PATH", help="files, folders or globs")
+  parser.add_argument(
+    "--images", required=True, nargs="+", type=input_path, metavar="PATH", help="files, folders or globs"
+  )
   parser.add_argument(
     "--pixels",
     choices=("displayed", "official"),

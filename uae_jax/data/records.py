@@ -14,7 +14,9 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from uae_jax import cloud_storage
 from uae_jax.data.images import image_from_bytes, read_image
+from uae_jax.files import is_in_cloud
 from uae_jax.options.experiment import FIRST, LONGEST, RANDOM
 
 # Names of a field, in order of preference.
@@ -167,17 +169,25 @@ def image_content(record: Mapping[str, Any], folder: Path, fields: Fields = DEFA
 def locate(folder: Path, name: str) -> Path:
   r"""Finds the file that a record names: relative or absolute, with `\` from Windows, percent-encoded, or a file URI.
 
+  What is in a bucket, or named by a record from one, is copied to this machine the first time.
+
   Raises:
-    ValueError: the name is the address of something elsewhere.
+    ValueError: the name is the address of something elsewhere, or the bucket cannot be read.
   """
+  if is_in_cloud(name):
+    copy = Path(cloud_storage.copy_of(name))
+    cloud_storage.fetch_missing(copy)
+    return copy
   scheme = re.match(r"([A-Za-z][\w+.-]+)://", name)
   if scheme and scheme[1].lower() != "file":
     raise ValueError(f"image {_short(name)} is not on this disk: download it and write its path")
   path = folder / name
   if scheme:
     return Path(unquote(urlsplit(name).path))
-  others = (unquote(name), PureWindowsPath(name).as_posix())
-  return next((folder / other for other in (name, *others) if (folder / other).exists()), path)
+  names = (name, unquote(name), PureWindowsPath(name).as_posix())
+  places = [folder / other for other in names]
+  found = next(filter(Path.exists, places), None)
+  return found or next(filter(cloud_storage.fetch_missing, dict.fromkeys(places)), path)
 
 
 def _from_base64(text: str, field: str) -> bytes:

@@ -12,6 +12,8 @@
   mix:W*SOURCE;...  several of these, except scenes, in the proportion of their weights
   folder:PATH       images with optional captions in text files of the same name: cat.jpg, cat.txt or cat.caption
 
+PATH or GLOB may be in a bucket, gs://BUCKET/NAME; `cloud_storage` copies it to this machine when the source is opened.
+
 PATH may contain {split}; without it the source has only the training split. For the held-out split, it stands for the
 first of `HELD_OUT_NAMES` that exists.
 
@@ -28,12 +30,14 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from uae_jax import cloud_storage
 from uae_jax.data.file_sources import ArrayRecordSource, FolderSource, JsonLinesSource
 from uae_jax.data.mixture import Mixture
 from uae_jax.data.parquet_source import ParquetSource
 from uae_jax.data.prompts_source import PromptsSource
 from uae_jax.data.records import Fields
 from uae_jax.data.webdataset_source import WebDatasetSource
+from uae_jax.files import is_in_cloud
 from uae_jax.options import mixture
 from uae_jax.options.experiment import FIRST
 
@@ -176,11 +180,12 @@ def has_held_out_files(data) -> bool:
 def _paths(data, name: str, split: str) -> list[str]:
   """The paths or globs that may be the files of a split, in order of preference."""
   names = HELD_OUT_NAMES if split == HELD_OUT else (split,)
-  return [os.path.join(data.data_dir, name.replace("{split}", split_name)) for split_name in names]
+  folder = "" if is_in_cloud(name) else data.data_dir
+  return [os.path.join(folder, name.replace("{split}", split_name)) for split_name in names]
 
 
 def _exists(path: str) -> bool:
-  return os.path.lexists(path) or bool(glob.glob(path))
+  return cloud_storage.exists(path) if is_in_cloud(path) else os.path.lexists(path) or bool(glob.glob(path))
 
 
 def _open_files(kind: Callable[..., Source]) -> Callable[..., Source]:
@@ -190,9 +195,9 @@ def _open_files(kind: Callable[..., Source]) -> Callable[..., Source]:
     if split != "train" and "{split}" not in name:
       raise ValueError(f"data.source = {data.source!r} has no split {split}: put {{split}} into the path")
     paths = _paths(data, name, split)
-    path = next(filter(_exists, paths), paths[0])
     try:
-      source = kind(path, data)
+      path = next(filter(_exists, paths), paths[0])
+      source = kind(cloud_storage.fetched(path), data)
     except FileNotFoundError as error:
       raise ValueError(f"data.source = {data.source!r}: {path} does not exist") from error
     except (ValueError, OSError) as error:

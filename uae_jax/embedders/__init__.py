@@ -9,8 +9,9 @@ this package does not import JAX.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from uae_jax import cloud_storage
 from uae_jax.embedders.registry import KINDS
-from uae_jax.files import local_path
+from uae_jax.files import input_path
 
 if TYPE_CHECKING:
   from jax.sharding import Mesh
@@ -37,6 +38,7 @@ def load(kind: str, path: str | Path, dtype: str = "float32", mesh: "Mesh | None
   from uae_jax.embedders import host
   from uae_jax.training import restore
 
-  if restore.is_run(Path(local_path(path))):
-    return restore.embedder(Path(local_path(path)), kind, dtype, mesh)
+  path = Path(cloud_storage.fetched(input_path(path)))
+  if restore.is_run(path):
+    return restore.embedder(path, kind, dtype, mesh)
   return host.load(kind, path, dtype, mesh)

@@ -13,13 +13,13 @@ from jax.sharding import Mesh
 import numpy as np
 from tqdm import tqdm
 
-from uae_jax import sharding
+from uae_jax import cloud_storage, sharding
 from uae_jax.data.images import ImageSource
 from uae_jax.data.preprocessing import Preprocessing
 from uae_jax.embedders import registry
 from uae_jax.embedders.in_graph import EmbeddingNetwork
 from uae_jax.embedders.kind import EmbedderSizes
-from uae_jax.files import local_path
+from uae_jax.files import input_path
 from uae_jax.weights import table
 
 
@@ -72,7 +72,8 @@ class Embedder:
 
 def load(kind: str, path: str | Path, dtype: str = "float32", mesh: Mesh | None = None) -> Embedder:
   """Loads an embedder from its published files; see `uae_jax.embedders.load`."""
-  path, mesh = Path(local_path(path)), mesh or sharding.make_mesh(devices=jax.local_devices()[:1])
+  mesh = mesh or sharding.make_mesh(devices=jax.local_devices()[:1])
+  path = Path(cloud_storage.fetched(input_path(path)))
   definition = registry.find(kind)
   if not path.exists():
     raise ValueError(f"{path}: no such file or folder ({kind} embedder)")

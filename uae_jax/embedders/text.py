@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uae_jax import sharding
+from uae_jax import cloud_storage, sharding
 from uae_jax.embedders import host, registry
 from uae_jax.embedders.host import Embedder
 from uae_jax.embedders.in_graph import NORM_FLOOR
@@ -31,7 +31,7 @@ def open_tower(kind: str, path: str | Path) -> TextTower:
   if open_text is None:
     having = [name for name in registry.KINDS if registry.find(name).open_text]
     raise ValueError(f"{kind} has no text tower; expected one of {', '.join(having)}")
-  return open_text(Path(path))
+  return open_text(Path(cloud_storage.fetched(path)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from uae_jax import plain
-from uae_jax.files import local_path
+from uae_jax.files import input_path, local_path
 
 _LIMITS = {
   "at_least": ("{} or more", lambda value, limit: value >= limit),
@@ -21,7 +21,13 @@ _LIMITS = {
 
 
 def option(
-  default: Any, *, choices: tuple[str, ...] = (), is_path: bool = False, is_regex: bool = False, **limits: float
+  default: Any,
+  *,
+  choices: tuple[str, ...] = (),
+  is_path: bool = False,
+  is_input: bool = False,
+  is_regex: bool = False,
+  **limits: float,
 ) -> Any:
   """A dataclass field with a range.
 
@@ -29,13 +35,14 @@ def option(
     default: the field's default.
     choices: the allowed values; empty allows all.
     is_path: the value is a path of this machine; see `files.local_path`.
+    is_input: the value is a path that is only read, which may be in a bucket; see `files.input_path`.
     is_regex: whether the value is a regular expression.
     **limits: any of at_least, more_than, at_most, less_than.
   """
   unknown = set(limits) - set(_LIMITS)
   if unknown:
     raise TypeError(f"option() has no limit {sorted(unknown)}")
-  metadata = {"choices": choices, "is_path": is_path, "is_regex": is_regex, "limits": limits}
+  metadata = {"choices": choices, "is_path": is_path, "is_input": is_input, "is_regex": is_regex, "limits": limits}
   return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -70,18 +77,20 @@ class Options:
       is_outside = any(not _LIMITS[name][1](value, limit) for name, limit in limits.items())
       if is_outside or (choices and value not in choices):
         raise ValueError(f"{field.name} = {value!r}: expected {describe_range(field)}")
-      if field.metadata.get("is_path"):
-        self.replace_path(field.name, value)
+      is_input = field.metadata.get("is_input", False)
+      if is_input or field.metadata.get("is_path"):
+        self.replace_path(field.name, value, is_input=is_input)
     self.check()
 
-  def replace_path(self, name: str, value: str, prefix: str = "") -> None:
+  def replace_path(self, name: str, value: str, prefix: str = "", *, is_input: bool = False) -> None:
     """Sets a field to `prefix` and a path in which `~` is expanded.
 
     Raises:
-      ValueError: the path is an address; the message starts with the name of the field.
+      ValueError: the path is an address, or for an input one outside of a bucket; the message starts with the name of
+        the field.
     """
     try:
-      object.__setattr__(self, name, prefix + local_path(value))
+      object.__setattr__(self, name, prefix + (input_path if is_input else local_path)(value))
     except ValueError as error:
       raise ValueError(f"{name} = {error}") from error
 

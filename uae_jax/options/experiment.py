@@ -5,7 +5,7 @@ import dataclasses
 import math
 from typing import Any
 
-from uae_jax.files import local_path
+from uae_jax.files import input_path, local_path
 from uae_jax.options import buckets as bucket_sizes
 from uae_jax.options import mixture
 from uae_jax.options import stages as sections
@@ -34,7 +34,7 @@ class InitOptions(Options):
     checkpoint: finished stage of another run, "WORKDIR:STAGE"; "WORKDIR" alone is its newest finished stage.
   """
 
-  weights: str = option("", is_path=True)
+  weights: str = option("", is_input=True)
   checkpoint: str = option("", is_path=True)
 
   def check(self) -> None:
@@ -168,11 +168,11 @@ class DataOptions(Options):
   def check(self) -> None:
     kind, colon, name = self.source.partition(":")
     if kind in PATH_KINDS:
-      self.replace_path("source", name, prefix=kind + colon)
+      self.replace_path("source", name, prefix=kind + colon, is_input=True)
     if kind == mixture.MIXTURE:
       self._check_mixture(name)
     if kind != "tfds":  # TFDS opens addresses itself
-      self.replace_path("data_dir", self.data_dir)
+      self.replace_path("data_dir", self.data_dir, is_input=True)
     if kind not in ("scenes", "tfds"):
       self.refuse_inert(("variant",), f"source = {self.source!r}, which is not the small world")
     if kind == PROMPTS:
@@ -196,7 +196,7 @@ class DataOptions(Options):
       if kind in ("scenes", mixture.MIXTURE):
         raise ValueError(f"source = {self.source!r}: {kind} cannot be part of a mixture")
       try:
-        parts.append(f"{weight!r}*{kind}:{local_path(path) if kind in PATH_KINDS else path}")
+        parts.append(f"{weight!r}*{kind}:{input_path(path) if kind in PATH_KINDS else path}")
       except ValueError as error:
         raise ValueError(f"source = {error}") from error
     object.__setattr__(self, "source", f"{mixture.MIXTURE}:{mixture.SEPARATOR.join(parts)}")
@@ -346,7 +346,7 @@ class Experiment(Options):
 
   seed: int = 0
   model: str = "scenes"
-  processor: str = option("", is_path=True)
+  processor: str = option("", is_input=True)
   dtype: str = option("float32", choices=DTYPES)
   remat: str = option("none", choices=REMAT_POLICIES)
   xla_flags: str = ""
@@ -409,7 +409,9 @@ class Experiment(Options):
     for name in self.metric_writers:
       if name != "wandb" and not all(name.partition(":")):
         raise ValueError(f"metric_writers: {name!r} is neither wandb nor MODULE:FUNCTION")
-    object.__setattr__(self, "embedders", {kind: _local(kind, path) for kind, path in self.embedders.items()})
+    object.__setattr__(
+      self, "embedders", {kind: _path_of_embedder(kind, path) for kind, path in self.embedders.items()}
+    )
     if not self.stages:
       raise ValueError(f"stages = (): expected some of {', '.join(STAGES)}")
     for name in self.stages:
@@ -460,9 +462,9 @@ class Experiment(Options):
       raise ValueError(f"evaluation.num_images = {self.evaluation.num_images}: {without}, set it to 0")
 
 
-def _local(kind: str, path: str) -> str:
+def _path_of_embedder(kind: str, path: str) -> str:
   try:
-    return local_path(path)
+    return input_path(path)
   except ValueError as error:
     raise ValueError(f"embedders.{kind} = {error}") from error
 

@@ -68,8 +68,8 @@ def build_abstract(config, mesh: Mesh, folder: Path) -> Built:
   weights = config.init.weights
   if not config.processor and weights and not Path(weights).is_dir():
     raise ValueError(
-      f"config.init.weights = {weights!r}: no such folder. Prompts need the tokenizer and processor files, no weights: "
-      "--config.processor=DIR"
+      f"config.init.weights = {weights!r}: no folder of this machine. Prompts need the tokenizer and processor files, "
+      "no weights: --config.processor=DIR"
     )
   processor = initial.read_processor(config, folder)
   uae = sizes_lib.named_uae(config.model, processor, LoRA(config.lora.rank, config.lora.alpha))

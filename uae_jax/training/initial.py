@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from uae_jax import embedders, trees
+from uae_jax import cloud_storage, embedders, trees
 from uae_jax.data.processing import Processor
 from uae_jax.embedders.kind import published
 from uae_jax.layers.lora import LoRA
@@ -105,13 +105,25 @@ def read_sizes(config, folder: Path) -> tuple[Sizes, Processor]:
   return Sizes(sizes_lib.rematerialized(uae, config.remat), embedders), processor
 
 
+def fetched_input(field: str, path: str) -> Path:
+  """Returns the path on this machine of a field that may name a folder in a bucket.
+
+  Raises:
+    ValueError: the bucket has no such folder or cannot be read.
+  """
+  try:
+    return Path(cloud_storage.fetched(path))
+  except (ValueError, FileNotFoundError) as error:
+    raise ValueError(f"config.{field} = {error}") from error
+
+
 def weights_folder(folder: str) -> Path:
-  """Returns the path of `config.init.weights`.
+  """Returns the path of `config.init.weights` on this machine.
 
   Raises:
     ValueError: there is no such folder.
   """
-  path = Path(folder)
+  path = fetched_input("init.weights", folder)
   if not path.is_dir():
     raise ValueError(f"config.init.weights = {folder!r}: no such folder")
   return path
@@ -142,9 +154,9 @@ def write_run_processor(config, folder: Path) -> None:
   shutil.rmtree(temporary, ignore_errors=True)
   write_processor = sizes_lib.find(config.model).write_processor
   if config.processor:
-    copy_processor(Path(config.processor), temporary)
+    copy_processor(fetched_input("processor", config.processor), temporary)
   elif config.init.weights:
-    copy_processor(sources.processor_folder(Path(config.init.weights)), temporary)
+    copy_processor(sources.processor_folder(weights_folder(config.init.weights)), temporary)
   elif write_processor is not None:
     write_processor(temporary)
   else:

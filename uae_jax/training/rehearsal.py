@@ -6,8 +6,10 @@ import tempfile
 import jax
 from jax.sharding import Mesh
 
+from uae_jax import cloud_storage
 from uae_jax.data.pipeline import make_dataset
 from uae_jax.data.sources import HELD_OUT, open_source
+from uae_jax.files import is_in_cloud
 from uae_jax.options import FRESH, Experiment
 from uae_jax.training import initial
 from uae_jax.training.build import Built, build
@@ -46,7 +48,9 @@ def check_paths(config: Experiment) -> None:
     ValueError: one does not exist; the message names its field.
   """
   for kind, source in config.embedders.items():
-    if source not in ("", FRESH) and not Path(source).exists():
+    if source in ("", FRESH):
+      continue
+    if not (cloud_storage.exists(source) if is_in_cloud(source) else Path(source).exists()):
       raise ValueError(f"config.embedders.{kind} = {source!r}: no such file or folder")
   if config.init.checkpoint:
     initial.find_checkpoint(config.init.checkpoint)

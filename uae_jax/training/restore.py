@@ -9,7 +9,7 @@ import warnings
 import jax
 from jax.sharding import Mesh
 
-from uae_jax import sharding
+from uae_jax import cloud_storage, sharding
 from uae_jax.data import processor_files
 from uae_jax.data.preprocessing import Preprocessing
 from uae_jax.data.processing import Processor
@@ -36,7 +36,7 @@ def read(path: str | os.PathLike, dtype: str, mesh: Mesh) -> LoadedUAE:
   A run is its workdir, or `checkpoints/<stage>` or `checkpoints/<stage>/<step>` in it for the result of that stage.
 
   Args:
-    path: folder of the source.
+    path: folder of the source; one in a bucket is copied to this machine.
     dtype: dtype of the parameters, one of `DTYPES`; "auto" for that of the files.
     mesh: mesh over which the parameters are sharded.
 
@@ -45,7 +45,7 @@ def read(path: str | os.PathLike, dtype: str, mesh: Mesh) -> LoadedUAE:
     ValueError: the dtype is unknown, or the source is damaged.
     weights.table.WeightError: tensors are missing, unexpected or have a wrong shape.
   """
-  path = Path(path)
+  path = Path(cloud_storage.fetched(path))
   if dtype not in DTYPES:
     raise ValueError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
   if not path.is_dir():

@@ -1,0 +1,98 @@
+"""A server on this machine with the part of Google Cloud Storage's JSON interface that reading needs."""
+
+import base64
+from collections import defaultdict
+from collections.abc import Iterator
+import contextlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import json
+from pathlib import Path
+import threading
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import google_crc32c
+
+BUCKET = "pictures"
+
+
+class ObjectStore:
+  """One bucket in memory.
+
+  Attributes:
+    objects: name -> (content, generation).
+    faults: name -> HTTP statuses that the next downloads of the object get; -1 cuts the answer short. For the name ""
+      they are those of the next lists.
+    downloads: names of the objects that were sent.
+  """
+
+  def __init__(self):
+    self.objects: dict[str, tuple[bytes, int]] = {}
+    self.faults: dict[str, list[int]] = defaultdict(list)
+    self.downloads: list[str] = []
+    self._generation = 1_700_000_000_000_000
+
+  def put(self, name: str, content: bytes) -> None:
+    self._generation += 1
+    self.objects[name] = content, self._generation
+
+  def upload(self, folder: Path, prefix: str) -> None:
+    for file in folder.rglob("*"):
+      if file.is_file():
+        self.put(f"{prefix}/{file.relative_to(folder)}", file.read_bytes())
+
+  def info(self, name: str) -> dict:
+    content, generation = self.objects[name]
+    crc = base64.b64encode(google_crc32c.Checksum(content).digest()).decode()
+    return {"name": name, "bucket": BUCKET, "size": str(len(content)), "generation": str(generation), "crc32c": crc}
+
+  @contextlib.contextmanager
+  def serve(self) -> Iterator[str]:
+    """Yields the server's URL."""
+    store = self
+
+    class Handler(BaseHTTPRequestHandler):
+      protocol_version = "HTTP/1.1"
+
+      def log_message(self, *_):
+        pass
+
+      def answer(self, status: int, content: bytes, length: int | None = None):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content) if length is None else length))
+        self.end_headers()
+        self.wfile.write(content)
+
+      def do_GET(self):
+        url = urlsplit(self.path)
+        query = parse_qs(url.query)
+        bucket, _, name = url.path.partition("/b/")[2].partition("/o")
+        name = unquote(name.removeprefix("/"))
+        is_download = query.get("alt") == ["media"]
+        faults = store.faults[name] if is_download or not name else []
+        status = faults.pop(0) if faults else 200
+        if bucket != BUCKET or (name and name not in store.objects):
+          status = 404
+        if status not in (-1, 200):
+          self.answer(status, json.dumps({"error": {"message": f"status {status}"}}).encode())
+        elif not name:
+          prefix = query.get("prefix", [""])[0]
+          found = [store.info(name) for name in sorted(store.objects) if name.startswith(prefix)]
+          self.answer(200, json.dumps({"items": found}).encode())
+        elif is_download:
+          store.downloads.append(name)
+          content = store.objects[name][0]
+          self.answer(200, content[: len(content) // 2] if status < 0 else content, len(content))
+          self.close_connection = status < 0
+        else:
+          self.answer(200, json.dumps(store.info(name)).encode())
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+      yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+      server.shutdown()
+      thread.join()
+      server.server_close()

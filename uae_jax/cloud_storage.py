@@ -1,0 +1,246 @@
+"""Files in Google Cloud Storage, named `gs://BUCKET/NAME`: copied once to this machine and read from there.
+
+A copy is `CACHE/gs/BUCKET/NAME`; its time is the generation of the object, which changes with every write to it. What
+has the generation and size of its object is not copied again. `CACHE` is the folder `UAE_JAX_CLOUD_CACHE`, by default
+`~/.cache/uae_jax`. Credentials are the default ones of Google Cloud, and none where `STORAGE_EMULATOR_HOST` names an
+emulator.
+"""
+
+import base64
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import fcntl
+import glob
+import os
+from pathlib import Path
+import re
+import threading
+from typing import Any
+
+from absl import logging
+
+from uae_jax.files import BUCKET, is_in_cloud
+
+CACHE_VARIABLE, EMULATOR_VARIABLE = "UAE_JAX_CLOUD_CACHE", "STORAGE_EMULATOR_HOST"
+NUM_DOWNLOADS = 16
+TIMEOUT_SECONDS = 60.0
+# Larger objects are read in parts at the same time, which takes one request more.
+PARTS_FROM_BYTES = 100 * 2**20
+
+
+def cache() -> Path:
+  """The folder with the copies."""
+  folder = os.environ.get(CACHE_VARIABLE) or "~/.cache/uae_jax"
+  return Path(os.path.abspath(os.path.expanduser(folder))) / "gs"
+
+
+def fetched(path: str | os.PathLike) -> str:
+  """Copies what an address names to this machine, unless it is there already.
+
+  Args:
+    path: `gs://BUCKET/NAME` of an object, of a folder with all below it, or a glob; or any path of this machine.
+
+  Returns:
+    The path of the copy, a glob for a glob; a path of this machine as it is.
+
+  Raises:
+    FileNotFoundError: no object has this name.
+    ValueError: the bucket cannot be read, or what arrived is not the object; the message names the address.
+  """
+  text = os.fspath(path)
+  if not is_in_cloud(text):
+    return text
+  name = _name(text)
+  with _locked(name.partition("/")[0]):
+    objects = _list(name)
+    if not objects:
+      raise FileNotFoundError(f"gs://{name}: no such object or folder in the bucket")
+    _copy(objects)
+    # Deleted objects are not read. What is hidden, such as an index of the data, is no copy.
+    wanted = {str(_copy_of(found)) for found in objects}
+    for left in list(_copies(name)):
+      if left not in wanted:
+        os.remove(left)
+  copy = str(cache() / name)
+  # What is no part of a glob may look like one.
+  return os.path.join(glob.escape(str(cache())), name) if glob.has_magic(name) else copy
+
+
+def exists(path: str) -> bool:
+  """Whether an address names an object, a folder, or is a glob of one.
+
+  Raises:
+    ValueError: the bucket cannot be read.
+  """
+  return bool(_list(_name(path)))
+
+
+def copy_of(address: str) -> Path:
+  """The path that the copy of an object has.
+
+  Raises:
+    ValueError: the address names none.
+  """
+  return _copy_of(_name(address))
+
+
+def fetch_missing(path: Path) -> bool:
+  """Copies the object of a path below `cache()` that is not there; returns whether the path is there now.
+
+  Raises:
+    ValueError: the bucket cannot be read.
+  """
+  place = os.path.normpath(path)
+  if os.path.exists(place):
+    return True
+  name = os.path.relpath(place, cache())
+  if name.startswith(os.pardir) or os.sep not in name:
+    return False
+  try:
+    with _reported(name):
+      info = _file_system().info(name)
+  except FileNotFoundError:
+    return False
+  if info["type"] == "file":
+    _download(name, info)
+  return info["type"] == "file"
+
+
+def _name(address: str) -> str:
+  """`BUCKET/NAME` of an address.
+
+  Raises:
+    ValueError: it names no bucket.
+  """
+  name = re.sub("/+", "/", address[len(BUCKET) :]).strip("/")
+  if not name or any(part in (".", "..") for part in name.split("/")):
+    raise ValueError(f"{address}: expected gs://BUCKET/NAME")
+  return name
+
+
+def _copy_of(name: str) -> Path:
+  """The path of the copy of an object `BUCKET/NAME`.
+
+  Raises:
+    ValueError: the name cannot be that of a file, or would be one outside of the folder of copies.
+  """
+  if any(part in ("", ".", "..") for part in name.split("/")):
+    raise ValueError(f"gs://{name}: an object whose name is no path: rename it")
+  return cache() / name
+
+
+def _copies(name: str) -> Iterator[str]:
+  """The files that are there for a folder or glob `BUCKET/NAME`, without hidden ones."""
+  if glob.has_magic(name):
+    found = glob.glob(os.path.join(glob.escape(str(cache())), name), recursive=True)
+    yield from filter(os.path.isfile, found)
+  for parent, folders, names in os.walk(cache() / name):
+    folders[:] = [folder for folder in folders if not folder.startswith(".")]
+    yield from (os.path.join(parent, name) for name in names if not name.startswith("."))
+
+
+@contextlib.contextmanager
+def _locked(bucket: str) -> Iterator[None]:
+  """Lets the processes of a machine copy one after another, so that each object is copied once."""
+  lock = cache() / f".{bucket}.lock"
+  lock.parent.mkdir(parents=True, exist_ok=True)
+  with lock.open("a") as stream:
+    with contextlib.suppress(OSError):  # Some network file systems have no locks.
+      fcntl.flock(stream, fcntl.LOCK_EX)
+    yield
+
+
+def _file_system() -> Any:
+  try:
+    from gcsfs.core import GCSFileSystem
+  except ImportError as error:
+    raise ValueError("gs:// needs the package gcsfs: pip install 'uae_jax[gcs]'") from error
+  # Made anew each time, as a process that was forked may not use the one of its parent; gcsfs keeps one per process.
+  token = "anon" if os.environ.get(EMULATOR_VARIABLE) else None
+  return GCSFileSystem(token=token, use_listings_cache=False, requests_timeout=TIMEOUT_SECONDS)
+
+
+def _list(name: str) -> Mapping[str, dict]:
+  """The objects that a name stands for: `BUCKET/NAME` -> what the bucket says about it."""
+  with _reported(name):
+    files = _file_system()
+    found = (files.glob if glob.has_magic(name) else files.find)(name, detail=True)
+  # Objects that end with a slash stand for empty folders.
+  return {path: info for path, info in found.items() if info["type"] == "file" and not info["name"].endswith("/")}
+
+
+def _copy(objects: Mapping[str, dict]) -> None:
+  """Copies those of some objects that are not there yet."""
+  stale = {name: info for name, info in objects.items() if not _is_current(_copy_of(name), info)}
+  if not stale:
+    return
+  if len(stale) > 1:
+    size = sum(int(info["size"]) for info in stale.values()) / 1e9
+    logging.info("copying %d objects of %s, %.3g GB, to %s", len(stale), next(iter(stale)), size, cache())
+  with ThreadPoolExecutor(NUM_DOWNLOADS) as pool:
+    # The first error ends the others that have not begun.
+    try:
+      for _ in pool.map(_download, stale, stale.values()):
+        pass
+    except BaseException:
+      pool.shutdown(cancel_futures=True)
+      raise
+
+
+def _time(info: Mapping[str, Any]) -> int:
+  """The generation of an object, microseconds in Google's storage, as a time in ns."""
+  return 1000 * int(info["generation"])
+
+
+def _is_current(copy: Path, info: Mapping[str, Any]) -> bool:
+  try:
+    found = copy.stat()
+  except (FileNotFoundError, NotADirectoryError):
+    return False
+  return found.st_size == int(info["size"]) and found.st_mtime_ns == _time(info)
+
+
+def _download(name: str, info: Mapping[str, Any]) -> None:
+  copy = _copy_of(name)
+  temporary = copy.with_name(f".{os.getpid()}-{threading.get_ident()}.tmp")
+  try:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with _reported(name):
+      _file_system().get_file(name, str(temporary), concurrency=4 if int(info["size"]) > PARTS_FROM_BYTES else 1)
+    if checksum(temporary) != info["crc32c"]:
+      raise ValueError(f"gs://{name}: what arrived is not the object, or it changed meanwhile: start again")
+    os.utime(temporary, ns=(_time(info), _time(info)))
+    temporary.replace(copy)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def checksum(file: Path) -> str:
+  """The CRC32C of a file as Google's storage writes it, in base64."""
+  import google_crc32c
+
+  value = google_crc32c.Checksum()
+  with file.open("rb") as stream:
+    while block := stream.read(2**20):
+      value.update(block)
+  return base64.b64encode(value.digest()).decode()
+
+
+@contextlib.contextmanager
+def _reported(name: str) -> Iterator[None]:
+  """Turns the errors of the client into one line; it has tried six times over half a minute where that may help."""
+  try:
+    yield
+  except FileNotFoundError as error:
+    raise FileNotFoundError(f"gs://{name}: no such object or bucket") from error
+  except OSError as error:
+    if error.errno is not None and error.filename is not None:  # An error of this machine, such as a full disk.
+      raise
+    raise ValueError(f"gs://{name}: cannot be read ({_reason(error)})") from error
+  except Exception as error:  # The client raises exceptions of four libraries.
+    raise ValueError(f"gs://{name}: cannot be read ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+  return " ".join(f"{type(error).__name__}: {error}".split())[:200]
