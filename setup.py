@@ -90,7 +90,7 @@ setup(
     "wandb": ["wandb>=0.16"],
     # Scores captions in `uae-jax evaluate --suite captions`; brings torch, and loads models of its own.
     "capture": ["capture-metric>=0.1.13,<0.2"],
-    "tpu": ["jax[tpu]==0.10.2"],
+    "tpu": ["jax[tpu]==0.10.2", "gcsfs>=2026.10,<2027"],
     "cuda": ["jax[cuda12]==0.10.2"],
     "aot": ["libtpu==0.0.42.*"],
   },

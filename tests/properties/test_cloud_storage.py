@@ -4,6 +4,7 @@ import glob
 import io
 import json
 import os
+import sys
 import tarfile
 
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -14,11 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.object_store import ObjectStore
+from tests.processors import processor_of
 from uae_jax import cli, cloud_storage, embedders
 from uae_jax.commands import command_line
+from uae_jax.data.pipeline import make_dataset
 from uae_jax.data.sources import open_source
 from uae_jax.options import DataOptions, new_config, read_config
-from uae_jax.small_world.processor import write_processor
+from uae_jax.small_world.processor import make_tokenizer, write_processor
 from uae_jax.training import initial
 
 
@@ -96,6 +99,12 @@ def test_other_bytes_than_those_of_the_object_are_refused(store, monkeypatch):
   store.put("x", b"content")
   monkeypatch.setattr(store, "info", lambda name, info=store.info: info(name) | {"crc32c": "AAAAAA=="})
   with pytest.raises(ValueError, match="gs://pictures/x: what arrived is not the object"):
+    cloud_storage.fetched("gs://pictures/x")
+
+
+def test_the_package_that_is_missing_is_named(store, monkeypatch):
+  monkeypatch.setitem(sys.modules, "gcsfs.core", None)
+  with pytest.raises(ValueError, match=r"pip install 'uae_jax\[gcs\]'"):
     cloud_storage.fetched("gs://pictures/x")
 
 
@@ -231,3 +240,16 @@ def test_processor_and_weights_are_read_from_a_bucket(store, tmp_path):
     initial.weights_folder("gs://pictures/no")
   with pytest.raises(FileNotFoundError, match="gs://pictures/no: no such object"):
     embedders.load("clip", "gs://pictures/no")
+
+
+@pytest.mark.slow
+def test_worker_processes_copy_images_themselves(store):
+  lines = [json.dumps({"image": f"{number}.png", "caption": "red circle ;"}) for number in range(6)]
+  store.put("a.jsonl", "\n".join(lines).encode())
+  for number in range(6):
+    store.put(f"{number}.png", png((number, 0, 0)))
+  data = DataOptions(source="jsonl:gs://pictures/a.jsonl", image_px=8, caption_tokens=8)
+  source, processor = open_source(data, "train"), processor_of(make_tokenizer())
+  batches = make_dataset(source, data, processor, captions="full", batch_size=6, seed=0, num_workers=2, num_threads=1)
+  found = next(iter(batches))
+  assert sorted(found["index"].tolist()) == list(range(6)) and set(store.downloads) == set(store.objects)
