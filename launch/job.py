@@ -262,6 +262,9 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
     parser.error("--max-run-duration is for --flex-start")
   known = {field.name for field in dataclasses.fields(Job)} & vars(args).keys()
   given: dict[str, Any] = {field: getattr(args, field) for field in known} | {"train": words}
+  names = [variable_name for variable_name, _ in (*given.get("env", ()), *given.get("secrets", ()))]
+  if repeated := next((text for text in names if names.count(text) > 1), None):
+    parser.error(f"--env and --secret give {repeated} twice")
   fixed: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
   return args, Job(**fixed)
 

@@ -219,7 +219,10 @@ class UAE:
     asked = self._question_rows(prepared, questions)
     if len(choices) != len(prepared):
       raise ValueError(f"{len(prepared)} images, but {len(choices)} lists of choices")
-    encoded = [[self.processor.encode(choice) for choice in row] for row in choices]
+    encoded = [
+      [self.processor.encode(choice) for choice in checked_texts(f"choices[{position}]", row)]
+      for position, row in enumerate(choices)
+    ]
     for texts, ids in zip(choices, encoded, strict=True):
       if not ids or not all(ids):
         raise ValueError(f"choices {list(texts)!r}: expected at least one, each with a token")

@@ -228,6 +228,8 @@ def test_status_and_logs_ask_for_the_pods_of_the_jobset(cluster, capfd):
     ("one", [*TWO, "--bucket=other"], "--workdir is in the bucket my-bucket, but --bucket says other"),
     ("one", [*TWO, "--secret=KEY=hf_1234"], "not the secret itself"),
     ("one", [*TWO, "--env=A-B=hf_1234"], "expected NAME=VALUE"),
+    ("one", [*TWO, "--env=A=1", "--env=A=2"], "--env and --secret give A twice"),
+    ("one", [*TWO, "--env=KEY", "--secret=KEY=k8s:a/b"], "--env and --secret give KEY twice"),
     ("one", [*TWO, "--image=-rm"], "expected an image"),
     ("one", [*TWO, "--spot", "--flex-start"], "not allowed with argument"),
     ("one", JOB, "required: --topology"),

@@ -15,7 +15,7 @@ import pytest
 
 from uae_jax import files
 from uae_jax.data.image_files import expand
-from uae_jax.data.prompt_lines import read_lines
+from uae_jax.data.prompt_lines import Line, read_lines
 from uae_jax.data.sources import open_source
 from uae_jax.evaluation import unified_bench
 from uae_jax.options import DataOptions
@@ -142,6 +142,8 @@ def test_prompts_of_other_systems(tmp_path):
   lines.write_text('{"prompt": "a"}\n{"prompt": null}\n')
   good, bad = read_lines(lines)
   assert good.prompt() == "a" and str(bad).endswith("p.jsonl:2")
+  with pytest.raises(ValueError, match="the prompt has 120000 characters, expected 32000 or fewer"):
+    Line("prompt 1", "blue  " * 20_000).prompt()
   with pytest.raises(ValueError, match="expected a JSON object"):
     bad.prompt()
 

@@ -120,6 +120,7 @@ def test_options_out_of_range(loaded, method, option, expected):
   ("method", "arguments", "expected"),
   [
     ("generate", ["red"], "prompts is one text, expected a list"),
+    ("generate", [["red", "x" * 40_000]], "prompts[1] has 40000 characters, expected 32000 or fewer"),
     ("generate", [["red", None]], "prompts[1] is of type NoneType, expected a text"),
     ("generate", [["\ud800"]], r"prompts[0] contains '\ud800' at character 0, which is not text"),
     ("encode_text", ["red"], "prompts is one text"),

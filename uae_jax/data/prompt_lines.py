@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from uae_jax import files
+from uae_jax.options.sampling import MAX_TEXT_CHARACTERS
 
 JSON_SUFFIXES, TABLES = (".jsonl", ".json"), (".csv", ".tsv", ".parquet", ".xlsx")
 
@@ -24,11 +25,13 @@ class Line:
     """The prompt.
 
     Raises:
-      ValueError: the line has none.
+      ValueError: the line has none, or one that is too long.
     """
     prompt = _prompt_of(self.text) if self.is_json else self.text
     if files.SURROGATES.search(prompt):
       raise ValueError("the prompt has characters that are not Unicode text")
+    if len(prompt) > MAX_TEXT_CHARACTERS:
+      raise ValueError(f"the prompt has {len(prompt)} characters, expected {MAX_TEXT_CHARACTERS} or fewer")
     return prompt
 
 

@@ -10,6 +10,8 @@ CONDITIONINGS = ("text", "answer")
 TEXT_TOWERS = ("reference", "policy")
 DATASET, SAMPLED = "dataset", "sampled"
 LARGEST_SEED = 2**32 - 1  # JAX uses the lowest 32 bits of a seed
+# Of a prompt, question or answer: about the contexts the models were trained on. Captions of data are cut instead.
+MAX_TEXT_CHARACTERS = 32_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,10 @@ from PIL import Image
 
 from uae_jax.data.images import read_image
 from uae_jax.files import SURROGATES
-from uae_jax.options.sampling import LARGEST_SEED
+from uae_jax.options.sampling import LARGEST_SEED, MAX_TEXT_CHARACTERS
 
 MAX_COUNT = 10
 MAX_STEPS = 1000
-MAX_TEXT_CHARACTERS = 32_000
 MAX_IMAGE_PIXELS = 50_000_000
 # Fields that say nothing about the result, and fields of which only these values are understood.
 IGNORED = {"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "stream_options", "service_tier"}
