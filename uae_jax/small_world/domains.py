@@ -92,10 +92,10 @@ def of_scene(scene: Scene) -> Picture:
   """The picture of one scene; shifts within cells are left out."""
   half, found = scene.config.cell_px / 2, phrases.attributes(scene)
   corners = dict(zip(scene.config.places, render.corners(scene.config), strict=True))
-  things = [
-    Thing(item["place"], item["size"], item["color"], item["shape"], tuple(at + half for at in corners[item["place"]]))
-    for item in found["objects"]
-  ]
+  things = []
+  for item in found["objects"]:
+    y, x = corners[item["place"]]
+    things.append(Thing(item["place"], item["size"], item["color"], item["shape"], (y + half, x + half)))
   return Picture(found["background"], things)
 
 
