@@ -3,6 +3,7 @@
 import math
 
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from uae_jax.algorithms import samplers
+from uae_jax.options import EvaluationOptions, PretrainOptions
 
 torch.set_num_threads(1)
 
@@ -47,6 +49,15 @@ def torch_moments(kind, x, v, sigma, sigma_next, level):
     g = math.sqrt(sigma / (1 - (SIGMAS[1].item() if sigma == 1 else sigma))) * level
   mean = x * (1 + g**2 / (2 * sigma) * change) + v * (1 + g**2 * (1 - sigma) / (2 * sigma)) * change
   return mean, g * math.sqrt(-change)
+
+
+@pytest.mark.parametrize("latents", [(32, 32), (64, 64), (48, 80), (96, 32), (128, 128)])
+def test_the_shift_by_size_is_that_of_diffusers(latents):
+  options = PretrainOptions(is_shift_by_size=True)
+  assert options.shift_at((*latents, 16)) == pytest.approx(math.exp(calculate_shift(latents[0] * latents[1] // 4)))
+  assert PretrainOptions().shift_at((*latents, 16)) == 3.0
+  with pytest.raises(ValueError, match="shift = 2.0 does nothing with is_shift_by_size = True"):
+    EvaluationOptions(is_shift_by_size=True, shift=2.0)
 
 
 @pytest.mark.parametrize("kind", samplers.KINDS)

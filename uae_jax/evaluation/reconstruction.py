@@ -54,7 +54,7 @@ class Reconstructor:
       reconstruct.image_noise(key, model, x),
       guidance=options.guidance,
       sampler_steps=options.sampler_steps,
-      shift=options.shift,
+      shift=options.shift_at(model.latents_shape(x)),
     )
     reconstructions = reconstruct.clip(generated)
     similarities = {

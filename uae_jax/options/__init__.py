@@ -31,7 +31,7 @@ from uae_jax.options.rewards import (
   image_text_kind,
   is_similarity,
 )
-from uae_jax.options.sampling import CaptionOptions, GenerationOptions, RewardOptions, TokenOptions
+from uae_jax.options.sampling import CaptionOptions, GenerationOptions, RewardOptions, ShiftOptions, TokenOptions
 from uae_jax.options.stages import (
   CaptionerOptions,
   CaptionerStage,

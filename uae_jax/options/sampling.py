@@ -1,5 +1,6 @@
 """Options that every use of the auto-encoder shares: sampling a caption, and generating an image from it."""
 
+from collections.abc import Sequence
 import dataclasses
 import math
 
@@ -9,6 +10,8 @@ from uae_jax.options.rewards import image_text_kind
 CONDITIONINGS = ("text", "answer")
 TEXT_TOWERS = ("reference", "policy")
 DATASET, SAMPLED = "dataset", "sampled"
+# Shift by size of the image, in tokens of 2 x 2 latent pixels. Source: diffusers 0.42 calculate_shift (SD3 and Flux).
+BASE_TOKENS, MAX_TOKENS, BASE_SHIFT, MAX_SHIFT = 256, 4096, 0.5, 1.15
 LARGEST_SEED = 2**32 - 1  # JAX uses the lowest 32 bits of a seed
 # Of a prompt, question or answer: about the contexts the models were trained on. Captions of data are cut instead.
 MAX_TEXT_CHARACTERS = 32_000
@@ -54,7 +57,34 @@ class CaptionOptions(TokenOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerationOptions(Options):
+class ShiftOptions(Options):
+  """How far noise levels are shifted towards noise.
+
+  Attributes:
+    shift: timestep shift of the noise levels; SD3.5 uses 3.
+    is_shift_by_size: take the shift from the size of the image instead, more for a larger one, as `calculate_shift` of
+      diffusers: exp(0.5) at 256 tokens (256 x 256 pixels with SD3.5), exp(1.15) at 4096. It is used like
+      a fixed shift of that value.
+  """
+
+  shift: float = option(3.0, more_than=0)
+  is_shift_by_size: bool = False
+
+  def shift_at(self, latents_shape: Sequence[int]) -> float:
+    """The shift for latents [..., h, w, channels]."""
+    if not self.is_shift_by_size:
+      return self.shift
+    tokens = latents_shape[-3] * latents_shape[-2] / 4
+    slope = (MAX_SHIFT - BASE_SHIFT) / (MAX_TOKENS - BASE_TOKENS)
+    return math.exp(BASE_SHIFT + slope * (tokens - BASE_TOKENS))
+
+  def check(self) -> None:
+    if self.is_shift_by_size:
+      self.refuse_inert(("shift",), "is_shift_by_size = True")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationOptions(ShiftOptions):
   """How the decoder is conditioned on a caption, and how its sampler runs.
 
   Attributes:
@@ -64,16 +94,15 @@ class GenerationOptions(Options):
       adapters off, "policy" on. A text tower that moves during training breaks a frozen decoder.
     sampler_steps: number of sampler steps N.
     guidance: classifier-free guidance scale; 1 runs the conditional branch only.
-    shift: timestep shift of the schedule; SD3.5 uses 3.
   """
 
   conditioning: str = option("text", choices=CONDITIONINGS)
   text_tower: str = option("reference", choices=TEXT_TOWERS)
   sampler_steps: int = option(10, at_least=1)
   guidance: float = option(1.0, more_than=0)
-  shift: float = option(3.0, more_than=0)
 
   def check(self) -> None:
+    ShiftOptions.check(self)
     if self.conditioning == "answer" and self.guidance == 1.0:
       self.refuse_inert(("text_tower",), "conditioning = 'answer' and no guidance")
 

@@ -17,6 +17,7 @@ from uae_jax.options.sampling import (
   CaptionOptions,
   GenerationOptions,
   RewardOptions,
+  ShiftOptions,
   TokenOptions,
 )
 
@@ -162,15 +163,13 @@ class CaptionerStage(SupervisedStage):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainOptions(Options):
+class PretrainOptions(ShiftOptions):
   """Rectified flow on long captions.
 
   Attributes:
-    shift: shift of the noise levels.
     context_dropout: probability that the negative prompt replaces the caption, for classifier-free guidance.
   """
 
-  shift: float = option(3.0, more_than=0)
   context_dropout: float = option(0.0, at_least=0, at_most=1)
 
 

@@ -152,6 +152,7 @@ def of_run(workdir: Path, config: Experiment, built: Built, model_sizes: sizes.S
   is_small_world, evaluation = sizes.find(config.model).trains_from_scratch, config.evaluation
   # A small-world model is trained on the distribution of all tokens, and its processor says nothing.
   kept = {} if is_small_world else processor_files.kept_tokens(workdir / PROCESSOR)
+  latents_side = config.data.image_px // model_sizes.uae.vae.downsampling
   return LoadedUAE(
     config=model_sizes.uae,
     graphdef=built.networks.graphdef,
@@ -165,7 +166,7 @@ def of_run(workdir: Path, config: Experiment, built: Built, model_sizes: sizes.S
       guidance=evaluation.guidance,
       steps=evaluation.sampler_steps,
       max_new_tokens=evaluation.max_new_tokens,
-      shift=evaluation.shift,
+      shift=evaluation.shift_at((latents_side, latents_side, 1)),
       repetition_penalty=processor_files.repetition_penalty(workdir / PROCESSOR),
       **kept,
     ),

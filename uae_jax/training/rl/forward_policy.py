@@ -59,13 +59,14 @@ def make_policy(options: UnderstandingForGenerationOptions, objective: ImageObje
   def sample(velocity_of, noise, key, step):
     sample_key, noise_key, sigma_key = jax.random.split(key, 3)
     if sample_images is None:
-      latents = sample_ode(velocity_of(num_rollouts), noise, num_steps=options.sampler_steps, shift=options.shift)
+      shift = options.shift_at(noise.shape)
+      latents = sample_ode(velocity_of(num_rollouts), noise, num_steps=options.sampler_steps, shift=shift)
       final = by_prompt(latents, 0, num_rollouts)
     else:
       final = by_prompt(sample_images(velocity_of, noise, sample_key, step).final, 0, num_rollouts)
     points = (final.shape[0], options.noising_points, num_rollouts)
     u = flow_matching.sample_sigmas(sigma_key, points, density=options.noising_density, shift=1.0)
-    sigma = flow_matching.shift_sigmas(low + (high - low) * u, options.shift)
+    sigma = flow_matching.shift_sigmas(low + (high - low) * u, options.shift_at(final.shape))
     return final, Noised(final[:, None], jax.random.normal(noise_key, (*points, *final.shape[2:])), sigma)
 
   def velocities(velocity, record: Noised):

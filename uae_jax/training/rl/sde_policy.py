@@ -1,5 +1,6 @@
 """Stage 3 with Flow-GRPO: images sampled by an SDE, and the policy gradient of its steps."""
 
+from collections.abc import Sequence
 import dataclasses
 
 import flax.struct
@@ -64,16 +65,15 @@ def make_sampler(options: UnderstandingForGenerationOptions):
       num_rollouts=options.num_rollouts,
       is_noise_shared=options.is_noise_shared,
       window=options.window,
-      **_sde(options),
+      **_sde(options, noise.shape),
     )
 
   return sample
 
 
-def _sde(options: UnderstandingForGenerationOptions) -> dict:
-  return dict(
-    num_steps=options.sampler_steps, shift=options.shift, kind=options.sampler, noise_level=options.noise_level
-  )
+def _sde(options: UnderstandingForGenerationOptions, latents_shape: Sequence[int]) -> dict:
+  shift = options.shift_at(latents_shape)
+  return dict(num_steps=options.sampler_steps, shift=shift, kind=options.sampler, noise_level=options.noise_level)
 
 
 def make_policy(options: UnderstandingForGenerationOptions, objective: ImageObjective) -> ImagePolicy:
@@ -88,7 +88,8 @@ def make_policy(options: UnderstandingForGenerationOptions, objective: ImageObje
 
   def replay_steps(velocity, steps: Steps):
     """Returns (log_probs [prompts, W, rollouts], mean [prompts, W, rollouts, h, w, 16], std [W])."""
-    log_probs, mean, std = replay(velocity, flat(steps.latents, 1), steps.index[0], **_sde(options))
+    sde = _sde(options, steps.latents.shape)
+    log_probs, mean, std = replay(velocity, flat(steps.latents, 1), steps.index[0], **sde)
     rollouts = steps.latents.shape[2]  # Fewer than num_rollouts if groups are replayed in chunks.
     return by_prompt(log_probs, 1, rollouts), by_prompt(mean, 1, rollouts), std
 
@@ -109,7 +110,7 @@ def make_policy(options: UnderstandingForGenerationOptions, objective: ImageObje
     reference_mean = None
     if objective.beta:
       reference_mean = jax.lax.stop_gradient(replay_steps(fields.reference(), steps)[1])
-    sigmas = samplers.sigmas(options.sampler_steps, options.shift)
+    sigmas = samplers.sigmas(options.sampler_steps, options.shift_at(steps.latents.shape))
     at = (jnp.asarray(sigmas)[steps.index[0]], jnp.asarray(sigmas)[steps.index[0] + 1])
     value, metrics = flow_grpo.flow_objective(
       objective,

@@ -43,7 +43,7 @@ def make_loss(networks: Networks, options: ColdStartOptions) -> LossFunction:
       row_draws.draw(jax.random.normal, noise_keys, *model.latents_shape(target)),
       guidance=options.guidance,
       sampler_steps=options.sampler_steps,
-      shift=options.shift,
+      shift=options.shift_at(model.latents_shape(target)),
       gradient_steps=options.gradient_steps,
     )
     # Wider than the image's range: a hard clip at +-1 would stop the gradient of every saturated pixel.
@@ -54,7 +54,7 @@ def make_loss(networks: Networks, options: ColdStartOptions) -> LossFunction:
     metrics = {"similarity": sum_and_count(1.0 - values)}
     if options.flow_weight > 0:
       own = encode_captions(networks.prompts, reconstruct.text_tower(networks, params, options), batch["tokens"])
-      flow = flow_loss(model, batch["image"], own, flow_keys, options.shift)
+      flow = flow_loss(model, batch["image"], own, flow_keys, options)
       metrics["flow_loss"] = sum_and_count(flow)
       values = values + options.flow_weight * flow
     return Loss(*sum_and_count(values)), metrics

@@ -126,7 +126,7 @@ class _Stage:
         chunk[1],
         guidance=self.options.guidance,
         sampler_steps=self.options.sampler_steps,
-        shift=self.options.shift,
+        shift=self.options.shift_at(latents_shape),
       )
       return reconstruct.clip(images)
 

@@ -12,14 +12,14 @@ from uae_jax.algorithms import flow_matching
 from uae_jax.algorithms.losses import Loss, mean_square, sum_and_count
 from uae_jax.models.uae import UAE, to_signed
 from uae_jax.networks import Networks
-from uae_jax.options import PretrainOptions
+from uae_jax.options import PretrainOptions, ShiftOptions
 from uae_jax.rollouts.conditioning import Context, encode_captions, encode_negative
 from uae_jax.training import row_draws
 from uae_jax.training.stages.spec import StageSpec
 from uae_jax.training.supervised import LossFunction
 
 
-def flow_loss(model: UAE, images: jax.Array, context: Context, keys: jax.Array, shift: float) -> jax.Array:
+def flow_loss(model: UAE, images: jax.Array, context: Context, keys: jax.Array, options: ShiftOptions) -> jax.Array:
   """Computes mean (v - (noise - x))^2 of each image, float32[B].
 
   Args:
@@ -27,12 +27,12 @@ def flow_loss(model: UAE, images: jax.Array, context: Context, keys: jax.Array, 
     images: uint8[B, H, W, 3]; x are their latents.
     context: conditioning, B rows.
     keys: PRNG keys [B].
-    shift: shift of the noise levels.
+    options: shift of the noise levels.
   """
   sigma_keys, noise_keys = row_draws.split(keys, 2)
   x = jax.lax.stop_gradient(model.encode_image(to_signed(images)))
   noise = row_draws.draw(jax.random.normal, noise_keys, *x.shape[1:])
-  sigma = row_draws.draw(functools.partial(flow_matching.sample_sigmas, shift=shift), sigma_keys)
+  sigma = row_draws.draw(functools.partial(flow_matching.sample_sigmas, shift=options.shift_at(x.shape)), sigma_keys)
   velocity = model.velocity(flow_matching.interpolate(x, noise, sigma), sigma, context.states, context.mask)
   return mean_square(velocity - flow_matching.velocity_target(x, noise))
 
@@ -51,7 +51,7 @@ def make_loss(networks: Networks, options: PretrainOptions) -> LossFunction:
         jnp.where(is_dropped[..., None], negative.states, context.states),
         jnp.where(is_dropped, negative.mask, context.mask),
       )
-    values = flow_loss(model, batch["image"], context, flow_keys, options.shift)
+    values = flow_loss(model, batch["image"], context, flow_keys, options)
     return Loss(*sum_and_count(values)), {"flow_loss": sum_and_count(values)}
 
   return loss
