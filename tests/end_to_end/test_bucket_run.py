@@ -42,7 +42,7 @@ def config(data: DataOptions, name: str):
   cheap = dict(batch_size=8, total_steps=2, optimizer=OptimizerOptions())
   section = dataclasses.replace(rl_world.CONFIG.section(name), **cheap)
   if name in REINFORCEMENT:
-    options = dict(num_rollouts=2, max_new_tokens=4, sampler_steps=2)
+    options = dict(num_rollouts=2, max_new_tokens=4, sampler_steps=2, is_shift_by_size=True)
     options |= {"window": 1, "window_range": (0, 1)} if hasattr(section.options, "window") else {}
     section = dataclasses.replace(section, options=dataclasses.replace(section.options, **options))
   if name == "cold_start":

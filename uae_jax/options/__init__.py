@@ -87,6 +87,7 @@ __all__ = [
   "ReinforcementStage",
   "RewardOptions",
   "STAGES",
+  "ShiftOptions",
   "Stage",
   "SupervisedStage",
   "TEXT_REWARDS",
