@@ -16,10 +16,12 @@ import zlib
 import numpy as np
 from PIL import Image, ImageOps
 
+from uae_jax import cloud_storage
 from uae_jax.data.mixture import Mixture
 from uae_jax.data.prompts_source import PromptsSource
 from uae_jax.data.sources import KeepsFiles, MakesBatches, Source, Stored
 from uae_jax.data.stored_index import load_or_build
+from uae_jax.files import is_in_cloud
 from uae_jax.options import DataOptions, mixture
 from uae_jax.options.buckets import Size, name
 from uae_jax.options.experiment import PATH_KINDS
@@ -220,9 +222,12 @@ def _sizes_of_one(source: Source, source_name: str, data: DataOptions) -> np.nda
   noted = source.fingerprint() if isinstance(source, Stored) else {}
   checksum = zlib.crc32(json.dumps(noted, sort_keys=True).encode())
   kind, _, rest = source_name.partition(":")
-  path = os.path.join(data.data_dir, rest) if kind in PATH_KINDS else source_name
-  place = data.index_dir or _folder_of(path if kind in PATH_KINDS else os.path.join(data.data_dir, "x"))
-  return load_or_build(f"sizes-{checksum:08x}", os.path.abspath(path), place, build)["sizes"]
+  folder = "" if is_in_cloud(rest) else data.data_dir
+  path = os.path.join(folder, rest if kind in PATH_KINDS else source_name)
+  if is_in_cloud(path):
+    path = os.fspath(cloud_storage.copy_of(path.replace("{split}", "train")))
+  name_of_index, place = os.path.abspath(path), data.index_dir or _folder_of(path)
+  return load_or_build(f"sizes-{checksum:08x}", name_of_index, place, build)["sizes"]
 
 
 def _folder_of(path: str) -> str:
