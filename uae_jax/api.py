@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from uae_jax import sharding
-from uae_jax.api_arguments import checked_texts, checked_whole, keys_of, or_default
+from uae_jax.api_arguments import checked_texts, checked_whole, keys_of, noise_of, or_default
 from uae_jax.api_batches import batches_of, fitting
 from uae_jax.files import input_path, local_path
 from uae_jax.layers.quantized import quantize
@@ -301,8 +301,7 @@ class UAE:
         ("caption", pixels.shape, lengths[rows[0]], max_new_tokens, penalty, *kept.items()),
         self._caption_batch(prepared[rows[0]][1], max_new_tokens, penalty, kept),
       )
-      keys_of_rows = jnp.stack([keys[row] for row in rows])
-      sampled = run(self.params, pixels, keys_of_rows, jnp.float32(temperature), questions)
+      sampled = run(self.params, pixels, keys[np.asarray(rows)], jnp.float32(temperature), questions)
       if not np.all(np.isfinite(sampled.log_probs)):
         raise ValueError(f"the probabilities of a caption's tokens are not finite numbers: {NOT_FINITE}")
       for row, tokens in zip(rows, np.asarray(sampled.tokens[:, 0]), strict=True):
@@ -467,9 +466,9 @@ class UAE:
     GenerationOptions(sampler_steps=steps, guidance=guidance)
     shape = self.latents_shape(height, width)
     if latents is None:
-      noise = [jax.random.normal(key, shape) for key in keys_of(seed, indices, len(prompts))]
+      noise = noise_of(keys_of(seed, indices, len(prompts)), shape)
     else:
-      noise = list(jnp.asarray(latents, jnp.float32))
+      noise = np.asarray(latents, np.float32)
       expected = (len(prompts), *(shape if height or width else (*np.shape(latents)[1:3], shape[-1])))
       if np.shape(latents) != expected:
         raise ValueError(f"latents have the shape {list(np.shape(latents))}, expected {list(expected)}")
@@ -478,7 +477,7 @@ class UAE:
     generated = [np.zeros(0)] * len(prompts)
     for rows in batches_of(lengths, or_default(batch_size, fitting(shape))):
       context, mask = self.encode_text([*negative, *(prompts[row] for row in rows)], lengths[rows[0]])
-      batch = jnp.stack([noise[row] for row in rows])
+      batch = noise[np.asarray(rows)]
       run = self._program(
         ("generate", batch.shape, context.shape, steps, guidance), self._generate_batch(steps, guidance)
       )

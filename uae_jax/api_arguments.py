@@ -1,6 +1,7 @@
 """Checks of the arguments of the Python API."""
 
 from collections.abc import Sequence
+import functools
 import math
 import operator
 from typing import TypeVar
@@ -55,8 +56,8 @@ def checked_whole(name: str, value: int, lowest: float = 0, highest: float = LAR
   return number
 
 
-def keys_of(seed: int, indices: Sequence[int] | None, count: int) -> list[jax.Array]:
-  """One random key per image, which depends on the seed and the index of the image only.
+def keys_of(seed: int, indices: Sequence[int] | None, count: int) -> jax.Array:
+  """Random keys [count], each of which depends on the seed and the index of its image only.
 
   Raises:
     ValueError: the seed or an index is out of range, or there are not as many indices as images.
@@ -65,4 +66,23 @@ def keys_of(seed: int, indices: Sequence[int] | None, count: int) -> list[jax.Ar
   indices = range(count) if indices is None else indices
   if len(indices) != count:
     raise ValueError(f"{count} images, but {len(indices)} indices")
-  return [jax.random.fold_in(key, checked_whole("an index", index)) for index in indices]
+  checked = [checked_whole("an index", index) for index in indices]
+  # Together, because a call per image takes as long as a small model; padded, so that few programs serve all counts.
+  padded = np.zeros(1 << max(count - 1, 0).bit_length(), np.uint32)
+  padded[:count] = checked
+  return _fold_in(key, padded)[:count]
+
+
+def noise_of(keys: jax.Array, shape: tuple[int, ...]) -> np.ndarray:
+  """Standard normal noise float32[N, *shape] of keys [N]."""
+  return np.asarray(_normal(keys, shape))
+
+
+@jax.jit
+def _fold_in(key: jax.Array, indices: jax.Array) -> jax.Array:
+  return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
