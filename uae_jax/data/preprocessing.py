@@ -28,13 +28,15 @@ class Preprocessing:
 
   Attributes:
     resize: target length of the shortest side in pixels, keeping the aspect ratio; (height, width) to stretch the image
-      to; or None to keep the size.
+      to; or None to keep the size. See `resizes_longest`.
     crop: (height, width) of the center crop in pixels, or None; smaller images are padded with black.
     resample: PIL's number of the resampling filter.
     mean: channel means of pixels in [0, 1].
     std: channel standard deviations of pixels in [0, 1].
     is_float: resize after scaling to [0, 1], with torch's antialiased filter, instead of in 8 bits with PIL.
     rounds_crop: round crop offsets half to even (torchvision) instead of down (transformers).
+    resizes_longest: `resize` is the length of the longest side, and half of the padding, rounded down, comes first
+      (open_clip).
   """
 
   resize: int | tuple[int, int] | None
@@ -44,6 +46,7 @@ class Preprocessing:
   std: tuple[float, float, float] = OPENAI_STD
   is_float: bool = False
   rounds_crop: bool = False
+  resizes_longest: bool = False
 
   def __post_init__(self):
     if self.crop is None and not isinstance(self.resize, tuple):
@@ -115,6 +118,9 @@ class Preprocessing:
       return height, width
     if isinstance(self.resize, tuple):
       return self.resize
+    if self.resizes_longest:
+      scale = self.resize / max(height, width)
+      return round(height * scale), round(width * scale)
     longest = int(self.resize * max(height, width) / min(height, width))
     return (longest, self.resize) if width <= height else (self.resize, longest)
 
@@ -127,6 +133,8 @@ class Preprocessing:
     for size, target in zip(pixels.shape[:2], self.crop, strict=True):
       # Negative if the image is smaller than the crop.
       start = round((size - target) / 2) if self.rounds_crop else (size - target) // 2
+      if self.resizes_longest:
+        start = -((target - size) // 2)
       length = min(size, target)
       theirs.append(slice(max(start, 0), max(start, 0) + length))
       ours.append(slice(max(-start, 0), max(-start, 0) + length))

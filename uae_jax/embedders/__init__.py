@@ -26,9 +26,9 @@ def load(kind: str, path: str | Path, dtype: str = "float32", mesh: "Mesh | None
 
   Args:
     kind: one of `KINDS`.
-    path: a Hugging Face folder (`config.json`, `preprocessor_config.json`, safetensors); for longclip a `.pt` or
-      `.safetensors` file in the layout of OpenAI's CLIP, or a folder with one such file. Or the workdir of a run that
-      trained one of this kind.
+    path: a Hugging Face folder (`config.json`, `preprocessor_config.json`, safetensors); for longclip and hpsv2 a
+      `.pt` or `.safetensors` file in the layout of OpenAI's CLIP, or a folder with one such file. Or the
+      workdir of a run that trained one of this kind.
     dtype: dtype of the parameters and the computation.
     mesh: mesh that the parameters are sharded over; default: one device.
 

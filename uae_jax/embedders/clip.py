@@ -1,5 +1,6 @@
 """CLIP: the image tower of transformers' CLIPModel."""
 
+from collections.abc import Callable
 import functools
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from uae_jax import json_files
 from uae_jax.data import processor_files
 from uae_jax.data.preprocessing import OPENAI_MEAN, OPENAI_STD
 from uae_jax.embedders import huggingface
-from uae_jax.embedders.kind import EmbedderSizes, Kind, TextTower
+from uae_jax.embedders.kind import Checkpoint, EmbedderSizes, Kind, TextTower
 from uae_jax.models.clip import CLIPConfig, CLIPText, CLIPVision, CLIPVisionConfig
 from uae_jax.weights import clip, tensor_files
 
@@ -32,16 +33,21 @@ def open_text(path: Path) -> TextTower:
   return TextTower(CLIPText, config, tensors, clip.text_table(config), clip.IGNORED_BY_TEXT, tokenizer)
 
 
-KIND = Kind(
-  network=CLIPVision,
-  config=CLIPVisionConfig,
-  open=huggingface.opener(
-    "clip",
+def opener(kind: str) -> Callable[[Path], Checkpoint]:
+  """Makes a function that opens folders of CLIPModel as an embedder of a kind."""
+  return huggingface.opener(
+    kind,
     config=lambda settings: CLIPConfig.from_huggingface(settings).vision,
     table=lambda config, _: clip.vision_table(config),
     ignored=clip.IGNORED_BY_VISION,
     processors={"CLIPImageProcessor": PROCESSOR},
-  ),
+  )
+
+
+KIND = Kind(
+  network=CLIPVision,
+  config=CLIPVisionConfig,
+  open=opener("clip"),
   published={
     "clip-vit-large-patch14": EmbedderSizes("clip", CLIPVisionConfig.clip_vit_l14(), 224, OPENAI_MEAN, OPENAI_STD)
   },

@@ -67,6 +67,7 @@ class TextTower:
     ignored: regular expression over tensor names -> reason why matching tensors are not read.
     tokenizer: reads the tokenizer; raises `ValueError`.
     is_lower_case: whether texts are written in lower case first, as in training.
+    score_scale: factor between the cosine of image and text and the published score of the model.
   """
 
   network: Callable[..., nnx.Module]
@@ -76,6 +77,7 @@ class TextTower:
   ignored: Mapping[str, str]
   tokenizer: Callable[[], Any]
   is_lower_case: bool = False
+  score_scale: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

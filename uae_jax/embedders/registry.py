@@ -13,6 +13,8 @@ MODULES = {
   "dinov2": "uae_jax.embedders.dinov2",
   "dinov3": "uae_jax.embedders.dinov3",
   "siglip2": "uae_jax.embedders.siglip2",
+  "pickscore": "uae_jax.embedders.pickscore",
+  "hpsv2": "uae_jax.embedders.hpsv2",
 }
 KINDS = tuple(MODULES)
 

@@ -85,10 +85,12 @@ class ImageTextEmbedder:
   Attributes:
     image: the image tower.
     text: the text tower.
+    score_scale: factor between their cosine and the published score of the model.
   """
 
   image: Embedder
   text: TextEmbedder
+  score_scale: float = 1.0
 
   @property
   def params(self) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def load(kind: str, path: str | Path) -> ImageTextEmbedder:
 
   Args:
     kind: one of `registry.KINDS` with a text tower.
-    path: as for `embedders.load`, with the files of the tokenizer; for longclip they are those of CLIP.
+    path: as for `embedders.load`, with the files of the tokenizer; for longclip and hpsv2 they are those of CLIP.
 
   Raises:
     ValueError: see `open_tower`.
@@ -116,6 +118,6 @@ def load(kind: str, path: str | Path) -> ImageTextEmbedder:
   graphdef, abstract = sharding.abstract_model(lambda: tower.network(tower.config, rngs=nnx.Rngs(0)), mesh)
   params = table.load(tower.tensors, tower.table, abstract, ignored=tower.ignored, source=str(path))
   params = jax.tree.map(lambda x, want: jax.device_put(x, want.sharding), params, abstract)
-  return ImageTextEmbedder(
-    image, TextEmbedder(params, tower.config.max_tokens, graphdef, tower.tokenizer(), tower.is_lower_case)
-  )
+  tokenizer = tower.tokenizer()
+  words = TextEmbedder(params, tower.config.max_tokens, graphdef, tokenizer, tower.is_lower_case)
+  return ImageTextEmbedder(image, words, tower.score_scale)

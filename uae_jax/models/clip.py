@@ -57,6 +57,20 @@ class CLIPVisionConfig(ViTConfig):
     )
 
   @classmethod
+  def clip_vit_h14(cls) -> "CLIPVisionConfig":
+    """Source: laion/CLIP-ViT-H-14-laion2B-s32B-b79K, config.json; also PickScore and HPS v2."""
+    return cls(
+      image_px=224,
+      patch=14,
+      width=1280,
+      depth=32,
+      num_heads=16,
+      mlp_width=5120,
+      activation="gelu",
+      projection_width=1024,
+    )
+
+  @classmethod
   def from_huggingface(cls, config: Mapping[str, Any], projection_width: int | None = None) -> "CLIPVisionConfig":
     """Reads a transformers CLIPVisionConfig dict; absent fields get the defaults of transformers."""
     return cls(
@@ -98,6 +112,19 @@ class CLIPTextConfig(ViTConfig):
       mlp_width=3072,
       activation="quick_gelu",
       projection_width=768,
+    )
+
+  @classmethod
+  def clip_vit_h14(cls) -> "CLIPTextConfig":
+    """Source: laion/CLIP-ViT-H-14-laion2B-s32B-b79K, config.json."""
+    return dataclasses.replace(
+      cls.clip_vit_l14(),
+      width=1024,
+      depth=24,
+      num_heads=16,
+      mlp_width=4096,
+      activation="gelu",
+      projection_width=1024,
     )
 
   @classmethod
@@ -154,6 +181,10 @@ class CLIPConfig:
   @classmethod
   def clip_vit_l14(cls) -> "CLIPConfig":
     return cls(CLIPVisionConfig.clip_vit_l14(), CLIPTextConfig.clip_vit_l14())
+
+  @classmethod
+  def clip_vit_h14(cls) -> "CLIPConfig":
+    return cls(CLIPVisionConfig.clip_vit_h14(), CLIPTextConfig.clip_vit_h14())
 
   @classmethod
   def longclip_l(cls) -> "CLIPConfig":

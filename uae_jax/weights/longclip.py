@@ -47,7 +47,7 @@ def config_of(tensors: Mapping[str, np.ndarray]) -> CLIPConfig:
     patch=patch,
     projection_width=projection_width,
     width=width,
-    depth=_depth(tensors, "visual.transformer."),
+    depth=depth(tensors, "visual.transformer."),
     num_heads=width // HEAD_WIDTH,
     mlp_width=4 * width,
     activation="quick_gelu",
@@ -58,7 +58,7 @@ def config_of(tensors: Mapping[str, np.ndarray]) -> CLIPConfig:
     projection_width=projection_width,
     position_split=KEPT_POSITIONS,
     width=text_width,
-    depth=_depth(tensors, "transformer."),
+    depth=depth(tensors, "transformer."),
     num_heads=text_width // HEAD_WIDTH,
     mlp_width=4 * text_width,
     activation="quick_gelu",
@@ -66,7 +66,8 @@ def config_of(tensors: Mapping[str, np.ndarray]) -> CLIPConfig:
   return CLIPConfig(vision, text)
 
 
-def _depth(tensors: Mapping[str, np.ndarray], prefix: str) -> int:
+def depth(tensors: Mapping[str, np.ndarray], prefix: str) -> int:
+  """Number of layers of the tower whose tensors start with `prefix`."""
   return sum(name.startswith(prefix) and name.endswith(".ln_1.weight") for name in tensors)
 
 

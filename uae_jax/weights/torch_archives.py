@@ -40,7 +40,7 @@ OTHER_NAMES = (
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-  """Reads a flat dict of tensors, such as a state dict.
+  """Reads a flat dict of tensors, such as a state dict, or a checkpoint whose `state_dict` is one.
 
   Raises:
     ValueError: the file is not such an archive, or its pickle contains more than a dict of tensors.
@@ -55,6 +55,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
     raise
   except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, KeyError, ValueError) as error:
     raise ValueError(f"{path}: not a readable archive of torch.save ({error})") from error
+  if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+    content = content["state_dict"]
   if not isinstance(content, dict) or not all(isinstance(value, np.ndarray) for value in content.values()):
     raise ValueError(f"{path}: holds {type(content).__name__}, expected a dict of tensors")
   return content
@@ -136,7 +138,7 @@ class _Machine:
         stack.append(_MARK)
       case "NONE" | "NEWTRUE" | "NEWFALSE":
         stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode])
-      case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINUNICODE" | "SHORT_BINUNICODE":
+      case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
         stack.append(argument)
       case "EMPTY_DICT":
         stack.append({})
