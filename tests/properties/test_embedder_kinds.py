@@ -1,6 +1,8 @@
 """Every registered kind of embedder can be built, planned and stored; listing the kinds does not import JAX."""
 
 import dataclasses
+import json
+import re
 import subprocess
 import sys
 
@@ -57,6 +59,26 @@ def test_the_small_world_has_its_own_sizes():
     sizes.fresh_embedder("dinov3", small_world.SMALL_WORLD)
   with pytest.raises(ValueError, match="'blip' is not known; expected one of clip, "):
     sizes.fresh_embedder("blip", small_world.SMALL_WORLD)
+
+
+@pytest.mark.parametrize(
+  ("kind", "field", "value", "message"),
+  [
+    ("siglip2", "layer_norm_eps", -1.0, "layer_norm_eps is -1.0, expected a positive number"),
+    ("dinov3", "rope_theta", 0, "rope_theta is 0, expected a positive number"),
+    ("dinov3", "num_register_tokens", "4", "num_register_tokens is '4', expected an integer from 0"),
+    ("dinov3", "num_register_tokens", -1, "num_register_tokens is -1, expected an integer from 0"),
+    ("dinov3", "use_gated_mlp", "no", "use_gated_mlp is 'no', expected true or false"),
+    ("dinov3", "model_type", "dinov3_convnext", "model_type is 'dinov3_convnext', expected 'dinov3_vit'"),
+    ("dinov2", "model_type", ["dinov2"], "expected 'dinov2' or 'dinov2_with_registers'"),
+    ("clip", "model_type", "siglip", "model_type is 'siglip', expected 'clip' or"),
+  ],
+)
+def test_a_field_out_of_range_is_named(tmp_path, kind, field, value, message):
+  settings = {"vision_config": {field: value}} if kind == "siglip2" else {field: value}
+  (tmp_path / "config.json").write_text(json.dumps(settings))
+  with pytest.raises(ValueError, match=f"config.json: .*{re.escape(message)}"):
+    registry.find(kind).open(tmp_path)
 
 
 def test_naming_the_kinds_imports_no_jax():

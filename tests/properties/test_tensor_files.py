@@ -167,3 +167,19 @@ def test_a_compressed_archive_is_not_inflated(tmp_path):
   (tmp_path / "a.pt").write_bytes(archive_of(state(tensor()), bytes(10**7), zipfile.ZIP_DEFLATED))
   with pytest.raises(ValueError, match=r"a\.pt.*compressed"):
     torch_archives.read(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+  ("name", "method"), [("a.weight.absmax", "bitsandbytes"), ("a.SCB", "bitsandbytes"), ("a.qweight", "GPTQ or AWQ")]
+)
+def test_quantized_weights_are_named_in_one_line(tmp_path, name, method):
+  tensor_files.write(tmp_path / "model.safetensors", {"a.weight": np.ones(2, np.int8), name: np.ones(2, np.float32)})
+  with pytest.raises(ValueError, match=f"quantized by {method} .tensor {name}.*take the model in bfloat16") as caught:
+    tensor_files.open_folder(tmp_path)
+  assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_format_are_named(tmp_path):
+  (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+  with pytest.raises(ValueError, match=r"neither model.safetensors nor .*; model-Q4_K_M.gguf is of another format"):
+    tensor_files.open_folder(tmp_path)

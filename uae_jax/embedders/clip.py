@@ -37,6 +37,7 @@ def opener(kind: str) -> Callable[[Path], Checkpoint]:
   """Makes a function that opens folders of CLIPModel as an embedder of a kind."""
   return huggingface.opener(
     kind,
+    model_types=("clip", "clip_vision_model"),
     config=lambda settings: CLIPConfig.from_huggingface(settings).vision,
     table=lambda config, _: clip.vision_table(config),
     ignored=clip.IGNORED_BY_VISION,

@@ -27,6 +27,7 @@ KIND = Kind(
   config=DINOv2Config,
   open=huggingface.opener(
     "dinov2",
+    model_types=("dinov2", "dinov2_with_registers"),
     config=DINOv2Config.from_huggingface,
     table=lambda config, names: dinov2.table(config, v5=dinov2.is_v5(names)),
     ignored=dinov2.IGNORED,

@@ -25,6 +25,7 @@ KIND = Kind(
   config=DINOv3Config,
   open=huggingface.opener(
     "dinov3",
+    model_types=("dinov3_vit",),
     config=DINOv3Config.from_huggingface,
     table=lambda config, names: dinov3.table(config, v5=dinov3.is_v5(names)),
     ignored=dinov3.IGNORED,

@@ -19,6 +19,7 @@ MAX_PX = 4096
 def opener(
   kind: str,
   *,
+  model_types: tuple[str, ...],
   config: Callable[[Mapping[str, Any]], ViTConfig],
   table: Callable[[Any, Mapping], tuple[Row, ...]],
   ignored: Mapping[str, str],
@@ -28,6 +29,7 @@ def opener(
 
   Args:
     kind: name of the kind, for error messages.
+    model_types: values of `model_type`; an absent one is not checked.
     config: content of `config.json` -> config of the model; may raise `KeyError`, `TypeError` or `ValueError`.
     table: (config, tensors) -> rows for every parameter.
     ignored: regular expression over tensor names -> reason why matching tensors are not read.
@@ -39,6 +41,8 @@ def opener(
     settings = json_files.read_object(file)
     if found := tower_problems(settings):
       raise ValueError(f"{file}: {'; '.join(found)}")
+    if (found := settings.get("model_type", model_types[0])) not in model_types:
+      raise ValueError(f"{file}: model_type is {found!r:.100}, expected {' or '.join(map(repr, model_types))}")
     try:
       network = config(settings)
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:

@@ -47,6 +47,7 @@ KIND = Kind(
   config=SigLIP2VisionConfig,
   open=huggingface.opener(
     "siglip2",
+    model_types=("siglip", "siglip2"),  # the config explains what a siglip2 is
     config=lambda settings: SigLIP2Config.from_huggingface(settings).vision,
     table=lambda config, _: siglip2.vision_table(config),
     ignored=siglip2.IGNORED_BY_VISION,

@@ -46,6 +46,9 @@ class Fields:
     fixed: name -> supported values; an absent field has the first one.
     sizes: names of positive integers.
     numbers: names of finite numbers.
+    positive: names of finite numbers above 0.
+    counts: names of integers from 0.
+    flags: names of booleans.
     read: names of further fields that are read.
     ignored: names of fields that change no result here.
   """
@@ -53,6 +56,9 @@ class Fields:
   fixed: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
   sizes: tuple[str, ...] = ()
   numbers: tuple[str, ...] = ()
+  positive: tuple[str, ...] = ()
+  counts: tuple[str, ...] = ()
+  flags: tuple[str, ...] = ()
   read: tuple[str, ...] = ()
   ignored: frozenset[str] = frozenset()
 
@@ -66,19 +72,32 @@ class Fields:
       for name, values in self.fixed.items()
       if name in settings and not any(settings[name] == v and type(settings[name]) is type(v) for v in values)
     ]
-    for name in self.sizes:
-      value = settings.get(name)
-      if value is not None and (type(value) is not int or not 0 < value <= MAX_SIZE):
-        found.append(f"{name} is {value!r:.100}, expected an integer from 1 to {MAX_SIZE}")
-    for name in self.numbers:
+    for names, lowest in ((self.sizes, 1), (self.counts, 0)):
+      for name in names:
+        value = settings.get(name)
+        if value is not None and (type(value) is not int or not lowest <= value <= MAX_SIZE):
+          found.append(f"{name} is {value!r:.100}, expected an integer from {lowest} to {MAX_SIZE}")
+    for name in (*self.numbers, *self.positive):
       value = settings.get(name)
       is_number = isinstance(value, int | float) and not isinstance(value, bool)
-      if value is not None and not (is_number and abs(value) < 1e9):
-        found.append(f"{name} is {value!r:.100}, expected a number")
+      if value is not None and not (is_number and abs(value) < 1e9 and (value > 0 or name in self.numbers)):
+        found.append(f"{name} is {value!r:.100}, expected a {'' if name in self.numbers else 'positive '}number")
+    for name in self.flags:
+      if not isinstance(value := settings.get(name), bool | None):
+        found.append(f"{name} is {value!r:.100}, expected true or false")
     return found
 
   def _unknown(self, settings: Mapping[str, Any]) -> list[str]:
-    known = {*self.fixed, *self.sizes, *self.numbers, *self.read, *self.ignored}
+    known = {
+      *self.fixed,
+      *self.sizes,
+      *self.numbers,
+      *self.positive,
+      *self.counts,
+      *self.flags,
+      *self.read,
+      *self.ignored,
+    }
     return sorted(name for name, value in settings.items() if name not in known and value not in (None, False, [], {}))
 
 
@@ -103,7 +122,7 @@ QWEN_TEXT = Fields(
     "head_dim",
     "image_token_id",
   ),
-  numbers=("rms_norm_eps", "rope_theta"),
+  positive=("rms_norm_eps", "rope_theta"),
   read=("rope_scaling", "rope_parameters", "layer_types", "vision_config", "text_config"),
   ignored=TRANSFORMERS | {"sliding_window", "max_window_layers", "max_position_embeddings", "attention_bias"},
 )
@@ -157,7 +176,8 @@ VAE = Fields(
     "mid_block_add_attention": (True, False),
   },
   sizes=("layers_per_block", "norm_num_groups", "latent_channels", "in_channels", "out_channels"),
-  numbers=("scaling_factor", "shift_factor"),
+  numbers=("shift_factor",),
+  positive=("scaling_factor",),
   read=("block_out_channels", "down_block_types", "up_block_types", "use_quant_conv", "use_post_quant_conv"),
   ignored=DIFFUSERS | {"sample_size"},
 )
@@ -173,7 +193,7 @@ SCHEDULER = Fields(
     "use_beta_sigmas": (False, None),
     "stochastic_sampling": (False,),
   },
-  numbers=("shift",),
+  positive=("shift",),
   # These belong to dynamic shifting.
   ignored=DIFFUSERS | {"base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type"},
 )
@@ -195,7 +215,13 @@ TOWER = Fields(
     "vocab_size",
     "max_position_embeddings",
   ),
-  numbers=("layer_norm_eps", "mlp_ratio", "rope_theta", "layerscale_value"),
+  numbers=("layerscale_value",),
+  positive=("layer_norm_eps", "mlp_ratio", "rope_theta"),
+  counts=("num_register_tokens",),
+  flags=(
+    *("query_bias", "key_bias", "value_bias", "proj_bias", "mlp_bias", "qkv_bias"),
+    *("use_gated_mlp", "use_swiglu_ffn", "vision_use_head"),
+  ),
 )
 
 

@@ -34,6 +34,15 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_AXES = 32
 # The stem of model folders whose library prefers a single file to an index beside it; others prefer the index.
 TRANSFORMERS_STEM = "model"
+OTHER_FORMATS = (".gguf", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx")
+# Ends of the names of tensors that only quantized weights have.
+QUANTIZED = {
+  ".absmax": "bitsandbytes",
+  ".SCB": "bitsandbytes",
+  ".qweight": "GPTQ or AWQ",
+  ".weight_scale": "compressed-tensors",
+  ".weight_scale_inv": "FP8",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,8 +222,20 @@ def open_folder(folder: Path, stem: str = TRANSFORMERS_STEM) -> Safetensors:
   Where both are there, the file is read that transformers or diffusers would read, and a warning names the other.
 
   Raises:
-    ValueError: the folder has no safetensors files, a shard is missing or damaged, or the index contradicts the shards.
+    ValueError: the folder has no safetensors files, a shard is missing or damaged, the index contradicts the shards, or
+      the weights are quantized.
   """
+  tensors = _open_folder(folder, stem)
+  for name in tensors:
+    if method := next((method for end, method in QUANTIZED.items() if name.endswith(end)), None):
+      raise ValueError(
+        f"{folder}: the weights are quantized by {method} (tensor {name:.200}), which is not supported: "
+        "take the model in bfloat16 or float32"
+      )
+  return tensors
+
+
+def _open_folder(folder: Path, stem: str) -> Safetensors:
   single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
   if single.exists() and index.exists():
     used, other = (single, index) if stem == TRANSFORMERS_STEM else (index, single)
@@ -226,7 +247,9 @@ def open_folder(folder: Path, stem: str = TRANSFORMERS_STEM) -> Safetensors:
     return Safetensors([single])
   shards = sorted(folder.glob(f"{stem}-*-of-*.safetensors"))
   if not shards:
-    raise ValueError(f"{folder}: neither {single.name} nor {index.name}")
+    others = sorted(file.name for end in OTHER_FORMATS for file in folder.glob(f"*{end}"))
+    advice = f"; {others[0]:.100} is of another format: save the model as safetensors" if others else ""
+    raise ValueError(f"{folder}: neither {single.name} nor {index.name}{advice}")
   total = shards[0].stem.rsplit("-of-", 1)[1]
   if not total.isdecimal() or len(shards) != int(total):
     raise ValueError(f"{folder}: {len(shards)} of {total} shards, and no {index.name}")
