@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "uae_jax"
 # From the bottom up. A file imports from lower lines and from its own folder; everything not listed is at the top.
 FLOORS = (
   ("files", "http_client", "json_files", "metrics_file"),
-  ("sharding", "trees", "draws", "plain"),
+  ("sharding", "trees", "draws", "plain", "cloud_storage"),
   ("options",),
   ("layers", "algorithms"),
   ("models",),

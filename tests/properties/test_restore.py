@@ -11,7 +11,8 @@ import pytest
 
 from tests.properties import finished_run
 import uae_jax
-from uae_jax import embedders, sharding, trees
+from uae_jax import sharding, trees
+from uae_jax.training import restore
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +56,13 @@ def test_a_checkpoint_names_the_stage_that_is_used(run):
 
 def test_an_embedder_of_a_run_stretches_images_as_the_run_does(run, loaded, smoke_config):
   workdir, _, after = run
-  embedder = embedders.load("clip", workdir)
+  embedder = restore.load_embedder("clip", workdir)
   assert_equal(embedder.params, after["embedders"]["clip"])
   pixels = np.random.default_rng(0).integers(0, 256, (1, *(smoke_config.data.image_px,) * 2, 3), np.uint8)
   expected = embedder.network(embedder.params, pixels / 127.5 - 1.0)
   np.testing.assert_allclose(embedder.embed([Image.fromarray(pixels[0])]), expected, atol=1e-5)
   with pytest.raises(ValueError, match="has no embedder siglip2; it has clip, dinov2"):
-    embedders.load("siglip2", workdir)
+    restore.load_embedder("siglip2", workdir)
 
 
 PROMPT = "black background ;"

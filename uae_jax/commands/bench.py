@@ -122,11 +122,11 @@ def score(arguments, commands, originals: list[Path] | None = None) -> int:
   except ValueError as error:
     commands.error(str(error))
 
-  from uae_jax import embedders
   from uae_jax.data.images import read_image
   from uae_jax.data.official_pixels import benchmark_rgb
   from uae_jax.evaluation import bench_notes, unified_bench
   from uae_jax.report.bench_page import ScoredPair, write_page
+  from uae_jax.training import restore
 
   # 1. Pairs.
   everything = originals or unified_bench.image_files(arguments.references, suffixes=IMAGE_SUFFIXES)
@@ -144,7 +144,7 @@ def score(arguments, commands, originals: list[Path] | None = None) -> int:
 
   # 2. Similarities, written after each embedder.
   readers = {"official": benchmark_rgb, "displayed": read_image}
-  loaded = {kind: embedders.load(kind, path, dtype=arguments.dtype) for kind, path in kinds.items()}
+  loaded = {kind: restore.load_embedder(kind, path, arguments.dtype) for kind, path in kinds.items()}
   out = arguments.out
   out.parent.mkdir(parents=True, exist_ok=True)
   similarities: dict[str, dict[Path, float | None]] = {}

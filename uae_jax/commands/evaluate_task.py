@@ -125,9 +125,9 @@ def load_embedders(task: Task, paths: dict[str, str]) -> dict[str, Any]:
     from uae_jax.embedders import text
 
     return {kind: text.load(kind, path) for kind, path in paths.items()}
-  from uae_jax import embedders
+  from uae_jax.training import restore
 
-  return {kind: embedders.load(kind, path) for kind, path in paths.items()}
+  return {kind: restore.load_embedder(kind, path) for kind, path in paths.items()}
 
 
 def judge_options(arguments: argparse.Namespace) -> dict[str, Any]:

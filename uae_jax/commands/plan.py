@@ -128,6 +128,7 @@ def plan(
   import jax
 
   from uae_jax import sharding
+  from uae_jax.evaluation import stage_suites
   from uae_jax.planning import tables
   from uae_jax.planning import topology as slices
   from uae_jax.planning.plan import plan_stage
@@ -141,6 +142,7 @@ def plan(
       raise ValueError(f"--stages names {name!r}, config.stages are {', '.join(config.stages)}")
   config = dataclasses.replace(config, stages=tuple(stages))
   validate(config)
+  stage_suites.check(config)
   # Without a TPU, programs for one cannot be read back from the compilation cache.
   jax.config.update("jax_enable_compilation_cache", False)
   chip, devices = slices.slice_devices(topology, num_slices)

@@ -84,6 +84,7 @@ def train(config: Experiment, workdir: Path, *, accepts_changed_data: bool = Fal
   import jax
 
   from uae_jax import sharding
+  from uae_jax.evaluation import stage_suites
   from uae_jax.report.progress import record_start
   from uae_jax.training import processes
   from uae_jax.training.data_check import check_data, write_fingerprints
@@ -108,6 +109,7 @@ def train(config: Experiment, workdir: Path, *, accepts_changed_data: bool = Fal
 
   # 1. Everything that can be wrong with the config, before anything is written.
   validate(config)
+  stage_suites.check(config)
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
   processes.name_logs()
   processes.on_first(check)

@@ -9,9 +9,7 @@ this package does not import JAX.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uae_jax import cloud_storage
 from uae_jax.embedders.registry import KINDS
-from uae_jax.files import input_path
 
 if TYPE_CHECKING:
   from jax.sharding import Mesh
@@ -27,8 +25,7 @@ def load(kind: str, path: str | Path, dtype: str = "float32", mesh: "Mesh | None
   Args:
     kind: one of `KINDS`.
     path: a Hugging Face folder (`config.json`, `preprocessor_config.json`, safetensors); for longclip and hpsv2 a
-      `.pt` or `.safetensors` file in the layout of OpenAI's CLIP, or a folder with one such file. Or the
-      workdir of a run that trained one of this kind.
+      `.pt` or `.safetensors` file in the layout of OpenAI's CLIP, or a folder with one such file.
     dtype: dtype of the parameters and the computation.
     mesh: mesh that the parameters are sharded over; default: one device.
 
@@ -36,9 +33,5 @@ def load(kind: str, path: str | Path, dtype: str = "float32", mesh: "Mesh | None
     ValueError: the kind is unknown, or the files are missing, corrupt or belong to another model.
   """
   from uae_jax.embedders import host
-  from uae_jax.training import restore
 
-  path = Path(cloud_storage.fetched(input_path(path)))
-  if restore.is_run(path):
-    return restore.embedder(path, kind, dtype, mesh)
   return host.load(kind, path, dtype, mesh)

@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 
 from uae_jax import trees
-from uae_jax.api import UAE
 from uae_jax.data.processing import Processor
 from uae_jax.evaluation import held_out, stage_suites
 from uae_jax.evaluation.held_out import PAIRS, PLAIN, HeldOut
@@ -39,7 +38,7 @@ class StageEvaluator:
     processor: tokenizer and image processor of the captioner.
     workdir: folder of the run.
     find_stage: name of a stage -> its `training.stages.spec.StageSpec`, which defines the metrics of the stage.
-    uae: the model of the run for `config.evaluation.suites`, with any parameters.
+    uae: the model of the run for `config.evaluation.suites`, an `api.UAE` with any parameters.
   """
 
   def __init__(
@@ -49,7 +48,7 @@ class StageEvaluator:
     processor: Processor,
     workdir: Path,
     find_stage: Callable[[str], Any],
-    uae: UAE,
+    uae: Any,
   ):
     self._find = find_stage
     section = config.evaluation

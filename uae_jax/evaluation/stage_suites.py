@@ -11,22 +11,42 @@ from pathlib import Path
 import re
 import shutil
 import tempfile
+from typing import Any
 
 from absl import logging
 import jax
 import numpy as np
 from PIL import Image
 
-from uae_jax.api import UAE
 from uae_jax.data.images import ImageSource, read_image
 from uae_jax.evaluation import rows, settings, suites, tasks
 from uae_jax.evaluation.reconstruction import Reconstructor
 from uae_jax.evaluation.suites.spec import Prompt, Scores
 from uae_jax.evaluation.suites.task import Run, Task
 from uae_jax.models.uae import NETS
-from uae_jax.options import SuiteEvaluationOptions
+from uae_jax.options import Experiment, SuiteEvaluationOptions
 
 BATCH = 8  # items per call of a suite
+
+
+def check(config: Experiment) -> None:
+  """Checks that the suites of a config can run, before anything is loaded or written.
+
+  Raises:
+    ValueError: one cannot; the message names the field.
+  """
+  evaluation = config.evaluation
+  if not evaluation.suites.names:
+    return
+  if not evaluation.num_images:
+    raise ValueError("config.evaluation.suites.names needs config.evaluation.num_images of 1 or more")
+  try:
+    opened = find(evaluation.suites)
+  except (ValueError, OSError) as error:
+    raise ValueError(f"config.evaluation.suites.names: {error}") from error
+  for task, _ in opened:
+    if task.embedders == "needed" and not evaluation.embedders:
+      raise ValueError(f"config.evaluation.suites.names: {task.name} needs config.evaluation.embedders")
 
 
 def find(options: SuiteEvaluationOptions) -> list[tuple[Task, list[Prompt]]]:
@@ -80,7 +100,7 @@ class StageSuites:
 
   Args:
     opened: result of `find`.
-    uae: the model of the run; its parameters are replaced by those of each call.
+    uae: the model of the run, an `api.UAE`; its parameters are replaced by those of each call.
     reconstructor: runs the embedders of the run.
     kinds: embedders of suites that use some.
     workdir: folder of the run.
@@ -89,7 +109,7 @@ class StageSuites:
   def __init__(
     self,
     opened: Sequence[tuple[Task, list[Prompt]]],
-    uae: UAE,
+    uae: Any,
     reconstructor: Reconstructor,
     kinds: Sequence[str],
     workdir: Path,

@@ -9,11 +9,12 @@ import warnings
 import jax
 from jax.sharding import Mesh
 
-from uae_jax import cloud_storage, sharding
+from uae_jax import cloud_storage, embedders, sharding
 from uae_jax.data import processor_files
 from uae_jax.data.preprocessing import Preprocessing
 from uae_jax.data.processing import Processor
 from uae_jax.embedders.host import Embedder
+from uae_jax.files import input_path
 from uae_jax.models.uae import NETS
 from uae_jax.options import Experiment
 from uae_jax.plain import from_plain
@@ -81,6 +82,15 @@ def load_run(workdir: str | Path, dtype: str, mesh: Mesh, checkpoint: Path | Non
   config, built, model_sizes, finished = _open(workdir, mesh, checkpoint)
   params = read_params(finished, typed(built.abstract_params, dtype, exact=built.buffers))
   return of_run(workdir, config, built, model_sizes, {net: params[net] for net in NETS})
+
+
+def load_embedder(kind: str, path: str | Path, dtype: str = "float32") -> Embedder:
+  """Loads an embedder on one device from its published files, or from the workdir of a run that trained one.
+
+  Raises as `embedders.load` and `embedder`.
+  """
+  folder = Path(cloud_storage.fetched(input_path(path)))
+  return embedder(folder, kind, dtype) if is_run(folder) else embedders.load(kind, folder, dtype)
 
 
 def embedder(workdir: Path, kind: str, dtype: str = "float32", mesh: Mesh | None = None) -> Embedder:

@@ -4,7 +4,6 @@ import difflib
 
 from uae_jax import embedders
 from uae_jax.embedders import text
-from uae_jax.evaluation.stage_suites import find as open_suites
 from uae_jax.options import EXTERNAL, FRESH, Experiment, image_text_kind
 from uae_jax.rewards.external import ExternalReward
 from uae_jax.training.sizes import find
@@ -24,7 +23,6 @@ def validate(config: Experiment) -> None:
       hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(embedders.KINDS)}"
       raise ValueError(f"config.embedders.{kind}: unknown kind of embedder, {hint}")
   check_embedders(config)
-  check_suites(config)
   for name in config.stages:
     section = config.section(name)
     names = getattr(section.options, "reward_names", ())
@@ -49,26 +47,6 @@ def check_towers(config: Experiment, field: str, reward: str) -> None:
     text.open_tower(kind, source).tokenizer()
   except (ValueError, OSError) as error:
     raise ValueError(f"{field} names {reward!r}: {error}") from error
-
-
-def check_suites(config: Experiment) -> None:
-  """Checks that the suites of the evaluation can run.
-
-  Raises:
-    ValueError: one cannot; the message names the field.
-  """
-  evaluation = config.evaluation
-  if not evaluation.suites.names:
-    return
-  if not evaluation.num_images:
-    raise ValueError("config.evaluation.suites.names needs config.evaluation.num_images of 1 or more")
-  try:
-    opened = open_suites(evaluation.suites)
-  except (ValueError, OSError) as error:
-    raise ValueError(f"config.evaluation.suites.names: {error}") from error
-  for task, _ in opened:
-    if task.embedders == "needed" and not evaluation.embedders:
-      raise ValueError(f"config.evaluation.suites.names: {task.name} needs config.evaluation.embedders")
 
 
 def check_embedders(config: Experiment) -> None:
