@@ -20,7 +20,7 @@ from configs import scenes
 from uae_jax.data.processing import Processor
 from uae_jax.options import TEXT_REWARDS, AdvantageOptions, ExternalRewardOptions, TextRewardOptions, read_config
 from uae_jax.rewards.ensemble import Ensemble
-from uae_jax.rewards.external import ExternalReward, RewardError
+from uae_jax.rewards.external import Answer, ExternalReward, RewardError
 from uae_jax.rewards.text import text_reward
 from uae_jax.training.rl import external
 from uae_jax.training.rl.phases import Phases, RewardInputs, compose
@@ -287,11 +287,11 @@ def test_an_address_with_a_key_is_refused_before_anything_is_written():
   assert "sk-very-secret" not in str(error.value)
 
 
-def test_any_failure_of_the_first_process_is_an_error_of_all(judge, monkeypatch):
-  """The other processes wait for the result of the first, so an unexpected error there must not leave them waiting."""
+def test_any_failure_of_a_process_is_an_error_of_all(judge, monkeypatch):
+  """The other processes wait for its answers, so an unexpected error must not leave them waiting."""
   reward = ExternalReward(ExternalRewardOptions(url=judge.url))
   told = []
-  monkeypatch.setattr(external.processes, "of_first", lambda value: told.append(value) or value)
+  monkeypatch.setattr(external.processes, "gather", lambda value: told.append(value) or [value])
 
   class Broken:
     def caption_text(self, tokens):
@@ -301,16 +301,46 @@ def test_any_failure_of_the_first_process_is_an_error_of_all(judge, monkeypatch)
   inputs = RewardInputs(jnp.array([[[1, END]]]), jnp.zeros((1, 1, 2, 2, 3), jnp.uint8))
   with pytest.raises(RewardError, match="RecursionError: too deep"):
     bring({"image": np.zeros((1, 2, 2, 3), np.uint8)}, inputs)
-  assert told == ["RecursionError: too deep"]
+  assert told == ["http: RecursionError: too deep"]
+
+
+class Lengths:
+  """Stands for a processor: the first token is the length of the caption."""
+
+  def caption_text(self, tokens):
+    return "a" * int(tokens[0])
+
+
+def test_every_process_asks_for_its_share_and_takes_the_answers_of_all(judge, monkeypatch):
+  tokens = jnp.array([[[2, END]], [[3, END]], [[5, END]]])
+  batch = {"image": np.zeros((3, 2, 2, 3), np.uint8)}
+  inputs = RewardInputs(tokens, jnp.zeros((3, 2, 2, 2, 3), jnp.uint8))
+  bring = external.make_external_reward(ExternalReward(ExternalRewardOptions(url=judge.url)), Lengths())
+  whole = bring(batch, inputs)["http"]
+  judge.requests.clear()
+  shares = []
+  monkeypatch.setattr(external.jax, "process_count", lambda: 2)
+  monkeypatch.setattr(external.multihost_utils, "process_allgather", lambda x, tiled: jax.tree.map(np.asarray, x))
+  monkeypatch.setattr(external.processes, "gather", lambda own: shares.append(own) or [[], own])
+  for process in range(2):
+    monkeypatch.setattr(external.jax, "process_index", lambda process=process: process)
+    bring(batch, inputs)
+  assert [len(share) for share in shares] == [1, 2] and len(judge.requests) == 3
+  monkeypatch.setattr(external.processes, "gather", lambda own: json.loads(json.dumps(shares)))
+  np.testing.assert_array_equal(bring(batch, inputs)["http"], whole)
+  np.testing.assert_array_equal(whole, [[2, 2], [3, 3], [5, 5]])
+
+
+def test_failures_are_counted_by_kind():
+  reward = ExternalReward(ExternalRewardOptions(url="http://localhost:1/score", on_failure="fail"))
+  answers = [Answer([np.nan], "HTTP 503"), Answer([1.0]), Answer([np.nan], "no answer"), Answer([np.nan], "HTTP 503")]
+  with pytest.raises(RewardError, match=r"3 of 4 rollouts .* \(HTTP 503, 2 x; no answer, 1 x\)"):
+    reward.accept(answers)
 
 
 def test_prompts_are_judged_without_originals_and_with_their_metadata(judge):
-  class Words:
-    def caption_text(self, tokens):
-      return "a" * int(tokens[0])
-
   reward = ExternalReward(ExternalRewardOptions(url=judge.url))
-  bring = external.make_external_reward(reward, Words(), lambda index: {"tag": f"t{index}"})
+  bring = external.make_external_reward(reward, Lengths(), lambda index: {"tag": f"t{index}"})
   inputs = RewardInputs(jnp.array([[[2, END]], [[3, END]]]), jnp.zeros((2, 2, 2, 2, 3), jnp.uint8))
   rewards = bring({"image": np.zeros((2, 2, 2, 3), np.uint8), "index": np.asarray([7, 5])}, inputs)["http"]
   np.testing.assert_array_equal(rewards, [[2, 2], [3, 3]])
@@ -322,10 +352,6 @@ def test_prompts_are_judged_without_originals_and_with_their_metadata(judge):
 def test_images_are_compared_with_their_text(monkeypatch):
   """Every process has its share of the prompts; a failure in one of them is an error of all."""
 
-  class Words:
-    def caption_text(self, tokens):
-      return "a" * int(tokens[0])
-
   def reward(captions, images):
     return np.asarray(
       [
@@ -336,7 +362,7 @@ def test_images_are_compared_with_their_text(monkeypatch):
 
   tokens = jnp.array([[[2, END]], [[3, END]], [[5, END]]])
   inputs = RewardInputs(tokens, jnp.stack([jnp.full((2, 2, 2, 3), i, jnp.uint8) for i in range(3)]))
-  bring = external.make_image_text_reward("clip_text", reward, Words())
+  bring = external.make_image_text_reward("clip_text", reward, Lengths())
   np.testing.assert_array_equal(bring({}, inputs)["clip_text"], [[2, 2], [4, 4], [7, 7]])
   shares = []
   for process in range(2):

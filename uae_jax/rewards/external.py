@@ -11,6 +11,7 @@ Requests are sent by the host, between the phases of a step, never inside a jitt
 PNG, not pickle, so an answer cannot execute code here.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 import concurrent.futures
 import dataclasses
@@ -18,13 +19,14 @@ import math
 from typing import Any
 
 from absl import logging
+import jax
 import numpy as np
 
 from uae_jax import http_client
 from uae_jax.files import png_base64
 from uae_jax.options import ExternalRewardOptions
 
-FAILURES = ("drop", "zero", "fail")
+MAX_KINDS = 3  # kinds of failure that a message counts
 
 
 class RewardError(RuntimeError):
@@ -32,8 +34,8 @@ class RewardError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Group:
-  """Result of the request for one group.
+class Answer:
+  """What the request for one group brought.
 
   Attributes:
     rewards: one number per caption, NaN where there is none.
@@ -48,6 +50,8 @@ class _Group:
 
 class ExternalReward:
   """Client of one reward server; a call computes the rewards of a whole batch.
+
+  A call is `accept(request(...))`. Processes that request a share each accept the answers of all of them.
 
   Args:
     options: address, time limits, retries, and what happens on a failure.
@@ -88,11 +92,24 @@ class ExternalReward:
       RewardError: a request failed under on_failure = "fail", the server refused every group, or no group of the last
         `max_failed_in_a_row` batches got a reward.
     """
+    return self.accept(self.request(captions, originals, generated, metadata))
+
+  def request(
+    self,
+    captions: Sequence[Sequence[str]],
+    originals: np.ndarray | None,
+    generated: np.ndarray,
+    metadata: Sequence[dict] | None = None,
+  ) -> list[Answer]:
+    """Requests the rewards of some groups, `max_concurrency` at a time; arguments as in a call."""
     absent = [None] * len(captions)
     with concurrent.futures.ThreadPoolExecutor(self.options.max_concurrency) as pool:
-      groups = list(
+      return list(
         pool.map(self._group, captions, originals if originals is not None else absent, generated, metadata or absent)
       )
+
+  def accept(self, groups: Sequence[Answer]) -> np.ndarray:
+    """Turns the answers for all groups of a batch, in order, into rewards, or ends the run; see a call."""
     rewards = np.asarray([group.rewards for group in groups], np.float32)
     if groups and all(group.refused_status for group in groups):
       # A wrong address or key does not resolve itself: without this error, the run would finish without learning.
@@ -100,24 +117,25 @@ class ExternalReward:
         f"http_reward.url = {self.options.url}: {groups[0].problem} for all {len(groups)} groups of a batch; "
         "the server refuses the requests: check the address and http_reward.token_variable"
       )
-    problems = [group.problem for group in groups if group.problem]
+    problems = Counter(group.problem for group in groups if group.problem)
     self._failed_in_a_row = 0 if np.isfinite(rewards).any() else self._failed_in_a_row + 1
     if problems:
       num_failed = int(np.sum(~np.isfinite(rewards)))
       line = f"http_reward.url = {self.options.url}: {num_failed} of {rewards.size} rollouts have no external reward "
-      line += f"({problems[0]})"
+      line += f"({'; '.join(f'{problem}, {count} x' for problem, count in problems.most_common(MAX_KINDS))})"
       if self.options.on_failure == "fail":
         raise RewardError(line)
       if self._failed_in_a_row >= self.options.max_failed_in_a_row:
         raise RewardError(f"{line}, in {self._failed_in_a_row} batches in a row: check the server, then resume")
-      logging.warning("%s", line)
+      if jax.process_index() == 0:
+        logging.warning("%s", line)
     if self.options.on_failure == "zero":
       rewards = np.where(np.isfinite(rewards), rewards, np.float32(0))
     return rewards
 
   def _group(
     self, captions: Sequence[str], original: np.ndarray | None, generated: np.ndarray, metadata: dict | None
-  ) -> _Group:
+  ) -> Answer:
     content: dict[str, Any] = {"captions": list(captions)}
     if self.options.sends_images:
       content |= {} if original is None else {"original": png_base64(original)}
@@ -132,9 +150,9 @@ class ExternalReward:
       )
     except http_client.HttpFailure as error:
       status = error.status if isinstance(error, http_client.RefusedError) else 0
-      return _Group([math.nan] * len(captions), str(error), status)
+      return Answer([math.nan] * len(captions), str(error), status)
     missing = sum(not math.isfinite(value) for value in values)
-    return _Group(values, f"{missing} of {len(values)} rewards of a group are no finite numbers" if missing else "")
+    return Answer(values, f"{missing} of {len(values)} rewards of a group are no finite numbers" if missing else "")
 
 
 def read_rewards(answer: Any, count: int) -> list[float]:

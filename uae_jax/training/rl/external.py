@@ -1,6 +1,7 @@
 """Rewards that are computed between two phases: arrays to the host, tokens to text, rewards back to all processes."""
 
 from collections.abc import Callable
+import dataclasses
 
 import jax
 from jax.experimental import multihost_utils
@@ -8,10 +9,35 @@ import numpy as np
 
 from uae_jax.data.processing import Processor
 from uae_jax.options import EXTERNAL
-from uae_jax.rewards.external import ExternalReward, RewardError
+from uae_jax.rewards.external import Answer, ExternalReward, RewardError
 from uae_jax.rewards.image_text import ImageTextReward
 from uae_jax.training import processes
 from uae_jax.training.rl.phases import RewardInputs
+
+
+def in_shares(name: str, size: int, compute: Callable[[slice], list]) -> list:
+  """Computes JSON values of rows in all processes, each for its share of the rows.
+
+  Args:
+    name: name of the reward, for messages.
+    size: number of rows.
+    compute: rows of a share -> their values.
+
+  Raises:
+    RewardError: `compute` failed in a process; on every process, because each waits for the others.
+  """
+  share = slice(*(size * (jax.process_index() + i) // jax.process_count() for i in range(2)))
+  own: list | str
+  cause = None
+  try:
+    own = compute(share)
+  except Exception as error:  # Catches everything, because the other processes wait for the values.
+    own, cause = f"{name}: {type(error).__name__}: {error}", error
+  parts = processes.gather(own)
+  for part in parts:
+    if isinstance(part, str):
+      raise RewardError(part) from cause
+  return [row for part in parts for row in part]
 
 
 def make_external_reward(
@@ -19,8 +45,7 @@ def make_external_reward(
 ) -> Callable[[dict, RewardInputs], dict]:
   """Makes external_reward(batch, reward_inputs) -> {"http": float32[prompts, rollouts]}.
 
-  With several processes, process 0 sends the requests of all of them: every group is sent once, and all processes get
-  the same rewards.
+  Every process sends the requests of its share of the prompts; all get the same rewards.
 
   Args:
     reward: client of the server.
@@ -42,20 +67,18 @@ def make_external_reward(
     rows, tokens, images = multihost_utils.process_allgather(
       (rows, reward_inputs.tokens, reward_inputs.images), tiled=True
     )
-    outcome = cause = None
-    if jax.process_index() == 0:
-      try:
-        texts = captions(tokens, images.shape[1])
-        if metadata_of is None:
-          outcome = reward(texts, rows, images).tolist()
-        else:
-          outcome = reward(texts, None, images, [metadata_of(int(index)) for index in rows]).tolist()
-      except Exception as error:  # Catches everything, because the other processes wait for the outcome.
-        outcome, cause = str(error) if isinstance(error, RewardError) else f"{type(error).__name__}: {error}", error
-    outcome = processes.of_first(outcome)
-    if isinstance(outcome, str):
-      raise RewardError(outcome) from cause
-    return {EXTERNAL: np.asarray(outcome, np.float32)}
+
+    def request(share: slice) -> list[dict]:
+      texts = captions(tokens[share], images.shape[1])
+      if metadata_of is None:
+        answers = reward.request(texts, rows[share], images[share])
+      else:
+        answers = reward.request(texts, None, images[share], [metadata_of(int(index)) for index in rows[share]])
+      return [dataclasses.asdict(answer) for answer in answers]
+
+    # All processes see all answers, so all of them continue or none does.
+    answers = in_shares(EXTERNAL, len(images), request)
+    return {EXTERNAL: reward.accept([Answer(**answer) for answer in answers])}
 
   return external_reward
 
@@ -72,20 +95,14 @@ def make_image_text_reward(name: str, reward: ImageTextReward, processor: Proces
   def image_text_reward(batch: dict, reward_inputs: RewardInputs) -> dict:
     del batch  # It needs no original.
     tokens, images = multihost_utils.process_allgather((reward_inputs.tokens, reward_inputs.images), tiled=True)
-    share = slice(*(len(images) * (jax.process_index() + i) // jax.process_count() for i in range(2)))
-    texts = [
-      [processor.caption_text(row) for row in np.broadcast_to(group, (images.shape[1], group.shape[-1]))]
-      for group in tokens[share]
-    ]
-    own = cause = None
-    try:
-      own = reward(texts, images[share]).tolist() if texts else []
-    except Exception as error:  # Catches everything, because the other processes wait for the outcome.
-      own, cause = f"{name}: {type(error).__name__}: {error}", error
-    parts = processes.gather(own)
-    for part in parts:
-      if isinstance(part, str):
-        raise RewardError(part) from cause
-    return {name: np.asarray([row for part in parts for row in part], np.float32)}
+
+    def measure(share: slice) -> list[list[float]]:
+      texts = [
+        [processor.caption_text(row) for row in np.broadcast_to(group, (images.shape[1], group.shape[-1]))]
+        for group in tokens[share]
+      ]
+      return reward(texts, images[share]).tolist() if texts else []
+
+    return {name: np.asarray(in_shares(name, len(images), measure), np.float32)}
 
   return image_text_reward
