@@ -1,9 +1,8 @@
 """Files in Google Cloud Storage, named `gs://BUCKET/NAME`: copied once to this machine and read from there.
 
 A copy is `CACHE/gs/BUCKET/NAME`; its time is the generation of the object, which changes with every write to it. What
-has the generation and size of its object is not copied again. `CACHE` is the folder `UAE_JAX_CLOUD_CACHE`, by default
-`~/.cache/uae_jax`. Credentials are the default ones of Google Cloud, and none where `STORAGE_EMULATOR_HOST` names an
-emulator.
+has the generation and size of its object is not copied again. `CACHE` is `files.cache_folder()`. Credentials are the
+default ones of Google Cloud, and none where `STORAGE_EMULATOR_HOST` names an emulator.
 """
 
 import base64
@@ -20,9 +19,9 @@ from typing import Any
 
 from absl import logging
 
-from uae_jax.files import BUCKET, is_in_cloud
+from uae_jax.files import BUCKET, cache_folder, is_in_cloud
 
-CACHE_VARIABLE, EMULATOR_VARIABLE = "UAE_JAX_CLOUD_CACHE", "STORAGE_EMULATOR_HOST"
+EMULATOR_VARIABLE = "STORAGE_EMULATOR_HOST"
 NUM_DOWNLOADS = 16
 TIMEOUT_SECONDS = 60.0
 # Larger objects are read in parts at the same time, which takes one request more.
@@ -31,8 +30,7 @@ PARTS_FROM_BYTES = 100 * 2**20
 
 def cache() -> Path:
   """The folder with the copies."""
-  folder = os.environ.get(CACHE_VARIABLE) or "~/.cache/uae_jax"
-  return Path(os.path.abspath(os.path.expanduser(folder))) / "gs"
+  return cache_folder() / "gs"
 
 
 def fetched(path: str | os.PathLike) -> str:

@@ -56,6 +56,11 @@ def input_path(path: str | os.PathLike) -> str:
   return os.fspath(path) if is_in_cloud(path) else local_path(path)
 
 
+def cache_folder() -> Path:
+  """The folder of what can be made again, copies and compiled programs: `UAE_JAX_CACHE`, or ~/.cache/uae_jax."""
+  return Path(os.path.abspath(os.path.expanduser(os.environ.get("UAE_JAX_CACHE") or "~/.cache/uae_jax")))
+
+
 def shown(path: str | os.PathLike) -> str:
   r"""A path as printable text: what is not UTF-8 in it is written as `\udcNN`."""
   return SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", os.fspath(path))

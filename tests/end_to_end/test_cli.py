@@ -11,11 +11,13 @@ import subprocess
 import sys
 import types
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
 
 from uae_jax import cli
+from uae_jax.commands import model_arguments
 
 pytestmark = pytest.mark.fast
 
@@ -356,6 +358,29 @@ def test_a_tilde_after_an_equals_sign_is_the_home_folder(model, photographs, mon
   monkeypatch.setenv("HOME", str(photographs.parent / "home"))
   assert run("caption", f"--model={model}", "--images", photographs, "--out=~/deep/captions.jsonl") == 0
   assert Path("home/deep/captions.jsonl").exists() and not Path("~").exists()
+
+
+def test_programs_are_kept_between_commands_unless_jax_is_told_where(tmp_path, monkeypatch):
+  names = ("dir", "max_size")
+  before = {name: jax.config.values[f"jax_compilation_cache_{name}"] for name in names}
+  shortest = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
+  monkeypatch.setenv("UAE_JAX_CACHE", str(tmp_path / "cache"))
+  try:
+    model_arguments.keep_programs()
+    assert jax.config.values["jax_compilation_cache_dir"] == before["dir"] and not (tmp_path / "cache").exists()
+    jax.config.update("jax_compilation_cache_dir", None)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("UAE_JAX_CACHE", str(tmp_path / "file"))
+    model_arguments.keep_programs()
+    assert jax.config.values["jax_compilation_cache_dir"] is None
+    monkeypatch.setenv("UAE_JAX_CACHE", str(tmp_path / "cache"))
+    model_arguments.keep_programs()
+    folder = Path(jax.config.values["jax_compilation_cache_dir"])
+    assert folder.is_dir() and folder.is_relative_to(tmp_path / "cache")
+  finally:
+    for name, value in before.items():
+      jax.config.update(f"jax_compilation_cache_{name}", value)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", shortest)
 
 
 @pytest.mark.parametrize("ending", ["full disk", "SIGTERM"])

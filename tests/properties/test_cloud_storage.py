@@ -27,7 +27,7 @@ from uae_jax.training import initial
 
 @pytest.fixture(name="store")
 def fixture_store(monkeypatch, tmp_path):
-  monkeypatch.setenv("UAE_JAX_CLOUD_CACHE", str(tmp_path / "cache"))
+  monkeypatch.setenv("UAE_JAX_CACHE", str(tmp_path / "cache"))
   store = ObjectStore()
   with store.serve() as url:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)

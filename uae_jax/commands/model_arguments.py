@@ -3,10 +3,12 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+import platform
 import sys
 from typing import Any
 
 from uae_jax.commands.command_line import input_path, number
+from uae_jax.files import cache_folder
 from uae_jax.options.sampling import LARGEST_SEED
 
 positive = number(int, at_least=1)
@@ -14,6 +16,7 @@ CAPTION_OPTIONS = ("batch_size", "max_new_tokens", "temperature", "top_k", "top_
 GENERATION_OPTIONS = ("batch_size", "steps", "guidance", "height", "width")
 # Items after which results are written, unless --batch-size is given.
 WINDOW = 8
+MAX_PROGRAM_BYTES = 4 * 2**30  # of all commands; the programs that were used last stay
 SMALL_WORLD_NOTICE = (
   "this is a small-world model: it knows only synthetic scenes of colored shapes, "
   "so it will see every other image as such a scene"
@@ -95,10 +98,31 @@ def reader(arguments: argparse.Namespace) -> Callable[[Path], Any]:
   return demo_rgb if arguments.pixels == "official" else read_image
 
 
+def keep_programs() -> None:
+  """Keeps compiled programs on disk, because a command compiles for longer than it runs, unless JAX is told where to.
+
+  Without a writable folder, they are not kept.
+  """
+  import jax
+
+  if jax.config.values["jax_compilation_cache_dir"] is not None:
+    return
+  # Programs of a CPU use its own instructions, and several machines may share a home folder.
+  folder = cache_folder() / "programs" / platform.node()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update("jax_compilation_cache_max_size", MAX_PROGRAM_BYTES)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
 def load(arguments: argparse.Namespace):
   """The model; says on stderr what a small-world model is."""
   from uae_jax.api import UAE  # brings jax
 
+  keep_programs()
   uae = UAE.load(arguments.model, dtype=arguments.dtype or "auto", int8=arguments.int8)
   if uae.is_small_world:
     print(f"note: {SMALL_WORLD_NOTICE}", file=sys.stderr)
