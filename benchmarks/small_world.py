@@ -39,11 +39,16 @@ def main() -> None:
     runs = [json.loads((workdir / "evaluation" / f"{stage}.json").read_text()) for workdir in workdirs]
     print(f"| {stage} | " + " | ".join(cell([run[name] for run in runs]) for name in COLUMNS) + " |")
   print("\nStage 3 against stage 2 from the same captions, mean difference and its standard error over scenes:\n")
-  print("| run | reward (CLIP) | held out (DINOv2) | PSNR, dB |\n|---|---|---|---|")
+  print("| run | reward (CLIP) | held out (DINOv2) | PSNR, dB | objects right | from true captions |")
+  print("|---|---|---|---|---|---|")
   for workdir in workdirs:
-    paired = json.loads((workdir / "evaluation" / f"{STAGES[-1]}.json").read_text())["paired"]
-    gains = (paired[name] for name in ("reward_similarity", "held_out_similarity", "psnr"))
-    print(f"| {workdir.name} | " + " | ".join(f"{g['gain']:+.4f} ± {g['standard_error']:.4f}" for g in gains) + " |")
+    before, after = (json.loads((workdir / "evaluation" / f"{stage}.json").read_text()) for stage in STAGES[-2:])
+    gains = (after["paired"][name] for name in ("reward_similarity", "held_out_similarity", "psnr"))
+    cells = [f"{g['gain']:+.4f} ± {g['standard_error']:.4f}" for g in gains]
+    cells += [
+      f"{before[name]:.3f} to {after[name]:.3f}" for name in ("object_accuracy", "true_caption_object_accuracy")
+    ]
+    print(f"| {workdir.name} | " + " | ".join(cells) + " |")
   for workdir in workdirs:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     print(f"\n{workdir.name}: {max(line['seconds'] for line in lines) / 60:.1f} minutes")
