@@ -90,7 +90,7 @@ class Ones:
 
 def test_transfer_scores_captions_and_images_against_the_truth(folder, tmp_path, monkeypatch):
   monkeypatch.setattr(model_arguments, "load", lambda arguments: Model())
-  monkeypatch.setattr(embedders, "load", lambda kind, path: Ones())
+  monkeypatch.setattr(embedders, "load", lambda kind, path, **options: Ones())
   argv = ["--prompts", str(folder), "--model", "m", "--out", str(tmp_path), "--embedders", "clip=x"]
   assert cli.main(["evaluate", "--suite", "transfer", *argv]) == 0
   metrics = results.read(tmp_path)["scores"]["metrics"]

@@ -90,7 +90,7 @@ def load_embedder(kind: str, path: str | Path, dtype: str = "float32") -> Embedd
   Raises as `embedders.load` and `embedder`.
   """
   folder = Path(cloud_storage.fetched(input_path(path)))
-  return embedder(folder, kind, dtype) if is_run(folder) else embedders.load(kind, folder, dtype)
+  return embedder(folder, kind, dtype) if is_run(folder) else embedders.load(kind, folder, dtype=dtype)
 
 
 def embedder(workdir: Path, kind: str, dtype: str = "float32", mesh: Mesh | None = None) -> Embedder:
