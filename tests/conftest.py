@@ -13,15 +13,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Eight virtual devices on two busy cores may wait for each other for more than XLA's default limit of 40 s. Programs
-# that run for a second are compiled for a minute: LLVM's level 1 saves a quarter of it, and still contracts a * b + c
-# as level 3 does. XLA's own passes are the same. A level in XLA_FLAGS wins.
-os.environ["XLA_FLAGS"] = " ".join(
-  [
-    "--xla_cpu_collective_call_terminate_timeout_seconds=300",
-    "--xla_backend_optimization_level=1",
-    os.environ.get("XLA_FLAGS", ""),
-  ]
+# Eight virtual devices on two busy cores may wait for each other for more than XLA's default limit of 40 s.
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 ).strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -32,6 +26,13 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 flax.config.update("flax_always_shard_variable", False)
+
+# Tests compile for longer than they compute. LLVM's level 1 saves a quarter of it, and contracts a * b + c as level
+# 3 does; XLA's own passes are the same. XLA reads the flags once, so runs in processes of their own keep theirs.
+flags = os.environ["XLA_FLAGS"]
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {flags}"
+jax.devices()
+os.environ["XLA_FLAGS"] = flags
 
 
 def pytest_ignore_collect(collection_path, config):
