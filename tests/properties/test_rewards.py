@@ -290,8 +290,8 @@ def test_an_address_with_a_key_is_refused_before_anything_is_written():
 def test_any_failure_of_a_process_is_an_error_of_all(judge, monkeypatch):
   """The other processes wait for its answers, so an unexpected error must not leave them waiting."""
   reward = ExternalReward(ExternalRewardOptions(url=judge.url))
-  told = []
-  monkeypatch.setattr(external.processes, "gather", lambda value: told.append(value) or [value])
+  gathered = []
+  monkeypatch.setattr(external.processes, "gather", lambda value: gathered.append(value) or [value])
 
   class Broken:
     def caption_text(self, tokens):
@@ -301,7 +301,7 @@ def test_any_failure_of_a_process_is_an_error_of_all(judge, monkeypatch):
   inputs = RewardInputs(jnp.array([[[1, END]]]), jnp.zeros((1, 1, 2, 2, 3), jnp.uint8))
   with pytest.raises(RewardError, match="RecursionError: too deep"):
     bring({"image": np.zeros((1, 2, 2, 3), np.uint8)}, inputs)
-  assert told == ["http: RecursionError: too deep"]
+  assert gathered == ["http: RecursionError: too deep"]
 
 
 class Lengths:

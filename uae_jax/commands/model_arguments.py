@@ -99,9 +99,9 @@ def reader(arguments: argparse.Namespace) -> Callable[[Path], Any]:
 
 
 def keep_programs() -> None:
-  """Keeps compiled programs on disk, because a command compiles for longer than it runs, unless JAX is told where to.
+  """Keeps compiled programs on disk for the next command, because compiling takes longer than running them.
 
-  Without a writable folder, they are not kept.
+  A compilation cache that JAX already has is left as it is. Without a writable folder, programs are not kept.
   """
   import jax
 

@@ -25,7 +25,7 @@ def common(given: Mapping[str, Any], suite: str, prompts: Sequence, weights: str
     given: options of the command line by name; None stands for an option that is left open.
     suite: name of the suite.
     prompts: its prompts.
-    weights: what tells these weights from others, such as their fingerprint.
+    weights: identifies the weights: their fingerprint, or stage and step of a run.
   """
   return {
     "suite": suite,

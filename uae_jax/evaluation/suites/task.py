@@ -19,7 +19,7 @@ class Run:
   Attributes:
     out: output folder.
     uae: the model, an `api.UAE`; None where finished rows are scored again.
-    bench: (arguments of `uae-jax bench`, pictures) -> exit code; `commands.bench.main`.
+    bench: (arguments of `uae-jax bench`, pictures) -> exit code, `commands.bench.main`; None while a stage trains.
     seed: seed of the run.
     samples: samples per item.
     captions: options of `UAE.caption` and `UAE.answer`.
@@ -31,7 +31,7 @@ class Run:
 
   out: Path
   uae: Any
-  bench: Callable[[list[str], list[Path]], int]
+  bench: Callable[[list[str], list[Path]], int] | None
   seed: int = 0
   samples: int = 1
   captions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -56,6 +56,7 @@ class Task:
     makes: what it makes of the model's abilities, "captions" and "images": these settings are recorded.
     embedders: what it does with `--embedders`: "" leaves them to others, "used" loads those that are given, "needed"
       cannot do without, "text" needs those with a text tower too.
+    runs_bench: whether it scores with `Run.bench`.
     metric: name of its score, shown where there are further ones.
     num_samples: default of `--samples`.
     temperature: default of `--temperature`.
@@ -71,6 +72,7 @@ class Task:
   score: Callable[[Run, Sequence[Prompt], Rows], Scores | None]
   makes: tuple[str, ...]
   embedders: str = ""
+  runs_bench: bool = False
   metric: str = ""
   num_samples: int = 1
   temperature: float = 0.7

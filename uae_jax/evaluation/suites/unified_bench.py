@@ -48,6 +48,8 @@ def run_bench(run: Run, done: Sequence[Prompt], name: str, arguments: Sequence[s
   file, first = run.out / name, done[0]
   folder = first.record["image"].parents[len(Path(first.key).parts) - 1]
   cache = ["--cache", str(run.out / "judge_cache")]
+  if run.bench is None:
+    raise SuiteError("unified_bench is scored by uae-jax bench, which does not run while a stage trains")
   run.bench(
     ["--references", str(folder), "--out", str(file), "--suffixes", "all", *cache, *arguments],
     [prompt.record["image"] for prompt in done],
@@ -92,6 +94,7 @@ SUITE = Task(
   work=work,
   score=score,
   makes=("captions", "images"),
+  runs_bench=True,
   metric="mean similarity",
   scale=100.0,
   published={"UAE": 86.09, "GPT-4o-Image": 85.95, "BAGEL": 83.48, "Janus-Pro": 82.77},  # arXiv 2509.09666
