@@ -24,7 +24,7 @@ from uae_jax.data.stored_index import load_or_build
 from uae_jax.files import is_in_cloud
 from uae_jax.options import DataOptions, mixture
 from uae_jax.options.buckets import Size, name
-from uae_jax.options.experiment import PATH_KINDS
+from uae_jax.options.data import PATH_KINDS
 
 # EXIF's tag of the orientation, and the values that exchange height and width.
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)

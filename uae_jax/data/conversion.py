@@ -23,7 +23,7 @@ from uae_jax.data.images import image_from_bytes
 from uae_jax.data.sources import HELD_OUT, HELD_OUT_NAMES, KeepsFiles, Stored, has_held_out_files, open_source
 from uae_jax.files import image_bytes, require_regular, shown, write_whole
 from uae_jax.options import DataOptions
-from uae_jax.options.experiment import RANDOM
+from uae_jax.options.data import RANDOM
 from uae_jax.options.mixture import MIXTURE
 
 PLAN_FILE, LOCK_FILE = "conversion.json", "lock"

@@ -17,7 +17,7 @@ import numpy as np
 from uae_jax import cloud_storage
 from uae_jax.data.images import image_from_bytes, read_image
 from uae_jax.files import is_in_cloud
-from uae_jax.options.experiment import FIRST, LONGEST, RANDOM
+from uae_jax.options.data import FIRST, LONGEST, RANDOM
 
 # Names of a field, in order of preference.
 CAPTION_FIELDS = ("caption", "captions", "text", "prompt")

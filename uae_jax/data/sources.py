@@ -39,7 +39,7 @@ from uae_jax.data.records import Fields
 from uae_jax.data.webdataset_source import WebDatasetSource
 from uae_jax.files import is_in_cloud
 from uae_jax.options import mixture
-from uae_jax.options.experiment import FIRST
+from uae_jax.options.data import FIRST
 
 HELD_OUT, HELD_OUT_PAIRS = "held_out", "held_out_pairs"
 SPLITS = ("train", HELD_OUT, HELD_OUT_PAIRS)

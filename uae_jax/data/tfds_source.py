@@ -11,7 +11,7 @@ from uae_jax.data.file_sources import num_records
 from uae_jax.data.images import from_array
 from uae_jax.data.records import DEFAULT_FIELDS, Fields
 from uae_jax.data.sources import HELD_OUT, HELD_OUT_NAMES
-from uae_jax.options.experiment import FIRST
+from uae_jax.options.data import FIRST
 
 IMAGE = "image"
 

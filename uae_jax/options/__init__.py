@@ -6,20 +6,18 @@ reads the typed `Experiment` that `read_config` makes of it.
 
 from uae_jax.options.base import Options
 from uae_jax.options.config import new_config, read_config
+from uae_jax.options.data import DataOptions
+from uae_jax.options.evaluation import EvaluationOptions, PeriodicEvaluationOptions, SuiteEvaluationOptions
 from uae_jax.options.experiment import (
   FRESH,
   REINFORCEMENT,
   STAGES,
   CheckpointOptions,
-  DataOptions,
-  EvaluationOptions,
   Experiment,
   InitOptions,
   LoRAOptions,
   MeshOptions,
-  PeriodicEvaluationOptions,
   ProfileOptions,
-  SuiteEvaluationOptions,
 )
 from uae_jax.options.objectives import ImageObjective, TokenObjective
 from uae_jax.options.optimization import AdvantageOptions, OptimizerOptions, ReferenceOptions, UpdateOptions
