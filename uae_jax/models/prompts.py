@@ -110,3 +110,19 @@ def generation_rows(prompts: Prompts, tokens: jax.Array, mask: jax.Array) -> tup
   row = jnp.where(place < 0, prefix[jnp.clip(place + len(prefix), 0, len(prefix) - 1)], row)
   row_mask = place < length + len(suffix)
   return jnp.where(row_mask, row, prompts.pad), row_mask
+
+
+def fill_image(embeddings: jax.Array, is_image: jax.Array | np.ndarray, image: jax.Array) -> jax.Array:
+  """Puts the tokens of one image per row in the places of their placeholders, in order.
+
+  Args:
+    embeddings: float[B, T, D].
+    is_image: bool[B, T], True at placeholders.
+    image: float[B, S, D], as many tokens as each row has placeholders.
+
+  Returns:
+    float[B, T, D].
+  """
+  place = jnp.clip(jnp.cumsum(jnp.asarray(is_image), axis=1) - 1, 0, image.shape[1] - 1)
+  filled = jnp.take_along_axis(image, place[..., None], axis=1)
+  return jnp.where(is_image[..., None], filled, embeddings)

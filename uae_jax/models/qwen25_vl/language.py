@@ -40,6 +40,7 @@ class LanguageConfig:
     rope_theta: base of the rotary frequencies.
     mrope_sections: number of rotary frequencies for time, row and column; they add up to H / 2.
     ties_embeddings: compute logits with the embedding table instead of a separate head.
+    qkv_bias: whether queries, keys and values have a bias; LLaMA's have none.
     norm_eps: epsilon of every norm.
     remat: a key of `layers.stack.REMAT_POLICIES`.
     unroll: unroll the layers instead of scanning them.
@@ -55,6 +56,7 @@ class LanguageConfig:
   rope_theta: float = 1e6
   mrope_sections: tuple[int, int, int] = (16, 24, 24)
   ties_embeddings: bool = False
+  qkv_bias: bool = True
   norm_eps: float = 1e-6
   remat: str = "none"
   unroll: bool = False
@@ -181,9 +183,10 @@ class Attention(nnx.Module):
 
   def __init__(self, config: LanguageConfig, *, rngs: nnx.Rngs):
     width, kv_width = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
-    self.query = Linear(config.width, width, axes=("embed", "heads"), rngs=rngs)
-    self.key = Linear(config.width, kv_width, axes=("embed", "kv_heads"), rngs=rngs)
-    self.value = Linear(config.width, kv_width, axes=("embed", "kv_heads"), rngs=rngs)
+    bias = config.qkv_bias
+    self.query = Linear(config.width, width, axes=("embed", "heads"), use_bias=bias, rngs=rngs)
+    self.key = Linear(config.width, kv_width, axes=("embed", "kv_heads"), use_bias=bias, rngs=rngs)
+    self.value = Linear(config.width, kv_width, axes=("embed", "kv_heads"), use_bias=bias, rngs=rngs)
     self.out = Linear(width, config.width, axes=("heads", "embed"), use_bias=False, rngs=rngs)
     self.head_width = config.head_width
 

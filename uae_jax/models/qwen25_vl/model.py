@@ -8,9 +8,10 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from uae_jax.models.prompts import Prompts, Questions
-from uae_jax.models.qwen25_vl.language import LanguageConfig, LanguageModel, PrefixCache, SuffixCache
-from uae_jax.models.qwen25_vl.positions import mrope_positions, next_position, text_positions
+from uae_jax.models.language_captioner import LanguageCaptioner
+from uae_jax.models.prompts import Prompts, Questions, fill_image
+from uae_jax.models.qwen25_vl.language import LanguageConfig, LanguageModel
+from uae_jax.models.qwen25_vl.positions import mrope_positions
 from uae_jax.models.qwen25_vl.vision import VisionConfig, VisionTower, normalize, patchify
 
 
@@ -92,8 +93,10 @@ def inputs_spec(
   }
 
 
-class Qwen25VL(nnx.Module):
+class Qwen25VL(LanguageCaptioner):
   """Vision tower and language model as one `models.captioner.Captioner`."""
+
+  config: Qwen25VLConfig
 
   def __init__(self, config: Qwen25VLConfig, *, rngs: nnx.Rngs):
     self.vision = VisionTower(config.vision, rngs=rngs)
@@ -113,10 +116,7 @@ class Qwen25VL(nnx.Module):
     """
     embeddings = self.language.embed(tokens)
     image = self.vision(patches.astype(embeddings.dtype), grid)
-    is_image = jnp.asarray(tokens == self.config.image_token_id)
-    place = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, image.shape[1] - 1)
-    filled = jnp.take_along_axis(image, place[..., None], axis=1)
-    return jnp.where(is_image[..., None], filled, embeddings)
+    return fill_image(embeddings, tokens == self.config.image_token_id, image)
 
   def prompt(
     self, prompts: Prompts, images: jax.Array, questions: Questions | None = None
@@ -147,56 +147,3 @@ class Qwen25VL(nnx.Module):
     # All rows share one template, so the positions are constants of the program.
     row = mrope_positions(prompts.caption[None], mask[:1], self.config.image_token_id, grid_merged=prompts.image_grid)
     return embeddings, jnp.broadcast_to(jnp.asarray(row), (3, *tokens.shape)), mask
-
-  @property
-  def vocab_size(self) -> int:
-    return self.config.vocab_size
-
-  def embed(self, tokens: jax.Array) -> jax.Array:
-    """Token embeddings, int32[...] -> float[..., D], in the dtype of the table."""
-    return self.language.embed(tokens)
-
-  def logits(self, hidden: jax.Array) -> jax.Array:
-    """Next-token logits of states after the final norm: float[..., D] -> float32[..., V]."""
-    return self.language.logits(hidden)
-
-  def states(self, embeddings: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
-    """States float[B, T, D] of whole rows, after the final norm; see `LanguageModel.__call__`."""
-    return self.language(embeddings, positions, mask)
-
-  def prefill(self, embeddings: jax.Array, positions: jax.Array, mask: jax.Array) -> tuple[jax.Array, PrefixCache]:
-    """As `states`, but also returns the keys and values for `extend`."""
-    return self.language.prefill(embeddings, positions, mask)
-
-  def extend(
-    self,
-    embeddings: jax.Array,
-    positions: jax.Array,
-    prefix: PrefixCache,
-    suffix: SuffixCache | None = None,
-    start: jax.Array | int = 0,
-  ) -> tuple[jax.Array, SuffixCache | None]:
-    """Runs T more tokens of each of R rollouts per prompt; see `LanguageModel.extend`."""
-    return self.language.extend(embeddings, positions, prefix, suffix, start)
-
-  def init_suffix(self, batch: int, rollouts: int, length: int, dtype=jnp.float32) -> SuffixCache:
-    """An empty cache of `length` slots for each of `rollouts` continuations of `batch` prompts."""
-    return self.language.init_suffix(batch, rollouts, length, dtype)
-
-  def next_position(self, positions: jax.Array, mask: jax.Array) -> jax.Array:
-    """The position int32[B] where a row's continuations start: one after its largest position."""
-    return next_position(positions, mask)
-
-  def continuation_positions(
-    self, next_position: jax.Array, start: jax.Array | int, num_rollouts: int, length: int
-  ) -> jax.Array:
-    """Positions int32[3, B, R, T] of tokens [start, start + length) of each continuation; next_position: int32[B]."""
-    return self.language.continuation_positions(next_position, start, num_rollouts, length)
-
-  def text_positions(self, mask: jax.Array) -> jax.Array:
-    """Positions int32[3, B, T] of rows without images, given their mask bool[B, T]."""
-    return text_positions(mask)
-
-  def for_decoding(self) -> LanguageModel:
-    """The language model alone, prepared for a loop over tokens; see `LanguageModel.for_decoding`."""
-    return self.language.for_decoding()

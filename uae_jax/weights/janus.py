@@ -1,0 +1,125 @@
+"""Weight table for transformers' JanusForConditionalGeneration, to and from `models.janus`.
+
+Source: transformers 5.23 modeling_janus.py.
+"""
+
+from collections.abc import Iterator
+
+from uae_jax.models.janus.model import JanusConfig
+from uae_jax.models.janus.vision import VisionConfig
+from uae_jax.models.janus.vq import VQConfig
+from uae_jax.models.qwen25_vl.language import LanguageConfig
+from uae_jax.weights.table import TRANSPOSE, Reshape, Row, Then, linear, norm
+from uae_jax.weights.vae import conv
+from uae_jax.weights.vit import blocks, inside, patch_embed
+
+IGNORED = {
+  r"\.position_ids$": "0, 1, 2, ...: stored by some versions of transformers",
+  r"^lm_head\.weight$": "a copy of the embedding table, where a model with tied embeddings was saved with its head",
+}
+BLOCK = {
+  "attention_norm": "layer_norm1",
+  "query": "self_attn.q_proj",
+  "key": "self_attn.k_proj",
+  "value": "self_attn.v_proj",
+  "out": "self_attn.projection_layer",
+  "mlp_norm": "layer_norm2",
+  "up": "mlp.fc1",
+  "down": "mlp.fc2",
+}
+LANGUAGE_LINEARS = {
+  "attention/query": "self_attn.q_proj",
+  "attention/key": "self_attn.k_proj",
+  "attention/value": "self_attn.v_proj",
+  "attention/out": "self_attn.o_proj",
+  "mlp/gate": "mlp.gate_proj",
+  "mlp/up": "mlp.up_proj",
+  "mlp/down": "mlp.down_proj",
+}
+
+
+def table(config: JanusConfig) -> tuple[Row, ...]:
+  """Rows for every parameter of `Janus(config)`."""
+  return (
+    *inside("vision", vision_table(config.vision)),
+    *aligner("model.aligner", "vision_aligner", config.vision_depth),
+    *inside("language", language_table(config.language)),
+    *inside("vq", vq_table(config.vq)),
+    Row("model.generation_embeddings.weight", "image_embedding"),
+    *aligner("model.generation_aligner", "image_aligner", config.image_depth),
+    *linear("model.generation_head.proj_out", "image_head/hidden"),
+    *linear("model.generation_head.vision_head", "image_head/out"),
+  )
+
+
+def vision_table(config: VisionConfig) -> Iterator[Row]:
+  """Rows for every parameter of `VisionTower(config)`."""
+  tower = "model.vision_model"
+  yield from patch_embed(f"{tower}.embeddings.patch_embedding", config.patch, config.width, bias=True)
+  yield Row(f"{tower}.embeddings.position_embedding.weight", "positions")
+  yield from blocks(config, f"{tower}.encoder.layers.{{layer}}", BLOCK)
+  yield from norm(f"{tower}.post_layernorm", "norm_out", bias=True)
+
+
+def aligner(theirs: str, ours: str, depth: int) -> Iterator[Row]:
+  """Rows of an `Aligner`."""
+  yield from linear(f"{theirs}.fc1", f"{ours}/layer0")
+  for i in range(1, depth):
+    yield from linear(f"{theirs}.hidden_layers.{i - 1}", f"{ours}/layer{i}")
+
+
+def language_table(config: LanguageConfig) -> Iterator[Row]:
+  """Rows for every parameter of `LanguageModel(config)`."""
+  block = "model.language_model.layers.{layer}"
+  yield Row("model.language_model.embed_tokens.weight", "embedding")
+  for ours, theirs in LANGUAGE_LINEARS.items():
+    yield from linear(f"{block}.{theirs}", f"layers/{ours}", bias=False)
+  yield from norm(f"{block}.input_layernorm", "layers/attention_norm")
+  yield from norm(f"{block}.post_attention_layernorm", "layers/mlp_norm")
+  yield from norm("model.language_model.norm", "norm")
+  if not config.ties_embeddings:
+    yield Row("lm_head.weight", "head")
+
+
+def vq_table(config: VQConfig) -> Iterator[Row]:
+  """Rows for every parameter of `VQ(config)`."""
+  vq, channels = "model.vqmodel", config.block_channels
+  yield Row(f"{vq}.quantize.embedding.weight", "codebook")
+  yield from conv(f"{vq}.quant_conv", "to_code")
+  yield from conv(f"{vq}.post_quant_conv", "from_code")
+  sides = (("encoder", channels, "down", "downsample"), ("decoder", channels[::-1], "up", "upsample"))
+  for side, levels, name, sampler in sides:
+    theirs = f"{vq}.{side}"
+    yield from conv(f"{theirs}.conv_in", f"{side}/conv_in")
+    yield from resnet(f"{theirs}.mid.block_1", f"{side}/middle/resnet1", has_shortcut=False)
+    yield from attention(f"{theirs}.mid.attn_1", f"{side}/middle/attention", channels[-1])
+    yield from resnet(f"{theirs}.mid.block_2", f"{side}/middle/resnet2", has_shortcut=False)
+    yield from norm(f"{theirs}.norm_out", f"{side}/norm_out", bias=True)
+    yield from conv(f"{theirs}.conv_out", f"{side}/conv_out")
+    coarsest = len(levels) - 1 if side == "encoder" else 0
+    for i, width in enumerate(levels):
+      for j in range(config.layers_per_block + (side == "decoder")):
+        has_shortcut = j == 0 and levels[max(i - 1, 0)] != width
+        yield from resnet(f"{theirs}.{name}.{i}.block.{j}", f"{side}/level{i}/resnet{j}", has_shortcut)
+        if i == coarsest:
+          yield from attention(f"{theirs}.{name}.{i}.attn.{j}", f"{side}/level{i}/attention{j}", width)
+      if i < len(levels) - 1:
+        yield from conv(f"{theirs}.{name}.{i}.{sampler}.conv", f"{side}/level{i}/resample")
+
+
+def resnet(theirs: str, ours: str, has_shortcut: bool) -> Iterator[Row]:
+  """Rows of a `ResnetBlock`."""
+  for i in (1, 2):
+    yield from norm(f"{theirs}.norm{i}", f"{ours}/norm{i}", bias=True)
+    yield from conv(f"{theirs}.conv{i}", f"{ours}/conv{i}")
+  if has_shortcut:
+    yield from conv(f"{theirs}.nin_shortcut", f"{ours}/shortcut")
+
+
+def attention(theirs: str, ours: str, width: int) -> Iterator[Row]:
+  """Rows of a `PixelAttention`, whose linear layers are 1 x 1 convolutions in torch."""
+  yield from norm(f"{theirs}.norm", f"{ours}/norm", bias=True)
+  kernel = Then((Reshape((width, width, 1, 1), (width, width)), TRANSPOSE))
+  for their_name, our_name in (("q", "query"), ("k", "key"), ("v", "value"), ("proj_out", "out")):
+    yield Row(f"{theirs}.{their_name}.weight", f"{ours}/{our_name}/kernel", kernel)
+    yield Row(f"{theirs}.{their_name}.bias", f"{ours}/{our_name}/bias")
