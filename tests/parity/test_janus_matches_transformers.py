@@ -248,6 +248,83 @@ def test_weights_go_both_ways(tensors, ours):
   assert_round_trip(tensors, weights.table(CONFIG), ours[1])
 
 
+def deepseek_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The tensors under the names of DeepSeek's files, written out for this small model."""
+  found = {}
+  for name, value in tensors.items():
+    if "vision_model.encoder.layers" in name and ".self_attn." in name and "projection_layer" not in name:
+      continue
+    for theirs, original in (
+      ("model.vision_model.embeddings.position_embedding.weight", "vision_model.vision_tower.pos_embed"),
+      ("model.vision_model.embeddings.patch_embedding", "vision_model.vision_tower.patch_embed.proj"),
+      ("model.vision_model.post_layernorm", "vision_model.vision_tower.norm"),
+      ("model.vision_model.encoder.layers", "vision_model.vision_tower.blocks"),
+      ("self_attn.projection_layer", "attn.proj"),
+      ("layer_norm", "norm"),
+      ("model.vqmodel.encoder.down.0.block", "gen_vision_model.encoder.conv_blocks.0.res"),
+      ("model.vqmodel.encoder.down.1.block", "gen_vision_model.encoder.conv_blocks.1.res"),
+      ("model.vqmodel.encoder.down", "gen_vision_model.encoder.conv_blocks"),
+      ("model.vqmodel.decoder.up.0.block", "gen_vision_model.decoder.conv_blocks.0.res"),
+      ("model.vqmodel.decoder.up.1.block", "gen_vision_model.decoder.conv_blocks.1.res"),
+      ("model.vqmodel.decoder.up", "gen_vision_model.decoder.conv_blocks"),
+      ("model.vqmodel", "gen_vision_model"),
+      ("mid.block_1", "mid.0"),
+      ("mid.attn_1", "mid.1"),
+      ("mid.block_2", "mid.2"),
+      ("model.generation_aligner.fc1", "gen_aligner.layers.0"),
+      ("model.generation_aligner.hidden_layers.0", "gen_aligner.layers.2"),
+      ("model.aligner.fc1", "aligner.layers.0"),
+      ("model.aligner.hidden_layers.0", "aligner.layers.2"),
+      ("model.generation_embeddings", "gen_embed"),
+      ("model.generation_head.proj_out", "gen_head.output_mlp_projector"),
+      ("model.generation_head", "gen_head"),
+      ("model.language_model", "language_model.model"),
+      ("lm_head", "language_model.lm_head"),
+    ):
+      if not (theirs == "layer_norm" and "vision_tower" not in name):
+        name = name.replace(theirs, original)
+    found[name] = value[None] if name.endswith("pos_embed") else value
+  for layer in range(VISION["num_hidden_layers"]):
+    for leaf in ("weight", "bias"):
+      prefix = f"model.vision_model.encoder.layers.{layer}.self_attn"
+      parts = [tensors[f"{prefix}.{name}_proj.{leaf}"] for name in "qkv"]
+      found[f"vision_model.vision_tower.blocks.{layer}.attn.qkv.{leaf}"] = np.concatenate(parts)
+  return found
+
+
+def test_deepseek_files(tensors, ours):
+  original = deepseek_tensors(tensors)
+  assert_round_trip(original, weights.deepseek_table(CONFIG), ours[1])
+  surplus = {
+    "vision_model.vision_tower.attn_pool.q.weight": np.zeros(3, np.float32),
+    "gen_vision_model.quantize.codebook_used": np.zeros(3, np.float32),
+  }
+  found = load(original | surplus, weights.deepseek_table(CONFIG), ours[1], ignored=weights.IGNORED_IN_DEEPSEEK)
+  jax.tree.map(np.testing.assert_array_equal, found, ours[2])
+
+
+def test_deepseek_config():
+  # Source: config.json of deepseek-ai/Janus-Pro-7B, without what it does not need.
+  config = {
+    "model_type": "multi_modality",
+    "vision_config": {"params": {"image_size": 384, "model_name": "siglip_large_patch16_384"}},
+    "aligner_config": {"params": {"depth": 2, "input_dim": 1024, "n_embed": 4096, "projector_type": "mlp_gelu"}},
+    "gen_vision_config": {"params": {"image_token_size": 16384, "n_embed": 8}},
+    "gen_aligner_config": {"params": {"depth": 2, "input_dim": 8, "n_embed": 4096, "projector_type": "mlp_gelu"}},
+    "gen_head_config": {"params": {"image_token_embed": 4096, "image_token_size": 16384, "n_embed": 4096}},
+    "language_config": PUBLISHED["janus_pro_7b"] | {"model_type": "llama", "vocab_size": 102400},
+  }
+  assert JanusConfig.from_deepseek(config) == JanusConfig.janus_pro_7b()
+  for change, message in (
+    ({"model_type": "janus"}, "model_type is 'janus', expected 'multi_modality'"),
+    ({"vision_config": {"params": {"model_name": "sam"}}}, "model_name is 'sam'"),
+    ({"gen_head_config": {"params": {"image_token_embed": 8, "n_embed": 4096}}}, "image_token_embed is 8"),
+    ({"aligner_config": {"params": {"n_embed": 8}}}, "projection_dim is 8"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      JanusConfig.from_deepseek(config | change)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(name):
   width = PUBLISHED[name]["hidden_size"]

@@ -1,15 +1,18 @@
-"""Weight table for transformers' JanusForConditionalGeneration, to and from `models.janus`.
+"""Weight tables for transformers' JanusForConditionalGeneration and for DeepSeek's files, to and from `models.janus`.
 
-Source: transformers 5.23 modeling_janus.py.
+Source: transformers 5.23 modeling_janus.py; for the names in deepseek-ai/Janus-Pro-1B and 7B, its
+convert_janus_weights_to_hf.py.
 """
 
 from collections.abc import Iterator
+import dataclasses
+import re
 
 from uae_jax.models.janus.model import JanusConfig
 from uae_jax.models.janus.vision import VisionConfig
 from uae_jax.models.janus.vq import VQConfig
 from uae_jax.models.qwen25_vl.language import LanguageConfig
-from uae_jax.weights.table import TRANSPOSE, Reshape, Row, Then, linear, norm
+from uae_jax.weights.table import TRANSPOSE, Reshape, Row, Same, Then, linear, norm
 from uae_jax.weights.vae import conv
 from uae_jax.weights.vit import blocks, inside, patch_embed
 
@@ -38,8 +41,60 @@ LANGUAGE_LINEARS = {
 }
 
 
+# What DeepSeek's files have besides: also a pooling that Janus does not use.
+IGNORED_IN_DEEPSEEK = {
+  r"^vision_model\.vision_tower\.attn_pool\.": "the pooling of SigLIP, which Janus does not use",
+  r"^gen_vision_model\.quantize\.codebook_used$": "a statistic of the tokenizer's training",
+}
+# Pattern in the names of transformers -> name in DeepSeek's files, applied one after the other.
+DEEPSEEK = (
+  (r"^model\.vision_model\.embeddings\.patch_embedding", "vision_model.vision_tower.patch_embed.proj"),
+  (r"^model\.vision_model\.encoder\.layers", "vision_model.vision_tower.blocks"),
+  (r"^model\.vision_model\.post_layernorm", "vision_model.vision_tower.norm"),
+  (r"(blocks\.{layer})\.layer_norm", r"\1.norm"),
+  (r"self_attn\.projection_layer", "attn.proj"),
+  (r"^model\.vqmodel\.", "gen_vision_model."),
+  (r"(encoder\.down|decoder\.up)\.(\d+)\.block", r"\1.\2.res"),
+  (r"(encoder)\.down\.|(decoder)\.up\.", r"\1\2.conv_blocks."),
+  (r"mid\.block_1", "mid.0"),
+  (r"mid\.attn_1", "mid.1"),
+  (r"mid\.block_2", "mid.2"),
+  (r"^model\.generation_embeddings", "gen_embed"),
+  (r"^model\.generation_aligner", "gen_aligner"),
+  (r"^model\.aligner", "aligner"),
+  (r"(aligner)\.fc1", r"\1.layers.0"),
+  (r"^model\.generation_head\.proj_out", "gen_head.output_mlp_projector"),
+  (r"^model\.generation_head", "gen_head"),
+  (r"^model\.language_model", "language_model.model"),
+  (r"^lm_head", "language_model.lm_head"),
+)
+
+
+def deepseek_table(config: JanusConfig) -> tuple[Row, ...]:
+  """Rows for every parameter of `Janus(config)` in DeepSeek's files."""
+  tower, attention = "vision_model.vision_tower", "vision/encoder/layers/attention"
+  width, patches = config.vision.width, config.vision.grid**2
+  positions = Reshape((1, patches, width), (patches, width))
+  rows = [Row(f"{tower}.pos_embed", "vision/positions", positions)]
+  for theirs, ours, move in (("weight", "kernel", TRANSPOSE), ("bias", "bias", Same())):
+    parts = tuple(f"{attention}/{name}/{ours}" for name in ("query", "key", "value"))
+    rows.append(Row(f"{tower}.blocks.{{layer}}.attn.qkv.{theirs}", parts, move))
+  known = {path for row in rows for path in row.paths}
+  for row in table(config):
+    if row.paths[0] not in known:
+      rows.append(dataclasses.replace(row, theirs=_deepseek_name(row.theirs)))
+  return tuple(rows)
+
+
+def _deepseek_name(name: str) -> str:
+  for pattern, replacement in DEEPSEEK:
+    name = re.sub(pattern, replacement, name)
+  # An activation stands between the linear layers of an aligner.
+  return re.sub(r"aligner\.hidden_layers\.(\d+)", lambda found: f"aligner.layers.{2 * int(found[1]) + 2}", name)
+
+
 def table(config: JanusConfig) -> tuple[Row, ...]:
-  """Rows for every parameter of `Janus(config)`."""
+  """Rows for every parameter of `Janus(config)` in the files of transformers."""
   return (
     *inside("vision", vision_table(config.vision)),
     *aligner("model.aligner", "vision_aligner", config.vision_depth),

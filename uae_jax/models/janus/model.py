@@ -112,6 +112,47 @@ class JanusConfig:
       image_token_id=config.get("image_token_id", 100581),
     )
 
+  @classmethod
+  def from_deepseek(cls, config: Mapping[str, Any], image_token_id: int = 100581) -> "JanusConfig":
+    """Reads the `config.json` of deepseek-ai/Janus-Pro-1B or 7B, which does not repeat the published defaults.
+
+    Args:
+      config: the file.
+      image_token_id: id of `<image_placeholder>`, which only the tokenizer knows.
+
+    Raises:
+      ValueError: the file describes an unsupported architecture, or parts that do not fit.
+    """
+    if (kind := config.get("model_type")) != "multi_modality":
+      raise ValueError(f"model_type is {kind!r}, expected 'multi_modality'")
+    sections = ("vision_config", "aligner_config", "gen_vision_config", "gen_aligner_config", "gen_head_config")
+    vision, aligner, vq, vq_aligner, head = ((config.get(name) or {}).get("params") or {} for name in sections)
+    if (model := vision.get("model_name", "siglip_large_patch16_384")) != "siglip_large_patch16_384":
+      raise ValueError(f"vision_config.params.model_name is {model!r}, only 'siglip_large_patch16_384' is known")
+    language = config.get("language_config") or {}
+    found = cls.from_huggingface(
+      {
+        "text_config": {"model_type": "llama", **language},
+        "vision_config": {
+          "image_size": vision.get("image_size", 384),
+          "projection_dim": aligner.get("n_embed", 2048),
+          "depth": aligner.get("depth", 2),
+        },
+        "vq_config": {
+          "embed_dim": vq.get("n_embed", 8),
+          "num_embeddings": vq.get("image_token_size", 16384),
+          "projection_dim": vq_aligner.get("n_embed", 2048),
+          "num_hidden_layers": vq_aligner.get("depth", 2),
+          "image_token_embed_dim": head.get("n_embed", 2048),
+        },
+        "image_token_id": image_token_id,
+        "tie_word_embeddings": language.get("tie_word_embeddings", False),
+      }
+    )
+    if (hidden := head.get("image_token_embed", found.image_head_width)) != found.image_head_width:
+      raise ValueError(f"gen_head_config.params.image_token_embed is {hidden}, expected {found.image_head_width}")
+    return found
+
   @property
   def vocab_size(self) -> int:
     return self.language.vocab_size

@@ -163,7 +163,11 @@ class VQ(nnx.Module):
     return self.to_code(self.encoder(images))
 
   def encode(self, images: jax.Array) -> jax.Array:
-    """The nearest code of every latent: float[B, H, W, 3] in [-1, 1] -> int32[B, h * w], in raster order."""
+    """The nearest code of every latent: float[B, H, W, 3] in [-1, 1] -> int32[B, h * w], in raster order.
+
+    As in transformers, the stored codes are compared. DeepSeek's code compares directions, which is the same for codes
+    of equal length.
+    """
     latents = self.latents(images).astype(jnp.float32)
     codebook = self.codebook[...].astype(jnp.float32)
     latents = latents.reshape(latents.shape[0], -1, latents.shape[-1])
