@@ -1,4 +1,4 @@
-"""Token GRPO on image tokens of Janus: the first ratio is 1, adapters learn, and a mesh changes nothing but rounding."""
+"""Token GRPO on image tokens of Janus: the first ratio is 1, adapters learn, a mesh changes nothing but rounding."""
 
 import functools
 
