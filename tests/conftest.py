@@ -1,17 +1,18 @@
 """Gives every test 8 virtual CPU devices and full float32 matmuls, set before anything initializes a JAX backend.
 
-All processes of a test session share a compilation cache.
+All processes of a test session share a compilation cache, which stays for the next session: compiling takes most of the
+time of the tests. JAX deletes the programs that were used least recently.
 """
 
-import atexit
 import os
-import shutil
-import tempfile
+import platform
 
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="uae_jax_tests_")
-  atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+from uae_jax.files import cache_folder
+
+# Programs use the instructions of this machine's processor, and several machines may share a home folder.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "tests" / platform.node()))
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 2**30))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Eight virtual devices on two busy cores may wait for each other for more than XLA's default limit of 40 s.
 os.environ["XLA_FLAGS"] = (
