@@ -64,6 +64,12 @@ def _manager_options(policy: CheckpointOptions) -> ocp.CheckpointManagerOptions:
   )
 
 
+def _item_handlers() -> dict:
+  """Writers of the items. Random mantissas hardly compress: zstd doubles the time of a save and saves 8% of float32."""
+  arrays = {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in (PARAMS, STATE)}
+  return arrays | {name: ocp.JsonCheckpointHandler() for name in (DATA, CONFIG, CHECKSUMS)}
+
+
 def _writable(state: State) -> dict:
   """Returns the serializable part of a state, with PRNG keys as raw key data."""
   return {
@@ -158,8 +164,9 @@ class Checkpoints:
     self.directory = Path(directory).absolute()
     self._before_save = before_save
     self._policy = policy
-    items = (PARAMS, STATE, DATA, CONFIG, CHECKSUMS)
-    self._manager = ocp.CheckpointManager(self.directory, options=_manager_options(policy), item_names=items)
+    self._manager = ocp.CheckpointManager(
+      self.directory, options=_manager_options(policy), item_handlers=_item_handlers()
+    )
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
@@ -191,7 +198,7 @@ class Checkpoints:
     score = _score(self._policy, metrics or {}) or None
     tree = _writable(state)
     items = {
-      STATE: ocp.args.StandardSave(tree),
+      STATE: ocp.args.PyTreeSave(tree),
       DATA: ocp.args.JsonSave(data),
       CONFIG: ocp.args.JsonSave(config),
       CHECKSUMS: ocp.args.JsonSave(self._checksums(step, tree, data)),
@@ -207,7 +214,7 @@ class Checkpoints:
       SaveError: this save or the previous one failed.
     """
     items = {
-      PARAMS: ocp.args.StandardSave(params),
+      PARAMS: ocp.args.PyTreeSave(params),
       CONFIG: ocp.args.JsonSave(config),
       CHECKSUMS: ocp.args.JsonSave(self._checksums(step, params)),
     }
