@@ -119,7 +119,11 @@ def processor_seconds_of_children() -> float:
     (["generate", "--model", "m", "--out", "o"], 2, "one of the arguments --prompt --prompts is required"),
     (["caption", "--model", "m", "--images", "x", "--batch-size", "0"], 2, "'0': expected a whole number, 1 or more"),
     (["caption", "--model", "m", "--images", "x", "--bacth-size", "1"], 2, "unrecognized arguments: --bacth-size 1"),
-    (["caption", "--model", "nowhere", "--images", "x"], 1, "uae-jax caption: error: nowhere: no such model"),
+    (
+      ["generate", "--model", "nowhere", "--prompt", "x", "--out", "o"],
+      1,
+      "uae-jax generate: error: nowhere: no such model",
+    ),
     (["generate", "--model", "model", "--prompts", "absent.txt", "--out", "o"], 1, "absent.txt: No such file"),
     (["report", "--workdir", "nowhere"], 1, "uae-jax report: error: nowhere: no such workdir"),
     (["report", "--workdir", "."], 1, "not the workdir of a run"),

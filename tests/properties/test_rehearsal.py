@@ -58,6 +58,7 @@ def test_a_pattern_of_muon_is_checked(config, built, muon, message):
 def test_data_and_paths_are_looked_up(config, built, monkeypatch):
   for wrong, message in (
     (dataclasses.replace(config, embedders={"clip": "/nowhere"}), r"config\.embedders\.clip = '/nowhere': no such"),
+    (dataclasses.replace(config, embedders={"clip": __file__}), r"config\.embedders\.clip = .*config\.json"),
     (
       dataclasses.replace(config, init=dataclasses.replace(config.init, checkpoint="/nowhere:vae")),
       r"config\.init\.checkpoint = '/nowhere:vae': no finished stage",

@@ -358,6 +358,10 @@ def test_the_command_makes_reads_resumes_and_repeats(tmp_path, monkeypatch, caps
   assert cli.main(like) == 0
   assert (again / "00002/samples/0003.png").read_bytes() == (out / "00002/samples/0003.png").read_bytes()
 
+  (again / "results.json").unlink()  # Images of an unknown model would count as those of this one.
+  assert cli.main([*images, str(again)]) == 1
+  assert "again has 00000/samples/0000.png but no results.json" in capsys.readouterr().err
+
 
 # --- Results of others ------------------------------------------------------------------------------------------------
 

@@ -5,10 +5,14 @@ from collections.abc import Iterable
 from pathlib import Path
 import sys
 
-from uae_jax import json_files
+from uae_jax import json_files, outputs
 from uae_jax.commands import command_line
 from uae_jax.embedders import KINDS
 from uae_jax.files import IMAGE_SUFFIXES, input_path, json_text, local_path, shown, write_whole
+
+# Options of one protocol.
+RECONSTRUCTIONS = ("images", "dtype", "pixels", "suffixes", "pairs")
+CAPTIONS = ("captions", "against", "judge_model", "key_variable", "cache", "workers")
 
 
 def parser() -> command_line.Parser:
@@ -81,17 +85,26 @@ def main(argv: list[str], originals: list[Path] | None = None) -> int:
   """Runs the command; `originals` are the files of --references that count, by default all."""
   commands = parser()
   arguments = commands.parse_args(argv)
-  if (arguments.embedders is None) == (arguments.judge_url is None):
+  if bool(arguments.embedders) == bool(arguments.judge_url):
     commands.error("give --embedders for protocol 1, or --judge-url for protocol 2")
   needed = ("images",) if arguments.embedders else ("captions", "against", "judge_model")
   for name in needed:
     if not getattr(arguments, name):
       commands.error(f"--{name.replace('_', '-')} is needed")
+  unused, why = (CAPTIONS, "--judge-url") if arguments.embedders else (RECONSTRUCTIONS, "--embedders")
+  commands.refuse_unused(arguments, unused, f"goes with {why}")
   if arguments.out.suffix in (".csv", ".html"):
     commands.error(f"--out {shown(arguments.out)}: the table and the page get these suffixes, name the JSON file .json")
+  for file, begins in files_of(arguments.out).items() if arguments.embedders else [(arguments.out, outputs.JSON)]:
+    outputs.require_file(file, "--out", begins)
   if arguments.embedders:
     return score(arguments, commands, originals)
   return judge(arguments)
+
+
+def files_of(out: Path) -> dict[Path, bytes]:
+  """The files of protocol 1, and how each begins."""
+  return {out: outputs.JSON, out.with_suffix(".csv"): outputs.TABLE, out.with_suffix(".html"): outputs.PAGE}
 
 
 def parse_embedders(text: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from contextlib import closing
 from pathlib import Path
 
+from uae_jax import outputs
 from uae_jax.commands import command_line, model_arguments
 from uae_jax.commands.items import Items, JsonLines
 from uae_jax.data import image_files
@@ -25,6 +26,8 @@ def parser() -> command_line.Parser:
 def main(argv: list[str]) -> int:
   arguments = parser().parse_args(argv)
   paths = image_files.expand(arguments.images)
+  image_files.require_some(paths)
+  outputs.require_file(arguments.out, "--out", outputs.JSON, paths)
   read = model_arguments.reader(arguments)
   uae = model_arguments.load(arguments)
   options = command_line.given(arguments, *model_arguments.CAPTION_OPTIONS)

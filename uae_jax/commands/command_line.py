@@ -4,7 +4,7 @@ Nothing heavy is imported here, so that `uae-jax <command> --help` answers in we
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import logging
 import math
@@ -36,13 +36,41 @@ class Parser(argparse.ArgumentParser):
       "--verbose", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
     )
 
+  def parse_known_args(self, args=None, namespace=None):
+    """Refuses an option that is given twice, of which argparse would use the last one."""
+    for action in self._actions:
+      count = sum(text.partition("=")[0] in action.option_strings for text in args or ())
+      if count > 1 and not isinstance(action, argparse._AppendAction | argparse._StoreTrueAction):
+        self.error(f"{action.option_strings[-1]} is given {count} times")
+    return super().parse_known_args(args, namespace)
+
+  def refuse_unused(self, arguments: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Refuses options that this call would ignore.
+
+    Args:
+      arguments: parsed arguments.
+      names: attributes of `arguments`; one that has its default was not given.
+      why: end of the message, such as "goes with --to peft".
+    """
+    for name in names:
+      if getattr(arguments, name) != self.get_default(name):
+        self.error(f"--{name.replace('_', '-')} {why}")
+
   def error(self, message: str):
     """Prints a one-line error in place of argparse's usage and error, and exits with 2."""
     self.exit(2, f"{self.prog}: error: {files.shown(message)} (see {self.prog} --help)\n")
 
 
+def not_empty(text: str) -> str:
+  """The type of an argument that is a text; an empty one is what a shell makes of a variable that is not set."""
+  if not text:
+    raise argparse.ArgumentTypeError("it is empty")
+  return text
+
+
 def path(text: str) -> Path:
   """The type of an argument that is a path of this machine; see `files.local_path`."""
+  text = not_empty(text)
   try:
     return Path(files.local_path(text))
   except ValueError as error:
@@ -51,6 +79,7 @@ def path(text: str) -> Path:
 
 def input_path(text: str) -> Path:
   """The type of an argument that is only read, which may be in a bucket; see `cloud_storage.fetched`."""
+  text = not_empty(text)
   try:
     return Path(cloud_storage.fetched(files.input_path(text)))
   except (ValueError, FileNotFoundError) as error:

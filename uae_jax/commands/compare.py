@@ -6,6 +6,7 @@ import string
 import sys
 from typing import Any
 
+from uae_jax import outputs
 from uae_jax.commands import command_line, model_arguments
 
 EPILOG = """
@@ -43,7 +44,14 @@ def parser() -> command_line.Parser:
 
 
 def main(argv: list[str]) -> int:
-  arguments = parser().parse_args(argv)
+  commands = parser()
+  arguments = commands.parse_args(argv)
+  if bool(arguments.suite) != bool(arguments.prompts):
+    commands.error("--suite and --prompts go together: they say what official result files are about")
+  if arguments.page:
+    outputs.require_file(page_file(arguments.page), "--page", outputs.PAGE, arguments.results)
+  else:
+    commands.refuse_unused(arguments, ["gallery"], "goes with --page")
   if not 2 <= len(arguments.results) <= len(string.ascii_uppercase):
     raise ValueError(f"{len(arguments.results)} results: expected 2 to {len(string.ascii_uppercase)}")
 
@@ -88,12 +96,17 @@ def table(label: str, compared: dict) -> str:
   return "\n".join(lines)
 
 
+def page_file(target: Path) -> Path:
+  """The file of `--page`, which may name a folder."""
+  return target if target.suffix == ".html" else target / "compare.html"
+
+
 def write_page(target: Path, results: list, compared: list[dict], count: int) -> Path:
   """Writes the page of a comparison and returns its path."""
   from uae_jax.evaluation import comparison
   from uae_jax.report import compare_page
 
-  file = target if target.suffix == ".html" else target / "compare.html"
+  file = page_file(target)
   first, *others = results
   pairs = []
   for label, other, each in zip(string.ascii_uppercase[1:], others, compared, strict=False):

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 
-from uae_jax import files
+from uae_jax import files, outputs
 from uae_jax.commands import command_line
 
 FORMATS = ("orbax", "peft", "huggingface")
@@ -48,12 +48,14 @@ def parser() -> command_line.Parser:
 
 
 def main(argv: list[str]) -> int:
-  arguments = parser().parse_args(argv)
-  if arguments.adapters_only and arguments.to != "peft":
-    parser().error("--adapters-only goes with --to peft")
-  source, target = arguments.source, arguments.target
+  commands = parser()
+  arguments = commands.parse_args(argv)
+  if arguments.to != "peft":
+    commands.refuse_unused(arguments, ["adapters_only", "names"], "goes with --to peft")
+  source, target = arguments.source, arguments.target.resolve()
   if target.exists() and not (target.is_dir() and not any(target.iterdir())):
     raise ValueError(f"{target} exists and is not an empty folder: nothing is overwritten, choose another --target")
+  outputs.require_folder(target, "--target")
   import jax
 
   # A conversion needs host memory, not accelerator memory.

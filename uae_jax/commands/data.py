@@ -4,9 +4,13 @@ from pathlib import Path
 import sys
 from typing import Any
 
+from uae_jax import outputs
 from uae_jax.commands import command_line
 
 FIELDS = ("image_field", "caption_field", "max_bad_fraction", "image_px", "buckets", "max_crop")
+# Options of one action.
+INSPECT = ("split", "samples", "processor", "caption_tokens", "image_px", "buckets", "max_crop", "page")
+CONVERT = ("records_per_shard",)
 ACTIONS = ("inspect", "convert")
 
 
@@ -73,9 +77,17 @@ def parser() -> command_line.Parser:
 
 
 def main(argv: list[str]) -> int:
-  arguments = parser().parse_args(argv)
+  commands = parser()
+  arguments = commands.parse_args(argv)
   if (arguments.action == "convert") != (arguments.out is not None):
-    parser().error("--out goes with convert, which needs it")
+    commands.error("--out goes with convert, which needs it")
+  if arguments.action == "convert":
+    commands.refuse_unused(arguments, INSPECT, "goes with inspect")
+    outputs.require_folder(arguments.out, "--out")
+  else:
+    commands.refuse_unused(arguments, CONVERT, "goes with convert")
+  if arguments.page is not None:
+    outputs.require_file(arguments.page, "--page", outputs.PAGE)
 
   from uae_jax.options import DataOptions
 
@@ -104,7 +116,12 @@ def inspect(data, arguments) -> int:
     write_page(arguments.page, f"{data.source} ({arguments.split})", rows, found)
     command_line.say(arguments.page)
   num_read = len(found.unreadable) + len(found.captions)
-  return int(len(found.unreadable) > data.max_bad_fraction * num_read)
+  if len(found.unreadable) > data.max_bad_fraction * num_read:
+    raise ValueError(
+      f"{len(found.unreadable)} of {num_read} records are unreadable, more than max_bad_fraction = "
+      f"{data.max_bad_fraction}: repair or remove them, or raise --max-bad-fraction"
+    )
+  return 0
 
 
 def convert(data, arguments) -> int:

@@ -5,9 +5,10 @@ from pathlib import Path
 import re
 import sys
 
-from uae_jax import cloud_storage, files
+from uae_jax import cloud_storage, files, outputs
 from uae_jax.commands import command_line, model_arguments
 from uae_jax.commands.command_line import input_path, path
+from uae_jax.evaluation import settings as evaluation_settings
 from uae_jax.evaluation.suites.task import Task
 
 EPILOG = """
@@ -74,7 +75,8 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def main(argv: list[str]) -> int:
-  arguments = parser().parse_args(argv)
+  commands = parser()
+  arguments = commands.parse_args(argv)
 
   from uae_jax.commands import evaluate_task
   from uae_jax.evaluation import results, suites
@@ -85,16 +87,20 @@ def main(argv: list[str]) -> int:
   if arguments.suite and ":" in arguments.suite:
     arguments.suite, _, prompts_path = arguments.suite.partition(":")
     arguments.prompts = arguments.prompts or Path(cloud_storage.fetched(files.input_path(prompts_path)))
+  given = argparse.Namespace(**vars(arguments))
   if arguments.like:
     take_settings(arguments, arguments.like)
   arguments.seed = arguments.seed or 0
   if not arguments.suite or not arguments.prompts:
     raise ValueError("--suite and --prompts are both needed")
   suite = suites.find(arguments.suite)
+  refuse_unused(commands, given, suite)
   prompts_file = arguments.prompts
   if not prompts_file.exists():
     raise ValueError(f"--prompts {prompts_file}: no such file; expected {suite.prompts_file}")
   prompts = suite.read_prompts(prompts_file)[: arguments.limit]
+  if arguments.model:
+    processes.on_first(lambda: outputs.require_folder(out, "--out"))
   if isinstance(suite, Task):
     return evaluate_task.main(arguments, suite, prompts)
   if not arguments.limit and len(prompts) != suite.num_prompts:
@@ -132,6 +138,33 @@ def main(argv: list[str]) -> int:
 
   processes.on_first(finish)
   return 1 if arguments.model and failed else 0
+
+
+def refuse_unused(commands: command_line.Parser, given: argparse.Namespace, suite) -> None:
+  """Refuses options that this suite, or a call without a model, would ignore; `suite` is a `Suite` or `Task`."""
+  is_task = isinstance(suite, Task)
+  makes = suite.makes if is_task else ("images",)
+  unused = {
+    evaluation_settings.IMAGES: "images" not in makes,
+    evaluation_settings.CAPTIONS: "captions" not in makes,
+    ("embedders",): not (is_task and (suite.embedders or suite.runs_bench)),
+    ("against", "judge_url", "judge_model"): not (is_task and suite.runs_bench),
+    ("results",): is_task,
+  }
+  for names, is_unused in unused.items():
+    if is_unused:
+      commands.refuse_unused(given, names, f"does nothing with --suite {suite.name}")
+  if not given.model:
+    made = (
+      "seed",
+      "samples",
+      "dtype",
+      "int8",
+      "batch_size",
+      *evaluation_settings.IMAGES,
+      *evaluation_settings.CAPTIONS,
+    )
+    commands.refuse_unused(given, made, "goes with --model")
 
 
 def join(arguments: argparse.Namespace) -> None:
@@ -174,7 +207,6 @@ def generate(
     (settings, file -> error, number of whole files, whether any file was made).
   """
   from uae_jax.evaluation import generation, results
-  from uae_jax.evaluation import settings as evaluation_settings
   from uae_jax.evaluation.suites.spec import SuiteError
   from uae_jax.training import processes
 
@@ -191,6 +223,8 @@ def generate(
   if known and (changed := results.differences(known["settings"], settings)):
     raise ValueError(f"{out} has images of other settings ({'; '.join(changed)}): choose another --out")
   if known is None:
+    targets = [target.file for prompt in prompts for target in suite.targets(prompt, samples)]
+    processes.on_first(lambda: outputs.require_own(out, "--out", results.FILE, targets))
     processes.on_first(lambda: results.write(out, settings, {"files": 0, "failed": {}}, None, suite.scale))
   part, parts = arguments.shard
   size = (height, width)
@@ -229,7 +263,6 @@ def take_settings(arguments: argparse.Namespace, file: Path) -> None:
     ValueError: the file is not a result.
   """
   from uae_jax.evaluation import results
-  from uae_jax.evaluation import settings as evaluation_settings
 
   known = results.read(file)
   if known is None:
@@ -247,7 +280,6 @@ def take_settings(arguments: argparse.Namespace, file: Path) -> None:
 
 def table(suite, scores, settings: dict) -> str:
   """The table of a suite beside the published overall scores, and the settings that move them."""
-  from uae_jax.evaluation import settings as evaluation_settings
 
   first = suite.metric if isinstance(suite, Task) else ""
   blocks = {first: scores, **scores.metrics}

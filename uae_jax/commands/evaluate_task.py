@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from uae_jax import outputs
 from uae_jax.commands import bench, model_arguments
 from uae_jax.evaluation import results, rows, tasks
 from uae_jax.evaluation import settings as evaluation_settings
@@ -54,6 +55,8 @@ def main(arguments: argparse.Namespace, task: Task, prompts: Sequence[Prompt]) -
     failed = known["failed"] if known else {}
   else:
     if known is None:
+      earlier = [file.name for file in out.glob("items*.jsonl")]
+      processes.on_first(lambda: outputs.require_own(out, "--out", results.FILE, earlier))
       processes.on_first(lambda: results.write(out, settings, {"files": 0, "failed": {}}, None, task.scale))
     failed = make(arguments, task, run, prompts)
 

@@ -2,7 +2,7 @@
 
 from contextlib import closing
 
-from uae_jax import files
+from uae_jax import files, outputs
 from uae_jax.commands import command_line, model_arguments
 from uae_jax.commands.items import Items, JsonLines
 from uae_jax.data.prompt_lines import Line, read_lines
@@ -36,6 +36,9 @@ def main(argv: list[str]) -> int:
     lines = read_lines(arguments.prompts)
   else:
     lines = [Line(f"prompt {number}", text) for number, text in enumerate(arguments.prompt, 1)]
+  names = [f"{index:05d}.png" for index in range(len(lines))]
+  outputs.require_folder(arguments.out, "--out")
+  outputs.require_own(arguments.out, "--out", "images.jsonl", names)
   uae = model_arguments.load(arguments)
   options = command_line.given(arguments, *model_arguments.GENERATION_OPTIONS)
   uae.latents_shape(arguments.height, arguments.width)  # refuses an impossible size once, not once per item
@@ -50,10 +53,9 @@ def main(argv: list[str]) -> int:
     )
     for index, line, prompt, image in results:
       with items.item(line):
-        name = f"{index:05d}.png"
         arguments.out.mkdir(parents=True, exist_ok=True)
-        files.write_whole(arguments.out / name, files.image_bytes(image))
-        out.write({"image": name, "prompt": prompt})
+        files.write_whole(arguments.out / names[index], files.image_bytes(image))
+        out.write({"image": names[index], "prompt": prompt})
   if len(items.failed) < len(lines):
     command_line.say(arguments.out)
   return 1 if items.failed else 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import sys
 import tempfile
 
+from uae_jax import outputs
 from uae_jax.commands import compiler_flags, config_file
 from uae_jax.commands.command_line import Parser, number, path
 from uae_jax.files import write_whole
@@ -60,6 +61,8 @@ def parser() -> Parser:
 def main(argv: list[str]) -> int:
   """Parses the arguments and plans."""
   arguments, config = config_file.parse(parser(), argv)
+  if arguments.json:
+    outputs.require_file(arguments.json, "--json", outputs.JSON)
   stages = arguments.stages.split(",") if arguments.stages else None
   compiler_flags.add(dataclasses.replace(config, xla_flags=""))  # those may be for the host that trains
   topologies = arguments.topology.split(",")

@@ -2,7 +2,7 @@
 
 from contextlib import closing
 
-from uae_jax import files
+from uae_jax import files, outputs
 from uae_jax.commands import command_line, model_arguments
 from uae_jax.commands.items import Items, JsonLines
 from uae_jax.data import image_files
@@ -28,6 +28,9 @@ def main(argv: list[str]) -> int:
   arguments = parser().parse_args(argv)
   paths = image_files.expand(arguments.images)
   names = image_files.result_names(paths)
+  image_files.require_some(paths)
+  outputs.require_folder(arguments.out, "--out")
+  outputs.require_own(arguments.out, "--out", "captions.jsonl", [*names, "index.html"])
   read = model_arguments.reader(arguments)
   uae = model_arguments.load(arguments)
   options = command_line.given(arguments, *model_arguments.CAPTION_OPTIONS, *model_arguments.GENERATION_OPTIONS)

@@ -19,7 +19,10 @@ def parser() -> command_line.Parser:
   parser = command_line.Parser("serve", "Serves a model with a subset of OpenAI's API.", EPILOG)
   model_arguments.add_model_arguments(parser)
   parser.add_argument(
-    "--host", default="127.0.0.1", help="address to listen on; default %(default)s, this machine only"
+    "--host",
+    type=command_line.not_empty,
+    default="127.0.0.1",
+    help="address to listen on; default %(default)s, this machine only",
   )
   parser.add_argument(
     "--port",
@@ -27,7 +30,9 @@ def parser() -> command_line.Parser:
     default=8000,
     help="port, 0 takes a free one; default %(default)s",
   )
-  parser.add_argument("--name", default="uae", help="name of the model in requests; default %(default)s")
+  parser.add_argument(
+    "--name", type=command_line.not_empty, default="uae", help="name of the model in requests; default %(default)s"
+  )
   parser.add_argument(
     "--max-new-tokens", type=model_arguments.positive, help="most tokens per answer; default: the model's own"
   )

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 
+from uae_jax import outputs
 from uae_jax.commands import config_file
 from uae_jax.commands.command_line import Parser, number, path
 from uae_jax.commands.model_arguments import positive
@@ -68,8 +69,16 @@ def parser() -> Parser:
 def main(argv: list[str]) -> int:
   """Parses the arguments, runs or submits what is not finished, and writes the results."""
   overrides, rest = split_flags(argv)
-  arguments = parser().parse_args(rest)
+  commands = parser()
+  arguments = commands.parse_args(rest)
   fractions = fractions_of(arguments)
+  if not arguments.draw:
+    commands.refuse_unused(arguments, ["num", "seed"], "goes with --draw")
+  if not fractions:
+    commands.refuse_unused(arguments, ["keep", "halving_metric"], "goes with --halving")
+  if arguments.launcher:
+    commands.refuse_unused(arguments, ["list", "parallel", "halving"], "does not go with --launcher")
+  refuse_run(arguments.workdir)
   if arguments.submit and not arguments.launcher:
     raise argparse.ArgumentError(None, "--submit needs --launcher=COMMAND")
 
@@ -154,6 +163,17 @@ def make_sweep(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str
     refuse_another(folder / point.name, experiments[point.name])
   common = tuple(f"--config.{field}={text}" for field, text in overrides)
   return Sweep(folder, arguments.config, common, tuple(found), experiments)
+
+
+def refuse_run(folder: Path) -> None:
+  """Refuses a folder that is a run itself, or in which nothing can be written.
+
+  Raises:
+    ValueError: it is.
+  """
+  if (folder / "config.json").exists():
+    raise ValueError(f"--workdir={folder} is a run: a sweep needs a folder of its own, with a workdir for each run")
+  outputs.require_folder(folder, "--workdir")
 
 
 def refuse_another(workdir: Path, config) -> None:

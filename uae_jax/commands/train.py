@@ -13,6 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from uae_jax import outputs
 from uae_jax.commands import command_line, compiler_flags, config_file
 from uae_jax.commands.command_line import Parser, number, path
 from uae_jax.options import Experiment
@@ -98,6 +99,7 @@ def train(config: Experiment, workdir: Path, *, accepts_changed_data: bool = Fal
 
   def check() -> None:
     check_workdir(workdir, config)
+    outputs.require_folder(workdir, "--workdir")
     fingerprints.update(check_data(config, workdir, accepts_changes=accepts_changed_data))
 
   def open_run() -> None:
@@ -110,9 +112,9 @@ def train(config: Experiment, workdir: Path, *, accepts_changed_data: bool = Fal
   # 1. Everything that can be wrong with the config, before anything is written.
   validate(config)
   stage_suites.check(config)
-  mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
   processes.name_logs()
   processes.on_first(check)
+  mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
   sizes, built = rehearse(config, mesh)
   # 2. The run.
   processes.on_first(lambda: workdir.mkdir(parents=True, exist_ok=True))

@@ -29,6 +29,16 @@ def expand(arguments: Iterable[str | os.PathLike]) -> list[Path]:
   return list(found)
 
 
+def require_some(paths: Sequence[Path]) -> None:
+  """Checks that some of the paths is a file, before a model is loaded to read them.
+
+  Raises:
+    ValueError: none is.
+  """
+  if not any(path.is_file() for path in paths):
+    raise ValueError(f"no image file: {paths[0]} {'is a folder without images' if paths[0].is_dir() else 'is no file'}")
+
+
 def _images_in(folder: Path) -> list[Path]:
   try:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)

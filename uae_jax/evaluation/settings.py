@@ -7,9 +7,10 @@ from uae_jax.evaluation import results
 from uae_jax.evaluation.suites.task import Task
 
 AUTO = "auto"  # the dtype of weights that are used as they are stored
+IMAGES = ("steps", "guidance", "height", "width")
 CAPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")
 # Options that take the value of another result where the command line leaves them open.
-REPEATED = ("seed", "samples", "steps", "guidance", "height", "width", *CAPTIONS, "embedders")
+REPEATED = ("seed", "samples", *IMAGES, *CAPTIONS, "embedders")
 # Settings that the table shows.
 SHOWN = (
   *("steps", "guidance", "shift", "height", "width"),
@@ -91,5 +92,5 @@ def options(settings: Mapping[str, Any], batch_size: int | None, window: int) ->
   """
   batch = {"batch_size": batch_size} if batch_size else {}
   texts = {name: settings[name] for name in CAPTIONS if name in settings}
-  pictures = {name: settings[name] for name in ("steps", "guidance", "height", "width") if name in settings}
+  pictures = {name: settings[name] for name in IMAGES if name in settings}
   return texts | {"batch_size": batch_size or window}, pictures | batch

@@ -4,7 +4,7 @@ import dataclasses
 
 from uae_jax.files import local_path
 from uae_jax.options.base import Options, option
-from uae_jax.options.sampling import GenerationOptions
+from uae_jax.options.sampling import LARGEST_SEED, GenerationOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class EvaluationOptions(GenerationOptions):
   embedders: tuple[str, ...] = ("clip", "dinov2")
   gallery_images: int = option(8, at_least=0)
   caption_every_steps: int = option(50, at_least=0)
-  seed: int = 0
+  seed: int = option(0, at_least=0, at_most=LARGEST_SEED)
   periodic: PeriodicEvaluationOptions = PeriodicEvaluationOptions()
   suites: SuiteEvaluationOptions = SuiteEvaluationOptions()
 

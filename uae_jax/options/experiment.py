@@ -10,7 +10,7 @@ from uae_jax.options.base import Options, option
 from uae_jax.options.data import DataOptions
 from uae_jax.options.evaluation import EvaluationOptions
 from uae_jax.options.rewards import EXTERNAL, image_text_kind
-from uae_jax.options.sampling import DATASET
+from uae_jax.options.sampling import DATASET, LARGEST_SEED
 
 DTYPES = ("bfloat16", "float32")
 REMAT_POLICIES = ("none", "full", "dots")
@@ -155,7 +155,7 @@ class Experiment(Options):
     understanding_for_generation: see `UnderstandingForGenerationStage`.
   """
 
-  seed: int = 0
+  seed: int = option(0, at_least=0, at_most=LARGEST_SEED // 1000 - 1)  # a stage has 1000 * seed + its number
   model: str = "scenes"
   processor: str = option("", is_input=True)
   dtype: str = option("float32", choices=DTYPES)

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from uae_jax import cloud_storage
 from uae_jax.data.pipeline import make_dataset
 from uae_jax.data.sources import HELD_OUT, open_source
+from uae_jax.embedders import registry
 from uae_jax.files import is_in_cloud
 from uae_jax.options import FRESH, Experiment
 from uae_jax.training import initial
@@ -52,6 +53,11 @@ def check_paths(config: Experiment) -> None:
       continue
     if not (cloud_storage.exists(source) if is_in_cloud(source) else Path(source).exists()):
       raise ValueError(f"config.embedders.{kind} = {source!r}: no such file or folder")
+    if not is_in_cloud(source):
+      try:
+        registry.find(kind).open(Path(source))
+      except (ValueError, OSError) as error:
+        raise ValueError(f"config.embedders.{kind} = {source!r}: {error}") from error
   if config.init.checkpoint:
     initial.find_checkpoint(config.init.checkpoint)
 

@@ -34,11 +34,12 @@ def score(run: Run, prompts: Sequence[Prompt], rows: Rows) -> Scores | None:
   if run.judge:
     models = [part for model in run.judge["judge_model"] for part in ("--judge-model", model)]
     arguments = ["--captions", str(captions), "--against", str(run.judge["against"]), *models]
+    arguments += ["--cache", str(run.out / "judge_cache")]
     run_bench(run, done, "judge.json", ["--judge-url", run.judge["judge_url"], *arguments])
   if not run.embedder_paths:
     return None
   embedders = ",".join(f"{kind}={path}" for kind, path in run.embedder_paths.items())
-  arguments = ["--images", str(run.out / pictures.RECONSTRUCTIONS), "--embedders", embedders]
+  arguments = ["--images", str(run.out / pictures.RECONSTRUCTIONS), "--embedders", embedders, "--suffixes", "all"]
   file = run_bench(run, done, "unified_bench.json", arguments)
   return official_scores(file, prompts, rows)
 
@@ -47,11 +48,10 @@ def run_bench(run: Run, done: Sequence[Prompt], name: str, arguments: Sequence[s
   """Runs `uae-jax bench` on the pictures that are done; returns its result file."""
   file, first = run.out / name, done[0]
   folder = first.record["image"].parents[len(Path(first.key).parts) - 1]
-  cache = ["--cache", str(run.out / "judge_cache")]
   if run.bench is None:
     raise SuiteError("unified_bench is scored by uae-jax bench, which does not run while a stage trains")
   run.bench(
-    ["--references", str(folder), "--out", str(file), "--suffixes", "all", *cache, *arguments],
+    ["--references", str(folder), "--out", str(file), *arguments],
     [prompt.record["image"] for prompt in done],
   )
   return file
