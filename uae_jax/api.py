@@ -20,6 +20,7 @@ from uae_jax.models.prompts import Prompts, Questions
 from uae_jax.models.uae import UAE as Model
 from uae_jax.networks import merge_uae
 from uae_jax.options import CaptionOptions, GenerationOptions
+from uae_jax.options.sampling import EVERYWHERE
 from uae_jax.plain import from_plain
 from uae_jax.rollouts import captions as caption_rollouts
 from uae_jax.rollouts import reconstruct
@@ -439,6 +440,7 @@ class UAE:
     *,
     indices: Sequence[int] | None = None,
     batch_size: int | None = None,
+    guidance_interval: Sequence[float] | None = None,
   ):
     """Generates one image per prompt.
 
@@ -454,6 +456,8 @@ class UAE:
       indices: index of each image in a larger job, for the same results in any batches; by default 0, 1, ...
       batch_size: maximum number of images per batch; by default 2 at 1024 px, 8 at 512 px. Prompts of one length share
         batches, which are padded to a power of two; an image does not depend on its batch, up to rounding.
+      guidance_interval: noise levels (low, high] with guidance, half the work outside of it; by default that of the
+        weights (all levels).
 
     Raises:
       ValueError: the decoder's patches or position table do not allow the size, the output is unknown, an option is out
@@ -463,7 +467,10 @@ class UAE:
     if output not in ("pil", "array"):
       raise ValueError(f"output = {output!r}: expected 'pil' or 'array'")
     steps, guidance = or_default(steps, self.inference.steps), or_default(guidance, self.inference.guidance)
-    GenerationOptions(sampler_steps=steps, guidance=guidance)
+    if guidance_interval is None:
+      guidance_interval = EVERYWHERE if guidance == 1.0 else self.inference.guidance_interval
+    interval = tuple(or_default(limit, 0.0) for limit in guidance_interval)
+    options = GenerationOptions(sampler_steps=steps, guidance=guidance, guidance_interval=interval)
     shape = self.latents_shape(height, width)
     if latents is None:
       noise = noise_of(keys_of(seed, indices, len(prompts)), shape)
@@ -478,9 +485,7 @@ class UAE:
     for rows in batches_of(lengths, or_default(batch_size, fitting(shape))):
       context, mask = self.encode_text([*negative, *(prompts[row] for row in rows)], lengths[rows[0]])
       batch = noise[np.asarray(rows)]
-      run = self._program(
-        ("generate", batch.shape, context.shape, steps, guidance), self._generate_batch(steps, guidance)
-      )
+      run = self._program(("generate", batch.shape, context.shape, options), self._generate_batch(options))
       images = np.asarray(run(self.params, batch, context, mask))
       if not np.all(np.isfinite(images)):
         raise ValueError(f"a generated image has pixels that are not finite numbers: {NOT_FINITE}")
@@ -503,13 +508,20 @@ class UAE:
     lengths = [max(least, len(self.processor.generation_prompt(prompt))) for prompt in prompts]
     return [math.ceil(length / bucket) * bucket for length in lengths]
 
-  def _generate_batch(self, steps: int, guidance: float):
+  def _generate_batch(self, options: GenerationOptions):
     def run(params, noise, context, mask):
       model, count = self._model(params), len(noise)
-      negative = None if guidance == 1.0 else Context(context[:1], mask[:1])
+      negative = None if options.guidance == 1.0 else Context(context[:1], mask[:1])
       own = Context(context[-count:], mask[-count:])
       return reconstruct.generate(
-        model, own, negative, noise, guidance=guidance, sampler_steps=steps, shift=self.inference.shift
+        model,
+        own,
+        negative,
+        noise,
+        guidance=options.guidance,
+        guidance_interval=options.guidance_interval,
+        sampler_steps=options.sampler_steps,
+        shift=self.inference.shift,
       )
 
     return run
@@ -529,7 +541,7 @@ class UAE:
     """
     shared = ("seed", "indices", "batch_size")
     caption_names = ("max_new_tokens", "temperature", "repetition_penalty", *KEPT_NAMES, *shared)
-    generate_names = ("steps", "guidance", "height", "width", "latents", "output", *shared)
+    generate_names = ("steps", "guidance", "guidance_interval", "height", "width", "latents", "output", *shared)
     unknown = set(options) - set(caption_names) - set(generate_names)
     if unknown:
       raise TypeError(f"reconstruct has no option {sorted(unknown)}")

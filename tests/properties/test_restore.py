@@ -98,6 +98,8 @@ def test_noise_depends_on_the_seed_and_the_index_alone(loaded):
     ("generate", dict(seed=2**32), "seed = 4294967296: expected 0 to 4294967295"),
     ("generate", dict(steps=0), "sampler_steps = 0: expected 1 or more"),
     ("generate", dict(guidance=float("nan")), "guidance = nan: expected a finite number"),
+    ("generate", dict(guidance=1.0, guidance_interval=(0.2, 0.5)), "does nothing with guidance = 1"),
+    ("generate", dict(guidance=2.0, guidance_interval=(0.5, 0.2)), "expected 0 <= first < last <= 1"),
     ("generate", dict(height=0), "0 x 32 px: sides must be multiples of"),
     ("generate", dict(width=1 << 20), "32 x 1048576 px: sides must be multiples of"),
     ("generate", dict(latents=np.zeros((2, 4, 4, 16))), "the shape [2, 4, 4, 16], expected [1, 4, 4, 16]"),

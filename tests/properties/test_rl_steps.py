@@ -233,6 +233,21 @@ def test_guidance_off_in_training_alone_and_answer_conditioning_in_stage_3():
   assert metrics["log_prob_difference"] > 1e-4
 
 
+@pytest.mark.parametrize("loss", ["flow_grpo", "nft"])
+def test_a_guidance_interval_that_ends_in_the_window(loss):
+  """The noise levels of the window are 1 and 0.93, or 0.93 and 0.82: guidance begins after its first step."""
+  phases = decoder_phases(
+    objective=ImageObjective(loss=loss), guidance=2.0, guidance_interval=(0.2, 0.95), window_strategy="fixed"
+  )
+  state, metrics = updated("decoder", phases)
+  assert moved(state, state_of("decoder"))
+  if loss == "nft":
+    assert metrics["old_distance"] == 0.0
+  else:
+    assert metrics["ratio_mean"] == 1.0
+    assert metrics["log_prob_difference_max"] < 1e-4
+
+
 def test_nft_on_policy_from_ode_samples():
   phases = decoder_phases(objective=ImageObjective(loss="nft", beta=0.1), sampler="ode", is_noise_shared=False)
   state, metrics = updated("decoder", phases)

@@ -315,7 +315,7 @@ class StandIn:
   def latents_shape(self, height, width):
     return LATENTS
 
-  def generate(self, prompts, steps, guidance, height, width, *, latents, batch_size):
+  def generate(self, prompts, steps, guidance, height, width, *, latents, batch_size, guidance_interval):
     self.made += len(prompts)
     return [gray(noise) for noise in latents]
 

@@ -244,6 +244,7 @@ def generate(
       width,
       latents=latents,
       batch_size=arguments.batch_size,
+      guidance_interval=settings["guidance_interval"],
     ),
     out,
     seed=arguments.seed,

@@ -13,7 +13,7 @@ from uae_jax.options.sampling import LARGEST_SEED
 
 positive = number(int, at_least=1)
 CAPTION_OPTIONS = ("batch_size", "max_new_tokens", "temperature", "top_k", "top_p", "min_p")
-GENERATION_OPTIONS = ("batch_size", "steps", "guidance", "height", "width")
+GENERATION_OPTIONS = ("batch_size", "steps", "guidance", "guidance_interval", "height", "width")
 # Items after which results are written, unless --batch-size is given.
 WINDOW = 8
 MAX_PROGRAM_BYTES = 4 * 2**30  # of all commands; the programs that were used last stay
@@ -85,6 +85,13 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--steps", type=positive, help="sampler steps; default: the model's own")
   parser.add_argument(
     "--guidance", type=number(float, at_least=0), help="guidance scale, 1 disables guidance; default: the model's own"
+  )
+  parser.add_argument(
+    "--guidance-interval",
+    nargs=2,
+    type=number(float, at_least=0, at_most=1),
+    metavar=("LOW", "HIGH"),
+    help="guide only at noise levels over LOW and up to HIGH, half the work elsewhere; default: the model's own",
   )
   parser.add_argument("--height", type=positive, help="image height in pixels; default: the model's own")
   parser.add_argument("--width", type=positive, help="image width in pixels; default: the model's own")

@@ -53,6 +53,7 @@ class Reconstructor:
       negative,
       reconstruct.image_noise(key, model, x),
       guidance=options.guidance,
+      guidance_interval=options.guidance_interval,
       sampler_steps=options.sampler_steps,
       shift=options.shift_at(model.latents_shape(x)),
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from uae_jax import files, json_files
 from uae_jax.evaluation.suites.spec import Prompt, Scores
+from uae_jax.options.sampling import EVERYWHERE
 from uae_jax.plain import from_plain
 
 FILE = "results.json"
@@ -23,8 +24,11 @@ TYPES = {
   **dict.fromkeys((*REQUIRED, "dtype", "embedders"), str),
   **dict.fromkeys((*COUNTS, "seed", "top_k"), int),
   **dict.fromkeys(("guidance", "shift", "temperature", "top_p", "min_p"), float),
+  "guidance_interval": tuple[float, float],
   "int8": bool,
 }
+# Settings that came later, with what they are in a result that lacks them.
+ABSENT = {"guidance_interval": list(EVERYWHERE)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,5 +129,7 @@ def _plain(scores: Scores) -> dict[str, Any]:
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
   """Lists the settings that make two results incomparable, as "name: value, value"."""
+  if "guidance" in one and "guidance" in other:
+    one, other = ABSENT | dict(one), ABSENT | dict(other)
   names = sorted({*one, *other} - set(INCIDENTAL))
   return [f"{name}: {one.get(name)!r}, {other.get(name)!r}" for name in names if one.get(name) != other.get(name)]

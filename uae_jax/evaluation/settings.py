@@ -5,15 +5,17 @@ from typing import Any
 
 from uae_jax.evaluation import results
 from uae_jax.evaluation.suites.task import Task
+from uae_jax.options.sampling import EVERYWHERE
 
 AUTO = "auto"  # the dtype of weights that are used as they are stored
 IMAGES = ("steps", "guidance", "height", "width")
 CAPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")
+IMAGES = ("steps", "guidance", "guidance_interval", "height", "width")
 # Options that take the value of another result where the command line leaves them open.
 REPEATED = ("seed", "samples", *IMAGES, *CAPTIONS, "embedders")
 # Settings that the table shows.
 SHOWN = (
-  *("steps", "guidance", "shift", "height", "width"),
+  *("steps", "guidance", "guidance_interval", "shift", "height", "width"),
   *CAPTIONS,
   *("repetition_penalty", "embedders", "samples", "seed", "weights"),
 )
@@ -55,11 +57,14 @@ def of_task(given: Mapping[str, Any], task: Task, prompts: Sequence, uae: Any, w
 def images(given: Mapping[str, Any], uae: Any) -> dict[str, Any]:
   """Settings of generated images."""
   default = uae.inference
+  guidance = default.guidance if given.get("guidance") is None else given["guidance"]
+  interval = given.get("guidance_interval") or (EVERYWHERE if guidance == 1 else default.guidance_interval)
   return {
     "height": given.get("height") or default.resolution_px,
     "width": given.get("width") or default.resolution_px,
     "steps": given.get("steps") or default.steps,
-    "guidance": default.guidance if given.get("guidance") is None else given["guidance"],
+    "guidance": guidance,
+    "guidance_interval": [float(limit) for limit in interval],
     "shift": default.shift,
     "sampler": "euler",
     "negative_prompt": uae.processor.negative_prompt,

@@ -7,6 +7,7 @@ import math
 from uae_jax.options.base import Options, option
 from uae_jax.options.rewards import image_text_kind
 
+EVERYWHERE = (0.0, 1.0)  # the guidance interval of all noise levels
 CONDITIONINGS = ("text", "answer")
 TEXT_TOWERS = ("reference", "policy")
 DATASET, SAMPLED = "dataset", "sampled"
@@ -94,15 +95,23 @@ class GenerationOptions(ShiftOptions):
       adapters off, "policy" on. A text tower that moves during training breaks a frozen decoder.
     sampler_steps: number of sampler steps N.
     guidance: classifier-free guidance scale; 1 runs the conditional branch only.
+    guidance_interval: noise levels (low, high] with guidance; at all others the conditional branch runs alone, which is
+      half the work (arXiv 2404.07724).
   """
 
   conditioning: str = option("text", choices=CONDITIONINGS)
   text_tower: str = option("reference", choices=TEXT_TOWERS)
   sampler_steps: int = option(10, at_least=1)
   guidance: float = option(1.0, more_than=0)
+  guidance_interval: tuple[float, float] = EVERYWHERE
 
   def check(self) -> None:
     ShiftOptions.check(self)
+    low, high = self.guidance_interval
+    if not 0 <= low < high <= 1:
+      raise ValueError(f"guidance_interval = {self.guidance_interval}: expected 0 <= first < last <= 1")
+    if self.guidance == 1.0:
+      self.refuse_inert(("guidance_interval",), "guidance = 1")
     if self.conditioning == "answer" and self.guidance == 1.0:
       self.refuse_inert(("text_tower",), "conditioning = 'answer' and no guidance")
 

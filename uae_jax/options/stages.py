@@ -376,6 +376,12 @@ class UnderstandingForGenerationOptions(CaptionOptions, GenerationOptions, Rewar
   old_decay_start: int = option(0, at_least=0)
   replay_chunks: int = option(1, at_least=1)
 
+  @property
+  def window_reach(self) -> tuple[int, int]:
+    """The steps [first, last) that the window stays in."""
+    first, last = self.window_range
+    return first, (first if self.window_strategy == "fixed" else last - 1) + self.window
+
   def check(self) -> None:
     TokenOptions.check(self)
     GenerationOptions.check(self)
@@ -392,11 +398,11 @@ class UnderstandingForGenerationOptions(CaptionOptions, GenerationOptions, Rewar
       raise ValueError(f"noising_range = {self.noising_range}: expected 0 <= first < last <= 1")
     if self.sampler != ODE:
       # The last step lands on sigma = 0: it has no density.
-      start = first if self.window_strategy == "fixed" else last - 1
-      if start + self.window > self.sampler_steps - 1:
+      end = self.window_reach[1]
+      if end > self.sampler_steps - 1:
         raise ValueError(
-          f"window = {self.window} steps starting at {start} pass step {self.sampler_steps - 1}, the last with a "
-          "density: lower window_range or raise sampler_steps"
+          f"window = {self.window} steps starting at {end - self.window} pass step {self.sampler_steps - 1}, the last "
+          "with a density: lower window_range or raise sampler_steps"
         )
       if self.sampler == "cps" and self.noise_level > 1:
         raise ValueError(f"noise_level = {self.noise_level}: sampler = 'cps' has its largest noise at 1")

@@ -14,9 +14,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from uae_jax import sharding
+from uae_jax.algorithms import samplers
 from uae_jax.embedders.kind import EmbedderSizes, published
 from uae_jax.layers.lora import LoRA
 from uae_jax.options.buckets import name as name_of
+from uae_jax.options.stages import ODE
+from uae_jax.rollouts.guidance_interval import spans
+from uae_jax.rollouts.images import ode_steps
 from uae_jax.training import initial, placement
 from uae_jax.training import sizes as sizes_lib
 from uae_jax.training.build import Built, build
@@ -151,6 +155,8 @@ def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Generator[Pro
     jax.tree.map(lambda leaf: leaf.sharding, built.abstract_params),
   )
   alive = kept + bytes_per_device((state, batch))
+  uae = sizes_lib.named_uae(config.model, built.processor, LoRA(config.lora.rank, config.lora.alpha))
+  latents_shape = (*(side // uae.vae.downsampling for side in config.data.largest_size), uae.vae.latent_channels)
   trajectory = yield Program(
     name,
     "rollout",
@@ -158,7 +164,7 @@ def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Generator[Pro
     (params, batch, key, placed((), jnp.int32, everywhere)),
     (False, True, True, False),
     alive,
-    window_trips(section.options),
+    window_trips(section.options, latents_shape),
   )
   rewards, _ = yield Program(
     name,
@@ -196,13 +202,22 @@ def cuts(config, name: str) -> dict[str, int]:
   return found
 
 
-def window_trips(options) -> tuple[float, ...]:
-  """Numbers of steps before and after an SDE window in the middle of its range; empty without a window."""
-  if not hasattr(options, "window"):
+def window_trips(options, latents_shape: tuple[int, ...]) -> tuple[float, ...]:
+  """Trip counts of the loops of `images.sample_sde`, with the window in the middle of its reach; empty without one.
+
+  The loops are the runs of steps with and without guidance before the window, then those after it.
+  """
+  if not hasattr(options, "window") or options.sampler == ODE:
     return ()
-  first, last = options.window_range
-  start = (first + last - 1) / 2
-  return (start, options.sampler_steps - options.window - start)
+  levels = samplers.sigmas(options.sampler_steps, options.shift_at(latents_shape))
+  before, after = ode_steps(options.window_reach, options.window, options.sampler_steps)
+  start = (options.window_reach[0] + before[1]) / 2
+  stop = start + options.window
+  interval = options.guidance_interval
+  return (
+    *(max(0.0, min(last, start) - first) for first, last in spans(levels, interval, *before)),
+    *(max(0.0, last - max(first, stop)) for first, last in spans(levels, interval, *after)),
+  )
 
 
 def shardings_of(tree):

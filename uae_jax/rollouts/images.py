@@ -10,11 +10,17 @@ from uae_jax.algorithms import samplers
 from uae_jax.algorithms.flow_matching import apply_guidance
 from uae_jax.models.uae import UAE
 from uae_jax.rollouts.conditioning import Context
+from uae_jax.rollouts.guidance_interval import EVERYWHERE, GuidedInInterval, Interval, Velocity, one_branch, runs
 
-Velocity = Callable[[jax.Array, jax.Array], jax.Array]
 
-
-def velocity_field(model: UAE, context: Context, *, guidance: float = 1.0, negative: Context | None = None) -> Velocity:
+def velocity_field(
+  model: UAE,
+  context: Context,
+  *,
+  guidance: float = 1.0,
+  negative: Context | None = None,
+  interval: Interval = EVERYWHERE,
+) -> Velocity:
   """Makes v(latents, sigma) with classifier-free guidance; both branches run in one batch [negative, positive].
 
   Args:
@@ -22,24 +28,30 @@ def velocity_field(model: UAE, context: Context, *, guidance: float = 1.0, negat
     context: conditioning, B rows.
     guidance: scale of the guidance; 1 runs the conditional branch only.
     negative: one row, padded to the number of slots of `context`; required unless guidance is 1.
+    interval: (low, high); guidance is applied where low < sigma <= high, see `guidance_interval`.
 
   Raises:
     ValueError: there is guidance, but no `negative`.
   """
+
+  def conditional(latents, sigma):
+    return model.velocity(latents, sigma, context.states, context.mask)
+
   if guidance == 1.0:
-    return lambda latents, sigma: model.velocity(latents, sigma, context.states, context.mask)
+    return conditional
   if negative is None:
     raise ValueError(f"guidance = {guidance} needs the conditioning of the negative prompt; 1 needs none")
   states = jnp.concatenate([jnp.broadcast_to(negative.states, context.states.shape), context.states])
   mask = jnp.concatenate([jnp.broadcast_to(negative.mask, context.mask.shape), context.mask])
 
-  def guided(latents, sigma):
+  def branches(latents, sigma):
     sigma = jnp.broadcast_to(sigma, (latents.shape[0],))
     both = model.velocity(jnp.concatenate([latents, latents]), jnp.concatenate([sigma, sigma]), states, mask)
-    unconditional, conditional = jnp.split(both, 2)
-    return apply_guidance(unconditional, conditional, guidance)
+    negative, positive = jnp.split(both, 2)
+    return positive, apply_guidance(negative, positive, guidance)
 
-  return guided
+  field = GuidedInInterval(branches, conditional, interval)
+  return field.guided if interval == EVERYWHERE else field
 
 
 def sample_ode(
@@ -48,7 +60,7 @@ def sample_ode(
   """Samples latents by Euler steps along the schedule of diffusers.
 
   Args:
-    velocity: v(latents, sigma).
+    velocity: v(latents, sigma); guidance in an interval splits the loop over steps where it begins and ends.
     noise: float32[B, h, w, 16], initial latents.
     num_steps: number of Euler steps.
     shift: shift of the schedule towards noise; SD3.5 uses 3.
@@ -58,18 +70,23 @@ def sample_ode(
   Returns:
     Latents float32[B, h, w, 16].
   """
-  sigmas = jnp.asarray(samplers.sigmas(num_steps, shift))
+  levels = samplers.sigmas(num_steps, shift)
+  pairs = (jnp.asarray(levels)[:-1], jnp.asarray(levels)[1:])
 
-  def step(latents, pair):
-    sigma, sigma_next = pair
-    return samplers.ode_step(latents, velocity(latents, sigma), sigma, sigma_next), None
+  def advance(latents, first, last, transform=lambda step: step):
+    for start, stop, branch in runs(velocity, levels, first, last):
 
-  pairs = (sigmas[:-1], sigmas[1:])
+      def step(latents, pair, branch=branch):
+        sigma, sigma_next = pair
+        return samplers.ode_step(latents, branch(latents, sigma), sigma, sigma_next), None
+
+      latents, _ = jax.lax.scan(transform(step), latents, jax.tree.map(lambda x: x[start:stop], pairs))  # noqa: B023
+    return latents
+
   first = num_steps - gradient_steps
-  latents, _ = jax.lax.scan(step, noise, jax.tree.map(lambda x: x[:first], pairs))
+  latents = advance(noise, 0, first)
   if gradient_steps:
-    last = jax.tree.map(lambda x: x[first:], pairs)
-    latents, _ = jax.lax.scan(jax.checkpoint(step), jax.lax.stop_gradient(latents), last)
+    latents = advance(jax.lax.stop_gradient(latents), first, num_steps, jax.checkpoint)
   return latents
 
 
@@ -105,6 +122,7 @@ def sample_sde(
   window: int,
   kind: str,
   noise_level: float,
+  reach: tuple[int, int] | None = None,
 ) -> Trajectories:
   """Samples by ODE steps before the window, SDE steps inside it, and ODE steps after it.
 
@@ -122,9 +140,13 @@ def sample_sde(
     window: W, number of SDE steps.
     kind: SDE sampler: "flow", "cps" or "dance".
     noise_level: noise level a of the sampler.
+    reach: steps [first, last) that the window stays in, known when this is traced; None for all.
   """
-  sigmas = jnp.asarray(samplers.sigmas(num_steps, shift))
+  levels = samplers.sigmas(num_steps, shift)
+  sigmas = jnp.asarray(levels)
   grouped = make_velocity(num_rollouts)
+  reach = reach or (0, num_steps)
+  before_window, after_window = ode_steps(reach, window, num_steps)
 
   def euler(velocity):
     def step(i, latents):
@@ -133,20 +155,29 @@ def sample_sde(
     return step
 
   prefix = make_velocity(1) if is_noise_shared else grouped
-  latents = jax.lax.fori_loop(0, window_start, euler(prefix), noise)
+  latents = noise
+  for first, last, branch in runs(prefix, levels, *before_window):
+    latents = jax.lax.fori_loop(first, jnp.minimum(last, window_start), euler(branch), latents)
   if is_noise_shared:
     latents = jnp.repeat(latents, num_rollouts, axis=0)
+  in_window = one_branch(grouped, levels[slice(*reach)])
 
   def stochastic(latents, offset):
-    mean, std = sde_moments(grouped, latents, sigmas, window_start + offset, kind, noise_level)
+    mean, std = sde_moments(in_window, latents, sigmas, window_start + offset, kind, noise_level)
     after = mean + std * jax.random.normal(jax.random.fold_in(key, offset), latents.shape)
     return after, (latents, samplers.log_prob(kind, after, mean, std))
 
   offsets = jnp.arange(window)
   latents, (before, log_probs) = jax.lax.scan(stochastic, latents, offsets)
   kept = jnp.concatenate([before, latents[None]])
-  final = jax.lax.fori_loop(window_start + window, num_steps, euler(grouped), latents)
-  return Trajectories(latents=kept, steps=window_start + offsets, log_probs=log_probs, final=final)
+  for first, last, branch in runs(grouped, levels, *after_window):
+    latents = jax.lax.fori_loop(jnp.maximum(first, window_start + window), last, euler(branch), latents)
+  return Trajectories(latents=kept, steps=window_start + offsets, log_probs=log_probs, final=latents)
+
+
+def ode_steps(reach: tuple[int, int], window: int, num_steps: int) -> tuple[tuple[int, int], tuple[int, int]]:
+  """Steps [first, last) that may come before a window in `reach`, and those that may come after it."""
+  return (0, reach[1] - window), (reach[0] + window, num_steps)
 
 
 def sde_moments(
@@ -166,6 +197,7 @@ def replay(
   shift: float,
   kind: str,
   noise_level: float,
+  reach: tuple[int, int] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Computes log-probabilities and moments of the stored steps under a policy.
 
@@ -177,11 +209,14 @@ def replay(
     shift: shift of the schedule towards noise.
     kind: SDE sampler: "flow", "cps" or "dance".
     noise_level: noise level a of the sampler.
+    reach: as for `sample_sde`.
 
   Returns:
     (log_probs float32[W, B], mean float32[W, B, ...], std float32[W]).
   """
-  sigmas = jnp.asarray(samplers.sigmas(num_steps, shift))
+  levels = samplers.sigmas(num_steps, shift)
+  sigmas = jnp.asarray(levels)
+  velocity = one_branch(velocity, levels[slice(*(reach or (0, num_steps)))])
 
   def step(inputs):
     before, after, index = inputs

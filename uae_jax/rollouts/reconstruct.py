@@ -12,6 +12,7 @@ from uae_jax.networks import Networks
 from uae_jax.rollouts import captions
 from uae_jax.rollouts.captions import Captions
 from uae_jax.rollouts.conditioning import Context, answer_context, encode_captions, encode_negative
+from uae_jax.rollouts.guidance_interval import EVERYWHERE, Interval
 from uae_jax.rollouts.images import sample_ode, velocity_field
 
 
@@ -97,6 +98,7 @@ def generate(
   sampler_steps: int,
   shift: float,
   gradient_steps: int = 0,
+  guidance_interval: Interval = EVERYWHERE,
 ) -> jax.Array:
   """Samples latents by an ODE and decodes them with the VAE.
 
@@ -109,11 +111,12 @@ def generate(
     sampler_steps: number of Euler steps.
     shift: shift of the schedule towards noise.
     gradient_steps: number of final steps that are differentiable.
+    guidance_interval: noise levels (low, high] with guidance.
 
   Returns:
     float32[B, H, W, 3], nominally in [-1, 1], not clipped.
   """
-  velocity = velocity_field(model, context, guidance=guidance, negative=negative)
+  velocity = velocity_field(model, context, guidance=guidance, negative=negative, interval=guidance_interval)
   return model.decode_latents(
     sample_ode(velocity, noise, num_steps=sampler_steps, shift=shift, gradient_steps=gradient_steps)
   )

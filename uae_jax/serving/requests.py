@@ -1,7 +1,7 @@
 """Requests of OpenAI's API, checked field by field: what the model cannot do is refused, never ignored.
 
 Sources: platform.openai.com/docs/api-reference, chat completions and images; `top_k`, `min_p` and `repetition_penalty`
-as in vLLM's server. `steps` and `guidance` are our own.
+as in vLLM's server. `steps`, `guidance` and `guidance_interval` are our own.
 """
 
 import base64
@@ -18,7 +18,7 @@ from PIL import Image
 
 from uae_jax.data.images import read_image
 from uae_jax.files import SURROGATES
-from uae_jax.options.sampling import LARGEST_SEED, MAX_TEXT_CHARACTERS
+from uae_jax.options.sampling import LARGEST_SEED, MAX_TEXT_CHARACTERS, GenerationOptions
 
 MAX_COUNT = 10
 MAX_STEPS = 1000
@@ -139,6 +139,14 @@ def image(body: Mapping[str, Any], model: str, check_size: Callable[[int, int], 
     "steps": fields.number("steps", int, at_least=1, at_most=MAX_STEPS),
     "guidance": fields.number("guidance", float, more_than=0, at_most=1000),
   }
+  interval = fields.take("guidance_interval", list, None)
+  if interval is not None:
+    try:
+      # Without a guidance of its own the request has that of the model, which checks it against the interval.
+      options = GenerationOptions(guidance=settings["guidance"] or math.e, guidance_interval=interval)
+    except ValueError as error:
+      raise RequestError(str(error), param="guidance_interval") from error
+    settings["guidance_interval"] = options.guidance_interval
   size = fields.take("size", str, "auto")
   if size != "auto":
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)

@@ -174,6 +174,7 @@ def of_run(workdir: Path, config: Experiment, built: Built, model_sizes: sizes.S
       is_small_world=is_small_world,
       resolution_px=config.data.image_px,
       guidance=evaluation.guidance,
+      guidance_interval=evaluation.guidance_interval,
       steps=evaluation.sampler_steps,
       max_new_tokens=evaluation.max_new_tokens,
       shift=evaluation.shift_at((latents_side, latents_side, 1)),

@@ -3,9 +3,12 @@
 import difflib
 
 from uae_jax import embedders
+from uae_jax.algorithms import samplers
 from uae_jax.embedders import text
-from uae_jax.options import EXTERNAL, FRESH, Experiment, image_text_kind
+from uae_jax.options import EXTERNAL, FRESH, Experiment, GenerationOptions, image_text_kind
+from uae_jax.options.base import Options
 from uae_jax.rewards.external import ExternalReward
+from uae_jax.rollouts.guidance_interval import check_schedule
 from uae_jax.training.sizes import find
 from uae_jax.training.stages import spec
 
@@ -23,14 +26,30 @@ def validate(config: Experiment) -> None:
       hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(embedders.KINDS)}"
       raise ValueError(f"config.embedders.{kind}: unknown kind of embedder, {hint}")
   check_embedders(config)
+  check_guidance("config.evaluation", config.evaluation)
   for name in config.stages:
     section = config.section(name)
+    check_guidance(f"config.{name}.options", section.options)
     names = getattr(section.options, "reward_names", ())
     if EXTERNAL in names:
       ExternalReward(section.http_reward)
     for reward in names:
       if image_text_kind(reward):
         check_towers(config, f"config.{name}.options.reward_weights", reward)
+
+
+def check_guidance(where: str, options: Options) -> None:
+  """Checks that a guidance interval contains a noise level of the sampler's schedule, where that is known here.
+
+  Raises:
+    ValueError: it contains none; the message names the field.
+  """
+  # A shift by size is known when the sampler is traced, which checks again.
+  if isinstance(options, GenerationOptions) and not options.is_shift_by_size and options.guidance != 1.0:
+    try:
+      check_schedule(samplers.sigmas(options.sampler_steps, options.shift), options.guidance_interval)
+    except ValueError as error:
+      raise ValueError(f"{where}.{error}") from error
 
 
 def check_towers(config: Experiment, field: str, reward: str) -> None:

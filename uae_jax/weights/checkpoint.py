@@ -14,6 +14,7 @@ from uae_jax.data.processing import Processor
 from uae_jax.layers import lora
 from uae_jax.models.captioner import CaptionerConfig
 from uae_jax.models.uae import UAEConfig
+from uae_jax.options.sampling import EVERYWHERE
 from uae_jax.weights import legacy
 
 # Statistics from the config and a constant embedding: float32 for any dtype of the weights.
@@ -29,6 +30,7 @@ class InferenceSettings:
     is_small_world: whether the model was trained only on procedural scenes.
     resolution_px: side of a generated image, in pixels.
     guidance: scale of classifier-free guidance; 1 disables it.
+    guidance_interval: noise levels (low, high] with guidance.
     steps: Euler steps per image.
     max_new_tokens: maximum number of tokens per caption.
     shift: shift of the noise schedule toward noise; 1 disables it.
@@ -42,6 +44,7 @@ class InferenceSettings:
   is_small_world: bool = False
   resolution_px: int = 1024
   guidance: float = 5.0
+  guidance_interval: tuple[float, float] = EVERYWHERE
   steps: int = 40
   max_new_tokens: int = 512
   shift: float = 3.0

@@ -72,8 +72,13 @@ def make_sampler(options: UnderstandingForGenerationOptions):
 
 
 def _sde(options: UnderstandingForGenerationOptions, latents_shape: Sequence[int]) -> dict:
-  shift = options.shift_at(latents_shape)
-  return dict(num_steps=options.sampler_steps, shift=shift, kind=options.sampler, noise_level=options.noise_level)
+  return dict(
+    num_steps=options.sampler_steps,
+    shift=options.shift_at(latents_shape),
+    kind=options.sampler,
+    noise_level=options.noise_level,
+    reach=options.window_reach,
+  )
 
 
 def make_policy(options: UnderstandingForGenerationOptions, objective: ImageObjective) -> ImagePolicy:

@@ -42,6 +42,7 @@ def make_loss(networks: Networks, options: ColdStartOptions) -> LossFunction:
       negative,
       row_draws.draw(jax.random.normal, noise_keys, *model.latents_shape(target)),
       guidance=options.guidance,
+      guidance_interval=options.guidance_interval,
       sampler_steps=options.sampler_steps,
       shift=options.shift_at(model.latents_shape(target)),
       gradient_steps=options.gradient_steps,

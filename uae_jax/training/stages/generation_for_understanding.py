@@ -125,6 +125,7 @@ class _Stage:
         negative,
         chunk[1],
         guidance=self.options.guidance,
+        guidance_interval=self.options.guidance_interval,
         sampler_steps=self.options.sampler_steps,
         shift=self.options.shift_at(latents_shape),
       )

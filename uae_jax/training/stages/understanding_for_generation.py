@@ -99,7 +99,8 @@ class _Stage:
     repeat = self.options.num_rollouts if repeat is None else repeat
     guidance = self.training_guidance if guidance is None else guidance
     model = self.networks.uae(params, adapters=adapters)
-    return velocity_field(model, context.repeat(repeat), guidance=guidance, negative=negative)
+    interval = self.options.guidance_interval
+    return velocity_field(model, context.repeat(repeat), guidance=guidance, negative=negative, interval=interval)
 
   def caption_tokens(self, params, batch, key):
     if self.options.captions == DATASET:
