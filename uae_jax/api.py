@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 import dataclasses
 import math
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -469,7 +470,7 @@ class UAE:
     steps, guidance = or_default(steps, self.inference.steps), or_default(guidance, self.inference.guidance)
     if guidance_interval is None:
       guidance_interval = EVERYWHERE if guidance == 1.0 else self.inference.guidance_interval
-    interval = tuple(or_default(limit, 0.0) for limit in guidance_interval)
+    interval: Any = tuple(or_default(limit, 0.0) for limit in guidance_interval)
     options = GenerationOptions(sampler_steps=steps, guidance=guidance, guidance_interval=interval)
     shape = self.latents_shape(height, width)
     if latents is None:

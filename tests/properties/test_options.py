@@ -49,6 +49,7 @@ VALUES = {
   "options.held_out_embedder": "dinov2",
   "options.window_range": (0, 4),
   "options.noising_range": (0.25, 0.75),
+  "guidance_interval": (0.25, 0.75),
   "options.num_rollouts": 12,
   "http_reward.url": "http://127.0.0.1:1/",
   "optimizer.spike_factor": 2.0,
@@ -87,6 +88,10 @@ COMPANIONS = {
   **{
     f"cold_start.options.{name}": (("cold_start.options.captions", "sampled"),)
     for name in ("temperature", "top_k", "top_p", "min_p")
+  },
+  **{
+    f"{section}.guidance_interval": ((f"{section}.guidance", "3.0"),)
+    for section in ("evaluation", *(f"{stage}.options" for stage in ("cold_start", STAGE2, STAGE3)))
   },
   f"{STAGE2}.objective.ratio_cap": ((f"{STAGE2}.objective.loss", "cispo"),),
   f"{STAGE2}.objective.temperature_positive": ((f"{STAGE2}.objective.loss", "sapo"),),
