@@ -6,7 +6,7 @@ with `constrain`. A run chooses only the mesh shape `(data, fsdp, tensor)`; an a
 Weights are stored sharded over `fsdp`; `gather` all-gathers them where they are used, one layer at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 import math
 import os
@@ -108,6 +108,11 @@ def gather(weight: jax.Array, *axes: str | None) -> jax.Array:
   return weight if mesh.shape.get("fsdp", 1) == 1 else _gather(weight, axes)
 
 
+def axes_of(array: jax.Array, axes: Sequence[str | None]) -> tuple[str | None, ...]:
+  """The axis names of an array that has length 1 where it broadcasts against the array of these axes."""
+  return tuple(None if length == 1 else axis for length, axis in zip(array.shape, axes, strict=True))
+
+
 def mesh_axes(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
   """The mesh axes of a rule or of an entry of a `PartitionSpec`."""
   return (rule,) if isinstance(rule, str) else tuple(rule or ())
@@ -139,8 +144,10 @@ def gathered(module: Model) -> Model:
   """
 
   def whole(variable: nnx.Variable) -> nnx.Variable:
-    axes = variable.get_metadata("out_sharding", (None,) * variable[...].ndim)
-    return variable.replace(gather(variable[...], *axes))
+    value = variable.get_value()
+    axes = variable.get_metadata("out_sharding", (None,) * value.ndim)
+    # Several arrays if the weight is quantized; its scale is not cut along its axis of length 1.
+    return variable.replace(jax.tree.map(lambda leaf: gather(leaf, *axes_of(leaf, axes)), value))
 
   graphdef, state = nnx.split(module)
   return nnx.merge(graphdef, jax.tree.map(whole, state, is_leaf=lambda x: isinstance(x, nnx.Variable)))

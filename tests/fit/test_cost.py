@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from uae_jax import sharding
+from uae_jax.layers.quantized import Int8Weight, product
 from uae_jax.models.mmdit import MMDiT, MMDiTConfig
 from uae_jax.planning import cost
 from uae_jax.planning.chips import CHIPS
@@ -33,6 +34,29 @@ def test_a_scan_counts_every_turn_and_a_weight_is_whole_on_every_row():
   assert work.flops == 2 * rows * width**2 * depth / 8
   assert work.bytes == 2 * depth * (width**2 + 2 * rows * width / 8)
   assert work.seconds == pytest.approx(max(work.flops / CHIP.flops, work.bytes / CHIP.hbm_bandwidth))
+
+
+@pytest.mark.parametrize(("rounds", "rate"), [(True, CHIP.int8_flops), (False, CHIP.flops)])
+def test_products_with_int8_have_their_own_peak_and_read_a_byte_per_weight(rounds, rate):
+  """With rounded activations the forward product is int8 with int8; the backward one reads int8 as bfloat16."""
+  rows, width = 2**17, 4096
+  weight = Int8Weight(array(width, width, dtype=jnp.int8), array(1, width, dtype=jnp.float32), rounds)
+  flags = (True, False, False)
+
+  def forward(x, weight):
+    return product(x, weight, (None, None))
+
+  def backward(x, weight):
+    return jax.vjp(lambda x: forward(x, weight), x)[1](x)
+
+  ahead = count(forward, (array(rows, width), weight), flags, fsdp=8)
+  assert ahead.flops == 2 * rows * width**2 / 8
+  assert ahead.seconds == pytest.approx(ahead.flops / rate)
+  both = count(backward, (array(rows, width), weight), flags, fsdp=8)
+  assert both.seconds - ahead.seconds == pytest.approx(ahead.flops / CHIP.flops)
+  few = count(forward, (array(8, width), weight), flags, fsdp=8)
+  assert few.seconds == pytest.approx(width**2 / CHIP.hbm_bandwidth, rel=0.01)
+  assert CHIPS["v4"].int8_flops is None and CHIPS["tpu7x"].device.int8_flops is None
 
 
 def test_tensor_cuts_weights_too():

@@ -65,6 +65,6 @@ def test_a_documented_plan_is_of_the_config_as_it_is(plan):
   config = read_config(config)
   assert plan["model"] == config.model and plan["image_px"] == config.data.image_px
   for stage, settings in plan["stages"].items():
-    assert settings == stage_programs.images_and_captions(config, stage) | {"cuts": stage_programs.cuts(config, stage)}
+    assert settings == stage_programs.settings_of(config, stage)
   fits = [program["memory"]["total"] <= program["memory"]["limit"] for program in plan["programs"]]
   assert plan["fits"] == all(fits) and len(fits) >= len(plan["stages"])

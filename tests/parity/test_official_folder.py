@@ -6,18 +6,16 @@ import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from official_reference import DIT_FOLDER, QWEN_FOLDER, write_official_folder
 from PIL import Image
 import pytest
-import qwix
 from safetensors.numpy import load_file, save_file
 import torch
 
 import uae_jax
 from uae_jax import sharding, trees
-from uae_jax.layers.quantized import dequantized
+from uae_jax.layers.quantized import Int8Weight
 from uae_jax.models.qwen25_vl.vision import normalize, patchify
 from uae_jax.weights.qwen25_vl import canonical
 from uae_jax.weights.table import WeightError
@@ -324,14 +322,13 @@ def test_eight_bits_round_by_half_a_step_and_compute_what_they_say(uae, referenc
   rounded = dict(trees.items(uae.params))
   num_rounded = 0
   for path, ours in trees.items(small.params):
-    if not isinstance(ours, qwix.QArray):
+    if not isinstance(ours, Int8Weight):
       continue
     exact, num_rounded = np.asarray(rounded[path]), num_rounded + 1
     step = np.abs(exact).max(axis=-2, keepdims=True) / 127
-    rounded[path] = np.asarray(ours.qvalue, np.float32) * np.asarray(ours.scale)
-    assert ours.qvalue.dtype == np.int8 and ours.qvalue.addressable_shards[0].data.size < exact.size
+    rounded[path] = np.asarray(ours.values, np.float32) * np.asarray(ours.scale)
+    assert ours.values.dtype == np.int8 and ours.values.addressable_shards[0].data.size < exact.size
     assert np.all(np.abs(rounded[path] - exact) <= 0.5001 * step), path
-    np.testing.assert_array_equal(dequantized(ours, jnp.bfloat16), rounded[path].astype(jnp.bfloat16))
   assert num_rounded > 20
   floats = copy.copy(uae)
   floats.params = trees.from_items(rounded.items())

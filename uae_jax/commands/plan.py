@@ -136,7 +136,7 @@ def plan(
   from uae_jax.planning import topology as slices
   from uae_jax.planning.plan import plan_stage
   from uae_jax.planning.prices import PRICES, Price, usd_per_1000_steps
-  from uae_jax.planning.stage_programs import bucket_tokens, build_abstract, cuts, images_and_captions
+  from uae_jax.planning.stage_programs import bucket_tokens, build_abstract, settings_of
   from uae_jax.training.validate import validate
 
   stages = stages or list(config.stages)
@@ -163,7 +163,7 @@ def plan(
   cost = {name: usd_per_1000_steps(seconds[name], num_chips, price) for name in stages} if price else None
   about = {"topology": topology, "num_slices": num_slices, "num_chips": num_chips, "effort": effort}
   about |= {"model": config.model, "image_px": config.data.image_px, "mesh": dataclasses.asdict(config.mesh)}
-  about["stages"] = {name: images_and_captions(config, name) | {"cuts": cuts(config, name)} for name in stages}
+  about["stages"] = {name: settings_of(config, name) for name in stages}
   about |= {"step_seconds": seconds, "usd_per_1000_steps": cost}
   text = tables.to_text(plans, chip, len(devices), price)
   if buckets := bucket_tokens(config, built):

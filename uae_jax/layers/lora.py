@@ -12,7 +12,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from uae_jax.layers.quantized import dequantized
+from uae_jax.layers import quantized
 from uae_jax.sharding import RULES, Model, gather
 
 ADAPTER_NAMES = ("lora_a", "lora_b")
@@ -67,7 +67,11 @@ class Linear(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     # Flatten to two dimensions: XLA's CPU matrix product, and above all its gradient, is 20% slower with more.
     rows = x.reshape(-1, x.shape[-1])
-    y = rows @ gather(dequantized(self.kernel[...], x.dtype), *self.axes)
+    kernel = self.kernel.get_value()
+    if isinstance(kernel, quantized.Int8Weight):
+      y = quantized.product(rows, kernel, self.axes)
+    else:
+      y = rows @ gather(jnp.asarray(kernel, x.dtype), *self.axes)
     is_adapted = self.lora_scale and self.adapters
     if self.use_bias or is_adapted:
       # Summed in float32 and rounded once, as torch's addmm and PEFT do.

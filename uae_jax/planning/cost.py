@@ -2,6 +2,7 @@
 
 A product takes the longer of two times: its FLOPs at the chip's peak, and the bytes of its operands and result at the
 memory bandwidth. Everything between products is assumed to be fused and free, so the sum is a lower bound of the time.
+Products of int8 with int8 have a peak of their own, and a weight that is converted from int8 is read as int8.
 
 A trace describes all devices together. Values that depend on the batch are sharded over all devices. A weight is
 all-gathered over `fsdp` where it is used (`sharding.gather`) and stays sharded over `tensor` only.
@@ -10,9 +11,11 @@ all-gathered over `fsdp` where it is used (`sharding.gather`) and stays sharded 
 from collections.abc import Iterator, Sequence
 import dataclasses
 import math
+import operator
 
 import jax
 from jax.extend import core
+import jax.numpy as jnp
 
 from uae_jax.planning.chips import Chip
 from uae_jax.training.flops import equation_flops, inner_jaxprs, matrix_flops
@@ -20,17 +23,18 @@ from uae_jax.training.flops import equation_flops, inner_jaxprs, matrix_flops
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """Work of one device: FLOPs, bytes moved to and from HBM, and seconds at the chip's peaks."""
+  """Work of one device: FLOPs, bytes moved to and from HBM, seconds at the chip's peaks, and those of FLOPs alone."""
 
   flops: float = 0.0
   bytes: float = 0.0
   seconds: float = 0.0
+  flop_seconds: float = 0.0
 
   def __add__(self, other: "Work") -> "Work":
-    return Work(self.flops + other.flops, self.bytes + other.bytes, self.seconds + other.seconds)
+    return Work(*map(operator.add, dataclasses.astuple(self), dataclasses.astuple(other)))
 
   def __mul__(self, times: float) -> "Work":
-    return Work(times * self.flops, times * self.bytes, times * self.seconds)
+    return Work(*(times * value for value in dataclasses.astuple(self)))
 
 
 @dataclasses.dataclass
@@ -41,6 +45,7 @@ class Counter:
     chip: supplies the peak rates.
     num_rows: number of batch shards, `data` * `fsdp`.
     num_columns: number of weight shards, `tensor`.
+    int8: results of conversions from int8, which are fused with the products that read them.
     trips: trip counts of the while loops whose bound is not in the trace, in program order; 1 once exhausted.
   """
 
@@ -48,6 +53,7 @@ class Counter:
   num_rows: int
   num_columns: int
   trips: Iterator[float]
+  int8: set[core.Var] = dataclasses.field(default_factory=set)
 
   def count(self, jaxpr: core.Jaxpr, is_batch: Sequence[bool]) -> tuple[Work, list[bool]]:
     """(work, for each result whether it depends on the batch), given the same flag for each argument."""
@@ -55,6 +61,9 @@ class Counter:
     total = Work()
     for equation in jaxpr.eqns:
       inputs = [known.get(x, False) if isinstance(x, core.Var) else False for x in equation.invars]
+      source = equation.invars[0] if equation.primitive.name in ("convert_element_type", "transpose") else None
+      if isinstance(source, core.Var) and (source in self.int8 or is_int8(source)):
+        self.int8.update(equation.outvars)
       work, outputs = self._equation(equation, inputs)
       total = total + work
       known.update(zip(equation.outvars, outputs, strict=True))
@@ -105,10 +114,20 @@ class Counter:
   def _product(self, equation, inputs: list[bool], flops: float) -> Work:
     columns = self.num_columns
     share = self.num_rows * columns
-    moved = sum(size(x) / (share if is_batch else columns) for x, is_batch in zip(equation.invars, inputs, strict=True))
+    moved = sum(
+      (math.prod(x.aval.shape) if x in self.int8 else size(x)) / (share if is_batch else columns)
+      for x, is_batch in zip(equation.invars, inputs, strict=True)
+    )
     moved += sum(size(x) for x in equation.outvars) / (share if any(inputs) else columns)
     flops = flops / (share if any(inputs) else columns)
-    return Work(flops, moved, max(flops / self.chip.flops, moved / self.chip.hbm_bandwidth))
+    peak = self.chip.flops
+    if all(is_int8(x) for x in equation.invars):
+      peak = self.chip.int8_flops or peak
+    return Work(flops, moved, max(flops / peak, moved / self.chip.hbm_bandwidth), flops / peak)
+
+
+def is_int8(variable) -> bool:
+  return getattr(variable.aval, "dtype", None) == jnp.int8
 
 
 def size(variable) -> float:

@@ -32,15 +32,18 @@ def bounds(program: dict, chip: str) -> dict[str, float]:
   """Seconds of a program if only one part of the chip took time, for each part."""
   peaks = CHIPS[chip].device
   return {
-    "matrix units": program["work"]["flops"] / peaks.flops,
+    # Plans without products of int8 may lack `flop_seconds`.
+    "matrix units": program["work"].get("flop_seconds", program["work"]["flops"] / peaks.flops),
     "HBM": program["work"]["bytes"] / peaks.hbm_bandwidth,
     "links": program["link_seconds"],
   }
 
 
-def title(plan: dict) -> str:
+def title(plan: dict, stage: str) -> str:
   mesh = " x ".join(f"{name} {size}" for name, size in plan["mesh"].items() if size > 1)
-  return f"{plan['model']}, {plan['image_px']} px, {plan['num_chips']} x {plan['chip']} ({mesh})"
+  frozen = plan["stages"][stage].get("frozen_weights")
+  weights = f", frozen_weights {frozen}" if frozen else ""
+  return f"{plan['model']}, {plan['image_px']} px, {plan['num_chips']} x {plan['chip']} ({mesh}){weights}"
 
 
 def throughput_rows(plan: dict) -> list[str]:
@@ -52,7 +55,7 @@ def throughput_rows(plan: dict) -> list[str]:
       " / ".join(f"{share * counts[kind] / seconds:.3g}" for share in SHARES) if counts[kind] else ""
       for kind in ("images", "captions")
     ]
-    rows.append(f"| {title(plan)} | {stage} | {step_seconds(plan, stage):.3g} | {' | '.join(cells)} |")
+    rows.append(f"| {title(plan, stage)} | {stage} | {step_seconds(plan, stage):.3g} | {' | '.join(cells)} |")
   return rows
 
 
@@ -63,7 +66,8 @@ def bound_rows(plan: dict) -> list[str]:
     seconds = bounds(program, plan["chip"])
     cells = " | ".join(f"{value:.3g}" for value in seconds.values())
     rows.append(
-      f"| {title(plan)} | {program['stage']} {program['phase']} | {cells} | {max(seconds, key=seconds.__getitem__)} |"
+      f"| {title(plan, program['stage'])} | {program['stage']} {program['phase']} | {cells} | "
+      f"{max(seconds, key=seconds.__getitem__)} |"
     )
   return rows
 

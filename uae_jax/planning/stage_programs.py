@@ -18,10 +18,10 @@ from uae_jax.algorithms import samplers
 from uae_jax.embedders.kind import EmbedderSizes, published
 from uae_jax.layers.lora import LoRA
 from uae_jax.options.buckets import name as name_of
-from uae_jax.options.stages import ODE
+from uae_jax.options.stages import FLOAT, ODE
 from uae_jax.rollouts.guidance_interval import spans
 from uae_jax.rollouts.images import ode_steps
-from uae_jax.training import initial, placement
+from uae_jax.training import frozen_weights, initial, placement
 from uae_jax.training import sizes as sizes_lib
 from uae_jax.training.build import Built, build
 from uae_jax.training.sizes import Sizes
@@ -136,8 +136,9 @@ def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Generator[Pro
   optimizer, _, _ = stage_optimizer(section)
   batch = abstract_batch(config, name, built, mesh)
   kept = bytes_per_device(params_before(config, name, built.abstract_params))
+  abstract_params = frozen_weights.abstract(section, built.abstract_params)
   if spec.find(name).make_phases is None:
-    state = placement.abstract_state(make_init(section, built, optimizer), built.abstract_params, mesh)
+    state = placement.abstract_state(make_init(section, built, optimizer), abstract_params, mesh)
     step = supervised_step(config, name, built, optimizer)
     function = jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(state), None))
     alive = kept + bytes_per_device((state, batch))
@@ -146,13 +147,13 @@ def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Generator[Pro
 
   phases = make_phases(config, name, built, optimizer)
   init = make_init(section, built, optimizer, phases)
-  state = placement.abstract_state(init, built.abstract_params, mesh)
+  state = placement.abstract_state(init, abstract_params, mesh)
   everywhere = sharding.replicated(mesh)
   key = placed((), jax.random.key(0).dtype, everywhere)
   params = jax.tree.map(
     lambda leaf, place: placed(leaf.shape, leaf.dtype, place),
     jax.eval_shape(phases.sampling_params, state),
-    jax.tree.map(lambda leaf: leaf.sharding, built.abstract_params),
+    shardings_of(abstract_params),
   )
   alive = kept + bytes_per_device((state, batch))
   uae = sizes_lib.named_uae(config.model, built.processor, LoRA(config.lora.rank, config.lora.alpha))
@@ -179,6 +180,13 @@ def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Generator[Pro
   update = jax.jit(phases.update, donate_argnums=0, out_shardings=(shardings_of(state), None))
   alive += bytes_per_device((trajectory, values))
   yield Program(name, "update", update, (state, batch, trajectory, values), (False, True, True, True), alive)
+
+
+def settings_of(config, name: str) -> dict[str, Any]:
+  """What the figures of a stage belong to: counts per step, cuts, and frozen weights if they are not float."""
+  frozen = frozen_weights.mode(config.section(name))
+  settings = images_and_captions(config, name) | {"cuts": cuts(config, name)}
+  return settings if frozen == FLOAT else settings | {"frozen_weights": frozen}
 
 
 def images_and_captions(config, name: str) -> dict[str, int]:

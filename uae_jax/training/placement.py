@@ -3,7 +3,6 @@
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from uae_jax import trees
 from uae_jax.sharding import replicated
 
 
@@ -20,18 +19,28 @@ def state_shardings(state, params: dict, mesh: Mesh):
   Returns:
     The tree of `state` with a `NamedSharding` for each leaf.
   """
-  places = {path: leaf.sharding for path, leaf in trees.items(params) if isinstance(leaf.sharding, NamedSharding)}
+  places = {
+    _name(path): leaf.sharding
+    for path, leaf in jax.tree.leaves_with_path(params)
+    if isinstance(leaf.sharding, NamedSharding)
+  }
 
   def place(path, leaf):
     del leaf
-    names = []
-    for key in reversed(path):
-      if not isinstance(key, jax.tree_util.DictKey):
-        break
-      names.append(key.key)
-    return places.get("/".join(reversed(names)), replicated(mesh))
+    return places.get(_name(path), replicated(mesh))
 
   return jax.tree.map_with_path(place, state)
+
+
+def _name(path: tuple) -> str:
+  """The innermost names of nested dicts, with the field of a quantized parameter after them; "" without any."""
+  is_name = [isinstance(key, jax.tree_util.DictKey) for key in path]
+  if not any(is_name):
+    return ""
+  first = max(i for i, found in enumerate(is_name) if found)
+  while first and is_name[first - 1]:
+    first -= 1
+  return jax.tree_util.keystr(path[first:])
 
 
 def abstract_state(init, params: dict, mesh: Mesh):

@@ -12,7 +12,7 @@ from uae_jax.data.sources import HELD_OUT, open_source
 from uae_jax.embedders import registry
 from uae_jax.files import is_in_cloud
 from uae_jax.options import FRESH, Experiment
-from uae_jax.training import initial
+from uae_jax.training import frozen_weights, initial
 from uae_jax.training.build import Built, build
 from uae_jax.training.sizes import Sizes
 from uae_jax.training.stage import make_init, make_phases, stage_optimizer, supervised_step
@@ -100,7 +100,7 @@ def check_stage(config: Experiment, name: str, built: Built) -> None:
       supervised_step(config, name, built, optimizer)
     else:
       phases = make_phases(config, name, built, optimizer)
-    jax.eval_shape(make_init(section, built, optimizer, phases), params, key)
+    jax.eval_shape(make_init(section, built, optimizer, phases), frozen_weights.abstract(section, params), key)
   except ValueError as error:
     message = str(error)
     raise ValueError(message if message.startswith("config.") else f"config.{name}: {message}") from error

@@ -18,7 +18,7 @@ from uae_jax.embedders import text
 from uae_jax.options import EXTERNAL, DataOptions, Experiment, OptimizerOptions, Stage, image_text_kind
 from uae_jax.rewards.external import ExternalReward
 from uae_jax.rewards.image_text import ImageTextReward
-from uae_jax.training import supervised
+from uae_jax.training import frozen_weights, supervised
 from uae_jax.training.build import Built
 from uae_jax.training.flops import Composed, Program
 from uae_jax.training.optimizer import learning_rate, make_optimizer
@@ -27,7 +27,7 @@ from uae_jax.training.rl import external
 from uae_jax.training.rl.phases import Phases, RewardInputs, phase_keys
 from uae_jax.training.stages import spec
 from uae_jax.training.stages.spec import StageSpec
-from uae_jax.training.state import State, create
+from uae_jax.training.state import State, create, release
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def make_stage(config: Experiment, name: str, built: Built, params: dict, seed: 
     config: config of the run.
     name: name of the stage.
     built: networks, processor and shardings.
-    params: nested dict of arrays that the stage starts from.
+    params: nested dict of arrays that the stage starts from; weights that the stage holds as int8 are deleted.
     seed: seed of the state's key and of the stage's extra parameters.
   """
   stage, section, key = spec.find(name), config.section(name), jax.random.key(seed)
@@ -81,8 +81,11 @@ def make_stage(config: Experiment, name: str, built: Built, params: dict, seed: 
   phases = make_phases(config, name, built, optimizer) if stage.make_phases is not None else None
   init = make_init(section, built, optimizer, phases)
   mesh = jax.tree.leaves(built.shardings)[0].mesh
+  given = params
+  params, originals = frozen_weights.rounded(section, given)
   places = state_shardings(jax.eval_shape(init, params, key), params, mesh)
   state = jax.jit(init, out_shardings=places)(params, key)
+  release(params, given)  # the state has its own copy
   # The decode loop is the only one whose length depends on the data.
   while_trips = getattr(section.options, "max_new_tokens", config.data.caption_tokens)
   step: Program | Composed
@@ -95,11 +98,13 @@ def make_stage(config: Experiment, name: str, built: Built, params: dict, seed: 
       donate_argnums=0,
       out_shardings=(places, None),
     )
-  return ReadyStage(name, step, state, rate, optimizer_steps, finisher(stage, built))
+  return ReadyStage(name, step, state, rate, optimizer_steps, finisher(stage, built, originals))
 
 
-def finisher(stage: StageSpec, built: Built) -> Callable[[dict, jax.Array], dict]:
-  return lambda params, images: stage.finish(built, params, images)
+def finisher(
+  stage: StageSpec, built: Built, originals: dict[str, frozen_weights.HostCopy]
+) -> Callable[[dict, jax.Array], dict]:
+  return lambda params, images: stage.finish(built, frozen_weights.restored(params, originals), images)
 
 
 def stage_optimizer(section: Stage) -> tuple[optax.GradientTransformation, optax.Schedule, int]:
