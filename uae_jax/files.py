@@ -91,7 +91,7 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
   except OSError as error:
     if error.errno is None:
       raise
-    # The name of the temporary file, or none at all, would not tell which file it is about.
+    # The name of the temporary file would not tell which file it is about.
     raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
@@ -112,6 +112,37 @@ def _write_whole(path: str | os.PathLike, content: bytes) -> None:
   except BaseException:
     Path(temporary).unlink(missing_ok=True)
     raise
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+  """Context whose file errors name a path, which those of a full disk do not."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno is None or error.filename is not None:
+      raise
+    raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def write_line(stream: io.FileIO, line: str) -> None:
+  """Writes a line at the end of a file that is open without a buffer; if it fails, nothing of the line is left."""
+  data = memoryview(line.encode() + b"\n")
+  start = stream.seek(0, os.SEEK_END) if stream.seekable() else None
+  try:
+    while data:
+      data = data[stream.write(data) :]
+  except BaseException:
+    if start is not None:
+      with contextlib.suppress(OSError):
+        stream.truncate(start)
+    raise
+
+
+def append_line(path: str | os.PathLike, line: str) -> None:
+  """Appends a line to a file; see `write_line`."""
+  with naming(path), open(path, "ab", buffering=0) as stream:
+    write_line(stream, line)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.properties.test_files import full_disk
 from uae_jax import cli
 from uae_jax.data import conversion
 from uae_jax.data.sources import open_source
@@ -85,6 +86,15 @@ def test_an_interrupted_conversion_goes_on(folder, monkeypatch):
   # Another source does not go on from what is there.
   with pytest.raises(ValueError, match="not an empty folder"):
     conversion.convert(DataOptions(source=source), folder / "out", **options)
+
+
+def test_a_conversion_goes_on_after_a_full_disk(folder, capsys):
+  argv = ("convert", f"jsonl:{folder}/train.jsonl", "--out", folder / "out")
+  with full_disk(2000):
+    assert run(*argv) == 1
+  error = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+  assert len(error) == 1 and "train-00000-of-00001.array_record could not be written" in error[0]
+  assert run(*argv) == 0
 
 
 def test_a_damaged_held_out_split_is_not_left_out(folder):

@@ -1,9 +1,11 @@
 """Files are written atomically, lines end only at newlines, and image suffixes are defined in one place."""
 
 import base64
+import contextlib
 import io
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from PIL import Image
 import pytest
 
 from uae_jax import files
+from uae_jax.commands.items import JsonLines, OutputError
 from uae_jax.data.image_files import expand
 from uae_jax.data.prompt_lines import Line, read_lines
 from uae_jax.data.sources import open_source
@@ -43,6 +46,31 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, step):
   with pytest.raises(OSError, match="no space"):
     files.write_whole(file, "new")
   assert file.read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
+
+
+@contextlib.contextmanager
+def full_disk(num_bytes: int):
+  """Context in which no file can be longer."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_line_is_whole_or_absent_on_a_full_disk(tmp_path):
+  file, lines = tmp_path / "a.jsonl", JsonLines(tmp_path / "b.jsonl")
+  with full_disk(30):
+    files.append_line(file, "x" * 20)
+    with pytest.raises(OSError) as error:
+      files.append_line(file, "y" * 20)
+    lines.write({"caption": "x"})
+    with pytest.raises(OutputError, match="b.jsonl"):
+      lines.write({"caption": "y" * 20})
+    lines.close()
+  assert error.value.filename == str(file) and file.read_text() == "x" * 20 + "\n"
+  assert lines.path.read_text() == '{"caption": "x"}\n'
 
 
 def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):

@@ -112,7 +112,7 @@ class JsonLines:
     self._stream: Any = None
 
   def write(self, record: dict) -> None:
-    """Appends an object; it is on its way to the disk when this returns.
+    """Appends an object; it is in the file when this returns.
 
     Raises:
       OutputError: the file cannot be written.
@@ -120,13 +120,17 @@ class JsonLines:
     try:
       if self._stream is None:
         self._stream = sys.stdout if self.path == Path("-") else self._open()
-      print(files.json_text(record), file=self._stream, flush=True)
+      line = files.json_text(record)
+      if self._stream is sys.stdout:
+        print(line, flush=True)
+      else:
+        files.write_line(self._stream, line)
     except OSError as error:
       raise OutputError(error.errno, error.strerror, os.fspath(self.path)) from error
 
   def _open(self):
     self.path.parent.mkdir(parents=True, exist_ok=True)
-    return open(self.path, "w", encoding="utf-8")
+    return open(self.path, "wb", buffering=0)
 
   def close(self) -> None:
     if self._stream not in (None, sys.stdout):

@@ -4,8 +4,9 @@ Every shard is read back before it counts. A conversion that is interrupted leav
 folder, from which the same command goes on; the target appears when everything is there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -151,7 +152,8 @@ def _write_shard(source: Stored, indices: Sequence[int], path: Path) -> tuple[in
   """Writes one shard and reads it back.
 
   Raises:
-    ValueError: the file does not contain what was written.
+    OSError: the file cannot be written.
+    ValueError: it does not contain what was written.
   """
   from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
@@ -165,9 +167,11 @@ def _write_shard(source: Stored, indices: Sequence[int], path: Path) -> tuple[in
     except Exception as error:  # A damaged file can raise anything.
       bad.append(f"{shown(source.key(index))} ({describe(error)})")
       continue
-    writer.write(packed)
+    with _one_type(path):
+      writer.write(packed)
     checksums.append(zlib.crc32(packed))
-  writer.close()
+  with _one_type(path):
+    writer.close()
   if not checksums:
     path.unlink()
     return 0, bad
@@ -179,6 +183,15 @@ def _write_shard(source: Stored, indices: Sequence[int], path: Path) -> tuple[in
   with open(path, "rb") as file:
     os.fsync(file.fileno())
   return len(checksums), bad
+
+
+@contextlib.contextmanager
+def _one_type(path: Path) -> Iterator[None]:
+  """Context in which errors of ArrayRecord's writer, for instance on a full disk, are those of other files."""
+  try:
+    yield
+  except RuntimeError as error:
+    raise OSError(f"{path} could not be written ({error})") from error
 
 
 def _packed(source: Stored, index: int) -> bytes:

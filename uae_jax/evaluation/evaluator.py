@@ -20,6 +20,7 @@ from uae_jax.evaluation import held_out, stage_suites
 from uae_jax.evaluation.held_out import PAIRS, PLAIN, HeldOut
 from uae_jax.evaluation.reconstruction import Reconstructor, paired_gain
 from uae_jax.evaluation.stage_suites import StageSuites
+from uae_jax.files import write_whole
 from uae_jax.networks import Networks
 from uae_jax.options import Experiment
 
@@ -195,9 +196,7 @@ class StageEvaluator:
     if jax.process_index() > 0:
       return
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(file)
+    write_whole(file, json.dumps(value, indent=1) + "\n")
 
   def _write_gallery(self, folder: str, tokens: np.ndarray, reconstructions: np.ndarray, similarities: dict) -> None:
     if jax.process_index() > 0:

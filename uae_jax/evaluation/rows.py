@@ -66,8 +66,10 @@ def make(task: Task, run: Run, jobs: Sequence[Prompt], shard: tuple[int, int], b
   failed: dict[str, str] = {}
   if not jobs:
     return failed
+  file = run.out / file_name(shard)
   with (
-    open(run.out / file_name(shard), "a+b") as stream,
+    files.naming(file),
+    open(file, "a+b", buffering=0) as stream,
     tqdm(total=len(jobs), desc=task.name, unit="item") as bar,
   ):
     _drop_torn_line(stream)
@@ -77,8 +79,7 @@ def make(task: Task, run: Run, jobs: Sequence[Prompt], shard: tuple[int, int], b
         if isinstance(row, Exception):
           failed[prompt.key] = " ".join(f"{type(row).__name__}: {row}".split())
         else:
-          stream.write(files.json_text({"key": prompt.key, **row}).encode() + b"\n")
-      stream.flush()
+          files.write_line(stream, files.json_text({"key": prompt.key, **row}))
       bar.update(len(batch))
   return failed
 

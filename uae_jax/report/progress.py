@@ -6,6 +6,7 @@ from pathlib import Path
 import time
 
 from uae_jax import json_files, metrics_file
+from uae_jax.files import append_line
 from uae_jax.options import Experiment, read_config
 
 STARTS_FILE = "starts.jsonl"
@@ -98,8 +99,7 @@ def record_start(workdir: Path, time: float, **about) -> None:
     time: when the process started, in seconds since 1970.
     **about: what else is known about this start.
   """
-  with (workdir / STARTS_FILE).open("a", encoding="utf-8") as file:
-    file.write(json.dumps({"time": round(time, 3)} | about) + "\n")
+  append_line(workdir / STARTS_FILE, json.dumps({"time": round(time, 3)} | about))
 
 
 def config_of(workdir: Path) -> Experiment:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-import shutil
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ from jax.sharding import Mesh
 from uae_jax import cloud_storage, embedders, trees
 from uae_jax.data.processing import Processor
 from uae_jax.embedders.kind import published
+from uae_jax.files import naming, whole_folder
 from uae_jax.layers.lora import LoRA
 from uae_jax.training import checkpoints, processes, restore
 from uae_jax.training import sizes as sizes_lib
@@ -150,18 +150,16 @@ def write_run_processor(config, folder: Path) -> None:
   """Writes the run's copy of the processor atomically, if it does not exist."""
   if folder.exists():
     return
-  temporary = folder.with_name(f"{folder.name}.tmp")
-  shutil.rmtree(temporary, ignore_errors=True)
   write_processor = sizes_lib.find(config.model).write_processor
-  if config.processor:
-    copy_processor(fetched_input("processor", config.processor), temporary)
-  elif config.init.weights:
-    copy_processor(sources.processor_folder(weights_folder(config.init.weights)), temporary)
-  elif write_processor is not None:
-    write_processor(temporary)
-  else:
-    raise ValueError(f"config.processor is empty: {config.model} needs the folder of its tokenizer and processor")
-  temporary.rename(folder)
+  with naming(folder), whole_folder(folder) as content:
+    if config.processor:
+      copy_processor(fetched_input("processor", config.processor), content)
+    elif config.init.weights:
+      copy_processor(sources.processor_folder(weights_folder(config.init.weights)), content)
+    elif write_processor is not None:
+      write_processor(content)
+    else:
+      raise ValueError(f"config.processor is empty: {config.model} needs the folder of its tokenizer and processor")
 
 
 def check_sizes(wanted, found, config) -> None:

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from uae_jax import metrics_file
+from uae_jax.files import append_line
 from uae_jax.training.metric_writers import make
 
 # Metrics shown beside the progress bar, if they are logged.
@@ -106,11 +107,7 @@ class MetricWriter:
     scalars = {metric: float(value) for metric, value in metrics.items()} | totals
     # JSON has no NaN: non-finite values are written as null.
     finite = {metric: value if math.isfinite(value) else None for metric, value in scalars.items()}
-    try:
-      with self._file.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"stage": name, "step": int(step), "round": round_number} | finite) + "\n")
-    except OSError as error:  # The error of a full disk does not contain the path.
-      raise OSError(error.errno, error.strerror, str(self._file)) from error
+    append_line(self._file, json.dumps({"stage": name, "step": int(step), "round": round_number} | finite))
     for summaries in self._summaries:
       summaries.write_scalars(int(step), {f"{stage}/{metric}": value for metric, value in scalars.items()})
     if self._bar is not None:

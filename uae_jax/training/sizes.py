@@ -10,6 +10,7 @@ from uae_jax import json_files
 from uae_jax.data.processing import Processor
 from uae_jax.embedders import registry
 from uae_jax.embedders.kind import EmbedderSizes, published
+from uae_jax.files import write_whole
 from uae_jax.layers.lora import LoRA
 from uae_jax.layers.stack import REMAT_POLICIES
 from uae_jax.models.clip import CLIPTextConfig
@@ -144,10 +145,7 @@ def fresh_embedder(kind: str, model: str) -> EmbedderSizes:
 
 def write(workdir: Path, sizes: Sizes) -> None:
   """Atomically writes the sizes to the workdir."""
-  file = Path(workdir) / FILE
-  temporary = file.with_suffix(".tmp")
-  temporary.write_text(json.dumps(to_plain(sizes), indent=2) + "\n")
-  temporary.replace(file)
+  write_whole(Path(workdir) / FILE, json.dumps(to_plain(sizes), indent=2) + "\n")
 
 
 def read(workdir: Path) -> Sizes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import logging
 
-from uae_jax.files import write_whole
+from uae_jax.files import append_line, write_whole
 from uae_jax.metrics_file import METRICS_FILE
 from uae_jax.options import FRESH, STAGES, Experiment
 from uae_jax.plain import from_plain
@@ -223,8 +223,7 @@ def record_changes(workdir: Path, config: Experiment, changed: Mapping, saved: M
     "step": saved[folder],
     "changes": {field: list(values) for field, values in changed.items()},
   }
-  with (workdir / CHANGES_FILE).open("a", encoding="utf-8") as file:
-    file.write(json.dumps(record) + "\n")
+  append_line(workdir / CHANGES_FILE, json.dumps(record))
 
 
 def read_config(workdir: Path) -> dict:
