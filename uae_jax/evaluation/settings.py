@@ -8,7 +8,6 @@ from uae_jax.evaluation.suites.task import Task
 from uae_jax.options.sampling import EVERYWHERE
 
 AUTO = "auto"  # the dtype of weights that are used as they are stored
-IMAGES = ("steps", "guidance", "height", "width")
 CAPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")
 IMAGES = ("steps", "guidance", "guidance_interval", "height", "width")
 # Options that take the value of another result where the command line leaves them open.
