@@ -13,6 +13,7 @@ import pytest
 from tests.properties.rl_world import CONFIG, batch, built, mesh, params, state_of
 from tests.properties.test_rl_steps import ADVANTAGES, STAGES, moved
 from uae_jax import sharding, trees
+from uae_jax.layers import lora
 from uae_jax.layers.quantized import KERNELS, Int8Weight, product, quantized_weight
 from uae_jax.models.mmdit import MMDiT
 from uae_jax.options import ColdStartStage, GenerationForUnderstandingStage, UnderstandingForGenerationStage
@@ -80,7 +81,7 @@ def test_the_first_of_several_updates_has_ratio_one_on_a_mesh(net, monkeypatch):
   plain = trees.from_items(
     (path, jnp.zeros_like(leaf) if path.endswith("lora_b") else leaf) for path, leaf in trees.items(copies())
   )
-  rounded, _ = frozen_weights.rounded(SECTIONS[net](frozen_weights="int8"), plain)
+  rounded, _ = frozen_weights.rounded(SECTIONS[net](frozen_weights="int8"), plain, 1.0)
   phases = STAGES[net](num_minibatches=2)
   rows = jax.device_put(batch(), sharding.batch_sharding(mesh()).update(spec=jax.P("data")))
   with jax.set_mesh(mesh()):
@@ -104,7 +105,7 @@ def test_a_stage_holds_int8_and_ends_with_the_original_weights(tmp_path):
     checkpoints.wait()
     # A later process starts from the same weights, and reads what was trained.
     _, frozen = trees.split(
-      frozen_weights.rounded(config.section(STAGE3), copies())[0], is_trainable(config.section(STAGE3))
+      frozen_weights.rounded(config.section(STAGE3), copies(), 1.0)[0], is_trainable(config.section(STAGE3))
     )
     later = dataclasses.replace(
       stage.state, trainable=jax.tree.map(jnp.zeros_like, stage.state.trainable), frozen=frozen
@@ -121,6 +122,31 @@ def test_a_stage_holds_int8_and_ends_with_the_original_weights(tmp_path):
   for path, original in trees.items(params()):
     np.testing.assert_array_equal(ended.pop(path), original, err_msg=path)
   assert not ended
+
+
+def test_adapters_of_a_decoder_that_does_not_train_are_rounded_with_its_weights():
+  """Those of the captioner stay apart, as do both in stage 3, which trains the decoder."""
+  forms = {
+    name: dict(trees.items(frozen_weights.abstract(config_with(name, frozen_weights="int8").section(name), tree)))
+    for name, tree in ((STAGE2, built().abstract_params), (STAGE3, built().abstract_params))
+  }
+  for name, leaves in forms.items():
+    weights = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Int8Weight)}
+    assert {path.split("/")[0] for path, leaf in weights.items() if leaf.has_adapter} == (
+      {"decoder"} if name == STAGE2 else set()
+    )
+
+  layer = lora.Linear(64, 32, axes=NO_AXES, rngs=nnx.Rngs(0))
+  lora.attach(layer, lora.LoRA(4, 8.0), rngs=nnx.Rngs(1))
+  layer.lora_b[...] = jax.random.normal(jax.random.key(2), (4, 32))
+  tree = {"decoder": {"last": nnx.to_pure_dict(nnx.state(layer))}}
+  expected = layer(X)
+  rounded, originals = frozen_weights.rounded(GenerationForUnderstandingStage(frozen_weights="int8_weights"), tree, 2.0)
+  nnx.update(layer, rounded["decoder"]["last"])
+  np.testing.assert_allclose(layer(X), expected, atol=0.02 * np.max(np.abs(expected)))
+  assert rounded["decoder"]["last"]["kernel"].has_adapter and set(originals) == {"decoder/last/kernel"}
+  with pytest.raises(ValueError, match="cannot be off"):
+    lora.adapters_off(layer)(X)
 
 
 def shapes_of_floats(jaxpr: core.Jaxpr) -> set[tuple[int, ...]]:

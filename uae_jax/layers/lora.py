@@ -68,11 +68,14 @@ class Linear(nnx.Module):
     # Flatten to two dimensions: XLA's CPU matrix product, and above all its gradient, is 20% slower with more.
     rows = x.reshape(-1, x.shape[-1])
     kernel = self.kernel.get_value()
+    is_adapted = self.lora_scale and self.adapters
     if isinstance(kernel, quantized.Int8Weight):
+      if kernel.has_adapter and not self.adapters:
+        raise ValueError("the adapter is part of the rounded weight: it cannot be off")
+      is_adapted = is_adapted and not kernel.has_adapter
       y = quantized.product(rows, kernel, self.axes)
     else:
       y = rows @ gather(jnp.asarray(kernel, x.dtype), *self.axes)
-    is_adapted = self.lora_scale and self.adapters
     if self.use_bias or is_adapted:
       # Summed in float32 and rounded once, as torch's addmm and PEFT do.
       total = y.astype(jnp.promote_types(y.dtype, jnp.float32))
@@ -137,6 +140,12 @@ def is_adapter(path: str) -> bool:
   return path.rsplit("/", 1)[-1] in ADAPTER_NAMES
 
 
+def merged_kernel(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+  """W + (alpha / r) A B of one layer or of stacked layers, in the dtype of the adapter."""
+  delta = scale * jnp.einsum("...ir,...ro->...io", a, b)
+  return kernel.astype(delta.dtype) + delta
+
+
 def merge_adapters(params: dict, scale: float) -> dict:
   """Merges adapters into their kernels, W + (alpha / r) A B; the result has no adapter leaves.
 
@@ -145,8 +154,8 @@ def merge_adapters(params: dict, scale: float) -> dict:
     scale: alpha / r.
   """
   if "lora_a" in params:
-    delta = scale * jnp.einsum("...ir,...ro->...io", params["lora_a"], params["lora_b"])
     merged = {name: leaf for name, leaf in params.items() if name not in ADAPTER_NAMES}
-    merged["kernel"] = (params["kernel"].astype(delta.dtype) + delta).astype(params["kernel"].dtype)
+    kernel = merged_kernel(params["kernel"], params["lora_a"], params["lora_b"], scale)
+    merged["kernel"] = kernel.astype(params["kernel"].dtype)
     return merged
   return {name: merge_adapters(leaf, scale) if isinstance(leaf, dict) else leaf for name, leaf in params.items()}

@@ -34,11 +34,13 @@ class Int8Weight:
     values: int8[in, out] or, stacked, int8[L, in, out].
     scale: float32[1, out] or float32[L, 1, out].
     rounds_activations: whether products round the rows of their input to int8 as well.
+    has_adapter: whether the layer's adapter was merged before rounding, so that the layer no longer applies it.
   """
 
   values: jax.Array
   scale: jax.Array
   rounds_activations: bool = flax.struct.field(pytree_node=False, default=False)
+  has_adapter: bool = flax.struct.field(pytree_node=False, default=False)
 
   @property
   def shape(self) -> tuple[int, ...]:

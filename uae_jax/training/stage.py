@@ -82,7 +82,7 @@ def make_stage(config: Experiment, name: str, built: Built, params: dict, seed: 
   init = make_init(section, built, optimizer, phases)
   mesh = jax.tree.leaves(built.shardings)[0].mesh
   given = params
-  params, originals = frozen_weights.rounded(section, given)
+  params, originals = frozen_weights.rounded(section, given, config.lora.alpha / config.lora.rank)
   places = state_shardings(jax.eval_shape(init, params, key), params, mesh)
   state = jax.jit(init, out_shardings=places)(params, key)
   release(params, given)  # the state has its own copy
