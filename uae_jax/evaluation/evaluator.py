@@ -118,9 +118,12 @@ class StageEvaluator:
     return {"psnr": float(np.mean(psnr)), **accuracy}
 
   def caption_figures(self, params: dict) -> dict:
-    """Computes recall, precision and length of sampled and of greedy captions."""
+    """Computes recall, precision and length of sampled and of greedy captions, and forced choices."""
     split = self.splits[PLAIN]
     figures: dict[str, float] = {}
+    if split.truth is not None:
+      tokens, _ = self.processor.caption_rows(split.captions, self.section.max_new_tokens)
+      figures |= self.understanding_figures(params, split, tokens)
     for prefix, temperature in (("", 1.0), ("greedy_", 0.0)):
       tokens = self.reconstructor.caption(params, split.captioner_images, temperature=temperature)
       measured = split.figures(self._texts(tokens))
@@ -155,10 +158,30 @@ class StageEvaluator:
     split = self.splits[PLAIN]
     if split.has_captions:
       tokens, _ = self.processor.caption_rows(split.captions, tokens.shape[1])
-      measured, _, _ = self._measure(params, split, tokens)
+      measured, reconstructions, _ = self._measure(params, split, tokens)
       names = ("reward_similarity", "psnr", "object_accuracy")
       figures |= {f"true_caption_{name}": measured[name] for name in names if name in measured}
+      if split.truth is not None:
+        followed = split.truth.following((reconstructions + 1.0) * 127.5)
+        figures |= {f"true_caption_{name}": value for name, value in followed.items()}
+        figures |= self.understanding_figures(params, split, tokens)
     return figures
+
+  def understanding_figures(self, params: dict, split: HeldOut, tokens: np.ndarray) -> dict:
+    """Computes how often the true caption is more likely than one with a single change.
+
+    Args:
+      params: parameters of the UAE.
+      split: held-out images with ground truth.
+      tokens: int32[N, L], their true captions.
+    """
+    assert split.truth is not None
+    choices = split.truth.forced_choices()
+    changed = [self.processor.caption_rows(choice.captions, tokens.shape[1])[0] for choice in choices]
+    log_probs = self.reconstructor.caption_log_probs(
+      params, split.captioner_images, np.stack([tokens, *changed], axis=1)
+    )
+    return split.truth.choice_figures(choices, log_probs[:, :1] > log_probs[:, 1:])
 
   def observe(self, folder: str, step: int, params: dict) -> dict:
     """Computes caption metrics of one batch of held-out images during a stage, and records the caption of one image."""

@@ -36,6 +36,18 @@ class Truth(Protocol):
     """Returns metrics of reconstructions uint8 or float [N, H, W, 3] in 0..255."""
     ...
 
+  def following(self, images: np.ndarray) -> dict[str, float]:
+    """Returns how well images uint8 or float [N, H, W, 3] in 0..255, generated from the true captions, follow them."""
+    ...
+
+  def forced_choices(self) -> list[Any]:
+    """Returns changed captions of every image, one list per kind of change, see `small_world.forced_choice`."""
+    ...
+
+  def choice_figures(self, choices: list[Any], is_right: np.ndarray) -> dict[str, float]:
+    """Returns the shares of right choices, given bool[N, kinds]: whether the true caption is the more likely one."""
+    ...
+
   def edited_images(self) -> np.ndarray:
     """Returns a copy of each image with one change, uint8[N, H, W, 3]."""
     ...

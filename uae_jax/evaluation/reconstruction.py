@@ -15,7 +15,7 @@ import numpy as np
 from uae_jax.models.uae import to_signed
 from uae_jax.networks import Networks
 from uae_jax.options import EvaluationOptions
-from uae_jax.rollouts import reconstruct
+from uae_jax.rollouts import captions, reconstruct
 
 
 class Reconstructor:
@@ -28,6 +28,7 @@ class Reconstructor:
     self._generate = jax.jit(self._generate_batch)
     self._embed = jax.jit(self._embed_batch, static_argnames="name")
     self._autoencode = jax.jit(self._autoencode_batch)
+    self._log_probs = jax.jit(self._log_probs_batch)
 
   def _caption_batch(self, params: dict, images: jax.Array, key: jax.Array, temperature: jax.Array) -> jax.Array:
     model = self.networks.uae(params)
@@ -71,6 +72,26 @@ class Reconstructor:
     model, x = self.networks.uae(params), to_signed(images)
     decoded = jnp.clip(model.decode_latents(model.encode_image(x)), -1.0, 1.0)
     return decoded, psnr(x, decoded)
+
+  def _log_probs_batch(self, params: dict, images: jax.Array, tokens: jax.Array) -> jax.Array:
+    networks = self.networks
+    log_probs, _ = captions.caption_log_probs(
+      networks.uae(params), networks.prompts, images, tokens, has_whole_vocabulary=True
+    )
+    return jnp.sum(log_probs * captions.caption_mask(tokens, networks.prompts), axis=-1)
+
+  def caption_log_probs(self, params: dict, images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Computes log-probabilities of whole captions.
+
+    Args:
+      params: parameters of the UAE.
+      images: uint8[N, h, w, 3] at the captioner's resolution.
+      tokens: int32[N, R, L], R captions per image, which share its prefix.
+
+    Returns:
+      float32[N, R], sums over the tokens up to and including the closing one.
+    """
+    return self._gather(len(images), lambda _, rows: self._log_probs(params, images[rows], tokens[rows]))
 
   def embed(self, params: dict, name: str, images: np.ndarray) -> np.ndarray:
     """Embeds images uint8[N, H, W, 3] as unit-norm float32[N, E]."""
