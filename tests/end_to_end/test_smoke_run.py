@@ -72,6 +72,8 @@ def test_every_stage_leaves_metrics_figures_and_a_checkpoint(workdir):
   for stage in ("cold_start", "generation_for_understanding", "understanding_for_generation"):
     figures = json.loads((workdir / "evaluation" / f"{stage}.json").read_text())
     assert all(np.isfinite(figures[name]) for name in names)
+    assert 0 <= figures["forced_choice"] <= 1 and "half_caption_recall" in figures
+    assert 0 <= figures["true_caption_counting"] <= 1
     gallery = json.loads((workdir / "samples" / stage / "gallery.json").read_text())
     assert len(gallery["items"]) == config.evaluation.gallery_images
   assert list(workdir.glob("events.out.tfevents.*"))
