@@ -11,7 +11,9 @@ import sys
 
 from uae_jax.commands import command_line
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
+# Commands that end in their own way after SIGTERM.
+HANDLES_SIGTERM = ("train", "sweep", "serve")
 
 # command -> (module with `main(argv) -> int | None`, help). `main` parses its arguments before heavy imports.
 COMMANDS = {
@@ -57,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command and returns its exit code, which is 0 only if everything succeeded.
 
   Args:
-    argv: command and its arguments; None takes those of the process, and ends it after Ctrl-C.
+    argv: command and its arguments; None takes those of the process, and ends it after Ctrl-C or SIGTERM.
   """
   if argv is not None:
     return run(list(argv))
   code = run(sys.argv[1:])
-  if code == INTERRUPTED:
+  if code in (INTERRUPTED, TERMINATED):
     # Threads of XLA may still compile: they would crash while the interpreter shuts down.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -90,7 +92,10 @@ def run(argv: list[str]) -> int:
     print(f"uae-jax: error: no command {command!r}{hint} (see uae-jax --help)", file=sys.stderr)
     return 2
   try:
-    with contextlib.nullcontext() if verbose else command_line.one_line_messages(command):
+    with (
+      contextlib.nullcontext() if verbose else command_line.one_line_messages(command),
+      contextlib.nullcontext() if command in HANDLES_SIGTERM else command_line.ended_by_sigterm(),
+    ):
       return importlib.import_module(COMMANDS[command][0]).main(rest) or 0
   except BrokenPipeError:  # The reader of stdout has ended, as in `uae-jax ... | head`.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
@@ -98,6 +103,9 @@ def run(argv: list[str]) -> int:
   except KeyboardInterrupt as reason:
     print(f"uae-jax {command}: interrupted{f', {reason}' if str(reason) else ''}", file=sys.stderr)
     return INTERRUPTED
+  except command_line.Terminated:
+    print(f"uae-jax {command}: terminated", file=sys.stderr)
+    return TERMINATED
   except argparse.ArgumentError as error:
     command_line.report_error(command, error, verbose)
     return 2

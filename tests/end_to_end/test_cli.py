@@ -404,7 +404,7 @@ def test_a_conversion_that_ends_early_leaves_nothing(tmp_path, monkeypatch, caps
   code = run("convert", "--source", tmp_path, "--target", tmp_path / "new" / "export", "--to", "orbax")
   reported = errors(capsys)
   if ending == "SIGTERM":
-    assert code == 143 and reported == []
+    assert code == cli.TERMINATED and reported == []
   else:
     assert code == 1 and len(reported) == 1
     assert "export could not be written, and nothing of it is left: OSError: [Errno 28] No space left" in reported[0]

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 from pathlib import Path
+import signal
 import sys
 import threading
 import traceback
@@ -133,6 +134,28 @@ def one_line(error: BaseException) -> str:
   if isinstance(error, (ValueError, OSError, argparse.ArgumentError)) and message:
     return files.shown(message)
   return files.shown(f"{type(error).__name__}: {message}" if message else type(error).__name__)
+
+
+class Terminated(BaseException):
+  """Raised by SIGTERM in `ended_by_sigterm`."""
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+  """Context in which SIGTERM raises `Terminated`, so that no half-written file is left; a second one ends at once."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+
+  def end(*_) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise Terminated
+
+  before = signal.signal(signal.SIGTERM, end)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

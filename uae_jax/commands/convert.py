@@ -1,11 +1,7 @@
 """`uae-jax convert`: writes weights that `UAE.load` reads as Orbax, PEFT adapters or merged Hugging Face folders."""
 
-from collections.abc import Iterator
-import contextlib
 from pathlib import Path
-import signal
 import sys
-import threading
 
 from uae_jax import files, outputs
 from uae_jax.commands import command_line
@@ -60,23 +56,9 @@ def main(argv: list[str]) -> int:
 
   # A conversion needs host memory, not accelerator memory.
   jax.config.update("jax_platforms", "cpu")
-  with ended_by_sigterm():
-    convert(source, target, arguments.to, adapters_only=arguments.adapters_only, names=arguments.names)
+  convert(source, target, arguments.to, adapters_only=arguments.adapters_only, names=arguments.names)
   command_line.say(target)
   return 0
-
-
-@contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-  """Makes SIGTERM an ordinary exit with code 143, which cleans up; without it, the process ends on the spot."""
-  if threading.current_thread() is not threading.main_thread():
-    yield
-    return
-  before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, before)
 
 
 def convert(source: Path, target: Path, to: str, *, adapters_only: bool = False, names: str = "v5") -> None:
