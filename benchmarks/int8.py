@@ -1,9 +1,10 @@
-"""Accuracy of int8: evaluates a run of `configs/scenes.py` with stored and with int8 weights on held-out scenes.
+"""Accuracy of int8: a run of `configs/scenes.py` on held-out scenes, as stored and with both forms of int8.
 
 python -m benchmarks.int8 runs/demo
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ from PIL import Image
 
 import uae_jax
 from uae_jax.evaluation import held_out
+from uae_jax.layers.quantized import Int8Weight
 from uae_jax.options import DataOptions
 
 
@@ -39,12 +41,21 @@ def main() -> None:
     uae = uae_jax.UAE.load(workdir, dtype="float32")
     split = held_out.load(DataOptions(), uae.processor, arguments.images)[held_out.PLAIN]
     exact, captions = figures(uae, split)
-    rounded, others = figures(uae_jax.UAE.load(workdir, dtype="float32", int8=True), split)
-    same = np.mean([one == other for one, other in zip(captions, others, strict=True)])
-    print(f"\n| {workdir.name} | " + " | ".join(exact) + " |\n" + "|---" * (1 + len(exact)) + "|")
-    for name, row in (("float32", exact), ("int8", rounded)):
-      print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in row.values()) + " |")
-    print(f"\nCaptions unchanged: {same:.3f}")
+    print(f"\n| {workdir.name} | " + " | ".join(exact) + " | captions unchanged |\n" + "|---" * (2 + len(exact)) + "|")
+    print_row("float32", exact, captions, captions)
+    uae = uae_jax.UAE.load(workdir, dtype="float32", int8=True)
+    print_row("int8_weights", *figures(uae, split), captions)
+    uae.params = jax.tree.map(with_rounded_activations, uae.params, is_leaf=lambda x: isinstance(x, Int8Weight))
+    print_row("int8", *figures(uae, split), captions)
+
+
+def with_rounded_activations(leaf):
+  return dataclasses.replace(leaf, rounds_activations=True) if isinstance(leaf, Int8Weight) else leaf
+
+
+def print_row(name: str, row: dict[str, float], captions: list[str], exact: list[str]) -> None:
+  same = np.mean([one == other for one, other in zip(captions, exact, strict=True)])
+  print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in (*row.values(), same)) + " |", flush=True)
 
 
 if __name__ == "__main__":

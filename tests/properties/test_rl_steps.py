@@ -23,7 +23,7 @@ from uae_jax.options import (
   UnderstandingForGenerationStage,
   UpdateOptions,
 )
-from uae_jax.rollouts import captions
+from uae_jax.rollouts import captions, reconstruct
 from uae_jax.rollouts.conditioning import encode_captions
 from uae_jax.rollouts.images import sample_sde, velocity_field
 from uae_jax.training.rl import update as update_module
@@ -402,6 +402,33 @@ def test_shared_noise_prefix_equals_the_prefix_of_each():
   shared, separate = run(params(), noise, True), run(params(), jnp.repeat(noise, ROLLOUTS, axis=0), False)
   np.testing.assert_allclose(shared.final, separate.final, atol=1e-5)
   np.testing.assert_allclose(shared.log_probs, separate.log_probs, atol=1e-5)
+
+
+def test_steps_before_the_window_run_once_per_group():
+  rows = []
+
+  def make_velocity(repeat):
+    def velocity(latents, sigma):
+      rows.append((repeat, len(latents)))
+      return latents * sigma
+
+    return velocity
+
+  options = dict(num_rollouts=ROLLOUTS, num_steps=6, shift=3.0, window=2, kind="flow", noise_level=0.7)
+  noise, key = jnp.ones((PROMPTS, 4, 4, 16)), jax.random.key(0)
+  jax.eval_shape(lambda start: sample_sde(make_velocity, noise, key, start, is_noise_shared=True, **options), 2)
+  group = (ROLLOUTS, PROMPTS * ROLLOUTS)
+  assert rows[0] == (1, PROMPTS) and set(rows[1:]) == {group}
+
+
+def test_the_negative_prompt_is_encoded_once_per_rollout(monkeypatch):
+  calls, encode = [], reconstruct.encode_negative
+  monkeypatch.setattr(reconstruct, "encode_negative", lambda *inputs: calls.append(inputs) or encode(*inputs))
+  phases, state, key = decoder_phases(guidance=2.0), state_of("decoder"), jax.random.key(0)
+  trajectory = jax.eval_shape(phases.rollout, state.params, batch(), key, state.step)
+  jax.eval_shape(phases.reward, state.params, batch(), trajectory, key)
+  jax.eval_shape(phases.update, state, batch(), trajectory, ADVANTAGES)
+  assert len(calls) == 1 and len(trajectory.negative.states) == 1
 
 
 def test_adapters_off_leaves_its_argument_alone():
