@@ -14,7 +14,7 @@ from PIL import Image
 import uae_jax
 from uae_jax.evaluation import held_out
 from uae_jax.layers.quantized import Int8Weight
-from uae_jax.options import DataOptions
+from uae_jax.training.restore import run_config
 
 
 def figures(uae: uae_jax.UAE, split: held_out.HeldOut) -> tuple[dict[str, float], list[str]]:
@@ -39,7 +39,7 @@ def main() -> None:
   arguments = parser.parse_args()
   for workdir in arguments.workdirs:
     uae = uae_jax.UAE.load(workdir, dtype="float32")
-    split = held_out.load(DataOptions(), uae.processor, arguments.images)[held_out.PLAIN]
+    split = held_out.load(run_config(workdir).data, uae.processor, arguments.images)[held_out.PLAIN]
     exact, captions = figures(uae, split)
     print(f"\n| {workdir.name} | " + " | ".join(exact) + " | captions unchanged |\n" + "|---" * (2 + len(exact)) + "|")
     print_row("float32", exact, captions, captions)

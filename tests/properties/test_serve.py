@@ -143,6 +143,18 @@ def test_images_have_the_size_number_and_seed_that_were_asked_for(world):
   assert world.model.calls[0][1]["steps"] == 5
 
 
+def test_a_guidance_interval_reaches_the_model_or_is_refused(world):
+  def ask(**extra):
+    return world.client.images.generate(model="uae", prompt=PROMPT, extra_body=extra)
+
+  ask(guidance=3.0, guidance_interval=[0.2, 0.5])
+  assert world.model.calls[0][1]["guidance_interval"] == (0.2, 0.5)
+  for extra in ({"guidance_interval": [0.5, 0.2]}, {"guidance": 1.0, "guidance_interval": [0.2, 0.5]}):
+    with pytest.raises(openai.BadRequestError, match="guidance_interval") as caught:
+      ask(**extra)
+    assert caught.value.body["param"] == "guidance_interval"
+
+
 def test_images_without_a_seed_differ(world):
   first, second = (world.client.images.generate(model="uae", prompt=PROMPT).data[0] for _ in range(2))
   assert pixels(first) == (16, 16, 3, 0, 7) and pixels(second) == (16, 16, 3, 1, 7)
