@@ -68,6 +68,13 @@ def test_text_embeddings_equal_the_library(tmp_path, kind, write):
   np.testing.assert_allclose(ours, F.normalize(features, dim=-1).numpy(), atol=2e-5)
   assert lengths == [len(tokenizer(line)["input_ids"]) for line in texts] and loaded.text.max_tokens == MAX_TOKENS
   assert max(lengths) > MAX_TOKENS and ours.shape[1] == loaded.embed([np.zeros((9, 9, 3), np.uint8)]).shape[1]
+  for wrong, message in (
+    ([], "no texts"),
+    ("cat", "texts is one text"),
+    (["a", "b" * 32_001], r"texts\[1\] has 32001"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      loaded.text.embed(wrong)
 
 
 def test_the_reward_is_the_cosine_of_the_library(tmp_path):

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from uae_jax import sharding, trees
 from uae_jax.models.mmdit import MMDiT, MMDiTConfig
-from uae_jax.weights import export, mmdit, table, tensor_files
+from uae_jax.weights import export, mmdit, pooled, table, tensor_files
 
 CONFIG = MMDiTConfig(
   depth=8, num_heads=4, head_width=32, patch=2, context_width=64, pooled_width=32, pos_embed_max_size=8
@@ -134,6 +134,26 @@ def test_all_problems_at_once():
   assert len(error.value.problems) == 4
   assert "missing context_embedder.weight" in found and "unexpected stray" in found
   assert "dtype int32" in found and "proj_out.bias: shape" in found
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 4)])
+def test_weights_that_are_not_finite_are_named(shape):
+  tensors = random_tensors()
+  names = ["proj_out.bias", "transformer_blocks.2.attn.to_q.weight"]
+  for name, value in zip(names, (np.nan, -np.inf), strict=True):
+    tensors[name] = tensors[name].copy()
+    tensors[name].flat[-1] = value
+  leaves = abstract(sharding.make_mesh(data=shape[0], fsdp=shape[1], devices=jax.devices()[: shape[0] * shape[1]]))
+  for load in (table.load, table.stream):
+    with pytest.raises(table.WeightError) as error:
+      load(tensors, mmdit.table(CONFIG), leaves, source="dit")
+    assert sorted(error.value.problems) == [f"{name} has values that are NaN or infinite" for name in names]
+
+
+def test_a_pooled_embedding_that_is_not_finite_is_named(tmp_path):
+  tensor_files.write(tmp_path / pooled.FILE, {pooled.NAME: np.array([0, np.nan], np.float32)})
+  with pytest.raises(table.WeightError, match=f"{pooled.FILE}.*\n.*pooled has values that are NaN"):
+    pooled.read(tmp_path)
 
 
 FUSED = (

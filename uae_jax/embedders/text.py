@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uae_jax import cloud_storage, sharding
+from uae_jax.api_arguments import checked_texts
 from uae_jax.embedders import host, registry
 from uae_jax.embedders.host import Embedder
 from uae_jax.embedders.in_graph import NORM_FLOOR
@@ -57,8 +58,14 @@ class TextEmbedder:
 
     Returns:
       (float32[B, E], rows of norm 1; number of tokens of each text before it was cut).
+
+    Raises:
+      ValueError: `texts` is one text or empty, or an item is no text or too long.
     """
-    texts = [text.lower() for text in texts] if self._is_lower_case else list(texts)
+    if not texts:
+      raise ValueError("no texts to embed")
+    texts = checked_texts("texts", texts)
+    texts = [text.lower() for text in texts] if self._is_lower_case else texts
     lengths = [len(ids) for ids in self._tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
     options = {"padding": "max_length", "max_length": self.max_tokens, "truncation": True}
     tokens = np.asarray(self._tokenizer(texts, **options)["input_ids"], np.int32)

@@ -15,6 +15,7 @@ from uae_jax.plain import from_plain, to_plain
 from uae_jax.weights import legacy
 from uae_jax.weights.checkpoint import InferenceSettings, LoadedUAE, OtherModelError, damage, read_tree, typed
 from uae_jax.weights.export import copy_processor
+from uae_jax.weights.finite import WHAT, finite_rows
 from uae_jax.weights.official import EXTRAS
 
 PARAMS, PROCESSOR = "params", "processor"
@@ -79,5 +80,8 @@ def load(source: Path, dtype: str, mesh: Mesh) -> LoadedUAE:
     raise
   except Exception as error:  # Orbax raises many exception types for a damaged checkpoint.
     raise ValueError(f"{source / PARAMS}: the checkpoint cannot be read ({damage(error)})") from error
+  bad = [path for path, rows in finite_rows(dict(trees.items(params))).items() if not rows.all()]
+  if bad:
+    raise ValueError(f"{source / PARAMS}: {bad[0]} {WHAT}, {len(bad)} such parameters in all: export it again")
   folder = source / PROCESSOR
   return LoadedUAE(config, graphdef, params, Processor.from_folder(folder), folder, inference)

@@ -125,7 +125,9 @@ def load_official(path: str | Path, dtype: str, mesh: Mesh) -> LoadedUAE:
   condition = pooled.read(folders.diffusion)
   if condition.shape != abstract["pooled"].shape:
     raise WeightError(str(path), [f"pooled embedding of {condition.shape}, dit wants {abstract['pooled'].shape}"])
-  params: dict[str, Any] = {part.name: stream(part.tensors, part.table, abstract[part.name]) for part in parts}
+  params: dict[str, Any] = {
+    part.name: stream(part.tensors, part.table, abstract[part.name], f"{path} ({part.name})") for part in parts
+  }
   if missing_connector:
     warnings.warn(
       f"{path}: no projector.* in llm_model or llm_lora: the connector starts from random numbers, train it",

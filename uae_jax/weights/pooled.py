@@ -14,7 +14,7 @@ import numpy as np
 from uae_jax import json_files, sharding
 from uae_jax.data import clip_tokens
 from uae_jax.models.clip import CLIPText, CLIPTextConfig
-from uae_jax.weights import clip, fields, table, tensor_files
+from uae_jax.weights import clip, fields, finite, table, tensor_files
 
 ENCODERS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
 # Where an export stores the vector, so that it need not include the text towers.
@@ -28,13 +28,16 @@ def read(folder: Path) -> np.ndarray:
     folder: the `SD3` folder.
 
   Raises:
-    WeightError: a text tower is missing or does not match its config.
+    WeightError: a text tower is missing, not finite, or does not match its config.
   """
   if (folder / FILE).exists():
     tensors = tensor_files.open_file(folder / FILE)
     if NAME not in tensors:
       raise table.WeightError(str(folder / FILE), [f"missing {NAME}"])
-    return np.asarray(tensors[NAME], np.float32)
+    condition = np.asarray(tensors[NAME], np.float32)
+    if not np.all(np.isfinite(condition)):
+      raise table.WeightError(str(folder / FILE), [f"{NAME} {finite.WHAT}"])
+    return condition
   problems, parts = [], []
   for encoder, tokenizer in ENCODERS:
     try:
@@ -62,7 +65,7 @@ def embed(encoder: Path, tokenizer: Path, texts: list[str]) -> np.ndarray:
   graphdef, abstract = sharding.abstract_model(lambda: CLIPText(config, rngs=nnx.Rngs(0)), mesh)
   if problems := table.find_problems(tensors, rows, abstract, ignored=clip.IGNORED_BY_TEXT):
     raise table.WeightError(str(encoder), problems)
-  params = table.stream(tensors, rows, abstract)
+  params = table.stream(tensors, rows, abstract, str(encoder))
   tokens = clip_tokens.encode(tokenizer, texts, config.max_tokens)
   run = jax.jit(lambda params, tokens: nnx.merge(graphdef, params)(tokens))
   return np.asarray(run(params, jnp.asarray(tokens)), np.float32)

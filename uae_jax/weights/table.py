@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from uae_jax import trees
+from uae_jax.weights import finite
 from uae_jax.weights.tensor_files import Spec, count_indices, spec_of
 
 
@@ -349,7 +350,7 @@ def load(
     source: name of the checkpoint in error messages.
 
   Raises:
-    WeightError: tensors are missing, unexpected, or have the wrong shape or dtype; reports all of them.
+    WeightError: tensors are missing, unexpected, not finite, or have the wrong shape or dtype; reports all of them.
   """
   table = tuple(table)
   if problems := find_problems(tensors, table, abstract, ignored=ignored):
@@ -363,10 +364,35 @@ def load(
         slot = out[i] if match.is_stacked else out
         slot[...] = part
     params |= zip(match.paths, outs, strict=True)
+  refuse_non_finite(table, abstract, params, source)
   return trees.from_items((path, params[path]) for path in leaves)
 
 
-def stream(tensors: Mapping[str, np.ndarray], table: Iterable[Row], abstract: Mapping) -> dict:
+def refuse_non_finite(table: Iterable[Row], abstract: Mapping, params: Mapping[str, Any], source: str) -> None:
+  """Refuses leaves with NaN or infinite values, by the names of their tensors.
+
+  Args:
+    table: the rows of the model.
+    abstract: its parameters.
+    params: path -> leaf.
+    source: name of the checkpoint in error messages.
+
+  Raises:
+    WeightError: there are such leaves.
+  """
+  rows, problems = finite.finite_rows(params), dict[str, None]()
+  for match in expand(table, abstract):
+    for path in match.paths:
+      are_finite = rows[path][: len(match.names)] if match.is_stacked else [rows[path].all()]
+      bad = [name for name, is_finite in zip(match.names, are_finite, strict=True) if not is_finite]
+      problems |= dict.fromkeys(f"{name} {finite.WHAT}" for name in bad)
+  if problems:
+    raise WeightError(source, list(problems))
+
+
+def stream(
+  tensors: Mapping[str, np.ndarray], table: Iterable[Row], abstract: Mapping, source: str = "checkpoint"
+) -> dict:
   """Loads a checkpoint directly to devices, with one tensor at a time in host memory.
 
   Each leaf is allocated once with its sharding; layers are written into a stacked leaf in place. Check the checkpoint
@@ -376,10 +402,15 @@ def stream(tensors: Mapping[str, np.ndarray], table: Iterable[Row], abstract: Ma
     tensors: name -> array, read lazily.
     table: the rows of the model.
     abstract: nested dict of `ShapeDtypeStruct`s with shardings.
+    source: name of the checkpoint in error messages.
 
   Returns:
     Nested dict of JAX arrays with the shapes, dtypes and shardings of `abstract`.
+
+  Raises:
+    WeightError: tensors are not finite.
   """
+  table = tuple(table)
   leaves = dict(trees.items(abstract))
   params: dict[str, jax.Array] = {}
   for match in expand(table, abstract):
@@ -398,6 +429,7 @@ def stream(tensors: Mapping[str, np.ndarray], table: Iterable[Row], abstract: Ma
         # Otherwise writes would queue up, each holding its tensor in memory.
         jax.block_until_ready(outs[j])
     params |= zip(match.paths, outs, strict=True)
+  refuse_non_finite(table, abstract, params, source)
   return trees.from_items((path, params[path]) for path in leaves)
 
 
