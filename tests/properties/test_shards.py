@@ -340,10 +340,16 @@ def test_indexes_of_lines_and_folders(tmp_path, monkeypatch, kind):
 def test_a_damaged_index_is_built_again(tmp_path, monkeypatch):
   monkeypatch.setattr(stored_index, "LEAST_SECONDS", 0.0)
   shard(tmp_path, ("1.jpg", png()), ("1.txt", b"one"))
-  for damage in (b"", b"x" * 200):
+  damages = (
+    lambda content: b"",
+    lambda content: b"x" * 200,
+    lambda content: content.replace(b"shape", b"sha(e"),
+    lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+  )
+  for damage in damages:
     source(tmp_path, "webdataset")
     for file in (tmp_path / stored_index.FOLDER).rglob("*.npy"):
-      file.write_bytes(damage)
+      file.write_bytes(damage(file.read_bytes()))
     assert source(tmp_path, "webdataset").caption(0) == "one"
 
 

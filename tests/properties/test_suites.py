@@ -384,6 +384,8 @@ def write_result(folder, **settings):
     (lambda result: result["settings"].update(steps="40"), "settings.steps = '40'"),
     (lambda result: result["scores"]["items"].update({"0": "1"}), "scores.items.0 = '1'"),
     (lambda result: result["scores"].pop("items"), "items"),
+    (lambda result: result["scores"].update(metrics={"clip": {"overall": 1.0}}), "scores.metrics.clip"),
+    (lambda result: result.update(scores=None) or result.update(failed=[]), "failed = "),
     (lambda result: result["scores"].update(overall=float("nan")), "NaN"),
   ],
 )

@@ -10,7 +10,7 @@ from stand_in import StandIn, gray
 
 from uae_jax import cli, files
 from uae_jax.commands import model_arguments
-from uae_jax.evaluation import results
+from uae_jax.evaluation import results, rows
 from uae_jax.evaluation.suites import vqa, vqa_layouts
 from uae_jax.evaluation.suites.spec import SuiteError
 
@@ -171,3 +171,12 @@ def test_wrong_questions_are_refused(tmp_path, record, message):
 )
 def test_letters_of_answers(answer, expected):
   assert vqa.letter(answer, ["cat", "dog"]) == expected
+
+
+@pytest.mark.parametrize(
+  "line", ["[]", '{"key": 3}', '{"key": "a", "files": 3}', '{"key": "a", "files": [null]}', "[" * 9999]
+)
+def test_a_line_that_is_no_row_is_named(tmp_path, line):
+  (tmp_path / "items.jsonl").write_text(f'{{"key": "a"}}\n{line}\n')
+  with pytest.raises(ValueError, match=r"items\.jsonl, line 2: not a row"):
+    rows.whole(tmp_path)

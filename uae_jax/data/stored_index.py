@@ -124,7 +124,8 @@ def load_or_build(
       with whole_folder(folder) as partial:
         for name, values in arrays.items():
           np.save(partial / f"{name}.npy", values)
-        write_whole(partial / STAMPS_FILE, json_text({"source": source, "stamps": noted}))
+        about = {"source": source, "stamps": noted, "checksums": _checksums(arrays)}
+        write_whole(partial / STAMPS_FILE, json_text(about))
     except OSError as error:
       # A process on another machine may have been faster.
       found = _load(folder, source, paths)
@@ -135,16 +136,22 @@ def load_or_build(
 
 
 def _load(folder: Path, source: str, paths: Sequence[str] | None) -> StoredIndex | None:
-  """The index in a folder, if it is of this source and up to date."""
+  """The index in a folder, if it is whole, of this source and up to date."""
   try:
     noted = json.loads((folder / STAMPS_FILE).read_bytes())
     known = [tuple(stamp) for stamp in noted["stamps"]]
     names = [path for path, *_ in known]
     if noted["source"] != source or (paths is not None and names != list(paths)) or stamps(names) != known:
       return None
-    return StoredIndex(folder)
-  except (OSError, EOFError, ValueError, KeyError, TypeError):
+    index = StoredIndex(folder)
+    return index if _checksums(index) == noted["checksums"] else None
+  except Exception:  # NumPy's reader of a damaged header raises anything that a parser of Python can.
     return None
+
+
+def _checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+  """Checksum of each array: a damaged index would read other records without an error."""
+  return {name: zlib.crc32(np.ascontiguousarray(values)) for name, values in sorted(arrays.items())}
 
 
 @contextlib.contextmanager

@@ -15,6 +15,9 @@ from uae_jax.plain import from_plain
 
 FILE = "results.json"
 VERSION = 1
+# Fields that a result may lack.
+DEFAULTS = {"files": 0, "failed": {}}
+SCORE_DEFAULTS = {"categories": {}, "notes": []}
 # Settings that say how a result was made but do not change it.
 INCIDENTAL = ("model", "versions", "embedders")
 # The settings of every result, and the types of those that commands read. COUNTS are at least 1.
@@ -32,16 +35,22 @@ ABSENT = {"guidance_interval": list(EVERYWHERE)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Scores:
-  """The plain form of `suites.spec.Scores`; `metrics` has the same form."""
+class _Metric:
+  """The plain form of `suites.spec.Scores` under one metric."""
 
   overall: float
   items: dict[str, float]
-  scale: float
   categories: dict[str, float] = dataclasses.field(default_factory=dict)
   notes: tuple[str, ...] = ()
   intervals: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
   metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Scores(_Metric):
+  """The plain form of all scores."""
+
+  scale: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,14 +92,18 @@ def read(folder: Path) -> dict[str, Any] | None:
     _check(result)
   except ValueError as error:
     raise ValueError(f"{file}: not a result of uae-jax evaluate: {error}") from error
-  return result
+  scores = result.pop("scores", None)
+  return DEFAULTS | result | ({"scores": SCORE_DEFAULTS | scores} if scores else {})
 
 
 def _check(result: Mapping[str, Any]) -> None:
   version = from_plain(int, result.get("version"), "version")
   if version != VERSION:
     raise ValueError(f"version = {version}: this release of uae_jax reads version {VERSION}")
-  settings = from_plain(_Result, result).settings
+  found = from_plain(_Result, result)
+  settings, metrics = found.settings, found.scores.metrics if found.scores else {}
+  for name, metric in metrics.items():
+    from_plain(_Metric, metric, f"scores.metrics.{name}")
   for name in REQUIRED:
     if name not in settings:
       raise ValueError(f"settings lacks field {name!r}")

@@ -34,10 +34,19 @@ def read(out: Path) -> dict[str, dict[str, Any]]:
     for number, line in enumerate(whole.split("\n") if whole else [], 1):
       try:
         row = json.loads(line)
-        rows[row["key"]] = row
-      except (ValueError, KeyError, TypeError) as error:
-        raise SuiteError(f"{file}, line {number}: not a row of uae-jax evaluate: remove the line") from error
+      except (ValueError, RecursionError):
+        row = None
+      if not _is_row(row):
+        raise SuiteError(f"{file}, line {number}: not a row of uae-jax evaluate: remove the line")
+      rows[row["key"]] = row
   return rows
+
+
+def _is_row(row: Any) -> bool:
+  if not isinstance(row, dict) or not isinstance(row.get("key"), str):
+    return False
+  names = row.get("files", [])
+  return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def image_files(out: Path, row: dict[str, Any]) -> list[Path]:
