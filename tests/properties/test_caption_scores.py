@@ -42,7 +42,7 @@ def test_the_full_caption_says_everything(name, split):
     assert not result.missing
 
 
-@pytest.mark.parametrize("name", scenes.VARIANTS)
+@pytest.mark.parametrize("name", ("plain", "shifted", "dense"))
 def test_partial_captions_say_only_true_things(name):
   # Without places, a phrase may match another object equally well, so precision is close to 1 but not exactly 1.
   batch = scenes.scenes(np.arange(600), "train", scenes.variant(name))

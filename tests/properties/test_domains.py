@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
   return out
 
 
-@pytest.mark.parametrize("name", scenes.VARIANTS)
+@pytest.mark.parametrize("name", domains.VARIANTS)
 def test_known_scenes_are_painted_as_they_are_rendered(name):
   config = scenes.VARIANTS[name]
   unshifted = dataclasses.replace(config, shift_px=0)

@@ -36,7 +36,7 @@ class DataOptions(Options):
     max_bad_fraction: largest fraction of unreadable records before the run stops.
     max_cut_fraction: largest fraction of captions longer than `caption_tokens` before a stage that trains on captions
       stops; 1 sets no limit.
-    variant: variant of the small world: "plain", "shifted" or "dense".
+    variant: variant of the small world: "plain", "shifted", "dense", or "rich", which needs model = "rich_scenes".
   """
 
   source: str = "scenes"

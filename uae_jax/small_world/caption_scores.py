@@ -7,6 +7,10 @@ phrase is right if its first background is the scene's and no earlier phrase nam
 
   recall     right words / attributes of the scene: the background; place, size, color, shape and shift of each object
   precision  right words / claims: all words but separators and the word "background" next to a background color
+
+Captions of the paraphrasing grammar are read by their canonical words, and words without a claim count for nothing.
+Their textures and the number of objects are attributes too. A relation is a claim, wrong unless two objects fit it; a
+true one is neither in recall nor in precision.
 """
 
 from collections.abc import Sequence
@@ -14,7 +18,7 @@ import dataclasses
 
 import numpy as np
 
-from uae_jax.small_world import phrases, scenes
+from uae_jax.small_world import paraphrases, phrases, scenes
 from uae_jax.small_world.scenes import Scene
 
 RIGHT, WRONG, NEUTRAL = "right", "wrong", "neutral"
@@ -55,14 +59,20 @@ class CaptionScore:
 def object_words(scene: Scene) -> list[list[str]]:
   """The attribute words of each object of one scene, in caption order."""
   return [
-    [item["place"], *item.get("shift", ()), item["size"], item["color"], item["shape"]]
+    [item["place"], *item.get("shift", ()), item["size"], *_texture(item), item["color"], item["shape"]]
     for item in phrases.attributes(scene)["objects"]
   ]
+
+
+def _texture(item: dict) -> list[str]:
+  return [item["texture"]] if "texture" in item else []
 
 
 def score(caption: str, scene: Scene) -> CaptionScore:
   """Scores a caption, which may be any text, against one scene."""
   background = phrases.attributes(scene)["background"]
+  if scene.config.is_paraphrased:
+    return _score_paraphrase(caption, scene, background)
   return score_words(caption, object_words(scene), background, len(phrases.full_caption(scene).split()))
 
 
@@ -109,6 +119,53 @@ def score_words(caption: str, objects: list[list[str]], background: str, true_le
     words=tuple(labels),
     missing=tuple(missing),
   )
+
+
+def _score_paraphrase(caption: str, scene: Scene, background: str) -> CaptionScore:
+  """Scores a caption of the paraphrasing grammar: count and relation here, the other phrases by `score_words`."""
+  said = caption.split()
+  objects = paraphrases.object_words(scene)
+  count = paraphrases.COUNTS[len(objects) - 1]
+  labels: list[str | None] = []  # None: left to score_words
+  is_count_said = False
+  for phrase, separator in _phrases([paraphrases.CANONICAL.get(word, word) for word in said]):
+    if any(word in paraphrases.RELATIONS for word in phrase):
+      labels += _label_relation(phrase, objects)
+    elif any(word in paraphrases.COUNTS for word in phrase):
+      for word in phrase:
+        is_right = word == count and not is_count_said
+        is_count_said |= is_right
+        labels.append(RIGHT if is_right else NEUTRAL if word in paraphrases.FUNCTION_WORDS else WRONG)
+    else:
+      names_background = any(word in scenes.BACKGROUNDS for word in phrase)
+      is_neutral = [w in paraphrases.FUNCTION_WORDS and (names_background or w != "background") for w in phrase]
+      labels += [NEUTRAL if neutral else None for neutral in is_neutral]
+    labels += [None] * len(separator)
+  rest = [paraphrases.CANONICAL.get(word, word) for word, label in zip(said, labels, strict=True) if label is None]
+  found = score_words(" ".join(rest), object_words(scene), background, len(phrases.full_caption(scene).split()))
+  others = iter(found.words)
+  words = tuple((word, label or next(others)[1]) for word, label in zip(said, labels, strict=True))
+  num_right = sum(label == RIGHT for _, label in words)
+  return CaptionScore(
+    num_right=num_right,
+    num_claimed=num_right + sum(label == WRONG for _, label in words),
+    num_true=found.num_true + 1,
+    length=len(words),
+    true_length=found.true_length,
+    words=words,
+    missing=(() if is_count_said else (f"{count} objects",)) + found.missing,
+  )
+
+
+def _label_relation(phrase: list[str], objects: list[dict[str, str]]) -> list[str | None]:
+  """Labels a phrase about two objects: its relation is wrong unless it is true, other words if no object has them."""
+  at = next(i for i, word in enumerate(phrase) if word in paraphrases.RELATIONS)
+  first, second = ([w for w in side if w not in paraphrases.FUNCTION_WORDS] for side in (phrase[:at], phrase[at + 1 :]))
+  is_true = bool(first and second) and paraphrases.is_true(phrase[at], first, second, objects)
+  known = {word for item in objects for word in item.values()} | set(paraphrases.FUNCTION_WORDS)
+  labels: list[str | None] = [NEUTRAL if word in known else WRONG for word in phrase]
+  labels[at] = NEUTRAL if is_true else WRONG
+  return labels
 
 
 def _phrases(words: Sequence[str]) -> list[tuple[list[str], list[str]]]:

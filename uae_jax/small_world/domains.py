@@ -34,12 +34,11 @@ from uae_jax.small_world.scenes import IMAGE_PX, Scene, SceneConfig
 
 TRUTH = "truth.jsonl"
 NEW_SHAPES = ("diamond", "ring", "bar")
-NEW_COLORS = {"orange": (240, 130, 20), "pink": (250, 150, 190), "cyan": (60, 210, 220)}
+NEW_COLORS = tuple(render.MORE_COLOR_RGB)
 NEW_SIZES = {"tiny": 0.25, "medium": 0.65, "huge": 1.0}
-SIZES = dict(zip(scenes.SIZES, render.SIZE_SHARES, strict=True)) | NEW_SIZES
-COLORS = dict(zip(scenes.COLORS, render.COLOR_RGB, strict=True)) | {
-  name: np.array(rgb, np.float32) for name, rgb in NEW_COLORS.items()
-}
+SIZES = dict(zip(scenes.SIZES, SceneConfig().size_shares, strict=True)) | NEW_SIZES
+# The other variants have captions without fixed phrases.
+VARIANTS = tuple(name for name, config in scenes.VARIANTS.items() if not config.is_paraphrased)
 BACKGROUNDS = dict(zip(scenes.BACKGROUNDS, render.BACKGROUND_RGB, strict=True))
 DOMAINS = ("seen", "pairs", "shapes", "colors", "sizes", "layouts", "counts", "reordered", "abstract")
 _STREAM, _SUPERSAMPLING = 4, 8
@@ -65,26 +64,15 @@ class Picture:
   prompt: str = ""
 
 
-def covers(shape: str, y: np.ndarray, x: np.ndarray, r: float) -> np.ndarray:
-  """Whether points bool[...] at offsets from the center, in pixels, belong to a shape of half-width r."""
-  if shape == "diamond":
-    return np.abs(x) + np.abs(y) < r
-  if shape == "ring":
-    return (x**2 + y**2 < r**2) & (x**2 + y**2 > (0.55 * r) ** 2)
-  if shape == "bar":
-    return (np.abs(x) < r) & (np.abs(y) < 0.3 * r)
-  return render.masks(y, x, r)[scenes.SHAPES.index(shape)]
-
-
 def paint(picture: Picture, config: SceneConfig) -> np.ndarray:
   """Renders a picture as uint8[32, 32, 3]; known scenes are those of `render.render`."""
   grid = (np.arange(IMAGE_PX * _SUPERSAMPLING) + 0.5) / _SUPERSAMPLING
   image = np.broadcast_to(BACKGROUNDS[picture.background], (IMAGE_PX, IMAGE_PX, 3)).astype(np.float32)
   for thing in picture.things:
     y, x = grid[:, None] - thing.center[0], grid[None, :] - thing.center[1]
-    inside = covers(thing.shape, y, x, SIZES[thing.size] * (config.cell_px / 2 - config.shift_px))
+    inside = render.covers(thing.shape, y, x, SIZES[thing.size] * (config.cell_px / 2 - config.shift_px))
     alpha = inside.reshape(IMAGE_PX, _SUPERSAMPLING, IMAGE_PX, _SUPERSAMPLING).mean((1, 3))[..., None]
-    image = image + alpha * (COLORS[thing.color] - image)
+    image = image + alpha * (render.RGB[thing.color] - image)
   return np.round(image).astype(np.uint8)
 
 
@@ -103,7 +91,7 @@ def change(picture: Picture, domain: str, config: SceneConfig, draws: Draws) -> 
   """Makes the picture of a held-out scene new in the way of a domain."""
   things = list(picture.things)
   if domain in ("shapes", "colors", "sizes"):
-    words = {"shapes": NEW_SHAPES, "colors": tuple(NEW_COLORS), "sizes": tuple(NEW_SIZES)}[domain]
+    words = {"shapes": NEW_SHAPES, "colors": NEW_COLORS, "sizes": tuple(NEW_SIZES)}[domain]
     which = draws.integers(len(words), len(things))
     changed = [dataclasses.replace(thing, **{domain[:-1]: words[i]}) for thing, i in zip(things, which, strict=True)]
     return dataclasses.replace(picture, things=changed)
@@ -229,7 +217,7 @@ def main(argv: list[str] | None = None) -> int:
   )
   parser.add_argument("--out", required=True, type=Path, help="output folder")
   parser.add_argument("--images", type=int, default=64, help="pictures per folder; default %(default)s")
-  parser.add_argument("--variant", default="plain", choices=tuple(scenes.VARIANTS), help="variant of the small world")
+  parser.add_argument("--variant", default="plain", choices=VARIANTS, help="variant of the small world")
   arguments = parser.parse_args(argv)
   if arguments.images < 1:
     parser.error("--images: expected 1 or more")

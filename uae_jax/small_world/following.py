@@ -3,12 +3,14 @@
 single_object, two_objects   scenes with that many objects: all of them right, and none besides
 counting                     the number of objects is right
 position                     objects that are at their place, whatever they look like
-colors, shapes, sizes        objects at their place with the right attribute
+colors, shapes, sizes        objects at their place with the right attribute; textures too, in the variant "rich"
 binding                      objects with the right shape and color, in scenes where these differ between objects
+relations                    the relation that the caption states holds in the picture, in the variant "rich"
 """
 
 import numpy as np
 
+from uae_jax.small_world import paraphrases
 from uae_jax.small_world.render import detect
 from uae_jax.small_world.scenes import Scene
 
@@ -17,15 +19,16 @@ def categories(images: np.ndarray, scene: Scene) -> dict[str, float]:
   """Shares by category; those that no scene of the batch belongs to are left out.
 
   Args:
-    images: uint8 or float [B, 32, 32, 3] in 0..255.
-    scene: the B scenes that the captions describe.
+    images: uint8 or float [B, side, side, 3] in 0..255.
+    scene: the B scenes that the full captions describe.
   """
   objects, background = detect(images, scene.config)
   found = Scene.from_array(np.concatenate([background[:, None], objects], axis=-1), scene.config)
   count = np.sum(scene.present, axis=-1)
-  is_right = np.all(objects == scene.objects(), axis=-1)
+  is_right = np.all(objects == scene.named().objects(), axis=-1)
   is_there = found.present & scene.present
-  same = {name: is_there & (getattr(found, name) == getattr(scene, name)) for name in ("color", "shape", "size")}
+  names = ("color", "shape", "size", "texture")
+  same = {name: is_there & (getattr(found, name) == getattr(scene, name)) for name in names}
   varies = np.zeros(len(count), bool)
   for name in ("shape", "color"):
     value = getattr(scene, name)
@@ -42,4 +45,21 @@ def categories(images: np.ndarray, scene: Scene) -> dict[str, float]:
     "sizes": (same["size"], scene.present),
     "binding": (same["shape"] & same["color"], bound),
   }
+  if scene.config.is_paraphrased:
+    groups["textures"] = (same["texture"], scene.present)
+    groups["relations"] = (_relations_hold(found, scene), count > 1)
   return {name: float(np.mean(right[group])) for name, (right, group) in groups.items() if np.any(group)}
+
+
+def _relations_hold(found: Scene, scene: Scene) -> np.ndarray:
+  """Whether the relation in the canonical caption of each scene holds in the scene that is found, bool[B]."""
+  return np.array(
+    [
+      any(
+        word in paraphrases.RELATIONS
+        and paraphrases.is_true(word, words[at - 2 : at], words[at + 1 : at + 3], paraphrases.object_words(found[row]))
+        for at, word in enumerate(words)
+      )
+      for row, words in enumerate(paraphrases.full_caption(scene[row]).split() for row in range(len(found.background)))
+    ]
+  )

@@ -43,7 +43,7 @@ class GroundTruth:
     return caption_scores.aggregate(scores) | {f"half_{name}": at_half[name] for name in names}
 
   def image_figures(self, images: np.ndarray) -> dict[str, float]:
-    """`object_accuracy` and `scene_accuracy` of reconstructions uint8 or float [N, 32, 32, 3] in 0..255."""
+    """`object_accuracy` and `scene_accuracy` of reconstructions uint8 or float [N, side, side, 3] in 0..255."""
     return render.detection_accuracy(images, self.scene)
 
   def following(self, images: np.ndarray) -> dict[str, float]:
@@ -59,6 +59,6 @@ class GroundTruth:
     return forced_choice.accuracy(choices, is_right)
 
   def edited_images(self) -> np.ndarray:
-    """Images uint8[N, 32, 32, 3] of the scenes after one edit each; the edits are the same on every call."""
+    """Images uint8[N, side, side, 3] of the scenes after one edit each; the edits are the same on every call."""
     rows = np.arange(len(self.scene.background))
     return render.render_batch(scenes.edit(self.scene, Draws(rows, _EDIT_STREAM)))

@@ -8,6 +8,7 @@ Captions name the place of an object first, so a causal language model knows it 
 import numpy as np
 
 from uae_jax.draws import Draws
+from uae_jax.small_world import paraphrases
 from uae_jax.small_world.scenes import BACKGROUNDS, COLORS, PLACES, SHAPES, SIZES, Scene
 
 SHIFTS_X = ("shifted-left", "", "shifted-right")
@@ -15,7 +16,7 @@ SHIFTS_Y = ("shifted-up", "", "shifted-down")
 SEPARATOR = ";"
 BACKGROUND_WORD = "background"
 
-# All words of all variants, which share one vocabulary.
+# All words of all variants with fixed phrases, which share one vocabulary.
 WORDS = (
   SEPARATOR,
   BACKGROUND_WORD,
@@ -99,7 +100,12 @@ def caption_words(scene: Scene, captions: str, draws: Draws | None = None) -> tu
 
 
 def captions_text(scene: Scene, captions: str, draws: Draws | None = None) -> list[str]:
-  """The captions of a batch of scenes as text; arguments as for `caption_words`."""
+  """The captions of a batch of scenes as text; arguments as for `caption_words`.
+
+  Paraphrased captions depend on `draws` even if they are full; without draws, they are the canonical ones.
+  """
+  if scene.config.is_paraphrased:
+    return paraphrases.captions_text(scene, captions, draws)
   words, said = caption_words(scene, captions, draws)
   return [" ".join(WORDS[i] for i in row[keep]) for row, keep in zip(words, said, strict=True)]
 
@@ -110,17 +116,19 @@ def full_caption(scene: Scene) -> str:
 
 
 def attributes(scene: Scene) -> dict:
-  """Attributes of one scene for JSON: background, and place, size, color, shape (and shift) of each object."""
+  """Attributes of one scene for JSON: background, and place, size, color, shape (texture, shift) of each object."""
   config = scene.config
   objects = []
   for place in np.flatnonzero(scene.present):
     item: dict[str, str | list[str]] = {
       "place": config.places[place],
-      "size": SIZES[scene.size[place]],
-      "color": COLORS[scene.color[place]],
-      "shape": SHAPES[scene.shape[place]],
+      "size": config.sizes[scene.size[place]],
+      "color": config.colors[scene.color[place]],
+      "shape": config.shapes[scene.shape[place]],
     }
-    if config.shift_px:
+    if len(config.textures) > 1:
+      item["texture"] = config.textures[scene.texture[place]]
+    if config.names_shift:
       shift = int(scene.shift[place])
       item["shift"] = [word for word in (SHIFTS_X[shift % 3], SHIFTS_Y[shift // 3]) if word]
     objects.append(item)

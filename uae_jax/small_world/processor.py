@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uae_jax.small_world import phrases, scenes
+from uae_jax.small_world import paraphrases, phrases, scenes
 
 PAD = "<|endoftext|>"
 END = "<|im_end|>"
@@ -51,19 +51,24 @@ class ProcessorConfig:
     image_px: side of an image, in pixels.
     patch_px: side of a patch, in pixels.
     merge_size: side, in patches, of the cell that becomes one token.
+    words: words of the captions.
   """
 
   image_px: int = scenes.IMAGE_PX
   patch_px: int = 4
   merge_size: int = 2
+  words: tuple[str, ...] = phrases.WORDS
 
 
-def make_tokenizer():
-  """Makes a `PreTrainedTokenizerFast` for special tokens, roles and the words of the grammar."""
+RICH = ProcessorConfig(image_px=scenes.variant("rich").image_px, words=paraphrases.WORDS)
+
+
+def make_tokenizer(grammar: tuple[str, ...] = phrases.WORDS):
+  """Makes a `PreTrainedTokenizerFast` for special tokens, roles and the words of a grammar."""
   from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
   from transformers import PreTrainedTokenizerFast
 
-  words = (*SPECIAL, *ROLES, QUESTION, *phrases.WORDS)
+  words = (*SPECIAL, *ROLES, QUESTION, *grammar)
   tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
   # Split only at white space: places such as top-left are one word.
   tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -84,7 +89,7 @@ def write_processor(folder: str | Path, config: ProcessorConfig | None = None) -
   config = config or ProcessorConfig()
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  tokenizer = make_tokenizer()
+  tokenizer = make_tokenizer(config.words)
   tokenizer.save_pretrained(folder)
   # In one file, as in Qwen2.5-VL; newer versions of transformers write the template to a separate file.
   (folder / "chat_template.jinja").unlink(missing_ok=True)

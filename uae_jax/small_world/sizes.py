@@ -11,15 +11,21 @@ from uae_jax.models.qwen25_vl.vision import VisionConfig
 from uae_jax.models.uae import UAEConfig
 from uae_jax.models.vae import AutoencoderKLConfig
 
-# The name of the small world's model in a config.
-SMALL_WORLD = "scenes"
-IMAGE_PX = 32
+# Names of the small world's models in a config: of 32 px, and of the 48 px of the variant "rich".
+SMALL_WORLD, RICH = "scenes", "rich_scenes"
+IMAGE_PX, RICH_PX = 32, 48
+VAE_FACTOR = 8
 WIDTH = 64
 EMBEDDING_WIDTH = 64
 
 
-def uae(vocab_size: int, image_token_id: int, *, rank: int = 16, alpha: float = 16.0) -> UAEConfig:
-  """A UAE with about a million parameters: 32 px images, 16 image tokens, 4 x 4 x 16 latents, 16 latent patches."""
+def uae(
+  vocab_size: int, image_token_id: int, *, rank: int = 16, alpha: float = 16.0, image_px: int = IMAGE_PX
+) -> UAEConfig:
+  """A UAE with about a million parameters: 32 px images, 16 image tokens, 4 x 4 x 16 latents, 16 latent patches.
+
+  Images of 48 px have 36 tokens, 6 x 6 x 16 latents and 36 latent patches.
+  """
   vision = VisionConfig(
     depth=2,
     width=WIDTH,
@@ -53,8 +59,8 @@ def uae(vocab_size: int, image_token_id: int, *, rank: int = 16, alpha: float = 
     in_channels=16,
     context_width=WIDTH,
     pooled_width=16,
-    pos_embed_max_size=4,
-    sample_size=4,
+    pos_embed_max_size=image_px // VAE_FACTOR,
+    sample_size=image_px // VAE_FACTOR,
     unroll=True,
   )
   captioner = Qwen25VLConfig(vision=vision, language=language, image_token_id=image_token_id)
@@ -69,10 +75,10 @@ def uae(vocab_size: int, image_token_id: int, *, rank: int = 16, alpha: float = 
   )
 
 
-def clip_vision() -> CLIPVisionConfig:
+def clip_vision(image_px: int = IMAGE_PX) -> CLIPVisionConfig:
   """The image tower of CLIP, the reward embedder."""
   return CLIPVisionConfig(
-    image_px=IMAGE_PX,
+    image_px=image_px,
     patch=8,
     width=WIDTH,
     depth=2,
@@ -98,13 +104,13 @@ def clip_text(vocab_size: int, max_tokens: int, end_token_id: int) -> CLIPTextCo
   )
 
 
-def dinov2() -> DINOv2Config:
+def dinov2(image_px: int = IMAGE_PX) -> DINOv2Config:
   """The held-out embedder: another architecture and another seed; the class token has the embedding width."""
   return DINOv2Config(
-    image_px=IMAGE_PX, patch=8, width=EMBEDDING_WIDTH, depth=2, num_heads=2, mlp_width=4 * WIDTH, unroll=True
+    image_px=image_px, patch=8, width=EMBEDDING_WIDTH, depth=2, num_heads=2, mlp_width=4 * WIDTH, unroll=True
   )
 
 
-def embedders() -> dict:
+def embedders(image_px: int = IMAGE_PX) -> dict:
   """Kind -> model config, for the embedders that the small world trains from scratch."""
-  return {"clip": clip_vision(), "dinov2": dinov2()}
+  return {"clip": clip_vision(image_px), "dinov2": dinov2(image_px)}

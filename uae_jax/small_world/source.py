@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from uae_jax.draws import Draws
-from uae_jax.small_world import phrases, render, scenes
+from uae_jax.small_world import paraphrases, phrases, render, scenes
 from uae_jax.small_world.ground_truth import GroundTruth
 from uae_jax.small_world.processor import word_ids
 from uae_jax.small_world.scenes import Scene, SceneConfig
@@ -29,11 +29,11 @@ class ProceduralScenes:
     config: size of the world.
   """
 
-  image_px = scenes.IMAGE_PX
   more_held_out = MORE_HELD_OUT
 
   def __init__(self, split: str, config: SceneConfig):
     self._split, self._config = split, config
+    self.image_px = config.image_px
 
   def __len__(self) -> int:
     return scenes.NUM_SCENES
@@ -125,7 +125,7 @@ class SceneCaptions:
     config: size of the world.
     processor: `data.processing.Processor`, which tokenizes the captions.
     caption_tokens: L, number of tokens per row.
-    word_ids: int32[words], token ids of `phrases.WORDS`; None if words are not single tokens.
+    word_ids: int32[words], token ids of `phrases.WORDS`; None if words are not single tokens, or captions paraphrased.
     captions: "full", "partial", "mixed" or "contrastive".
     seed: seed of what captions omit and of edits.
   """
@@ -139,7 +139,13 @@ class SceneCaptions:
 
   @classmethod
   def of(cls, config: SceneConfig, processor, caption_tokens: int, captions: str, seed: int) -> "SceneCaptions":
-    return cls(config, processor, caption_tokens, word_ids(processor.tokenizer), captions, seed)
+    tokenizer = processor.tokenizer
+    if not config.is_paraphrased:
+      return cls(config, processor, caption_tokens, word_ids(tokenizer), captions, seed)
+    unknown = tokenizer.unk_token_id
+    if unknown is not None and unknown in processor.encode(" ".join(paraphrases.WORDS)):
+      raise ValueError('data.variant = "rich" has words that the processor lacks: set model = "rich_scenes"')
+    return cls(config, processor, caption_tokens, None, captions, seed)
 
   def batch(self, scene: Scene, position: np.ndarray, index: np.ndarray, image: np.ndarray | None = None) -> dict:
     """Makes a batch of b scenes; see `data.pipeline.make_dataset`.
@@ -165,7 +171,7 @@ class SceneCaptions:
     shape = groups.background.shape
     flat = Scene.from_array(groups.to_array().reshape(shape[0] * shape[1], -1), groups.config)
     tokens, length = self.to_tokens(flat, "full", None)
-    images = render.render_batch(flat).reshape(*shape, scenes.IMAGE_PX, scenes.IMAGE_PX, 3)
+    images = render.render_batch(flat).reshape(*shape, *[groups.config.image_px] * 2, 3)
     if image is not None:
       images[:, 0] = image
     return {
@@ -182,13 +188,14 @@ class SceneCaptions:
     Raises:
       ValueError: the longest possible caption does not fit into a row.
     """
-    if self.word_ids is None:
-      return self.processor.caption_rows(phrases.captions_text(scene, captions, draws), self.caption_tokens)
     row_length = self.caption_tokens
-    if scene.config.max_caption_words >= row_length:
+    is_word_a_token = self.word_ids is not None or scene.config.is_paraphrased
+    if is_word_a_token and scene.config.max_caption_words >= row_length:
       raise ValueError(
         f"data.caption_tokens = {row_length}: captions of this data.variant need {scene.config.max_caption_words + 1}"
       )
+    if self.word_ids is None:
+      return self.processor.caption_rows(phrases.captions_text(scene, captions, draws), row_length)
     words, said = phrases.caption_words(scene, captions, draws)
     count = np.sum(said, axis=1)
     tokens = np.full((len(words), row_length), self.processor.pad_id, np.int32)

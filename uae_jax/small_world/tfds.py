@@ -41,7 +41,7 @@ def builder_class():
         description="Scenes of 1 to 6 objects with full captions and ground truth.",
         features=tfds.features.FeaturesDict(
           {
-            "image": tfds.features.Image(shape=(scenes.IMAGE_PX, scenes.IMAGE_PX, 3), encoding_format="png"),
+            "image": tfds.features.Image(shape=(config.image_px, config.image_px, 3), encoding_format="png"),
             "caption": tfds.features.Text(),
             "scene": tfds.features.Tensor(shape=(1 + len(config.places),), dtype=np.int32),
             "index": np.int64,

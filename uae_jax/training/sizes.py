@@ -18,7 +18,7 @@ from uae_jax.models.uae import UAEConfig
 from uae_jax.options import FRESH
 from uae_jax.plain import from_plain, to_plain
 from uae_jax.small_world import sizes as small_world
-from uae_jax.small_world.processor import write_processor
+from uae_jax.small_world.processor import RICH, write_processor
 from uae_jax.weights import legacy
 
 FILE = "model.json"
@@ -70,6 +70,20 @@ MODELS = {
     write_processor=write_processor,
     embedders=small_world.embedders,
     embedder_px=small_world.IMAGE_PX,
+    text_tower=small_world.clip_text,
+  ),
+  small_world.RICH: NamedModel(
+    uae=lambda processor, lora: small_world.uae(
+      processor.vocab_size,
+      processor.image_token_id,
+      rank=lora.rank,
+      alpha=lora.alpha,
+      image_px=small_world.RICH_PX,
+    ),
+    trains_from_scratch=True,
+    write_processor=lambda folder: write_processor(folder, RICH),
+    embedders=lambda: small_world.embedders(small_world.RICH_PX),
+    embedder_px=small_world.RICH_PX,
     text_tower=small_world.clip_text,
   ),
   "uae_3b_sd35_large": NamedModel(lambda processor, lora: UAEConfig.uae_3b_sd35_large(lora.rank, lora.alpha)),
