@@ -12,6 +12,7 @@ before with its standard error.
 """
 
 import argparse
+from collections.abc import Sequence
 import dataclasses
 import json
 from pathlib import Path
@@ -42,6 +43,16 @@ PAIRED = {
 
 def measure(workdir: Path, num_images: int) -> dict:
   """The figures of every stage of a run: stage -> {"figures": ..., "gains": ...}."""
+  found, before = {}, None
+  for stage, figures, rows in measure_stages(workdir, STAGES, num_images):
+    gains = {} if before is None else {name: paired_gain(before[name], rows[name]) for name in PAIRED}
+    found[stage] = {"figures": figures, "gains": gains}
+    before = rows
+  return found
+
+
+def measure_stages(workdir: Path, stages: Sequence[str], num_images: int):
+  """Yields (folder of a stage, its figures, name of `PAIRED` -> float[N]) of the finished stages of a run."""
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   config = restore.run_config(workdir)
   built = build(config, sizes.read(workdir), Processor.from_folder(workdir / restore.PROCESSOR), mesh)
@@ -50,15 +61,10 @@ def measure(workdir: Path, num_images: int) -> dict:
   split = held_out.load(config.data, built.processor, num_images)[PLAIN]
   if split.truth is None:
     raise ValueError(f"{workdir}: data.source = {config.data.source!r} has no ground truth")
-  found, before = {}, None
-  for stage in STAGES:
+  for stage in stages:
     checkpoints = restore.finished_steps(workdir / "checkpoints" / stage)
     params = restore.read_params(checkpoints, built.abstract_params)
-    figures, rows = measure_stage(params, reconstructor, split, built.processor, options)
-    gains = {} if before is None else {name: paired_gain(before[name], rows[name]) for name in PAIRED}
-    found[stage] = {"figures": figures, "gains": gains}
-    before = rows
-  return found
+    yield stage, *measure_stage(params, reconstructor, split, built.processor, options)
 
 
 def measure_stage(params, reconstructor: Reconstructor, split, processor: Processor, options):
@@ -81,7 +87,7 @@ def measure_stage(params, reconstructor: Reconstructor, split, processor: Proces
   images, _ = reconstructor.generate(params, split.images, true, captioner_images=split.captioner_images)
   pixels = (images + 1.0) * 127.5
   objects, _ = render.detect(pixels, scene.config)
-  is_followed = (objects == scene.objects()) & scene.present
+  is_followed = (objects == scene.named().objects()) & scene.present
 
   figures = forced_choice.accuracy(choices, is_right) | truth.figures(texts)
   figures |= {f"true_caption_{name}": value for name, value in following.categories(pixels, scene).items()}
