@@ -304,6 +304,47 @@ def test_any_failure_of_a_process_is_an_error_of_all(judge, monkeypatch):
   assert gathered == ["http: RecursionError: too deep"]
 
 
+def test_pieces_of_a_step_are_judged_while_later_ones_are_generated(judge):
+  """The server needs 0.3 s per group, and generation 0.3 s per piece: only the last piece is waited for."""
+  judge.script = [lambda *_: time.sleep(0.3)] * 8
+  reward = external.make_external_reward(ExternalReward(ExternalRewardOptions(url=judge.url)), Lengths())
+  begun, lengths = [], jnp.arange(1, 9)
+  for piece in range(4):
+    time.sleep(0.3)
+    tokens = jnp.stack([lengths[piece::4], jnp.full(2, END)], axis=-1)[:, None]
+    inputs = RewardInputs(tokens, jnp.zeros((2, 2, 2, 2, 3), jnp.uint8))
+    begun.append(reward.begin({"image": np.zeros((2, 2, 2, 3), np.uint8)}, inputs))
+  answered = [len(judge.requests), judge.open]
+  np.testing.assert_array_equal(reward.finish(begun), np.stack([lengths, lengths], axis=1))
+  assert answered[0] - answered[1] >= 4, "the first pieces have their rewards before the last is generated"
+
+
+def test_requests_that_wait_are_given_up(judge):
+  judge.script = [lambda *_: time.sleep(0.2)] * 5
+  reward = ExternalReward(ExternalRewardOptions(url=judge.url, max_concurrency=1))
+  images = np.zeros((5, 1, 2, 2, 3), np.uint8)
+  answers = reward.start([("a",)] * 5, images[:, 0], images)
+  reward.cancel()
+  assert sum(answer.cancelled() for answer in answers) >= 4
+  assert reward([("abc",)], images[:1, 0], images[:1]) == 3, "and a later step asks again"
+
+
+def test_known_rollouts_are_not_asked_for_again(judge):
+  """In order; a rollout without a reward is asked for again, and the oldest are forgotten."""
+  judge.script = ['{"rewards": [1, null, 3]}']
+  reward = ExternalReward(ExternalRewardOptions(url=judge.url, cache_size=3))
+  images = np.zeros((1, 4, 2, 2, 3), np.uint8)
+  captions = [("a", "bb", "a", "ccc")]
+  for expected in ([1, np.nan, 1, 3], [1, 2, 1, 3], [1, 2, 1, 3]):
+    np.testing.assert_array_equal(reward(captions, images[:, 0], images), [expected])
+  assert [request["captions"] for request, _ in judge.requests] == [["a", "bb", "ccc"], ["bb"]]
+  assert [len(request["images"]) for request, _ in judge.requests] == [3, 1]
+  reward(captions, images[:, 0] + 1, images)
+  assert judge.requests[-1][0]["captions"] == ["a", "bb", "ccc"], "another original is another rollout"
+  reward(captions, images[:, 0], images)
+  assert judge.requests[-1][0]["captions"] == ["a", "bb", "ccc"], "no more than three are kept"
+
+
 class Lengths:
   """Stands for a processor: the first token is the length of the caption."""
 
@@ -316,7 +357,7 @@ def test_every_process_asks_for_its_share_and_takes_the_answers_of_all(judge, mo
   batch = {"image": np.zeros((3, 2, 2, 3), np.uint8)}
   inputs = RewardInputs(tokens, jnp.zeros((3, 2, 2, 2, 3), jnp.uint8))
   bring = external.make_external_reward(ExternalReward(ExternalRewardOptions(url=judge.url)), Lengths())
-  whole = bring(batch, inputs)["http"]
+  whole = bring(batch, inputs)
   judge.requests.clear()
   shares = []
   monkeypatch.setattr(external.jax, "process_count", lambda: 2)
@@ -327,7 +368,7 @@ def test_every_process_asks_for_its_share_and_takes_the_answers_of_all(judge, mo
     bring(batch, inputs)
   assert [len(share) for share in shares] == [1, 2] and len(judge.requests) == 3
   monkeypatch.setattr(external.processes, "gather", lambda own: json.loads(json.dumps(shares)))
-  np.testing.assert_array_equal(bring(batch, inputs)["http"], whole)
+  np.testing.assert_array_equal(bring(batch, inputs), whole)
   np.testing.assert_array_equal(whole, [[2, 2], [3, 3], [5, 5]])
 
 
@@ -342,7 +383,7 @@ def test_prompts_are_judged_without_originals_and_with_their_metadata(judge):
   reward = ExternalReward(ExternalRewardOptions(url=judge.url))
   bring = external.make_external_reward(reward, Lengths(), lambda index: {"tag": f"t{index}"})
   inputs = RewardInputs(jnp.array([[[2, END]], [[3, END]]]), jnp.zeros((2, 2, 2, 2, 3), jnp.uint8))
-  rewards = bring({"image": np.zeros((2, 2, 2, 3), np.uint8), "index": np.asarray([7, 5])}, inputs)["http"]
+  rewards = bring({"image": np.zeros((2, 2, 2, 3), np.uint8), "index": np.asarray([7, 5])}, inputs)
   np.testing.assert_array_equal(rewards, [[2, 2], [3, 3]])
   sent = sorted((request for request, _ in judge.requests), key=lambda request: request["captions"])
   assert [request["metadata"] for request in sent] == [{"tag": "t7"}, {"tag": "t5"}]
@@ -363,7 +404,7 @@ def test_images_are_compared_with_their_text(monkeypatch):
   tokens = jnp.array([[[2, END]], [[3, END]], [[5, END]]])
   inputs = RewardInputs(tokens, jnp.stack([jnp.full((2, 2, 2, 3), i, jnp.uint8) for i in range(3)]))
   bring = external.make_image_text_reward("clip_text", reward, Lengths())
-  np.testing.assert_array_equal(bring({}, inputs)["clip_text"], [[2, 2], [4, 4], [7, 7]])
+  np.testing.assert_array_equal(bring({}, inputs), [[2, 2], [4, 4], [7, 7]])
   shares = []
   for process in range(2):
     monkeypatch.setattr(external.jax, "process_count", lambda: 2)
@@ -428,7 +469,7 @@ def test_a_step_shows_the_judge_what_was_generated_and_learns_from_its_answer(ju
     advantages=advantages,
     update=update,
     reward_and_inputs=lambda *_: (({"clip": jnp.full((1, 2), 10.0)}, {}), reward_inputs),
-    external_reward=external.make_external_reward(ExternalReward(ExternalRewardOptions(url=judge.url)), Words()),
+    host_rewards=(external.make_external_reward(ExternalReward(ExternalRewardOptions(url=judge.url)), Words()),),
   )
   state = create({"w": jnp.ones(1)}, lambda _: True, optax.sgd(0.1), jax.random.key(0), has_ema=False)
   _, metrics = phased_step(phases)(state, {"image": np.zeros((1, 2, 2, 3), np.uint8)})

@@ -1,5 +1,6 @@
 """The RL stages as pure steps: phases compose, microbatches add up, only adapters change, rollout and replay agree."""
 
+import dataclasses
 import functools
 
 from flax import nnx
@@ -26,8 +27,10 @@ from uae_jax.options import (
 from uae_jax.rollouts import captions, reconstruct
 from uae_jax.rollouts.conditioning import encode_captions
 from uae_jax.rollouts.images import sample_sde, velocity_field
+from uae_jax.training.rl import pieces
 from uae_jax.training.rl import update as update_module
 from uae_jax.training.rl.phases import compose, phase_keys
+from uae_jax.training.stage import phased_step
 from uae_jax.training.stages import generation_for_understanding as stage2
 from uae_jax.training.stages import understanding_for_generation as stage3
 
@@ -452,3 +455,55 @@ def test_adapters_off_is_the_base():
   reference = encode(params(), adapters=False)
   np.testing.assert_array_equal(reference, encode(zeroed, adapters=True))
   assert not np.allclose(reference, encode(params(), adapters=True))
+
+
+@pytest.mark.parametrize("net", STAGES)
+def test_a_step_in_pieces_joins_them_in_the_order_of_the_batch(net):
+  """Each row is that of its piece, generated alone; the window of SDE steps is that of the whole step."""
+  phases, state = STAGES[net](), state_of(net)
+  key, reward_key = phase_keys(state)
+  rows = batch()
+  rollout, reward = jax.jit(phases.rollout), jax.jit(phases.reward)
+  parts, measured = [], []
+  for i in range(2):
+    piece = pieces.cut(rows, i, 2)
+    np.testing.assert_array_equal(piece["index"], rows["index"][i::2])
+    parts.append(rollout(state.params, piece, key, state.step, jnp.int32(i)))
+    measured.append(reward(state.params, piece, parts[-1], pieces.piece_key(reward_key, i)))
+  joined = phases.join(parts)
+  asked = []
+
+  class Judge:
+    name = "http"
+
+    def begin(self, rows, inputs):
+      asked.append(inputs.tokens.shape[0])
+      return rows["index"]
+
+    def finish(self, begun):
+      return np.asarray(pieces.join([index[:, None] for index in begun]))
+
+    def cancel(self):
+      raise AssertionError
+
+  def update(state, batch, trajectory, values):
+    return state, {"trajectory": trajectory, "values": values}
+
+  stepped = dataclasses.replace(
+    phases,
+    host_rewards=(Judge(),),
+    num_pieces=2,
+    advantages=lambda rewards: (rewards["clip"], {"http": rewards["http"]}),
+    update=update,
+  )
+  _, seen = phased_step(stepped)(state, rows)
+  assert asked == [PROMPTS // 2] * 2
+  np.testing.assert_array_equal(seen["http"][:, 0], rows["index"])
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), seen["trajectory"], joined)
+  np.testing.assert_allclose(seen["values"], pieces.join([part[0]["clip"] for part in measured]), atol=1e-4)
+  np.testing.assert_allclose(
+    seen["held_out_reward"], np.mean([part[1]["held_out_reward"] for part in measured]), atol=1e-5
+  )
+  if net == "decoder":
+    assert len(np.unique(joined.record.index, axis=0)) == 1 and joined.negative is not None
+    assert not np.array_equal(joined.record.latents[0], joined.record.latents[1])

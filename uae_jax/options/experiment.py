@@ -244,6 +244,11 @@ class Experiment(Options):
             f"{name}.options.max_new_tokens = {section.options.max_new_tokens} is more than "
             f"data.caption_tokens = {self.data.caption_tokens}"
           )
+        if section.batch_size % (rows * section.http_reward.num_pieces):
+          raise ValueError(
+            f"{name}.batch_size = {section.batch_size} is not divisible by mesh.data * mesh.fsdp * "
+            f"http_reward.num_pieces = {rows} * {section.http_reward.num_pieces}"
+          )
       else:
         cuts = section.num_microbatches
       if section.batch_size % (rows * cuts):

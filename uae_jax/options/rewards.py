@@ -52,7 +52,13 @@ class ExternalRewardOptions(Options):
     timeout_seconds: limit of one attempt, from connecting to the last byte.
     retries: attempts after the first one failed.
     backoff_seconds: wait before the first retry; doubles each time, with jitter of up to the same length.
-    max_concurrency: groups in flight at the same time.
+    max_concurrency: groups in flight at the same time, per process.
+    num_pieces: pieces in which the prompts of a step are generated, one after the other; while a piece is generated,
+      the server rewards the earlier ones. Divides the prompts of each chip. Pieces draw other random numbers than a
+      whole step.
+    cache_size: number of rollouts whose rewards are kept in memory of each process and not asked for again, by their
+      caption, image, original and metadata; 0 asks always, as a server needs that is random or compares the rollouts
+      of a group.
     on_failure: a rollout without a finite reward is left out of its group's statistics with advantage 0 ("drop"), gets
       reward 0 ("zero"), or ends the run ("fail"). A server that refuses every group of a batch ends the run under
       each of them.
@@ -66,6 +72,8 @@ class ExternalRewardOptions(Options):
   retries: int = option(3, at_least=0)
   backoff_seconds: float = option(0.5, at_least=0)
   max_concurrency: int = option(8, at_least=1)
+  num_pieces: int = option(1, at_least=1)
+  cache_size: int = option(0, at_least=0)
   on_failure: str = option("drop", choices=ON_FAILURE)
   max_failed_in_a_row: int = option(5, at_least=1)
   sends_images: bool = True

@@ -267,9 +267,15 @@ class ReinforcementStage(AdapterStage):
       raise ValueError(
         f"batch_size = {self.batch_size} is not divisible by num_minibatches * num_microbatches = {cuts} of updates"
       )
-    rollouts = self.batch_size * self.options.num_rollouts
+    if self.batch_size % self.http_reward.num_pieces:
+      raise ValueError(
+        f"http_reward.num_pieces = {self.http_reward.num_pieces} does not divide batch_size = {self.batch_size}"
+      )
+    rollouts = self.batch_size // self.http_reward.num_pieces * self.options.num_rollouts
     if rollouts % self.options.decode_chunks:
       raise ValueError(f"options.decode_chunks = {self.options.decode_chunks} does not divide {rollouts} rollouts")
+    if self.http_reward.num_pieces > 1 and EXTERNAL not in self.options.reward_names:
+      raise ValueError("http_reward.num_pieces does nothing: add ('http', weight) to options.reward_weights")
     if EXTERNAL in self.options.reward_names and not self.http_reward.url:
       raise ValueError(
         "http_reward.url is empty: 'http' in options.reward_weights needs the address of a reward server"

@@ -1,6 +1,6 @@
 """The external reward: sends captions and images as JSON over HTTP and receives one number per caption.
 
-One POST per group, several groups at a time:
+One POST per group, several groups at a time, those of a step while its later groups are still being generated:
 
     request   {"captions": [text, ...], "images": [base64 PNG, ...], "original": base64 PNG}
     answer    {"rewards": [number or null, ...]}, one per caption
@@ -13,7 +13,7 @@ PNG, not pickle, so an answer cannot execute code here.
 
 from collections import Counter
 from collections.abc import Sequence
-import concurrent.futures
+from concurrent.futures import Future, ThreadPoolExecutor
 import dataclasses
 import math
 from typing import Any
@@ -25,6 +25,7 @@ import numpy as np
 from uae_jax import http_client
 from uae_jax.files import png_base64
 from uae_jax.options import ExternalRewardOptions
+from uae_jax.rewards.known import KnownRewards
 
 MAX_KINDS = 3  # kinds of failure that a message counts
 
@@ -51,7 +52,8 @@ class Answer:
 class ExternalReward:
   """Client of one reward server; a call computes the rewards of a whole batch.
 
-  A call is `accept(request(...))`. Processes that request a share each accept the answers of all of them.
+  A call starts the requests and accepts their answers. Processes that start those of a share each accept the answers of
+  all of them.
 
   Args:
     options: address, time limits, retries, and what happens on a failure.
@@ -69,6 +71,8 @@ class ExternalReward:
     if options.token_variable:
       token = http_client.read_token("http_reward.token_variable", options.token_variable, is_required=True)
     self._client = http_client.JsonClient(options.url, options.timeout_seconds, token)
+    self._pool: ThreadPoolExecutor | None = None
+    self._known = KnownRewards(options.cache_size) if options.cache_size else None
 
   def __call__(
     self,
@@ -92,21 +96,26 @@ class ExternalReward:
       RewardError: a request failed under on_failure = "fail", the server refused every group, or no group of the last
         `max_failed_in_a_row` batches got a reward.
     """
-    return self.accept(self.request(captions, originals, generated, metadata))
+    return self.accept([answer.result() for answer in self.start(captions, originals, generated, metadata)])
 
-  def request(
+  def start(
     self,
     captions: Sequence[Sequence[str]],
     originals: np.ndarray | None,
     generated: np.ndarray,
     metadata: Sequence[dict] | None = None,
-  ) -> list[Answer]:
-    """Requests the rewards of some groups, `max_concurrency` at a time; arguments as in a call."""
+  ) -> list[Future[Answer]]:
+    """Starts to request the rewards of some groups, `max_concurrency` at a time; arguments as in a call."""
     absent = [None] * len(captions)
-    with concurrent.futures.ThreadPoolExecutor(self.options.max_concurrency) as pool:
-      return list(
-        pool.map(self._group, captions, originals if originals is not None else absent, generated, metadata or absent)
-      )
+    self._pool = self._pool or ThreadPoolExecutor(self.options.max_concurrency, "external-reward")
+    groups = zip(captions, originals if originals is not None else absent, generated, metadata or absent, strict=True)
+    return [self._pool.submit(self._group, *group) for group in groups]
+
+  def cancel(self) -> None:
+    """Gives up all requests that are not on their way."""
+    if self._pool is not None:
+      self._pool.shutdown(wait=False, cancel_futures=True)
+      self._pool = None
 
   def accept(self, groups: Sequence[Answer]) -> np.ndarray:
     """Turns the answers for all groups of a batch, in order, into rewards, or ends the run; see a call."""
@@ -136,18 +145,25 @@ class ExternalReward:
   def _group(
     self, captions: Sequence[str], original: np.ndarray | None, generated: np.ndarray, metadata: dict | None
   ) -> Answer:
-    content: dict[str, Any] = {"captions": list(captions)}
+    common: dict[str, Any] = {} if metadata is None else {"metadata": metadata}
+    rollouts = {"captions": list(captions)}
     if self.options.sends_images:
-      content |= {} if original is None else {"original": png_base64(original)}
-      content["images"] = [png_base64(image) for image in generated]
-    if metadata is not None:
-      content["metadata"] = metadata
-    try:
-      values = http_client.with_retries(
-        lambda: read_rewards(self._client.post(content), len(captions)),
+      common |= {} if original is None else {"original": png_base64(original)}
+      rollouts["images"] = [png_base64(image) for image in generated]
+
+    def ask(asked: Sequence[int]) -> list[float]:
+      content = common | {field: [values[i] for i in asked] for field, values in rollouts.items()}
+      return http_client.with_retries(
+        lambda: read_rewards(self._client.post(content), len(asked)),
         self.options.retries,
         self.options.backoff_seconds,
       )
+
+    try:
+      if self._known is None:
+        values = ask(range(len(captions)))
+      else:
+        values = self._known.complete(common, list(zip(*rollouts.values(), strict=True)), ask)
     except http_client.HttpFailure as error:
       status = error.status if isinstance(error, http_client.RefusedError) else 0
       return Answer([math.nan] * len(captions), str(error), status)

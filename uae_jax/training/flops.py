@@ -39,7 +39,7 @@ class Program:
 
 
 class Composed:
-  """A host function that calls each of `programs` once; its FLOPs are their sum."""
+  """A host function that calls each of `programs` once, or as often as it is named; its FLOPs are their sum."""
 
   def __init__(self, function: Callable, programs: Sequence[Program]):
     self._function, self._programs = function, programs

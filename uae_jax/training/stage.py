@@ -6,9 +6,10 @@ import dataclasses
 import functools
 import re
 import time
-from typing import cast
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from uae_jax import trees
@@ -23,8 +24,8 @@ from uae_jax.training.build import Built
 from uae_jax.training.flops import Composed, Program
 from uae_jax.training.optimizer import learning_rate, make_optimizer
 from uae_jax.training.placement import state_shardings
-from uae_jax.training.rl import external
-from uae_jax.training.rl.phases import Phases, RewardInputs, phase_keys
+from uae_jax.training.rl import external, pieces
+from uae_jax.training.rl.phases import HostReward, Phases, phase_keys
 from uae_jax.training.stages import spec
 from uae_jax.training.stages.spec import StageSpec
 from uae_jax.training.state import State, create, release
@@ -155,21 +156,15 @@ def make_phases(config: Experiment, name: str, built: Built, optimizer: optax.Gr
   if make is None:
     raise ValueError(f"stage {name} has no `make_phases`: it is a supervised stage, see `supervised_step`")
   phases = make(config, built, optimizer)
-  further: list[Callable[[dict, RewardInputs], dict]] = []
+  rewards: list[HostReward] = []
   if EXTERNAL in section.options.reward_names:
     metadata_of = None if config.data.has_images else _metadata_of(config.data)
-    further.append(external.make_external_reward(ExternalReward(section.http_reward), built.processor, metadata_of))
+    rewards.append(external.make_external_reward(ExternalReward(section.http_reward), built.processor, metadata_of))
   for reward in section.options.reward_names:
     if kind := image_text_kind(reward):
       towers = ImageTextReward(functools.partial(text.load, kind, config.embedders.get(kind, "")))
-      further.append(external.make_image_text_reward(reward, towers, built.processor))
-  if not further:
-    return phases
-
-  def all_further(batch: dict, reward_inputs: RewardInputs) -> dict:
-    return {name: values for reward in further for name, values in reward(batch, reward_inputs).items()}
-
-  return dataclasses.replace(phases, external_reward=all_further)
+      rewards.append(external.make_image_text_reward(reward, towers, built.processor))
+  return dataclasses.replace(phases, host_rewards=tuple(rewards), num_pieces=section.http_reward.num_pieces)
 
 
 def _metadata_of(data: DataOptions) -> Callable[[int], dict]:
@@ -179,7 +174,10 @@ def _metadata_of(data: DataOptions) -> Callable[[int], dict]:
 
 
 def phased_step(phases: Phases, places: State | None = None, *, while_trips: int = 1) -> Composed:
-  """Composes the phases of an RL step, each jitted and timed separately; the external reward runs on the host.
+  """Composes the phases of an RL step, each jitted and timed separately; some rewards are computed on the host.
+
+  Rollout and reward run once per piece of the prompts. The rewards on the host begin when their piece is generated, and
+  are waited for after the last piece.
 
   Args:
     phases: phases of the stage.
@@ -188,37 +186,67 @@ def phased_step(phases: Phases, places: State | None = None, *, while_trips: int
   """
   rollout, advantages = Program(phases.rollout, while_trips=while_trips), Program(phases.advantages)
   measure: Callable = phases.reward
-  if phases.external_reward is not None:
+  if phases.host_rewards:
     if phases.reward_and_inputs is None:
-      raise ValueError("an external reward needs `Phases.reward_and_inputs`")
+      raise ValueError("a reward that is computed on the host needs `Phases.reward_and_inputs`")
     measure = phases.reward_and_inputs
   reward = Program(measure)
   update = Program(phases.update, donate_argnums=0, out_shardings=(places, None))
   keys = jax.jit(phase_keys)
+  num_pieces = phases.num_pieces
+  cut = jax.jit(functools.partial(pieces.cut, num_pieces=num_pieces))
+  join = jax.jit(
+    lambda trajectories, rewards, metrics: (
+      phases.join(trajectories),
+      pieces.join(rewards),
+      pieces.join_metrics(metrics),
+    )
+  )
 
   def step(state: State, batch: dict) -> tuple[State, dict]:
     rollout_key, reward_key = keys(state)
-    seconds = {}
+    seconds = dict.fromkeys(("seconds_rollout", "seconds_reward", "seconds_update"), 0.0)
 
     @contextlib.contextmanager
     def phase(name):
       start = time.perf_counter()
       with jax.profiler.TraceAnnotation(name):
         yield
-      seconds[f"seconds_{name}"] = time.perf_counter() - start
+      seconds[f"seconds_{name}"] += time.perf_counter() - start
 
-    with phase("rollout"):
-      trajectory = jax.block_until_ready(rollout(phases.sampling_params(state), batch, rollout_key, state.step))
-    with phase("reward"):
-      measured = reward(state.params, batch, trajectory, reward_key)
-      if phases.external_reward is not None:
-        (rewards, reward_metrics), reward_inputs = measured
-        measured = rewards | phases.external_reward(batch, reward_inputs), reward_metrics
-      rewards, reward_metrics = jax.block_until_ready(measured)
+    def generate(rows: dict, *piece: jax.Array) -> tuple[Any, dict, dict]:
+      """Generates a piece, and begins its rewards on the host: (trajectory, rewards, metrics)."""
+      with phase("rollout"):
+        trajectory = jax.block_until_ready(
+          rollout(phases.sampling_params(state), rows, rollout_key, state.step, *piece)
+        )
+      with phase("reward"):
+        measured = reward(state.params, rows, trajectory, pieces.piece_key(reward_key, *piece or (None,)))
+        if phases.host_rewards:
+          measured, reward_inputs = measured
+          for each, begun in zip(phases.host_rewards, begun_rewards, strict=True):
+            begun.append(each.begin(rows, reward_inputs))
+        return trajectory, *jax.block_until_ready(measured)
+
+    begun_rewards: list[list] = [[] for _ in phases.host_rewards]
+    try:
+      if num_pieces == 1:
+        trajectory, rewards, reward_metrics = generate(batch)
+      else:
+        numbers = [jnp.int32(i) for i in range(num_pieces)]
+        trajectory, rewards, reward_metrics = join(*zip(*(generate(cut(batch, i), i) for i in numbers), strict=True))
+      with phase("reward"):
+        rewards = rewards | {
+          each.name: each.finish(begun) for each, begun in zip(phases.host_rewards, begun_rewards, strict=True)
+        }
+    except BaseException:
+      for each in phases.host_rewards:
+        each.cancel()
+      raise
     values, advantage_metrics = advantages(rewards)
     with phase("update"):
       state, update_metrics = jax.block_until_ready(update(state, batch, trajectory, values))
     timing = {**seconds, "rollouts_per_second": values.size / sum(seconds.values()) / jax.device_count()}
     return state, {**reward_metrics, **advantage_metrics, **update_metrics, **timing}
 
-  return Composed(step, (rollout, reward, advantages, update))
+  return Composed(step, (*(rollout, reward) * num_pieces, advantages, update))

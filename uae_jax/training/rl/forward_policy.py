@@ -11,6 +11,7 @@ from uae_jax.options import ImageObjective, UnderstandingForGenerationOptions
 from uae_jax.options.stages import ODE
 from uae_jax.rollouts.images import one_by_one, sample_ode
 from uae_jax.training.rl import sde_policy
+from uae_jax.training.rl.pieces import piece_key
 from uae_jax.training.rl.policy import Fields, ImagePolicy, by_prompt, flat
 
 
@@ -56,14 +57,15 @@ def make_policy(options: UnderstandingForGenerationOptions, objective: ImageObje
   num_rollouts = options.num_rollouts
   sample_images = None if options.sampler == ODE else sde_policy.make_sampler(options)
 
-  def sample(velocity_of, noise, key, step):
+  def sample(velocity_of, noise, key, step, piece=None):
     sample_key, noise_key, sigma_key = jax.random.split(key, 3)
+    noise_key, sigma_key = piece_key(noise_key, piece), piece_key(sigma_key, piece)
     if sample_images is None:
       shift = options.shift_at(noise.shape)
       latents = sample_ode(velocity_of(num_rollouts), noise, num_steps=options.sampler_steps, shift=shift)
       final = by_prompt(latents, 0, num_rollouts)
     else:
-      final = by_prompt(sample_images(velocity_of, noise, sample_key, step).final, 0, num_rollouts)
+      final = by_prompt(sample_images(velocity_of, noise, sample_key, step, piece).final, 0, num_rollouts)
     points = (final.shape[0], options.noising_points, num_rollouts)
     u = flow_matching.sample_sigmas(sigma_key, points, density=options.noising_density, shift=1.0)
     sigma = flow_matching.shift_sigmas(low + (high - low) * u, options.shift_at(final.shape))

@@ -6,13 +6,14 @@ By default each phase is jitted separately: the programs are smaller, and an ext
 them. `compose` returns the step as one function with equal results.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import flax.struct
 import jax
 
+from uae_jax.training.rl import pieces
 from uae_jax.training.state import State
 
 
@@ -20,7 +21,7 @@ from uae_jax.training.state import State
 class RewardInputs:
   """Inputs of an external reward.
 
-  Made by `Phases.reward_and_inputs`; read by `external_reward` of `rl.external.make_external_reward`.
+  Made by `Phases.reward_and_inputs`; read by `HostReward.begin`.
 
   Attributes:
     tokens: int32[prompts, rollouts or 1, L], captions; 1 where all rollouts of a group share one caption.
@@ -29,6 +30,21 @@ class RewardInputs:
 
   tokens: jax.Array
   images: jax.Array
+
+
+class HostReward(Protocol):
+  """A reward that is computed on the host; those of this project are `rl.external.HostReward`."""
+
+  name: str
+
+  def begin(self, batch: dict, reward_inputs: RewardInputs) -> Any:
+    """Begins to compute the rewards of a piece of the batch, and returns what `finish` needs."""
+
+  def finish(self, begun: Sequence[Any]) -> Any:
+    """Returns float32[prompts, rollouts] of all pieces, in the order of the batch."""
+
+  def cancel(self) -> None:
+    """Gives up what has begun."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,28 +69,33 @@ class OldPolicy:
 
 @dataclasses.dataclass(frozen=True)
 class Phases:
-  """Functions of one RL stage; all are pure except the external reward.
+  """Functions of one RL stage; all are pure except the rewards on the host.
 
   Made by the `make_phases` of stages 2 and 3; read by `compose`, by `training.stage.phased_step` and by planning.
 
   Attributes:
     rollout: (params, batch, key, step) -> trajectory, a `CaptionGroups` or `ImageGroups`; step int32[] is the number of
-      earlier rollouts, for schedules.
+      earlier rollouts, for schedules. For a step in pieces a fifth argument, piece int32[]: what is drawn once per step
+      is the same for all pieces, everything else differs.
     reward: (params, batch, trajectory, key) -> (rewards, metrics); rewards: dict name -> float32[prompts, rollouts].
     advantages: (rewards) -> (float32[prompts, rollouts], metrics).
     update: (state, batch, trajectory, advantages) -> (state, metrics).
     reward_and_inputs: like `reward`, but returns ((rewards, metrics), `RewardInputs` for `external_reward`).
-    external_reward: (batch, reward_inputs) -> further rewards, computed on the host; None for no external reward.
+    host_rewards: further rewards, computed on the host.
+    num_pieces: pieces in which the prompts of a step are generated; see `ExternalRewardOptions`.
+    join: trajectories of all pieces -> that of the step.
     old_policy: update rule of `State.old`; None for a stage without a slow average.
     moves_reference: whether the reference of the KL is `State.reference`.
   """
 
-  rollout: Callable[[dict, dict, jax.Array, jax.Array], Any]
+  rollout: Callable[..., Any]
   reward: Callable[[dict, dict, Any, jax.Array], tuple[dict, dict]]
   advantages: Callable[[dict], tuple[jax.Array, dict]]
   update: Callable[[State, dict, Any, jax.Array], tuple[State, dict]]
   reward_and_inputs: Callable[[dict, dict, Any, jax.Array], tuple[tuple[dict, dict], RewardInputs]] | None = None
-  external_reward: Callable[[dict, RewardInputs], dict] | None = None
+  host_rewards: tuple[HostReward, ...] = ()
+  num_pieces: int = 1
+  join: Callable[[Sequence[Any]], Any] = pieces.join
   old_policy: OldPolicy | None = None
   moves_reference: bool = False
 
@@ -94,10 +115,11 @@ def compose(phases: Phases) -> Callable[[State, dict], tuple[State, dict]]:
   """Composes the four phases into one pure function step(state, batch) -> (state, metrics).
 
   Raises:
-    ValueError: the stage has an external reward.
+    ValueError: the stage has a reward that is computed on the host, such as an external reward.
   """
-  if phases.external_reward is not None:
-    raise ValueError("a step with an external reward is not one pure function: its phases run separately")
+  if phases.host_rewards:
+    names = ", ".join(reward.name for reward in phases.host_rewards)
+    raise ValueError(f"a step with an external reward ({names}) is not one pure function: its phases run separately")
 
   def step(state: State, batch: dict) -> tuple[State, dict]:
     rollout_key, reward_key = phase_keys(state)

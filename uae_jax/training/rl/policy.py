@@ -35,7 +35,8 @@ class ImagePolicy:
   `forward_policy.Noised`.
 
   Attributes:
-    sample: (repeat -> velocity, noise, key, step) -> (final latents float32[prompts, rollouts, h, w, 16], record).
+    sample: (repeat -> velocity, noise, key, step, piece) -> (final latents float32[prompts, rollouts, h, w, 16],
+      record); piece as in `Phases.rollout`, None for a step in one piece.
       Noise has one row per prompt if the stage's `is_noise_shared` is set, else one per rollout. The first axis of
       every leaf of `record` is prompts, so that minibatches are split between groups.
     record_old_policy: (velocity of the policy that sampled, record) -> record with the old-policy values.
@@ -46,7 +47,7 @@ class ImagePolicy:
       `loss` does not use them.
   """
 
-  sample: Callable[[Callable[[int], Velocity], jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+  sample: Callable[..., tuple[jax.Array, Any]]
   record_old_policy: Callable[[Velocity, Any], Any]
   loss: Callable[[Fields, Any, jax.Array, jax.Array, Callable], tuple[Loss, dict]]
   num_points: int

@@ -11,6 +11,7 @@ from uae_jax.algorithms import flow_grpo, samplers
 from uae_jax.algorithms.losses import sum_and_count
 from uae_jax.options import ImageObjective, UnderstandingForGenerationOptions
 from uae_jax.rollouts.images import replay, sample_sde
+from uae_jax.training.rl.pieces import piece_key
 from uae_jax.training.rl.policy import Fields, ImagePolicy, by_prompt, flat
 
 
@@ -46,9 +47,12 @@ class Steps:
 
 
 def make_sampler(options: UnderstandingForGenerationOptions):
-  """Makes (repeat -> velocity, noise, key, step) -> `images.Trajectories`; all images share one window of SDE steps."""
+  """Makes (repeat -> velocity, noise, key, step, piece) -> `images.Trajectories`.
 
-  def sample(velocity_of, noise, key, step):
+  All images of a step share one window of SDE steps.
+  """
+
+  def sample(velocity_of, noise, key, step, piece):
     window_key, sde_key = jax.random.split(key)
     start = samplers.sde_window(
       step if options.window_strategy == "progressive" else window_key,
@@ -60,7 +64,7 @@ def make_sampler(options: UnderstandingForGenerationOptions):
     return sample_sde(
       velocity_of,
       noise,
-      sde_key,
+      piece_key(sde_key, piece),
       start,
       num_rollouts=options.num_rollouts,
       is_noise_shared=options.is_noise_shared,
@@ -98,8 +102,8 @@ def make_policy(options: UnderstandingForGenerationOptions, objective: ImageObje
     rollouts = steps.latents.shape[2]  # Fewer than num_rollouts if groups are replayed in chunks.
     return by_prompt(log_probs, 1, rollouts), by_prompt(mean, 1, rollouts), std
 
-  def sample(velocity_of, noise, key, step):
-    sampled = sample_trajectories(velocity_of, noise, key, step)
+  def sample(velocity_of, noise, key, step, piece=None):
+    sampled = sample_trajectories(velocity_of, noise, key, step, piece)
     final = by_prompt(sampled.final, 0, num_rollouts)
     index = jnp.broadcast_to(sampled.steps, (final.shape[0], options.window))
     latents, log_probs = (by_prompt(x, 1, num_rollouts) for x in (sampled.latents, sampled.log_probs))

@@ -31,6 +31,7 @@ from uae_jax.rollouts.captions import Captions
 from uae_jax.rollouts.conditioning import Context
 from uae_jax.training.build import Built
 from uae_jax.training.rl.phases import Phases, RewardInputs
+from uae_jax.training.rl.pieces import piece_key
 from uae_jax.training.rl.update import run_updates
 from uae_jax.training.stages.spec import StageSpec
 
@@ -75,7 +76,7 @@ class _Stage:
     model = self.networks.uae(params, adapters=adapters)
     return captions.caption_log_probs(model, self.networks.prompts, images, sampled.tokens, **self.scoring(sampled))
 
-  def rollout(self, params, batch, key, step):
+  def rollout(self, params, batch, key, step, piece=None):
     del step  # This rollout has no schedule.
     model = self.networks.uae(params)
     images = captioner_images(batch)
@@ -84,7 +85,7 @@ class _Stage:
       model.captioner,
       self.networks.prompts,
       prefix,
-      key,
+      piece_key(key, piece),
       num_rollouts=self.options.num_rollouts,
       max_tokens=self.options.max_new_tokens,
       **self.options.token_sampling,

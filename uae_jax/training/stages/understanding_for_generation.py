@@ -5,6 +5,7 @@ The images of a group compete for the best match of one caption.
 Source: arXiv 2509.09666 section 3.3; Flow-GRPO (arXiv 2505.05470); the captioner is frozen.
 """
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -30,8 +31,9 @@ from uae_jax.rollouts import reconstruct
 from uae_jax.rollouts.conditioning import Context
 from uae_jax.rollouts.images import velocity_field
 from uae_jax.training.build import Built
-from uae_jax.training.rl import forward_policy, sde_policy
+from uae_jax.training.rl import forward_policy, pieces, sde_policy
 from uae_jax.training.rl.phases import OldPolicy, Phases, RewardInputs
+from uae_jax.training.rl.pieces import piece_key
 from uae_jax.training.rl.policy import Fields, ImagePolicy, by_prompt, flat
 from uae_jax.training.rl.update import run_updates
 from uae_jax.training.stages.generation_for_understanding import in_chunks
@@ -116,18 +118,19 @@ class _Stage:
     )
     return sampled.tokens[:, 0]
 
-  def rollout(self, params, batch, key, step):
+  def rollout(self, params, batch, key, step, piece=None):
     caption_key, noise_key, sample_key = jax.random.split(key, 3)
-    tokens = self.caption_tokens(params, batch, caption_key)
+    tokens = self.caption_tokens(params, batch, piece_key(caption_key, piece))
     model = self.networks.uae(params)
     context, negative = reconstruct.condition(self.networks, params, captioner_images(batch), tokens, self.options)
     images = to_signed(batch["image"])
     rows = images.shape[0] * (1 if self.options.is_noise_shared else self.options.num_rollouts)
     final, record = self.policy.sample(
       lambda repeat: self.field(params, context, negative, repeat=repeat, guidance=self.options.guidance),
-      jax.random.normal(noise_key, (rows, *model.latents_shape(images))),
+      jax.random.normal(piece_key(noise_key, piece), (rows, *model.latents_shape(images))),
       sample_key,
       step,
+      piece,
     )
     if not self.is_on_policy:
       record = self.policy.record_old_policy(self.field(params, context, negative), record)
@@ -190,6 +193,12 @@ class _Stage:
     )
 
 
+def join(groups: Sequence[ImageGroups]) -> ImageGroups:
+  """Joins the pieces of a rollout; the conditioning of the negative prompt, which has no prompts, is that of each."""
+  joined = pieces.join([dataclasses.replace(piece, negative=None) for piece in groups])
+  return dataclasses.replace(joined, negative=groups[0].negative)
+
+
 def make_phases(
   networks: Networks,
   options: UnderstandingForGenerationOptions,
@@ -235,6 +244,7 @@ def make_phases(
     reward_and_inputs=stage.reward,
     old_policy=old_policy(options),
     moves_reference=reference.interval > 0,
+    join=join,
   )
 
 
