@@ -51,6 +51,7 @@ def fetched(path: str | os.PathLike) -> str:
     return text
   name = _name(text)
   with _locked(name.partition("/")[0]):
+    _remove_torn(name)
     objects = _list(name)
     if not objects:
       raise FileNotFoundError(f"gs://{name}: no such object or folder in the bucket")
@@ -138,6 +139,15 @@ def _copies(name: str) -> Iterator[str]:
     yield from (os.path.join(parent, name) for name in names if not name.startswith("."))
 
 
+def _remove_torn(name: str) -> None:
+  """Removes what killed processes left of their downloads; a living process holds a lock on its own."""
+  folder = cache() / name if not glob.has_magic(name) else cache() / name.partition("/")[0]
+  for file in (folder if folder.is_dir() else folder.parent).rglob(".*.tmp"):
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+      fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      file.unlink()
+
+
 @contextlib.contextmanager
 def _locked(bucket: str) -> Iterator[None]:
   """Lets the processes of a machine copy one after another, so that each object is copied once."""
@@ -204,8 +214,11 @@ def _download(name: str, info: Mapping[str, Any]) -> None:
   temporary = copy.with_name(f".{os.getpid()}-{threading.get_ident()}.tmp")
   try:
     copy.parent.mkdir(parents=True, exist_ok=True)
-    with _reported(name):
-      _file_system().get_file(name, str(temporary), concurrency=4 if int(info["size"]) > PARTS_FROM_BYTES else 1)
+    with temporary.open("wb") as held:
+      with contextlib.suppress(OSError):  # Some network file systems have no locks.
+        fcntl.flock(held, fcntl.LOCK_EX)
+      with _reported(name):
+        _file_system().get_file(name, str(temporary), concurrency=4 if int(info["size"]) > PARTS_FROM_BYTES else 1)
     if checksum(temporary) != info["crc32c"]:
       raise ValueError(f"gs://{name}: what arrived is not the object, or it changed meanwhile: start again")
     os.utime(temporary, ns=(_time(info), _time(info)))

@@ -1,5 +1,6 @@
 """Addresses gs://BUCKET/NAME, against a server of objects on this machine."""
 
+import fcntl
 import glob
 import io
 import json
@@ -46,6 +47,20 @@ def test_an_object_is_copied_once_and_again_when_it_changes(store):
   assert copies == [b"one", b"one"] and store.downloads == ["a/x.bin"]
   store.put("a/x.bin", b"two")
   assert read(cloud_storage.fetched("gs://pictures/a/x.bin")) == b"two"
+
+
+def test_what_a_killed_download_left_is_removed_and_a_running_download_is_not(store, tmp_path):
+  store.put("a/b/x", b"content")
+  folder = tmp_path / "cache" / "gs" / "pictures" / "a"
+  (folder / "b").mkdir(parents=True)
+  torn, running = folder / "b" / ".4-5.tmp", folder / ".6-7.tmp"
+  torn.write_bytes(b"cont")
+  with running.open("wb") as held:
+    fcntl.flock(held, fcntl.LOCK_EX)
+    cloud_storage.fetched("gs://pictures/a")
+    assert running.exists() and not torn.exists()
+  cloud_storage.fetched("gs://pictures/a/*/x")
+  assert not running.exists() and read(folder / "b" / "x") == b"content"
 
 
 def test_a_folder_is_what_the_bucket_has_now(store):

@@ -362,11 +362,11 @@ def test_every_process_asks_for_its_share_and_takes_the_answers_of_all(judge, mo
   shares = []
   monkeypatch.setattr(external.jax, "process_count", lambda: 2)
   monkeypatch.setattr(external.multihost_utils, "process_allgather", lambda x, tiled: jax.tree.map(np.asarray, x))
-  monkeypatch.setattr(external.processes, "gather", lambda own: shares.append(own) or [[], own])
+  monkeypatch.setattr(external.processes, "gather", lambda own: shares.append(own) or [[[]], own])
   for process in range(2):
     monkeypatch.setattr(external.jax, "process_index", lambda process=process: process)
     bring(batch, inputs)
-  assert [len(share) for share in shares] == [1, 2] and len(judge.requests) == 3
+  assert [len(share) for (share,) in shares] == [1, 2] and len(judge.requests) == 3
   monkeypatch.setattr(external.processes, "gather", lambda own: json.loads(json.dumps(shares)))
   np.testing.assert_array_equal(bring(batch, inputs), whole)
   np.testing.assert_array_equal(whole, [[2, 2], [3, 3], [5, 5]])
@@ -412,8 +412,8 @@ def test_images_are_compared_with_their_text(monkeypatch):
     monkeypatch.setattr(external.multihost_utils, "process_allgather", lambda x, tiled: jax.tree.map(np.asarray, x))
     monkeypatch.setattr(external.processes, "gather", lambda own: shares.append(own) or [own])
     bring({}, inputs)
-  assert shares == [[[2, 2]], [[4, 4], [7, 7]]]
-  monkeypatch.setattr(external.processes, "gather", lambda own: [[[1, 1]], "clip_text: OSError: torn"])
+  assert shares == [[[[2, 2]]], [[[4, 4], [7, 7]]]]
+  monkeypatch.setattr(external.processes, "gather", lambda own: [[[[1, 1]]], "clip_text: OSError: torn"])
   with pytest.raises(RewardError, match="clip_text: OSError: torn"):
     bring({}, inputs)
 

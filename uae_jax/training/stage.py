@@ -235,10 +235,11 @@ def phased_step(phases: Phases, places: State | None = None, *, while_trips: int
       else:
         numbers = [jnp.int32(i) for i in range(num_pieces)]
         trajectory, rewards, reward_metrics = join(*zip(*(generate(cut(batch, i), i) for i in numbers), strict=True))
-      with phase("reward"):
-        rewards = rewards | {
-          each.name: each.finish(begun) for each, begun in zip(phases.host_rewards, begun_rewards, strict=True)
-        }
+      if phases.host_rewards:
+        with phase("reward"):
+          rewards = rewards | {
+            each.name: each.finish(begun) for each, begun in zip(phases.host_rewards, begun_rewards, strict=True)
+          }
     except BaseException:
       for each in phases.host_rewards:
         each.cancel()

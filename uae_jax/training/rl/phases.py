@@ -35,7 +35,9 @@ class RewardInputs:
 class HostReward(Protocol):
   """A reward that is computed on the host; those of this project are `rl.external.HostReward`."""
 
-  name: str
+  @property
+  def name(self) -> str:
+    """Name of the reward."""
 
   def begin(self, batch: dict, reward_inputs: RewardInputs) -> Any:
     """Begins to compute the rewards of a piece of the batch, and returns what `finish` needs."""
