@@ -164,6 +164,18 @@ def test_inspect_says_what_there_is(folder, capsys):
   assert "train.jsonl line 5 (cannot read image" in capsys.readouterr().out
 
 
+def test_inspect_names_images_of_equal_pixels_and_counts_equal_captions(tmp_path, capsys):
+  Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+  Image.new("RGB", (8, 8), "red").save(tmp_path / "b.bmp")
+  Image.new("RGB", (4, 16), "red").save(tmp_path / "c.png")
+  lines = [{"image": name, "caption": "red"} for name in ("a.png", "c.png", "b.bmp", "a.png")]
+  (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  assert run("inspect", f"jsonl:{tmp_path}/x.jsonl") == 0
+  out = " ".join(capsys.readouterr().out.split())
+  assert "images with the pixels of an earlier one 2" in out and "captions equal to an earlier one 3" in out
+  assert out.count("x.jsonl line 1") == 2 and "x.jsonl line 3 has the pixels of" in out
+
+
 @pytest.mark.parametrize(
   ("argv", "message"),
   [

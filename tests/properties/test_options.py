@@ -553,3 +553,18 @@ def test_options_import_no_jax():
   )
   result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
   assert result.returncode == 0, result.stderr
+
+
+def test_pieces_of_a_step_divide_its_prompts_on_every_chip():
+  def config(pieces, chips=1):
+    config = new_config()
+    config.stages, config.mesh.data, config.evaluation.num_images = (STAGE3,), chips, 0
+    section = config[STAGE3]
+    section.batch_size, section.http_reward.num_pieces = 8, pieces
+    return read_config(config)
+
+  assert config(4).section(STAGE3).http_reward.num_pieces == 4
+  with pytest.raises(ValueError, match="num_pieces = 3 does not divide batch_size = 8"):
+    config(3)
+  with pytest.raises(ValueError, match=r"batch_size = 8 is not divisible by .*num_pieces = 4 \* 4"):
+    config(4, chips=4)

@@ -100,6 +100,7 @@ def inspect(data, arguments) -> int:
   from uae_jax.data.processing import Processor
   from uae_jax.data.sources import open_source
   from uae_jax.data.statistics import bucket_rows, inspect, table
+  from uae_jax.files import shown
 
   processor = None if arguments.processor is None else Processor.from_folder(arguments.processor)
   source = open_source(data, arguments.split)
@@ -110,6 +111,8 @@ def inspect(data, arguments) -> int:
     print(f"{name:{width}}  {value}")
   for line in found.unreadable[:10]:
     print(f"unreadable: {line}")
+  for key, first in found.duplicates[:10]:
+    print(f"duplicate: {shown(key)} has the pixels of {shown(first)}")
   if arguments.page is not None:
     from uae_jax.report.data_page import write_page
 

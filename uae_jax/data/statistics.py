@@ -1,9 +1,10 @@
-"""What a source contains: sizes and shapes of its images, lengths of its captions, records that cannot be read."""
+"""What a source contains: sizes and shapes of its images, lengths of its captions, duplicates, unreadable records."""
 
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
+import hashlib
 
 import numpy as np
 from tqdm import tqdm
@@ -32,6 +33,7 @@ class Statistics:
     captions: their captions, "" for none.
     unreadable: `KEY (reason)` of the records that could not be read.
     shown: (key, image, caption) of a few records.
+    duplicates: (key, key of the first such record) of the records whose image has the pixels of an earlier one.
     lengths: lengths of the captions in tokens; None without a tokenizer.
   """
 
@@ -40,6 +42,7 @@ class Statistics:
   captions: Sequence[str]
   unreadable: Sequence[str]
   shown: Sequence[tuple[str, np.ndarray, str]]
+  duplicates: Sequence[tuple[str, str]] = ()
   lengths: CaptionLengths | None = None
 
   def rows(self) -> list[tuple[str, str]]:
@@ -47,6 +50,9 @@ class Statistics:
     num_read = len(self.sizes)
     rows = [("records", f"{self.num_records:,}"), ("looked at", f"{num_read + len(self.unreadable):,}")]
     rows.append(("unreadable", f"{len(self.unreadable):,}"))
+    rows.append(("images with the pixels of an earlier one", f"{len(self.duplicates):,}"))
+    texts = [text for text in self.captions if text]
+    rows.append(("captions equal to an earlier one", f"{len(texts) - len(set(texts)):,}"))
     if num_read:
       for name, values in (("height", self.sizes[:, 0]), ("width", self.sizes[:, 1])):
         low, middle, high = (int(np.percentile(values, q)) for q in (0, 50, 100))
@@ -54,7 +60,7 @@ class Statistics:
       ratios = self.sizes[:, 1] / self.sizes[:, 0]
       counts = Counter(next(name for end, name in RATIOS if ratio < end) for ratio in ratios.tolist())
       rows += [(f"shape: {name}", f"{100 * counts[name] / num_read:.1f} %") for _, name in RATIOS if counts[name]]
-      words = np.asarray([len(text.split()) for text in self.captions if text])
+      words = np.asarray([len(text.split()) for text in texts])
       rows.append(("without caption", f"{num_read - len(words):,}"))
       if len(words):
         rows.append(("words per caption", f"{words.min()} to {words.max()}, median {int(np.median(words))}"))
@@ -90,18 +96,28 @@ def inspect(
       return f"{shown(source.key(index))} ({describe(error)})"
     image = record.get("image")
     size = (0, 0) if image is None else image.shape[:2]
-    return size, record["caption"], (source.key(index), image, record["caption"]) if index in kept else None
+    # Of decoded pixels: the same picture in another file format without losses counts as well.
+    pixels = None if image is None else hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).digest()
+    sample = (source.key(index), image, record["caption"]) if index in kept else None
+    return (source.key(index), pixels), size, record["caption"], sample
 
   with ThreadPoolExecutor(num_threads) as pool:
     found = list(tqdm(pool.map(read, indices), total=len(indices), unit="record", desc="inspect"))
   good = [value for value in found if not isinstance(value, str)]
-  captions = [caption for _, caption, _ in good]
+  captions = [caption for _, _, caption, _ in good]
+  first: dict[bytes, str] = {}
+  duplicates = [
+    (key, first[pixels])
+    for (key, pixels), *_ in good
+    if pixels is not None and first.setdefault(pixels, key) is not key
+  ]
   return Statistics(
     len(source),
-    np.asarray([size for size, *_ in good if size != (0, 0)], np.int64).reshape(-1, 2),
+    np.asarray([size for _, size, *_ in good if size != (0, 0)], np.int64).reshape(-1, 2),
     captions,
     [value for value in found if isinstance(value, str)],
     [sample for *_, sample in good if sample is not None and sample[1] is not None],
+    duplicates,
     None if processor is None else CaptionLengths.of(captions, processor, caption_tokens),
   )
 

@@ -274,8 +274,6 @@ class ReinforcementStage(AdapterStage):
     rollouts = self.batch_size // self.http_reward.num_pieces * self.options.num_rollouts
     if rollouts % self.options.decode_chunks:
       raise ValueError(f"options.decode_chunks = {self.options.decode_chunks} does not divide {rollouts} rollouts")
-    if self.http_reward.num_pieces > 1 and EXTERNAL not in self.options.reward_names:
-      raise ValueError("http_reward.num_pieces does nothing: add ('http', weight) to options.reward_weights")
     if EXTERNAL in self.options.reward_names and not self.http_reward.url:
       raise ValueError(
         "http_reward.url is empty: 'http' in options.reward_weights needs the address of a reward server"
