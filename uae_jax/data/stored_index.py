@@ -151,7 +151,7 @@ def _load(folder: Path, source: str, paths: Sequence[str] | None) -> StoredIndex
 
 def _checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
   """Checksum of each array: a damaged index would read other records without an error."""
-  return {name: zlib.crc32(np.ascontiguousarray(values)) for name, values in sorted(arrays.items())}
+  return {name: zlib.crc32(np.ascontiguousarray(values).data) for name, values in sorted(arrays.items())}
 
 
 @contextlib.contextmanager

@@ -16,8 +16,8 @@ from uae_jax.plain import from_plain
 FILE = "results.json"
 VERSION = 1
 # Fields that a result may lack.
-DEFAULTS = {"files": 0, "failed": {}}
-SCORE_DEFAULTS = {"categories": {}, "notes": []}
+DEFAULTS: dict[str, Any] = {"files": 0, "failed": {}}
+SCORE_DEFAULTS: dict[str, Any] = {"categories": {}, "notes": []}
 # Settings that say how a result was made but do not change it.
 INCIDENTAL = ("model", "versions", "embedders")
 # The settings of every result, and the types of those that commands read. COUNTS are at least 1.

@@ -22,7 +22,7 @@ def finite_rows(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
   for name, x in leaves.items():
     if not jnp.issubdtype(x.dtype, jnp.inexact):
       rows[name] = np.ones(x.shape[:1] or 1, bool)
-    elif isinstance(x, jax.Array) and (x.sharding.num_devices > 1 or x.device.platform != "cpu"):
+    elif isinstance(x, jax.Array) and (x.sharding.num_devices > 1 or next(iter(x.devices())).platform != "cpu"):
       far[name] = x
     else:
       rows[name] = np.asarray(_rows(np.asarray(x), np))
