@@ -11,6 +11,7 @@ from tests.processors import processor_of
 from uae_jax.data import pipeline
 from uae_jax.data.pipeline import make_dataset
 from uae_jax.data.sources import open_source
+from uae_jax.evaluation import held_out
 from uae_jax.options import DataOptions, new_config, read_config
 from uae_jax.small_world.processor import make_tokenizer
 
@@ -141,3 +142,12 @@ def test_home_folders_are_expanded():
   assert (
     DataOptions(source="mix:1*folder:~/a;2*jsonl:b").source == f"mix:1.0*folder:{os.path.expanduser('~/a')};2.0*jsonl:b"
   )
+
+
+def test_held_out_figures_are_known_per_source(data):
+  split = held_out.load(data, PROCESSOR, 8)["held_out"]
+  # The red value of a picture is the number of its source.
+  assert split.sources == tuple(split.images[:, 0, 0, 0].tolist()) and set(split.sources) == {0, 1}
+  values = np.where(split.images[:, 0, 0, 0] == 0, 3.0, 5.0)
+  assert split.by_source("psnr", values) == {"source_1_psnr": 3.0, "source_2_psnr": 5.0}
+  assert split.first(3).sources == split.sources[:3]

@@ -50,10 +50,14 @@ class Mixture:
   def __len__(self) -> int:
     return int(self._ends[-1])
 
+  def source_of(self, index: int) -> int:
+    """The number of the source of a record, from 0."""
+    return int(np.searchsorted(self._ends, index if self._numbers is None else self._numbers[index], side="right"))
+
   def _place(self, index: int) -> tuple["Stored", int]:
+    i = self.source_of(index)
     if self._numbers is not None:
       index = int(self._numbers[index])
-    i = int(np.searchsorted(self._ends, index, side="right"))
     return self._sources[i], index - (int(self._ends[i - 1]) if i else 0)
 
   def __getitem__(self, index: int) -> dict:

@@ -205,7 +205,8 @@ class StageEvaluator:
     """Computes (metrics, reconstructions of the first noise, similarities per image) from captions of a split."""
     reconstructions, similarities = self._generate(params, split, tokens, num_noises)
     figures = split.figures(self._texts(tokens))
-    figures |= {name: float(np.mean(similarities[key])) for name, key in self.similarities.items()}
+    for name, key in self.similarities.items():
+      figures |= {name: float(np.mean(similarities[key])), **split.by_source(name, np.asarray(similarities[key]))}
     if split.truth is not None:
       figures |= split.truth.image_figures((reconstructions + 1.0) * 127.5)
     return figures, reconstructions, similarities

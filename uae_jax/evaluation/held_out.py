@@ -10,6 +10,7 @@ from PIL import Image
 
 from uae_jax.data.bad_records import describe
 from uae_jax.data.buckets import fit
+from uae_jax.data.mixture import Mixture
 from uae_jax.data.processing import Processor
 from uae_jax.data.sources import HELD_OUT, HELD_OUT_PAIRS, KnowsTruth, MakesBatches, Source, open_source
 from uae_jax.files import shown
@@ -62,12 +63,14 @@ class HeldOut:
     captioner_images: uint8[N, h, w, 3], the same images at the captioner's resolution.
     captions: N full captions, "" for an image without one.
     truth: ground truth of the images, or None if the source has none.
+    sources: number of the source of each image, from 0, if the data are a mixture; else empty.
   """
 
   images: np.ndarray
   captioner_images: np.ndarray
   captions: tuple[str, ...]
   truth: Truth | None = None
+  sources: tuple[int, ...] = ()
 
   @property
   def has_captions(self) -> bool:
@@ -86,7 +89,14 @@ class HeldOut:
 
   def first(self, count: int) -> "HeldOut":
     truth = None if self.truth is None else self.truth.first(count)
-    return HeldOut(self.images[:count], self.captioner_images[:count], self.captions[:count], truth)
+    return HeldOut(
+      self.images[:count], self.captioner_images[:count], self.captions[:count], truth, self.sources[:count]
+    )
+
+  def by_source(self, name: str, values: np.ndarray) -> dict[str, float]:
+    """Returns `source_<number>_<name>`, the mean of a value per image, float[N], for each source of a mixture."""
+    numbers = np.asarray(self.sources)
+    return {f"source_{i + 1}_{name}": float(np.mean(values[numbers == i])) for i in sorted(set(self.sources))}
 
 
 def mean_words(texts: Sequence[str]) -> float:
@@ -115,7 +125,8 @@ def load(data, processor: Processor, count: int) -> dict[str, HeldOut]:
 
 
 def _load(source: Source, split: str, data, processor: Processor, count: int) -> HeldOut:
-  records = list(_readable(source, count))
+  found = dict(_readable(source, count))
+  records = list(found.values())
   if len(records) < count:
     raise ValueError(
       f"config.evaluation.num_images = {count}, but split {split} of data.source = {data.source} has {len(records)} "
@@ -128,13 +139,14 @@ def _load(source: Source, split: str, data, processor: Processor, count: int) ->
     np.stack([fit(record["image"], captioner_size) for record in records]),
     tuple(record["caption"] for record in records),
     source.ground_truth(records) if isinstance(source, KnowsTruth) else None,
+    tuple(map(source.source_of, found)) if isinstance(source, Mixture) else (),
   )
 
 
-def _readable(source: Source, count: int) -> Iterator[dict]:
-  """Yields at most `count` readable records."""
+def _readable(source: Source, count: int) -> Iterator[tuple[int, dict]]:
+  """Yields (index, record) of at most `count` readable records."""
   if isinstance(source, MakesBatches):
-    yield from source.records(range(min(count, len(source))))
+    yield from enumerate(source.records(range(min(count, len(source)))))
     return
   for index in range(len(source)):
     if not count:
@@ -146,4 +158,4 @@ def _readable(source: Source, count: int) -> Iterator[dict]:
       logging.warning("skipped held-out record %s (%s)", shown(source.key(index)), describe(error))
       continue
     count -= 1
-    yield record
+    yield index, record
