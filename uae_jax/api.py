@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from uae_jax import sharding
-from uae_jax.api_arguments import checked_texts, checked_whole, keys_of, noise_of, or_default
+from uae_jax.api_arguments import checked_whole, keys_of, noise_of, or_default
 from uae_jax.api_batches import batches_of, fitting
+from uae_jax.data.texts import checked_texts
 from uae_jax.files import input_path, local_path
 from uae_jax.layers.quantized import quantize
 from uae_jax.models.prompts import Prompts, Questions

@@ -268,7 +268,7 @@ def test_a_naflex_folder_is_refused_in_one_line(tmp_path):
 def test_the_kind_is_known_to_no_other_file():
   """A new kind consists of its own files and one row of the registry."""
   package = Path(uae_jax.__file__).parent
-  mentions = {str(file.relative_to(package)) for file in package.rglob("*.py") if "siglip" in file.read_text().lower()}
+  mentions = {str(file.relative_to(package)) for file in package.rglob("*.py") if "siglip2" in file.read_text().lower()}
   own = {"models/siglip2.py", "weights/siglip2.py", "embedders/siglip2.py"}
   assert mentions == own | {"embedders/registry.py"}
   rows = [line for line in (package / "embedders" / "registry.py").read_text().splitlines() if "siglip" in line]

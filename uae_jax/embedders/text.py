@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uae_jax import cloud_storage, sharding
-from uae_jax.api_arguments import checked_texts
+from uae_jax.data.texts import checked_texts
 from uae_jax.embedders import host, registry
 from uae_jax.embedders.host import Embedder
 from uae_jax.embedders.in_graph import NORM_FLOOR
