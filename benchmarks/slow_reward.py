@@ -21,7 +21,8 @@ import optax
 from uae_jax.options import ExternalRewardOptions
 from uae_jax.rewards.external import ExternalReward
 from uae_jax.training.rl.external import make_external_reward
-from uae_jax.training.rl.phases import Phases, RewardInputs
+from uae_jax.training.rl.host_rewards import RewardInputs
+from uae_jax.training.rl.phases import Phases
 from uae_jax.training.stage import phased_step
 from uae_jax.training.state import create
 

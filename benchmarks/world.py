@@ -25,9 +25,9 @@ from uae_jax.layers.lora import LoRA, is_adapter
 from uae_jax.models.clip import CLIPVision, CLIPVisionConfig
 from uae_jax.models.connector import ConnectorConfig
 from uae_jax.models.dinov2 import DINOv2, DINOv2Config
+from uae_jax.models.language import LanguageConfig
 from uae_jax.models.mmdit import MMDiTConfig
 from uae_jax.models.prompts import Prompts
-from uae_jax.models.qwen25_vl.language import LanguageConfig
 from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
 from uae_jax.models.qwen25_vl.vision import VisionConfig
 from uae_jax.models.uae import UAE, UAEConfig

@@ -11,8 +11,8 @@ from uae_jax import sharding
 from uae_jax.data.processing import Processor
 from uae_jax.layers.lora import LoRA
 from uae_jax.models.connector import ConnectorConfig
+from uae_jax.models.language import LanguageConfig
 from uae_jax.models.mmdit import MMDiTConfig
-from uae_jax.models.qwen25_vl.language import LanguageConfig
 from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
 from uae_jax.models.qwen25_vl.vision import VisionConfig
 from uae_jax.models.uae import UAE, UAEConfig

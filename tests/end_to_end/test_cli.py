@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from pathlib import Path
+import platform
 import re
 import resource
 import signal
@@ -378,7 +379,11 @@ def test_programs_are_kept_between_commands_unless_jax_is_told_where(tmp_path, m
     model_arguments.keep_programs()
     assert jax.config.values["jax_compilation_cache_dir"] is None
     monkeypatch.setenv("UAE_JAX_CACHE", str(tmp_path / "cache"))
+    torn = tmp_path / "cache" / "programs" / platform.node() / "torn-cache"
+    torn.parent.mkdir(parents=True)
+    torn.touch()
     model_arguments.keep_programs()
+    assert not torn.exists()
     folder = Path(jax.config.values["jax_compilation_cache_dir"])
     assert folder.is_dir() and folder.is_relative_to(tmp_path / "cache")
   finally:

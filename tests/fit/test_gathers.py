@@ -10,8 +10,8 @@ import pytest
 
 from uae_jax import sharding, trees
 from uae_jax.layers import lora
+from uae_jax.models.language import LanguageConfig, LanguageModel, PrefixCache
 from uae_jax.models.mmdit import MMDiT, MMDiTConfig
-from uae_jax.models.qwen25_vl.language import LanguageConfig, LanguageModel, PrefixCache
 from uae_jax.options import ImageObjective, OptimizerOptions, UnderstandingForGenerationOptions, UpdateOptions
 from uae_jax.planning.collectives import collectives, summary
 from uae_jax.rollouts import captions

@@ -11,9 +11,9 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from uae_jax import sharding, trees
-from uae_jax.models.qwen25_vl.language import LanguageConfig
+from uae_jax.models.language import LanguageConfig
+from uae_jax.models.positions import mrope_positions, next_position, text_positions
 from uae_jax.models.qwen25_vl.model import Qwen25VL, Qwen25VLConfig, inputs_spec
-from uae_jax.models.qwen25_vl.positions import mrope_positions, next_position, text_positions
 from uae_jax.models.qwen25_vl.vision import VisionConfig, normalize, patchify
 from uae_jax.weights import qwen25_vl as weights
 from uae_jax.weights.table import WeightError, dump, load, specs

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from uae_jax import trees
-from uae_jax.models.qwen25_vl.language import LanguageConfig, LanguageModel
-from uae_jax.models.qwen25_vl.positions import next_position, text_positions
+from uae_jax.models.language import LanguageConfig, LanguageModel
+from uae_jax.models.positions import next_position, text_positions
 
 CONFIG = LanguageConfig(
   vocab_size=23,

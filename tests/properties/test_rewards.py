@@ -22,8 +22,9 @@ from uae_jax.options import TEXT_REWARDS, AdvantageOptions, ExternalRewardOption
 from uae_jax.rewards.ensemble import Ensemble
 from uae_jax.rewards.external import Answer, ExternalReward, RewardError
 from uae_jax.rewards.text import text_reward
-from uae_jax.training.rl import external
-from uae_jax.training.rl.phases import Phases, RewardInputs, compose
+from uae_jax.training.rl import external, host_rewards
+from uae_jax.training.rl.host_rewards import RewardInputs
+from uae_jax.training.rl.phases import Phases, compose
 from uae_jax.training.stage import phased_step
 from uae_jax.training.state import create
 from uae_jax.training.validate import validate
@@ -291,7 +292,7 @@ def test_any_failure_of_a_process_is_an_error_of_all(judge, monkeypatch):
   """The other processes wait for its answers, so an unexpected error must not leave them waiting."""
   reward = ExternalReward(ExternalRewardOptions(url=judge.url))
   gathered = []
-  monkeypatch.setattr(external.processes, "gather", lambda value: gathered.append(value) or [value])
+  monkeypatch.setattr(host_rewards.processes, "gather", lambda value: gathered.append(value) or [value])
 
   class Broken:
     def caption_text(self, tokens):
@@ -360,14 +361,14 @@ def test_every_process_asks_for_its_share_and_takes_the_answers_of_all(judge, mo
   whole = bring(batch, inputs)
   judge.requests.clear()
   shares = []
-  monkeypatch.setattr(external.jax, "process_count", lambda: 2)
+  monkeypatch.setattr(host_rewards.jax, "process_count", lambda: 2)
   monkeypatch.setattr(external.multihost_utils, "process_allgather", lambda x, tiled: jax.tree.map(np.asarray, x))
-  monkeypatch.setattr(external.processes, "gather", lambda own: shares.append(own) or [[[]], own])
+  monkeypatch.setattr(host_rewards.processes, "gather", lambda own: shares.append(own) or [[[]], own])
   for process in range(2):
-    monkeypatch.setattr(external.jax, "process_index", lambda process=process: process)
+    monkeypatch.setattr(host_rewards.jax, "process_index", lambda process=process: process)
     bring(batch, inputs)
   assert [len(share) for (share,) in shares] == [1, 2] and len(judge.requests) == 3
-  monkeypatch.setattr(external.processes, "gather", lambda own: json.loads(json.dumps(shares)))
+  monkeypatch.setattr(host_rewards.processes, "gather", lambda own: json.loads(json.dumps(shares)))
   np.testing.assert_array_equal(bring(batch, inputs), whole)
   np.testing.assert_array_equal(whole, [[2, 2], [3, 3], [5, 5]])
 
@@ -407,13 +408,13 @@ def test_images_are_compared_with_their_text(monkeypatch):
   np.testing.assert_array_equal(bring({}, inputs), [[2, 2], [4, 4], [7, 7]])
   shares = []
   for process in range(2):
-    monkeypatch.setattr(external.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(external.jax, "process_index", lambda process=process: process)
+    monkeypatch.setattr(host_rewards.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(host_rewards.jax, "process_index", lambda process=process: process)
     monkeypatch.setattr(external.multihost_utils, "process_allgather", lambda x, tiled: jax.tree.map(np.asarray, x))
-    monkeypatch.setattr(external.processes, "gather", lambda own: shares.append(own) or [own])
+    monkeypatch.setattr(host_rewards.processes, "gather", lambda own: shares.append(own) or [own])
     bring({}, inputs)
   assert shares == [[[[2, 2]]], [[[4, 4], [7, 7]]]]
-  monkeypatch.setattr(external.processes, "gather", lambda own: [[[[1, 1]]], "clip_text: OSError: torn"])
+  monkeypatch.setattr(host_rewards.processes, "gather", lambda own: [[[[1, 1]]], "clip_text: OSError: torn"])
   with pytest.raises(RewardError, match="clip_text: OSError: torn"):
     bring({}, inputs)
 

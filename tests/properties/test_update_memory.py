@@ -11,8 +11,8 @@ import pytest
 
 from uae_jax import sharding, trees
 from uae_jax.layers import lora
+from uae_jax.models.language import LanguageConfig, LanguageModel
 from uae_jax.models.mmdit import MMDiT, MMDiTConfig
-from uae_jax.models.qwen25_vl.language import LanguageConfig, LanguageModel
 from uae_jax.options import OptimizerOptions, UpdateOptions
 from uae_jax.rollouts.captions import Prefix, caption_hidden, token_log_probs
 from uae_jax.training.optimizer import make_optimizer

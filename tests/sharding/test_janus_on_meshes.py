@@ -12,15 +12,15 @@ from uae_jax import sharding, trees
 from uae_jax.algorithms import grpo
 from uae_jax.layers import lora
 from uae_jax.models.janus.model import Janus, JanusConfig
-from uae_jax.models.janus.vision import VisionConfig
 from uae_jax.models.janus.vq import VQConfig
-from uae_jax.models.qwen25_vl.language import LanguageConfig
+from uae_jax.models.language import LanguageConfig
+from uae_jax.models.vit import PatchTowerConfig
 from uae_jax.options import TokenObjective
 from uae_jax.rollouts.captions import caption_hidden, sample_captions, token_log_probs
 from uae_jax.rollouts.image_tokens import ImageTokens, negative_prompts
 
 CONFIG = JanusConfig(
-  vision=VisionConfig(image_px=8, patch=2, width=16, depth=1, num_heads=2, mlp_width=16),
+  vision=PatchTowerConfig(image_px=8, patch=2, width=16, depth=1, num_heads=2, mlp_width=16),
   language=LanguageConfig(
     vocab_size=24,
     width=32,

@@ -118,6 +118,10 @@ def keep_programs() -> None:
   folder = cache_folder() / "programs" / platform.node()
   try:
     folder.mkdir(parents=True, exist_ok=True)
+    # A killed process leaves a program without the file of its last use, on which JAX's deletion then fails.
+    for program in folder.glob("*-cache"):
+      if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
+        program.unlink(missing_ok=True)
   except OSError:
     return
   jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -1,12 +1,54 @@
 """The part of a `models.captioner.Captioner` that is the same for every captioner with a `LanguageModel`."""
 
+import dataclasses
+from typing import Any, Self
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from uae_jax.models.captioner import CaptionerConfig
-from uae_jax.models.qwen25_vl.language import LanguageModel, PrefixCache, SuffixCache
-from uae_jax.models.qwen25_vl.positions import next_position, text_positions
+from uae_jax.models.language import LanguageConfig, LanguageModel, PrefixCache, SuffixCache
+from uae_jax.models.positions import next_position, text_positions
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageCaptionerConfig:
+  """The part of a `models.captioner.CaptionerConfig` that is the same for all of them; subclasses have the size of a
+  patch, and build the module.
+
+  Attributes:
+    vision: architecture of the tower that reads images; a dataclass with `num_heads` and `remat`.
+    language: architecture of the language model.
+    image_token_id: id of the placeholder token, whose embeddings are replaced by those of an image.
+  """
+
+  vision: Any
+  language: LanguageConfig
+  image_token_id: int
+
+  def __post_init__(self):
+    if not 0 <= self.image_token_id < self.language.vocab_size:
+      raise ValueError(f"image_token_id {self.image_token_id} is not in a vocabulary of {self.language.vocab_size}")
+
+  @property
+  def vocab_size(self) -> int:
+    return self.language.vocab_size
+
+  @property
+  def heads(self) -> dict[str, int]:
+    return {"vision": self.vision.num_heads, "language": self.language.num_heads}
+
+  @property
+  def adapter_targets(self) -> str:
+    return "^language/layers/"
+
+  def with_remat(self, policy: str) -> Self:
+    """A copy with the rematerialization policy `policy`, a key of `layers.stack.REMAT_POLICIES`."""
+    return dataclasses.replace(
+      self,
+      vision=dataclasses.replace(self.vision, remat=policy),
+      language=dataclasses.replace(self.language, remat=policy),
+    )
 
 
 class LanguageCaptioner(nnx.Module):
@@ -17,7 +59,7 @@ class LanguageCaptioner(nnx.Module):
     language: the language model.
   """
 
-  config: CaptionerConfig
+  config: LanguageCaptionerConfig
   language: LanguageModel
 
   @property

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from uae_jax.layers.attention import attend
 from uae_jax.layers.lora import Linear
 from uae_jax.layers.norms import LayerNorm
-from uae_jax.layers.resize import resize
-from uae_jax.models.vit import MLP, Encoder, Projections, ViTConfig, patches
+from uae_jax.models.vit import MLP, Encoder, PatchTower, PatchTowerConfig, Projections, ViTConfig
 from uae_jax.sharding import constrain, gather
 
 # Source: Zhai et al. 2023, section 3.2.
@@ -28,23 +27,10 @@ ACTIVATION = "gelu_pytorch_tanh"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SigLIP2VisionConfig(ViTConfig):
-  """Architecture of the image tower; E is its width.
+class SigLIP2VisionConfig(PatchTowerConfig):
+  """Architecture of the image tower; E is its width."""
 
-  Attributes:
-    image_px: side, in pixels, of the square image that the stored position table is for.
-    patch: side of a patch, in pixels.
-  """
-
-  image_px: int
-  patch: int
   activation: str = ACTIVATION
-  norm_eps: float = 1e-6
-
-  @property
-  def grid(self) -> int:
-    """Side of the stored position table, in patches."""
-    return self.image_px // self.patch
 
   @classmethod
   def siglip2_base(cls, image_px: int = 224, patch: int = 16) -> "SigLIP2VisionConfig":
@@ -201,44 +187,16 @@ class PoolingHead(nnx.Module):
     return (pooled + self.mlp(self.norm(pooled)))[:, 0]
 
 
-class SigLIP2Vision(nnx.Module):
+class SigLIP2Vision(PatchTower):
   """The image tower with its pooling head."""
 
   def __init__(self, config: SigLIP2VisionConfig, *, rngs: nnx.Rngs):
-    width = config.width
-    self.patch_embed = Linear(config.patch**2 * 3, width, axes=("patch", "embed"), rngs=rngs)
-    positions = nnx.initializers.normal(width**-0.5)(rngs.params(), (config.grid**2, width))
-    self.positions = nnx.Param(positions, out_sharding=(None, "embed"))
-    self.encoder = Encoder(config, rngs=rngs)
-    self.norm_out = LayerNorm(width, eps=config.norm_eps)
+    super().__init__(config, rngs=rngs)
     self.pool = PoolingHead(config, rngs=rngs)
-    self.config = config
 
   def __call__(self, pixels: jax.Array) -> jax.Array:
-    """Image embeddings, not normalized. Computes in the dtype of `pixels`.
-
-    Args:
-      pixels: float[B, H, W, 3] in [-1, 1]; H and W at least one patch.
-
-    Returns:
-      float[B, E].
-    """
-    patch = self.config.patch
-    x = self.patch_embed(patches(pixels, patch))
-    x = x + self.position_table(pixels.shape[1] // patch, pixels.shape[2] // patch).astype(x.dtype)
-    x = self.encoder(constrain(x, "batch", "act_tokens", "act_embed"))
-    return self.pool(self.norm_out(x))
-
-  def position_table(self, height: int, width: int) -> jax.Array:
-    """The position table, resized if necessary to a grid of height x width patches: float[height * width, D].
-
-    Source: modeling_siglip.py, `interpolate_pos_encoding`.
-    """
-    positions, grid = gather(self.positions[...], None, "embed"), self.config.grid
-    if (height, width) == (grid, grid):
-      return positions
-    table = resize(positions.astype(jnp.float32).reshape(1, grid, grid, -1), height, width)
-    return table.reshape(height * width, -1)
+    """Image embeddings float[B, E], not normalized; see `PatchTower.states`."""
+    return self.pool(self.states(pixels))
 
 
 class SigLIP2Text(nnx.Module):

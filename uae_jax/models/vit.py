@@ -1,4 +1,4 @@
-"""The pre-norm transformer trunk that the image embedders share.
+"""The pre-norm transformer trunk that the image embedders share, and the tower of patches of the SigLIP models.
 
 A block is x + scale * attention(norm(x)), then x + scale * mlp(norm(x)). Letters: see layers/__init__.py.
 """
@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from uae_jax.layers.attention import attend
 from uae_jax.layers.lora import Linear
 from uae_jax.layers.norms import LayerNorm
+from uae_jax.layers.resize import resize
 from uae_jax.layers.stack import scan_layers, stack
-from uae_jax.sharding import constrain
+from uae_jax.sharding import constrain, gather
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -156,6 +157,66 @@ class Encoder(nnx.Module):
 
     x, _ = scan_layers(body, x, self.layers, remat=self.config.remat, unroll=self.config.unroll or 1)
     return x
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PatchTowerConfig(ViTConfig):
+  """Architecture of a `PatchTower`.
+
+  Attributes:
+    image_px: side, in pixels, of the square image that the stored position table is for.
+    patch: side of a patch, in pixels.
+  """
+
+  image_px: int
+  patch: int
+  norm_eps: float = 1e-6
+
+  @property
+  def grid(self) -> int:
+    """Side of the stored position table, in patches."""
+    return self.image_px // self.patch
+
+
+class PatchTower(nnx.Module):
+  """A SigLIP's image tower without pooling: patches and learned positions, the blocks, a norm.
+
+  Source: Zhai et al. 2023 (arXiv 2303.15343); transformers 5.23 modeling_siglip.py.
+  """
+
+  def __init__(self, config: PatchTowerConfig, *, rngs: nnx.Rngs):
+    width = config.width
+    self.patch_embed = Linear(config.patch**2 * 3, width, axes=("patch", "embed"), rngs=rngs)
+    positions = nnx.initializers.normal(width**-0.5)(rngs.params(), (config.grid**2, width))
+    self.positions = nnx.Param(positions, out_sharding=(None, "embed"))
+    self.encoder = Encoder(config, rngs=rngs)
+    self.norm_out = LayerNorm(width, eps=config.norm_eps)
+    self.config = config
+
+  def states(self, pixels: jax.Array) -> jax.Array:
+    """States of the patches in raster order, in the dtype of `pixels`.
+
+    Args:
+      pixels: float[B, H, W, 3] in [-1, 1]; H and W at least one patch.
+
+    Returns:
+      float[B, T, D].
+    """
+    patch = self.config.patch
+    x = self.patch_embed(patches(pixels, patch))
+    x = x + self.position_table(pixels.shape[1] // patch, pixels.shape[2] // patch).astype(x.dtype)
+    return self.norm_out(self.encoder(constrain(x, "batch", "act_tokens", "act_embed")))
+
+  def position_table(self, height: int, width: int) -> jax.Array:
+    """The position table, resized if necessary to a grid of height x width patches: float[height * width, D].
+
+    Source: modeling_siglip.py, `interpolate_pos_encoding`.
+    """
+    positions, grid = gather(self.positions[...], None, "embed"), self.config.grid
+    if (height, width) == (grid, grid):
+      return positions
+    table = resize(positions.astype(jnp.float32).reshape(1, grid, grid, -1), height, width)
+    return table.reshape(height * width, -1)
 
 
 def patches(pixels: jax.Array, size: int) -> jax.Array:

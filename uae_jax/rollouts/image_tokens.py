@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from uae_jax.models.janus.model import Janus
+from uae_jax.models.language import PrefixCache, SuffixCache
+from uae_jax.models.positions import next_position, text_positions
 from uae_jax.models.prompts import Prompts
-from uae_jax.models.qwen25_vl.language import PrefixCache, SuffixCache
-from uae_jax.models.qwen25_vl.positions import next_position, text_positions
 from uae_jax.rollouts.captions import Prefix
+from uae_jax.sharding import gathered
 
 
 class ImageTokens(nnx.Module):
@@ -102,6 +103,7 @@ class ImageTokens(nnx.Module):
     """The same policy with weights all-gathered, see `LanguageModel.for_decoding`."""
     model = nnx.merge(*nnx.split(self.model))
     model.language = model.language.for_decoding()
+    model.image_aligner, model.image_head = gathered(model.image_aligner), gathered(model.image_head)
     return ImageTokens(model, self.guidance)
 
   def _pair(self, hidden: jax.Array) -> jax.Array:

@@ -4,8 +4,8 @@ from uae_jax.layers.lora import LoRA
 from uae_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from uae_jax.models.connector import ConnectorConfig
 from uae_jax.models.dinov2 import DINOv2Config
+from uae_jax.models.language import LanguageConfig
 from uae_jax.models.mmdit import MMDiTConfig
-from uae_jax.models.qwen25_vl.language import LanguageConfig
 from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
 from uae_jax.models.qwen25_vl.vision import VisionConfig
 from uae_jax.models.uae import UAEConfig

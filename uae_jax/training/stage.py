@@ -25,7 +25,8 @@ from uae_jax.training.flops import Composed, Program
 from uae_jax.training.optimizer import learning_rate, make_optimizer
 from uae_jax.training.placement import state_shardings
 from uae_jax.training.rl import external, pieces
-from uae_jax.training.rl.phases import HostReward, Phases, phase_keys
+from uae_jax.training.rl.host_rewards import HostReward
+from uae_jax.training.rl.phases import Phases, phase_keys
 from uae_jax.training.stages import spec
 from uae_jax.training.stages.spec import StageSpec
 from uae_jax.training.state import State, create, release

@@ -9,9 +9,9 @@ import dataclasses
 import re
 
 from uae_jax.models.janus.model import JanusConfig
-from uae_jax.models.janus.vision import VisionConfig
 from uae_jax.models.janus.vq import VQConfig
-from uae_jax.models.qwen25_vl.language import LanguageConfig
+from uae_jax.models.language import LanguageConfig
+from uae_jax.models.vit import PatchTowerConfig
 from uae_jax.weights.table import TRANSPOSE, Reshape, Row, Same, Then, linear, norm
 from uae_jax.weights.vae import conv
 from uae_jax.weights.vit import blocks, inside, patch_embed
@@ -107,8 +107,8 @@ def table(config: JanusConfig) -> tuple[Row, ...]:
   )
 
 
-def vision_table(config: VisionConfig) -> Iterator[Row]:
-  """Rows for every parameter of `VisionTower(config)`."""
+def vision_table(config: PatchTowerConfig) -> Iterator[Row]:
+  """Rows for every parameter of `PatchTower(config)`."""
   tower = "model.vision_model"
   yield from patch_embed(f"{tower}.embeddings.patch_embedding", config.patch, config.width, bias=True)
   yield Row(f"{tower}.embeddings.position_embedding.weight", "positions")

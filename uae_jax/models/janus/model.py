@@ -13,40 +13,33 @@ import jax
 import jax.numpy as jnp
 
 from uae_jax.layers.lora import Linear
-from uae_jax.models.janus.vision import Aligner, VisionConfig, VisionTower
+from uae_jax.models.janus.vision import Aligner, siglip_large, tower_from_huggingface
 from uae_jax.models.janus.vq import VQ, VQConfig
-from uae_jax.models.language_captioner import LanguageCaptioner
+from uae_jax.models.language import LanguageConfig, LanguageModel
+from uae_jax.models.language_captioner import LanguageCaptioner, LanguageCaptionerConfig
+from uae_jax.models.positions import text_positions
 from uae_jax.models.prompts import Prompts, Questions, fill_image
-from uae_jax.models.qwen25_vl.language import LanguageConfig, LanguageModel
-from uae_jax.models.qwen25_vl.positions import text_positions
-from uae_jax.models.vit import ACTIVATIONS
+from uae_jax.models.vit import ACTIVATIONS, PatchTower, PatchTowerConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class JanusConfig:
+class JanusConfig(LanguageCaptionerConfig):
   """Architecture of all parts; an image has as many tokens to be read as to be written.
 
+  Positions of the language model are plain: a single section of M-RoPE.
+
   Attributes:
-    vision: architecture of the tower that reads images.
-    language: architecture of the language model; positions are plain: a single section of M-RoPE.
     vq: architecture of the image tokenizer.
     vision_depth: number of linear layers between the tower and the language model.
     image_depth: number of linear layers between the embeddings of image tokens and the language model.
     image_head_width: width of the hidden layer of the head of image tokens.
-    image_token_id: id of the placeholder of a token of an image that is read.
   """
 
-  vision: VisionConfig
-  language: LanguageConfig
+  vision: PatchTowerConfig
   vq: VQConfig
   vision_depth: int = 2
   image_depth: int = 2
   image_head_width: int
-  image_token_id: int
-
-  def __post_init__(self):
-    if not 0 <= self.image_token_id < self.language.vocab_size:
-      raise ValueError(f"image_token_id {self.image_token_id} is not in a vocabulary of {self.language.vocab_size}")
 
   @classmethod
   def janus_pro_1b(cls) -> "JanusConfig":
@@ -73,7 +66,7 @@ class JanusConfig:
       qkv_bias=False,
     )
     return cls(
-      vision=VisionConfig.siglip_large(),
+      vision=siglip_large(),
       language=language,
       vq=VQConfig.vq16(),
       image_head_width=width,
@@ -103,7 +96,7 @@ class JanusConfig:
       if section.get("hidden_act", "gelu") != "gelu":
         raise ValueError(f"{name}.hidden_act {section['hidden_act']!r} is not known; expected 'gelu'")
     return cls(
-      vision=VisionConfig.from_huggingface(vision),
+      vision=tower_from_huggingface(vision),
       language=language,
       vq=VQConfig.from_huggingface(vq),
       vision_depth=vision.get("depth", 2),
@@ -154,20 +147,8 @@ class JanusConfig:
     return found
 
   @property
-  def vocab_size(self) -> int:
-    return self.language.vocab_size
-
-  @property
   def patch_size(self) -> int:
     return self.vision.patch
-
-  @property
-  def heads(self) -> dict[str, int]:
-    return {"vision": self.vision.num_heads, "language": self.language.num_heads}
-
-  @property
-  def adapter_targets(self) -> str:
-    return "^language/layers/"
 
   @property
   def image_grid(self) -> tuple[int, int]:
@@ -182,14 +163,6 @@ class JanusConfig:
   def build(self, rngs: nnx.Rngs) -> "Janus":
     """The module of these sizes, with random weights."""
     return Janus(self, rngs=rngs)
-
-  def with_remat(self, policy: str) -> "JanusConfig":
-    """A copy with the rematerialization policy `policy`, a key of `layers.stack.REMAT_POLICIES`."""
-    return dataclasses.replace(
-      self,
-      vision=dataclasses.replace(self.vision, remat=policy),
-      language=dataclasses.replace(self.language, remat=policy),
-    )
 
 
 def _language(text: Mapping[str, Any], *, ties: bool) -> LanguageConfig:
@@ -242,7 +215,7 @@ class Janus(LanguageCaptioner):
 
   def __init__(self, config: JanusConfig, *, rngs: nnx.Rngs):
     width, vq = config.language.width, config.vq
-    self.vision = VisionTower(config.vision, rngs=rngs)
+    self.vision = PatchTower(config.vision, rngs=rngs)
     self.vision_aligner = Aligner(config.vision.width, width, config.vision_depth, "gelu", rngs=rngs)
     self.language = LanguageModel(config.language, rngs=rngs)
     self.vq = VQ(vq, rngs=rngs)
@@ -265,7 +238,7 @@ class Janus(LanguageCaptioner):
     """
     embeddings = self.language.embed(tokens)
     pixels = (images.astype(jnp.float32) / 127.5 - 1.0).astype(embeddings.dtype)
-    return fill_image(embeddings, tokens == self.config.image_token_id, self.vision_aligner(self.vision(pixels)))
+    return fill_image(embeddings, tokens == self.config.image_token_id, self.vision_aligner(self.vision.states(pixels)))
 
   def prompt(
     self, prompts: Prompts, images: jax.Array, questions: Questions | None = None

@@ -1,93 +1,51 @@
-"""The tower through which Janus reads images: a SigLIP without pooling, and an MLP to the language model's width.
+"""The sizes of the tower through which Janus reads images, and the MLP that takes its states to the language model.
 
 Source: transformers 5.23 modeling_janus.py, JanusVisionModel and JanusVisionAlignerMLP.
 """
 
 from collections.abc import Mapping
-import dataclasses
 from typing import Any
 
 from flax import nnx
 import jax
 
 from uae_jax.layers.lora import Linear
-from uae_jax.layers.norms import LayerNorm
-from uae_jax.models.vit import ACTIVATIONS, Encoder, ViTConfig, patches
-from uae_jax.sharding import constrain, gather
+from uae_jax.models.vit import ACTIVATIONS, PatchTowerConfig
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VisionConfig(ViTConfig):
-  """Architecture of the image tower.
+def siglip_large() -> PatchTowerConfig:
+  """Of Janus-Pro-1B and 7B. Source: deepseek-community/Janus-Pro-1B, config.json, vision_config."""
+  return PatchTowerConfig(image_px=384, patch=16, width=1024, depth=24, num_heads=16, mlp_width=4096)
 
-  Attributes:
-    image_px: side, in pixels, of the square images.
-    patch: side of a patch, in pixels.
+
+def tower_from_huggingface(config: Mapping[str, Any]) -> PatchTowerConfig:
+  """Reads the `vision_config` of a transformers JanusConfig; absent fields get the defaults of transformers.
+
+  Raises:
+    ValueError: it describes an unsupported architecture.
   """
-
-  image_px: int
-  patch: int
-  activation: str = "gelu"
-  norm_eps: float = 1e-6
-
-  @property
-  def grid(self) -> int:
-    """Side of an image, in patches."""
-    return self.image_px // self.patch
-
-  @classmethod
-  def siglip_large(cls) -> "VisionConfig":
-    """Of Janus-Pro-1B and 7B. Source: deepseek-community/Janus-Pro-1B, config.json, vision_config."""
-    return cls(image_px=384, patch=16, width=1024, depth=24, num_heads=16, mlp_width=4096)
-
-  @classmethod
-  def from_huggingface(cls, config: Mapping[str, Any]) -> "VisionConfig":
-    """Reads the `vision_config` of a transformers JanusConfig; absent fields get the defaults of transformers.
-
-    Raises:
-      ValueError: it describes an unsupported architecture.
-    """
-    if config.get("use_qk_norm"):
-      raise ValueError("vision_config.use_qk_norm is true: norms of queries and keys are not supported")
-    image_px, patch = config.get("image_size", 384), config.get("patch_size", 16)
-    if not isinstance(image_px, int) or not isinstance(patch, int):
-      raise ValueError(f"vision_config has image_size {image_px} and patch_size {patch}; expected squares")
-    tokens = config.get("num_image_tokens", 576)
-    if tokens != (image_px // patch) ** 2:
-      raise ValueError(f"vision_config.num_image_tokens is {tokens}, images have {(image_px // patch) ** 2} patches")
-    width, bias = config.get("hidden_size", 1024), config.get("attention_bias", True)
-    return cls(
-      image_px=image_px,
-      patch=patch,
-      width=width,
-      depth=config.get("num_hidden_layers", 24),
-      num_heads=config.get("num_attention_heads", 16),
-      mlp_width=int(width * config.get("mlp_ratio", 4.0)),
-      activation=config.get("hidden_act", "gelu"),
-      norm_eps=config.get("layer_norm_eps", 1e-6),
-      query_bias=bias,
-      key_bias=bias,
-      value_bias=bias,
-    )
-
-
-class VisionTower(nnx.Module):
-  """The image tower: pixels to one state per patch."""
-
-  def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
-    width = config.width
-    self.patch_embed = Linear(config.patch**2 * 3, width, axes=("patch", "embed"), rngs=rngs)
-    positions = nnx.initializers.normal(width**-0.5)(rngs.params(), (config.grid**2, width))
-    self.positions = nnx.Param(positions, out_sharding=(None, "embed"))
-    self.encoder = Encoder(config, rngs=rngs)
-    self.norm_out = LayerNorm(width, eps=config.norm_eps)
-    self.config = config
-
-  def __call__(self, pixels: jax.Array) -> jax.Array:
-    """States of the patches in raster order: float[B, P, P, 3] in [-1, 1] -> float[B, T, D], P = `image_px`."""
-    x = self.patch_embed(patches(pixels, self.config.patch))
-    x = x + gather(self.positions[...], None, "embed").astype(x.dtype)
-    return self.norm_out(self.encoder(constrain(x, "batch", "act_tokens", "act_embed")))
+  if config.get("use_qk_norm"):
+    raise ValueError("vision_config.use_qk_norm is true: norms of queries and keys are not supported")
+  image_px, patch = config.get("image_size", 384), config.get("patch_size", 16)
+  if not isinstance(image_px, int) or not isinstance(patch, int):
+    raise ValueError(f"vision_config has image_size {image_px} and patch_size {patch}; expected squares")
+  tokens = config.get("num_image_tokens", 576)
+  if tokens != (image_px // patch) ** 2:
+    raise ValueError(f"vision_config.num_image_tokens is {tokens}, images have {(image_px // patch) ** 2} patches")
+  width, bias = config.get("hidden_size", 1024), config.get("attention_bias", True)
+  return PatchTowerConfig(
+    image_px=image_px,
+    patch=patch,
+    width=width,
+    depth=config.get("num_hidden_layers", 24),
+    num_heads=config.get("num_attention_heads", 16),
+    mlp_width=int(width * config.get("mlp_ratio", 4.0)),
+    activation=config.get("hidden_act", "gelu"),
+    norm_eps=config.get("layer_norm_eps", 1e-6),
+    query_bias=bias,
+    key_bias=bias,
+    value_bias=bias,
+  )
 
 
 class Aligner(nnx.Module):

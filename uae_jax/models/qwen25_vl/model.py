@@ -8,32 +8,23 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from uae_jax.models.language_captioner import LanguageCaptioner
+from uae_jax.models.language import LanguageConfig, LanguageModel
+from uae_jax.models.language_captioner import LanguageCaptioner, LanguageCaptionerConfig
+from uae_jax.models.positions import mrope_positions
 from uae_jax.models.prompts import Prompts, Questions, fill_image
-from uae_jax.models.qwen25_vl.language import LanguageConfig, LanguageModel
-from uae_jax.models.qwen25_vl.positions import mrope_positions
 from uae_jax.models.qwen25_vl.vision import VisionConfig, VisionTower, normalize, patchify
 
 
 @dataclasses.dataclass(frozen=True)
-class Qwen25VLConfig:
-  """Architecture of the vision tower and the language model.
-
-  Attributes:
-    vision: architecture of the vision tower.
-    language: architecture of the language model.
-    image_token_id: id of the placeholder token, whose embeddings are replaced by image tokens.
-  """
+class Qwen25VLConfig(LanguageCaptionerConfig):
+  """Architecture of the vision tower and the language model."""
 
   vision: VisionConfig
-  language: LanguageConfig
-  image_token_id: int
 
   def __post_init__(self):
+    super().__post_init__()
     if self.vision.out_width != self.language.width:
       raise ValueError(f"vision.out_width {self.vision.out_width} is not language.width {self.language.width}")
-    if not 0 <= self.image_token_id < self.language.vocab_size:
-      raise ValueError(f"image_token_id {self.image_token_id} is not in a vocabulary of {self.language.vocab_size}")
 
   @classmethod
   def qwen25_vl_3b(cls) -> "Qwen25VLConfig":
@@ -55,32 +46,12 @@ class Qwen25VLConfig:
     )
 
   @property
-  def vocab_size(self) -> int:
-    return self.language.vocab_size
-
-  @property
   def patch_size(self) -> int:
     return self.vision.patch_size
-
-  @property
-  def heads(self) -> dict[str, int]:
-    return {"vision": self.vision.num_heads, "language": self.language.num_heads}
-
-  @property
-  def adapter_targets(self) -> str:
-    return "^language/layers/"
 
   def build(self, rngs: nnx.Rngs) -> "Qwen25VL":
     """The module of these sizes, with random weights."""
     return Qwen25VL(self, rngs=rngs)
-
-  def with_remat(self, policy: str) -> "Qwen25VLConfig":
-    """A copy with the rematerialization policy `policy`, a key of `layers.stack.REMAT_POLICIES`."""
-    return dataclasses.replace(
-      self,
-      vision=dataclasses.replace(self.vision, remat=policy),
-      language=dataclasses.replace(self.language, remat=policy),
-    )
 
 
 def inputs_spec(

@@ -8,45 +8,13 @@ them. `compose` returns the step as one function with equal results.
 
 from collections.abc import Callable, Sequence
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
-import flax.struct
 import jax
 
 from uae_jax.training.rl import pieces
+from uae_jax.training.rl.host_rewards import HostReward, RewardInputs
 from uae_jax.training.state import State
-
-
-@flax.struct.dataclass
-class RewardInputs:
-  """Inputs of an external reward.
-
-  Made by `Phases.reward_and_inputs`; read by `HostReward.begin`.
-
-  Attributes:
-    tokens: int32[prompts, rollouts or 1, L], captions; 1 where all rollouts of a group share one caption.
-    images: uint8[prompts, rollouts, H, W, 3], reconstructions.
-  """
-
-  tokens: jax.Array
-  images: jax.Array
-
-
-class HostReward(Protocol):
-  """A reward that is computed on the host; those of this project are `rl.external.HostReward`."""
-
-  @property
-  def name(self) -> str:
-    """Name of the reward."""
-
-  def begin(self, batch: dict, reward_inputs: RewardInputs) -> Any:
-    """Begins to compute the rewards of a piece of the batch, and returns what `finish` needs."""
-
-  def finish(self, begun: Sequence[Any]) -> Any:
-    """Returns float32[prompts, rollouts] of all pieces, in the order of the batch."""
-
-  def cancel(self) -> None:
-    """Gives up what has begun."""
 
 
 @dataclasses.dataclass(frozen=True)

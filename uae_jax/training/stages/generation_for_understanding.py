@@ -30,7 +30,8 @@ from uae_jax.rollouts import captions, reconstruct
 from uae_jax.rollouts.captions import Captions
 from uae_jax.rollouts.conditioning import Context
 from uae_jax.training.build import Built
-from uae_jax.training.rl.phases import Phases, RewardInputs
+from uae_jax.training.rl.host_rewards import RewardInputs
+from uae_jax.training.rl.phases import Phases
 from uae_jax.training.rl.pieces import piece_key
 from uae_jax.training.rl.update import run_updates
 from uae_jax.training.stages.spec import StageSpec

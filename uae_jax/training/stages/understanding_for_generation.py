@@ -32,7 +32,8 @@ from uae_jax.rollouts.conditioning import Context
 from uae_jax.rollouts.images import velocity_field
 from uae_jax.training.build import Built
 from uae_jax.training.rl import forward_policy, pieces, sde_policy
-from uae_jax.training.rl.phases import OldPolicy, Phases, RewardInputs
+from uae_jax.training.rl.host_rewards import RewardInputs
+from uae_jax.training.rl.phases import OldPolicy, Phases
 from uae_jax.training.rl.pieces import piece_key
 from uae_jax.training.rl.policy import Fields, ImagePolicy, by_prompt, flat
 from uae_jax.training.rl.update import run_updates

@@ -1,6 +1,7 @@
-"""The language model of Qwen2.5-VL: grouped-query attention, multimodal rotary positions, rollouts on a shared prefix.
+"""The language model of the captioners: grouped-query attention, rotary positions, rollouts on a shared prefix.
 
-Source: transformers 5.23 modeling_qwen2_5_vl.py, Qwen2_5_VLTextModel. Letters: see layers/__init__.py.
+Source: transformers 5.23 modeling_qwen2_5_vl.py, Qwen2_5_VLTextModel; with `qkv_bias` off and a single section of
+positions, modeling_llama.py. Letters: see layers/__init__.py.
 
 The same layers run in three modes: `__call__` runs whole sequences; `prefill` also returns their keys and values;
 `extend` continues each prompt with R sequences over that prefix, either whole continuations at once (teacher forcing,
