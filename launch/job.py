@@ -18,6 +18,7 @@ PREEMPTED_EXIT_CODE = 143
 HUNG_EXIT_CODE = 175
 # Time from SIGTERM to SIGKILL: the run finishes its step, at most some minutes, and saves.
 GRACE_SECONDS = 300
+OF_THE_POOL = "in GKE the node pool has it: gcloud container node-pools create --flex-start --max-run-duration=10h"
 SECRET_NAMES = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS?)$")
 
 
@@ -105,7 +106,8 @@ def matching(pattern: str, expected: str) -> Callable[[str], str]:
 
 name = matching(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", "at most 63 of a-z, 0-9 and -, from a letter to a letter or digit")
 bucket = matching(r"[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]", "the name of a bucket, without gs://")
-place = matching(r"[a-z][-a-z0-9.:]*", "a-z, 0-9 and -")
+zone = matching(r"[a-z]+-[a-z]+\d+-[a-z][a-z0-9]*", "a zone such as us-west4-a")
+project = matching(r"[a-z][-a-z0-9.:]*", "the id of a project: a-z, 0-9 and -")
 resource = matching(r"[A-Za-z0-9][-\w./]*", "letters, digits, -, _, . and /")
 image = matching(r"[a-z0-9][-\w./:]*(@sha256:[0-9a-f]{64})?", "an image such as us-docker.pkg.dev/p/r/uae-jax:v1")
 duration = matching(r"\d+[smhd]", "a duration such as 10h")
@@ -172,8 +174,8 @@ class Parser(argparse.ArgumentParser):
 
 def add_place(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("name", type=name, help="name of the job and of what is created for it")
-  parser.add_argument("--zone", type=place, help="default: gcloud's own setting")
-  parser.add_argument("--project", type=place, help="default: gcloud's own setting")
+  parser.add_argument("--zone", type=zone, help="default: gcloud's own setting")
+  parser.add_argument("--project", type=project, help="default: gcloud's own setting")
   parser.add_argument("--dry-run", action="store_true", help="print what would be run or applied, and do nothing")
 
 
@@ -230,6 +232,58 @@ def add_container(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def training_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, words: Sequence[str]) -> list[str]:
+  """The flags of `uae-jax train`, with the paths that they have on the far side; sets `args.bucket`.
+
+  Args:
+    parser: reports what is wrong.
+    args: flags before `--`.
+    words: what follows `--`.
+  """
+  fields = ("config", "workdir")
+  rest = [f"--{field}={getattr(args, field)}" for field in fields if getattr(args, field)] + list(words)
+  flags: list[str] = []
+  while rest:
+    word = rest.pop(0)
+    # `--workdir DIR` is `--workdir=DIR`.
+    flags.append(f"{word}={rest.pop(0)}" if word in ("--config", "--workdir") and rest else word)
+  for field in fields:
+    given = sum(word.startswith(f"--{field}=") for word in flags)
+    if not given:
+      parser.error(f"{args.command} needs the flags of uae-jax train: --config=FILE --workdir=DIR")
+    if given > 1:
+      parser.error(f"--{field} is given {given} times: give it either before or after --")
+  if match := re.fullmatch(r"gs://([^/]*)(/.*)?", workdir(flags), re.DOTALL):
+    if getattr(args, "bucket", None) not in (None, match[1]):
+      parser.error(f"--workdir is in the bucket {match[1]}, but --bucket says {args.bucket}")
+    try:
+      args.bucket = bucket(match[1])
+    except argparse.ArgumentTypeError as error:
+      parser.error(f"--workdir: {error}")
+  if getattr(args, "bucket", None):
+    # uae-jax reads and writes files: those of the bucket are in the folder at which it is mounted.
+    flags = [re.sub(rf"gs://{re.escape(args.bucket)}(?=/|$)", BUCKET_FOLDER, word) for word in flags]
+  return flags
+
+
+def workdir(flags: Sequence[str]) -> str:
+  """The value of --workdir."""
+  return next(word.partition("=")[2] for word in flags if word.startswith("--workdir="))
+
+
+def no_bucket(job: Job) -> str | None:
+  """What is wrong with a workdir in the bucket's folder if no bucket is mounted there."""
+  if job.train and not job.bucket and f"{workdir(job.train)}/".startswith(f"{BUCKET_FOLDER}/"):
+    return f"--workdir={workdir(job.train)}: no bucket is mounted there: give --bucket=NAME, or --workdir=gs://NAME/..."
+  return None
+
+
+def warn_of_loss(job: Job) -> None:
+  """Says that a workdir outside of the bucket is lost with the machine."""
+  if not f"{workdir(job.train)}/".startswith(f"{BUCKET_FOLDER}/"):
+    print(f"note: only what is under {BUCKET_FOLDER} outlives the slice, put --workdir there", file=sys.stderr)
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, Job]:
   """Parses a command line; what follows `--` is for `uae-jax train`."""
   argv = list(argv)
@@ -242,22 +296,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
   if "--dry-run" in words:
     parser.error("--dry-run belongs before --: what follows -- is for uae-jax train")
   if takes_flags:
-    first = [f"--{field}={getattr(args, field)}" for field in ("config", "workdir") if getattr(args, field)]
-    words = first + words
-    for field in ("config", "workdir"):
-      if not any(word == f"--{field}" or word.startswith(f"--{field}=") for word in words):
-        parser.error(f"{args.command} needs the flags of uae-jax train: --config=FILE --workdir=DIR")
-    workdir = next((match for word in words if (match := re.fullmatch(r"--workdir=gs://([^/]*)(/.*)?", word))), None)
-    if workdir:
-      if getattr(args, "bucket", None) not in (None, workdir[1]):
-        parser.error(f"--workdir is in the bucket {workdir[1]}, but --bucket says {args.bucket}")
-      try:
-        args.bucket = bucket(workdir[1])
-      except argparse.ArgumentTypeError as error:
-        parser.error(f"--workdir: {error}")
-    if getattr(args, "bucket", None):
-      # uae-jax reads and writes files: those of the bucket are in the folder at which it is mounted.
-      words = [re.sub(rf"gs://{re.escape(args.bucket)}(?=/|$)", BUCKET_FOLDER, word) for word in words]
+    words = training_flags(parser, args, words)
   if getattr(args, "max_run_duration", None) and not args.flex_start:
     parser.error("--max-run-duration is for --flex-start")
   known = {field.name for field in dataclasses.fields(Job)} & vars(args).keys()

@@ -250,12 +250,15 @@ def parser() -> argparse.ArgumentParser:
 def check(args: argparse.Namespace, job: Job) -> str | None:
   if job.slice and len(longest := f"{job.name}-slice-{job.num_slices - 1}-{job.shape.num_hosts - 1}-abcde") > 63:
     return f"{job.name}: too long a name, because its pods are called {longest}, and 63 characters are the most"
-  return None
+  if job.max_run_duration:
+    return f"--max-run-duration: {jobs.OF_THE_POOL}"
+  return jobs.no_bucket(job)
 
 
 def execute(args: argparse.Namespace, job: Job) -> None:
   if args.command in ("render", "apply"):
     jobs.refuse_literal_secrets(job)
+    jobs.warn_of_loss(job)
   if args.command == "render":
     if job.local_env_names:
       names = ", ".join(job.local_env_names)

@@ -88,12 +88,13 @@ def check(args: argparse.Namespace, job: Job) -> str | None:
     return "SkyPilot takes capacity on demand or --spot"
   if job.slice and (job.slice.generation.runtime is None or not job.slice.is_default_shape):
     return f"SkyPilot has no Cloud TPU VM {job.slice}"
-  return jobs.no_kubernetes(job)
+  return jobs.no_kubernetes(job) or jobs.no_bucket(job)
 
 
 def execute(args: argparse.Namespace, job: Job) -> None:
   if args.command != "cancel":
     jobs.refuse_literal_secrets(job)
+    jobs.warn_of_loss(job)
   if args.command == "render":
     print(dump([task(job)]), end="")
   elif args.command == "launch":

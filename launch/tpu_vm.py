@@ -16,7 +16,7 @@ import sys
 from launch import job as jobs
 from launch import tpu_run
 from launch.commands import with_retries
-from launch.job import BUCKET_FOLDER, Job, Parser
+from launch.job import Job, Parser
 from launch.tpu_slice import TpuSlice
 
 
@@ -101,13 +101,14 @@ def check(args: argparse.Namespace, job: Job) -> str | None:
     return "--flex-start needs --max-run-duration"
   if getattr(args, "valid_until_duration", None) and not is_queued(args, job):
     return "--valid-until-duration is for --queued"
-  return jobs.no_kubernetes(job)
+  # `start` relies on what `setup` has mounted.
+  return jobs.no_kubernetes(job) or (jobs.no_bucket(job) if args.command in ("resume", "watch") else None)
 
 
 def execute(args: argparse.Namespace, job: Job) -> None:
   target = TpuSlice(job, is_queued(args, job), args.dry_run, args.backoff_seconds, args.batch_size, args.internal_ip)
-  if args.command in ("resume", "watch") and not any(BUCKET_FOLDER in word for word in job.train):
-    print(f"note: only what is under {BUCKET_FOLDER} outlives the slice, put --workdir there", file=sys.stderr)
+  if args.command in ("resume", "watch"):
+    jobs.warn_of_loss(job)
   if args.command == "create":
     with_retries(lambda: target.create(args), retries=args.max_retries, backoff_seconds=args.backoff_seconds)
   elif args.command == "setup":

@@ -56,6 +56,7 @@ def create(job: Job, args: argparse.Namespace) -> None:
     LaunchError: a step failed; the workload was not created, or the message says that it may have been.
   """
   jobs.refuse_literal_secrets(job)
+  jobs.warn_of_loss(job)
   if not args.dry_run:
     print(job.shape.cost(job.num_slices), file=sys.stderr)
   if job.bucket:
@@ -101,7 +102,11 @@ def check(args: argparse.Namespace, job: Job) -> str | None:
     return f"{job.name}: XPK's names have at most {MAX_NAME} characters"
   if name := next(iter(job.local_env_names), None):
     return f"--env={name}: XPK would show its value to all who may read JobSets; give --secret={name}=projects/..."
-  return jobs.no_kubernetes(job)
+  if job.max_run_duration:
+    return f"--max-run-duration: {jobs.OF_THE_POOL}"
+  if job.slice and job.shape.generation.name == "v5e" and job.shape.num_chips < 8:
+    return f"XPK has no slice {job.slice}: take launch.jobset"
+  return jobs.no_kubernetes(job) or jobs.no_bucket(job)
 
 
 def execute(args: argparse.Namespace, job: Job) -> None:

@@ -115,6 +115,19 @@ def test_a_preemption_restarts_all_slices_and_does_not_count(capsys):
   assert pod(manifest)["spec"]["restartPolicy"] == "Never"
 
 
+def test_a_workdir_after_two_dashes_may_be_a_word_of_its_own(capsys):
+  config, workdir, *rest = TWO
+  manifest = rendered(capsys, *rest, "--", *config.split("="), *workdir.split("="))
+  assert manifest == rendered(capsys, *rest, "--", config, workdir) == rendered(capsys, *TWO)
+
+
+def test_a_workdir_that_a_restart_loses_is_said(capsys):
+  assert launch("render", TWO[0], *TWO[2:], "--workdir=runs/one") == 0
+  assert "only what is under /mnt/bucket outlives" in capsys.readouterr().err
+  assert launch("render", *TWO) == 0
+  assert capsys.readouterr().err == ""
+
+
 def test_slices_of_one_host_share_a_node_pool(capsys):
   assert "annotations" not in rendered(capsys, *JOB, "--topology=v6e:2x4", "--slices=3")["metadata"]
 
@@ -233,6 +246,11 @@ def test_status_and_logs_ask_for_the_pods_of_the_jobset(cluster, capfd):
     ("one", [*TWO, "--image=-rm"], "expected an image"),
     ("one", [*TWO, "--spot", "--flex-start"], "not allowed with argument"),
     ("one", JOB, "required: --topology"),
+    ("one", [*TWO, "--zone=us-west4"], "'us-west4': expected a zone such as us-west4-a"),
+    ("one", [*TWO, "--flex-start", "--max-run-duration=10h"], "in GKE the node pool has it"),
+    ("one", [*TWO, "--", "--workdir=/mnt/bucket/two"], "--workdir is given 2 times"),
+    ("one", [*TWO, "--", "--config", "configs/other.py"], "--config is given 2 times"),
+    ("one", [TWO[0], *TWO[2:], "--workdir=/mnt/bucket/runs/one"], "no bucket is mounted there: give --bucket=NAME"),
   ],
 )
 def test_wrong_options_are_one_line(cluster, capsys, name, flags, message):
@@ -268,10 +286,10 @@ def test_manifests_fit_the_schemas_of_jobset_and_kueue(capsys):
       schema["properties"]["metadata"] = {"type": "object"}
       key = f"{definition['spec']['group']}/{version['name']}", definition["spec"]["names"]["kind"]
       schemas[key] = schema
-  flags = ["--queue=tpu", "--priority-class=high", "--service-account=sa", "--user=0", "--reservation=r", "--env=A"]
+  flags = ["--queue=tpu", "--priority-class=high", "--service-account=sa", "--user=0", "--reservation=r", "--env=C"]
   documents = [
     rendered(capsys, *TWO, *flags, "--secret=A=projects/p/secrets/s", "--secret=B=k8s:x/y", "--", *HOSTILE),
-    rendered(capsys, *JOB, "--topology=tpu7x:4x4x4", "--flex-start", "--max-run-duration=10h"),
+    rendered(capsys, *JOB, "--topology=tpu7x:4x4x4", "--flex-start"),
   ]
   assert launch("render-queue", "--topology=v5e:4x4", "--chips=64", name="tpu") == 0
   documents += yaml.safe_load_all(capsys.readouterr().out)

@@ -26,6 +26,8 @@ NEW = ["--accelerator-type=v5litepod-16", "--spot"]
 FAST = ["--backoff-seconds=0.01"]
 PATIENT = [*FAST, "--poll-seconds=0.3"]
 TRAIN = ["--", "--config=configs/scenes.py:smoke", "--workdir=/mnt/bucket/runs/one", "--config.note=two words"]
+# No bucket has to be mounted for this one.
+ON_DISK = ["--", "--config=configs/scenes.py:smoke", "--workdir=/data/runs/one"]
 
 STOCK_OUT = """ERROR: (gcloud.compute.tpus.tpu-vm.create) {
   "code": 8,
@@ -293,7 +295,7 @@ def test_watch_outlives_a_stock_out_a_dropped_connection_and_a_preemption(cloud,
     describe=[None, None, None, None, None, {"state": "PREEMPTED"}],
   )
   with ThreadPoolExecutor() as pool:
-    watching = pool.submit(launch, "watch", *NEW, *PATIENT, "--delete", *TRAIN)
+    watching = pool.submit(launch, "watch", *NEW, *PATIENT, "--delete", *ON_DISK)
     assert is_soon(lambda: is_training(cloud, "worker-0"))
     (cloud.folder / "finish").touch()  # The run on the next slice finishes at once.
     assert watching.result(timeout=60) == 0
@@ -310,7 +312,7 @@ def test_watch_outlives_a_preemption_in_each_phase(cloud, verb, earlier):
   """While it stops, copies, starts."""
   (cloud.folder / "finish").touch()
   cloud.plan(**{verb: [None] * earlier + [{"state": "PREEMPTED"}]})
-  assert launch("watch", *NEW, *FAST, "--poll-seconds=0.05", "--delete", *TRAIN) == 0
+  assert launch("watch", *NEW, *FAST, "--poll-seconds=0.05", "--delete", *ON_DISK) == 0
   verbs = cloud.verbs()
   assert verbs.count("create") == 2 and verbs.count("delete") == 2
   assert verbs[-1] == "delete" and not (cloud.folder / "state").exists()
@@ -319,14 +321,14 @@ def test_watch_outlives_a_preemption_in_each_phase(cloud, verb, earlier):
 def test_watch_recreates_a_queued_resource_whose_nodes_are_gone(cloud):
   (cloud.folder / "finish").touch()
   cloud.plan(describe=[{"stdout": "ACTIVE"}, None, {"stdout": "ACTIVE"}, None])
-  assert launch("watch", *NEW, "--queued", *FAST, "--poll-seconds=0.05", "--delete", *TRAIN) == 0
+  assert launch("watch", *NEW, "--queued", *FAST, "--poll-seconds=0.05", "--delete", *ON_DISK) == 0
   deletes = [call for call in cloud.calls() if call[3] == "delete"]
   assert len(deletes) == 2 and all("--force" in call for call in deletes)
 
 
 def test_watch_stops_at_a_crash_of_training(cloud, capsys):
   (cloud.folder / "crash").touch()
-  assert launch("watch", *NEW, *PATIENT, *TRAIN) == 1
+  assert launch("watch", *NEW, *PATIENT, *ON_DISK) == 1
   error = capsys.readouterr().err.strip().splitlines()[-1]
   assert "training failed 7" in error and "costs" in error
   assert cloud.verbs().count("create") == 1
@@ -337,13 +339,13 @@ def test_watch_starts_a_run_that_hung_again(cloud):
   assert HUNG_EXIT_CODE == watchdog.EXIT_CODE
   for file in ("hang", "finish"):
     (cloud.folder / file).touch()
-  assert launch("watch", *NEW, *PATIENT, *TRAIN) == 0
+  assert launch("watch", *NEW, *PATIENT, *ON_DISK) == 0
   assert cloud.verbs().count("create") == 1 and not (cloud.folder / "hang").exists()
 
 
 def test_watch_gives_up_after_its_retries(cloud, capsys):
   cloud.plan(create=[{"exit": 1, "stderr": STOCK_OUT}] * 9)
-  assert launch("watch", *NEW, *PATIENT, "--max-retries=2", *TRAIN) == 1
+  assert launch("watch", *NEW, *PATIENT, "--max-retries=2", *ON_DISK) == 1
   assert cloud.verbs().count("create") == 3
   assert "no more capacity" in capsys.readouterr().err.strip().splitlines()[-1]
 
@@ -351,7 +353,7 @@ def test_watch_gives_up_after_its_retries(cloud, capsys):
 def test_watch_gives_up_after_its_restarts(cloud, capsys):
   """The slice is preempted again and again."""
   cloud.plan(describe=[None, None, None] + [{"state": "PREEMPTED"}, None, None] * 9)
-  assert launch("watch", *NEW, *FAST, "--poll-seconds=0", "--max-restarts=1", *TRAIN) == 1
+  assert launch("watch", *NEW, *FAST, "--poll-seconds=0", "--max-restarts=1", *ON_DISK) == 1
   assert cloud.verbs().count("create") == 2
   assert "gave up after 1 restarts" in capsys.readouterr().err
 
@@ -360,7 +362,7 @@ def test_resume_waits_for_a_queued_resource(cloud):
   queue = [{"stdout": "SUSPENDED"}, {"stdout": "WAITING_FOR_RESOURCES"}, {"stdout": "PROVISIONING"}]
   cloud.plan(describe=queue)
   (cloud.folder / "state").write_text("PREEMPTED")
-  assert launch("resume", *NEW, "--queued", *FAST, "--poll-seconds=0", *TRAIN) == 0
+  assert launch("resume", *NEW, "--queued", *FAST, "--poll-seconds=0", *ON_DISK) == 0
   first = [call[2:4] for call in cloud.calls()[:3]]
   assert first == [["queued-resources", verb] for verb in ("describe", "delete", "create")]
   assert "--force" in cloud.calls()[1]
@@ -471,6 +473,8 @@ def test_without_gcloud_the_error_says_so(monkeypatch, tmp_path, capsys):
     ("setup", ["--bucket=gs://b"], "without gs://"),
     ("tail", ["--worker=0;id"], "expected a number or all"),
     ("start", ["--secret=A=k8s:b/c", *TRAIN], "is for launch.jobset"),
+    ("watch", [*NEW, *TRAIN], "no bucket is mounted there"),
+    ("status", ["--zone=us-west4"], "'us-west4': expected a zone such as us-west4-a"),
   ],
 )
 def test_wrong_options_are_one_line(cloud, capsys, command, flags, message):
