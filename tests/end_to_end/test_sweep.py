@@ -135,6 +135,22 @@ def test_an_interrupted_sweep_saves_and_goes_on(tmp_path):
   assert set(states(tmp_path).values()) == {"finished"}
 
 
+def test_runs_are_asked_to_save_at_the_same_time(tmp_path):
+  """The first one ends only when the second one was asked too."""
+  wait = "import time, os\nfor _ in range(1500):\n  time.sleep(0.02)\n"
+  wait += f"  if os.path.exists('{tmp_path}/asked'): os._exit(0)\nos._exit(1)"
+  note = f"open('{tmp_path}/asked', 'w').close(); import os; os._exit(0)"
+  processes = []
+  for i, act in enumerate((wait, note)):
+    code = f"import signal, time\nsignal.signal(15, lambda *_: exec({act!r}))\n"
+    code += f"open('{tmp_path}/{i}', 'w').close()\ntime.sleep(60)"
+    processes.append(subprocess.Popen([sys.executable, "-IS", "-c", code]))
+  while not (tmp_path / "0").exists() or not (tmp_path / "1").exists():
+    time.sleep(0.02)
+  runner.stop(processes)
+  assert [process.returncode for process in processes] == [0, 0]
+
+
 def test_a_run_of_a_killed_sweep_is_waited_for(tmp_path):
   """Its process still holds its log; a second one on the same workdir would damage it."""
   (tmp_path / "logs").mkdir()

@@ -3,6 +3,7 @@
 import pytest
 
 from configs import scenes, scenes_ablations
+from launch import jobset, xpk
 from uae_jax.commands import config_file, sweep
 from uae_jax.sweeps import points
 
@@ -47,11 +48,30 @@ def test_draws_are_reproducible_and_grow():
     ("draws", "config.a=loguniform(0,1)", "expected uniform"),
     ("draws", "config.a=uniform(2,1)", "expected uniform"),
     ("draws", "config.a=integer(0.5,1)", "expected uniform"),
+    ("draws", "config.a=uniform(0,inf)", "expected uniform"),
+    ("draws", "config.a=choice()", "expected uniform"),
+    ("grid", "config.seed=,", "expected config.FIELD=VALUE,VALUE,..."),
   ],
 )
 def test_what_is_no_grid_and_no_draw_is_refused(function, text, said):
   with pytest.raises(ValueError, match=said):
     points.grid([text]) if function == "grid" else points.draws([text], 1, 0)
+
+
+def test_draws_differ_from_each_other():
+  assert sorted(names(draw=["config.seed=integer(1,3)"], num=3)) == ["seed-1", "seed-2", "seed-3"]
+  with pytest.raises(ValueError, match="--num=3: only 2 different points were drawn from seed"):
+    points.draws(["config.seed=integer(1,2)"], 3, 0)
+
+
+def test_a_field_is_given_once(tmp_path):
+  with pytest.raises(ValueError, match="--grid config.seed=2: seed has a grid already"):
+    points.grid(["config.seed=1", "config.seed=2"])
+  with pytest.raises(ValueError, match="--draw seed=.*: seed is drawn already"):
+    points.draws(["config.seed=integer(1,2)", "seed=integer(3,4)"], 2, 0)
+  argv = ["--config=configs/scenes.py", f"--workdir={tmp_path}", "--grid=config.seed=1", "--draw=seed=integer(2,9)"]
+  with pytest.raises(Exception, match="--grid and --draw both give seed"):
+    sweep.make_sweep(sweep.parser().parse_args(argv), [])
 
 
 def test_folder_names_are_short_safe_and_unique():
@@ -104,8 +124,11 @@ def test_halving_needs_increasing_fractions(flags):
 
 def test_job_names_suit_every_engine():
   found = {sweep.job_name("2026 Sweep", f"learning_rate-{10**-k}_long_name_of_a_point") for k in range(9)}
-  assert len(found) == 9 and all(len(name) <= 50 for name in found)
-  assert all(name[0] == "s" and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for name in found)
+  assert len(found) == 9 and all(name[0] == "s" for name in found)
+  flags = ["--config=c.py", "--workdir=gs://bucket/run", "--topology=v5e:16x16", "--slices=99", "--image=image"]
+  for name in found:
+    for engine, argv in ((jobset, ["render"]), (xpk, ["create", "--cluster=tpus", "--dry-run"])):
+      assert engine.main([*argv, name, *flags]) == 0
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"a": 1}', "[1]"])

@@ -143,6 +143,8 @@ def make_sweep(arguments: argparse.Namespace, overrides: Sequence[tuple[str, str
       raise ValueError(f"--config={arguments.config}: the file defines no sweep(add); give --grid or --draw")
     bases = points.from_config(module.sweep)
   grid, draws = points.grid(arguments.grid), points.draws(arguments.draw, arguments.num, arguments.seed)
+  if both := [field for field, _ in grid[0] if field in dict(draws[0])]:
+    raise argparse.ArgumentError(None, f"--grid and --draw both give {both[0]}: remove one of them")
   found = points.combine(bases, grid, draws)
   if arguments.only:
     found = [point for point in found if fnmatch.fnmatchcase(point.name, arguments.only)]
@@ -250,10 +252,10 @@ def read_submitted(file: Path) -> list[str]:
 
 
 def job_name(sweep: str, point: str) -> str:
-  """A job's name for any engine: at most 50 of a-z, 0-9 and -, from a letter to a letter or digit."""
+  """A job's name for any engine: at most 40 of a-z, 0-9 and -, as XPK wants; from a letter to a letter or digit."""
   clean = re.sub(r"[^a-z0-9]+", "-", f"{sweep}-{point}".lower()).strip("-")
   clean = clean if clean[:1].isalpha() else f"s-{clean}"
-  return f"{clean[:43].rstrip('-')}-{hashlib.sha256(f'{sweep}/{point}'.encode()).hexdigest()[:6]}"
+  return f"{clean[:33].rstrip('-')}-{hashlib.sha256(f'{sweep}/{point}'.encode()).hexdigest()[:6]}"
 
 
 def write_results(sweep, name: str, rows: list, arguments: argparse.Namespace) -> None:

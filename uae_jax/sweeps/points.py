@@ -11,6 +11,7 @@ from typing import Any
 
 # (field, text) as on the command line.
 Overrides = tuple[tuple[str, str], ...]
+DRAWS_PER_POINT = 100
 DRAW = re.compile(r"(uniform|loguniform|integer|choice)\((.*)\)", re.DOTALL)
 
 
@@ -70,17 +71,21 @@ def grid(texts: Sequence[str]) -> list[Overrides]:
     texts: "config.FIELD=VALUE,VALUE,..." per field.
 
   Raises:
-    ValueError: a text has another form.
+    ValueError: a text has another form, or a field has two grids.
   """
-  axes = []
+  axes = {}
   for text in texts:
     field, values = field_and_rest("--grid", text, "VALUE,VALUE,...")
-    axes.append([(field, value) for value in split_values(values)])
-  return list(itertools.product(*axes))
+    if field in axes:
+      raise ValueError(f"--grid {text}: {field} has a grid already: give all its values in one")
+    axes[field] = [(field, value) for value in split_values(values) if value]
+    if not axes[field]:
+      raise ValueError(f"--grid {text}: expected config.FIELD=VALUE,VALUE,...")
+  return list(itertools.product(*axes.values()))
 
 
 def draws(texts: Sequence[str], num: int, seed: int) -> list[Overrides]:
-  """Random points; the same ones for the same texts, number and seed, and the first of more are those of fewer.
+  """Random points, all different; the same texts and seed give the same ones, and the first of more are those of fewer.
 
   Args:
     texts: "config.FIELD=DISTRIBUTION" per field: uniform(LOW, HIGH), loguniform(LOW, HIGH), integer(LOW, HIGH) with
@@ -89,14 +94,24 @@ def draws(texts: Sequence[str], num: int, seed: int) -> list[Overrides]:
     seed: seed of the draws.
 
   Raises:
-    ValueError: a text has another form, or a range is empty.
+    ValueError: a text has another form, a range is empty, a field is drawn twice, or there are fewer different points.
   """
-  fields = []
+  fields = {}
   for text in texts:
     field, rest = field_and_rest("--draw", text, "loguniform(LOW,HIGH)")
-    fields.append((field, distribution(rest, text)))
+    if field in fields:
+      raise ValueError(f"--draw {text}: {field} is drawn already")
+    fields[field] = distribution(rest, text)
   generator = random.Random(seed)
-  return [tuple((field, draw(generator)) for field, draw in fields) for _ in range(num if fields else 1)]
+  # A dict keeps the order. Points that were drawn before are drawn again.
+  found: dict[Overrides, None] = {}
+  for _ in range(num * DRAWS_PER_POINT if fields else 1):
+    found[tuple((field, draw(generator)) for field, draw in fields.items())] = None
+    if len(found) == num:
+      break
+  if fields and len(found) < num:
+    raise ValueError(f"--num={num}: only {len(found)} different points were drawn from {', '.join(fields)}")
+  return list(found)
 
 
 def distribution(text: str, where: str) -> Callable[[random.Random], str]:
@@ -113,10 +128,16 @@ def distribution(text: str, where: str) -> Callable[[random.Random], str]:
     raise problem
   kind, items = match[1], split_values(match[2])
   if kind == "choice":
+    if not items:
+      raise problem
     return lambda generator: generator.choice(items)
   try:
     low, high = map(float, items)
-    if not low < high or (kind == "loguniform" and low <= 0) or (kind == "integer" and (low % 1 or high % 1)):
+    if (
+      not -math.inf < low < high < math.inf
+      or (kind == "loguniform" and low <= 0)
+      or (kind == "integer" and (low % 1 or high % 1))
+    ):
       raise problem
   except ValueError as error:
     raise problem from error

@@ -121,13 +121,10 @@ def run_all(
           elif sweep.state(point) != "finished":
             waiting.append(point)
       is_interrupted.wait(POLL_SECONDS)
+      stop([process for point, process in running.values() if is_interrupted.is_set() or is_enough(point)])
       for slot, (point, process) in list(running.items()):
         if process.poll() is None:
-          if is_interrupted.is_set() or is_enough(point):
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-          else:
-            continue
+          continue
         del running[slot]
         log(f"{point.name}: {note_end(sweep, point, process.returncode, is_interrupted.is_set())}")
         hangs[point.name] = hangs.get(point.name, 0) + (process.returncode == watchdog.EXIT_CODE)
@@ -160,6 +157,14 @@ def start(sweep: Sweep, point: Point, environment: dict[str, str], cores: set[in
   if cores:
     os.sched_setaffinity(process.pid, cores)  # XLA has a thread per core that the process may use
   return process
+
+
+def stop(processes: Sequence[subprocess.Popen]) -> None:
+  """Asks runs to save and end, all at the same time, and waits for them."""
+  for process in processes:
+    process.send_signal(signal.SIGTERM)
+  for process in processes:
+    process.wait()
 
 
 def note_end(sweep: Sweep, point: Point, exit_code: int, is_interrupted: bool) -> str:
