@@ -88,6 +88,17 @@ def test_status_tells_stages_of_life_apart(tmp_path):
   assert read_progress(tmp_path).state == "finished"
 
 
+def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path, capsys):
+  write_run(tmp_path / "run", 20)
+  capsys.readouterr()  # a progress bar
+  (tmp_path / "torn").mkdir()
+  (tmp_path / "torn" / "config.json").write_text('{"seed": ')
+  assert cli.main(["status", str(tmp_path)]) == 1
+  shown = capsys.readouterr()
+  assert f"{STAGE}  20/{TOTAL}" in shown.out
+  assert "torn/config.json: not JSON" in shown.err and shown.err.count("\n") == 1
+
+
 def test_status_of_no_run_is_one_line(tmp_path, capsys):
   assert cli.main(["status", str(tmp_path)]) == 2
   assert "neither the workdir of a run nor a folder of workdirs" in capsys.readouterr().err

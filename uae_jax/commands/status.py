@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+import sys
 
 from uae_jax.commands.command_line import Parser, path
 
@@ -27,7 +28,13 @@ def main(argv: list[str]) -> int:
 
   from uae_jax.report.progress import read_progress
 
-  runs = [read_progress(workdir) for name in arguments.workdirs for workdir in expand(name)]
+  runs, num_unreadable = [], 0
+  for workdir in [workdir for name in arguments.workdirs for workdir in expand(name)]:
+    try:
+      runs.append(read_progress(workdir))
+    except ValueError as error:  # the other runs are shown all the same
+      num_unreadable += 1
+      print(f"uae-jax status: error: {error}", file=sys.stderr)
   if arguments.json:
     import dataclasses
 
@@ -37,7 +44,7 @@ def main(argv: list[str]) -> int:
     widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
     for cells in (COLUMNS, *rows):
       print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
-  return 0
+  return 1 if num_unreadable else 0
 
 
 def expand(folder: Path) -> list[Path]:
