@@ -139,6 +139,14 @@ def write_line(stream: io.FileIO, line: str) -> None:
     raise
 
 
+def open_lines(path: str | os.PathLike) -> io.FileIO:
+  """Opens a file for `write_line`, after cutting a last line without an end, which a killed process left."""
+  stream = open(path, "a+b", buffering=0)
+  stream.seek(0)
+  stream.truncate(stream.read().rfind(b"\n") + 1)
+  return stream
+
+
 def append_line(path: str | os.PathLike, line: str) -> None:
   """Appends a line to a file; see `write_line`."""
   with naming(path), open(path, "ab", buffering=0) as stream:

@@ -7,8 +7,15 @@ from pathlib import Path
 import tempfile
 
 STDOUT = Path("-")
+# What a command of many items appends to the name of its result, for the folder of items that are done until then.
+UNFINISHED = ".unfinished"
 # How the files begin that commands write; earlier results of this kind are replaced.
 JSON, PAGE, TABLE = b"{", b"<", b"reference,"
+
+
+def is_stream(path: Path) -> bool:
+  """Whether a result can only be written from start to end: stdout, a pipe or a device."""
+  return path == STDOUT or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 def require_file(path: Path, flag: str, begins: bytes, inputs: Iterable[Path] = ()) -> None:
@@ -23,7 +30,7 @@ def require_file(path: Path, flag: str, begins: bytes, inputs: Iterable[Path] = 
   Raises:
     ValueError: the folder cannot be written, or something else is there.
   """
-  if path == STDOUT or (path.exists() and not path.is_file() and not path.is_dir()):
+  if is_stream(path):
     return
   if path.is_dir():
     raise ValueError(f"{flag} {path} is a folder, expected a file")
@@ -76,9 +83,9 @@ def require_own(folder: Path, flag: str, index: str, names: Iterable[str]) -> No
     names: files that will be written.
 
   Raises:
-    ValueError: the folder has one of the files, but no index.
+    ValueError: the folder has one of the files, but no index, not even an unfinished one.
   """
-  if (folder / index).exists():
+  if (folder / index).exists() or (folder / f"{index}{UNFINISHED}").exists():
     return
   for name in names:
     if os.path.lexists(folder / name):

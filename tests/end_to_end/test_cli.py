@@ -1,7 +1,6 @@
 """Commands: fast help, one-line errors; caption, generate and reconstruct on ordinary files with a fake model."""
 
 import errno
-import json
 import os
 from pathlib import Path
 import platform
@@ -10,92 +9,22 @@ import resource
 import signal
 import subprocess
 import sys
-import types
 
 import jax
-import numpy as np
 from PIL import Image
 import pytest
 
+from tests.end_to_end.stand_in_model import EVIL, StandIn, lines, run
 from uae_jax import cli
 from uae_jax.commands import model_arguments
 
 pytestmark = pytest.mark.fast
 
 UAE_JAX = Path(sys.executable).with_name("uae-jax")
-EVIL = "<script>alert(1)</script>"
-
-
-class StandIn:
-  """A fake `uae_jax.UAE`: captions state the image size, generated images are gray."""
-
-  is_small_world = True
-  calls: list = []
-
-  @classmethod
-  def load(cls, path, **options):
-    if not Path(path).is_dir():
-      raise FileNotFoundError(f"{path}: no such model")
-    cls.calls = [("load", options)]
-    return cls()
-
-  def caption(self, images, seed=0, **options):
-    self.calls.append(("caption", len(images), seed, options))
-    assert all(image.mode == "RGB" for image in images)
-    return [f"{EVIL} {image.width}x{image.height}" for image in images]
-
-  def generate(self, prompts, seed=0, **options):
-    self.calls.append(("generate", list(prompts), seed, options))
-    if "fail" in prompts:
-      raise RuntimeError("out of memory")
-    return [Image.new("RGB", (32, 32), "grey") for _ in prompts]
-
-  def reconstruct(self, images, seed=0, **options):
-    self.calls.append(("reconstruct", len(images), seed, options))
-    return self.caption(images), [Image.new("RGB", (32, 32), "grey") for _ in images]
-
-  def latents_shape(self, height=None, width=None):
-    if (height or 16) % 16:
-      raise ValueError("sides must be multiples of 16")
-
-
-@pytest.fixture
-def model(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, "uae_jax.api", types.SimpleNamespace(UAE=StandIn))
-  monkeypatch.chdir(tmp_path)
-  (tmp_path / "model").mkdir()
-  return "model"
-
-
-@pytest.fixture
-def photographs(tmp_path):
-  """Ordinary image files of every mode and of odd sizes."""
-  folder = tmp_path / "photographs"
-  folder.mkdir()
-  for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16", "F"):
-    suffix = {"CMYK": "jpg", "F": "tiff"}.get(mode, "png")
-    name = f"mode_{mode.replace(';', '')}.{suffix}"
-    if mode == "I;16":
-      Image.fromarray(np.full((5, 7), 40000, np.uint16)).save(folder / name)
-    else:
-      Image.new(mode, (7, 5)).save(folder / name)
-  return folder
-
-
-def run(*argv) -> int:
-  """Runs a command like a process would, including the exits of argparse."""
-  try:
-    return cli.main([str(argument) for argument in argv])
-  except SystemExit as error:
-    return error.code
 
 
 def errors(capsys) -> list[str]:
   return [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-
-
-def lines(file: Path) -> list[dict]:
-  return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("command", [[], *([command] for command in cli.COMMANDS)], ids=" ".join)

@@ -24,7 +24,7 @@ def model(tmp_path_factory):
 def evaluate(suite, prompts, model, out, processes) -> list[str]:
   """Runs the command in one or two processes, in batches of one; returns what each printed."""
   command = ("uae_jax.cli", "evaluate", f"--suite={suite}", f"--prompts={prompts}", f"--model={model}", f"--out={out}")
-  options = ("--batch-size=1", "--steps=1", "--max-new-tokens=2")
+  options = ("--batch-size=1", "--steps=1", *(("--max-new-tokens=2",) if suite == "unified_bench" else ()))
   return finish(start(*command, *options, *(FLAGS if processes == 2 else ()), count=processes))
 
 

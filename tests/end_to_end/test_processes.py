@@ -38,8 +38,8 @@ def start(*command: str, count: int = 2) -> list[subprocess.Popen]:
   return [one(process_id) for process_id in range(count)]
 
 
-def finish(processes: list[subprocess.Popen]) -> list[str]:
-  """Waits until all processes have succeeded and returns their output; none outlives the test."""
+def finish(processes: list[subprocess.Popen], code: int = 0) -> list[str]:
+  """Waits until all processes have ended with the exit code and returns their output; none outlives the test."""
   deadline = time.monotonic() + TIMEOUT_SECONDS
   try:
     outputs = [process.communicate(timeout=max(1.0, deadline - time.monotonic())) for process in processes]
@@ -47,7 +47,7 @@ def finish(processes: list[subprocess.Popen]) -> list[str]:
     for process in processes:
       process.kill()
   for process, (_, errors) in zip(processes, outputs, strict=True):
-    assert process.returncode == 0, errors
+    assert process.returncode == code, errors
   return ["".join(output) for output in outputs]
 
 

@@ -18,6 +18,11 @@ import warnings
 
 from uae_jax import cloud_storage, files
 
+# Epilog of commands that write to a folder or file.
+PROCESSES = """
+The same command goes on where a killed one stopped. Several processes share the work as those of `uae-jax train` do:
+run the same command in each of them, with an --out that all of them can access. See docs/evaluation.md.
+"""
 # Longer messages are cut; those of libraries may have hundreds of lines.
 LONGEST_ERROR = 2000
 
@@ -112,6 +117,15 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
   parser.add_argument("--num_processes", type=number(int, at_least=1), metavar="N", help="number of processes")
   parser.add_argument("--process_id", type=number(int, at_least=0), metavar="I", help="index of this process, from 0")
+
+
+def in_processes(arguments: argparse.Namespace, work: Callable[[], int]) -> int:
+  """Connects this process to the others of the command and calls `work`, which ends or fails in all of them."""
+  from uae_jax.training import processes
+
+  processes.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
+  with processes.together():
+    return work()
 
 
 def given(arguments: argparse.Namespace, *names: str) -> dict:

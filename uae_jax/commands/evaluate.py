@@ -78,11 +78,18 @@ def main(argv: list[str]) -> int:
   commands = parser()
   arguments = commands.parse_args(argv)
 
+  from uae_jax.training import processes
+
+  join(arguments)
+  with processes.together():
+    return run(commands, arguments)
+
+
+def run(commands: command_line.Parser, arguments: argparse.Namespace) -> int:
   from uae_jax.commands import evaluate_task
   from uae_jax.evaluation import results, suites
   from uae_jax.training import processes
 
-  join(arguments)
   out = arguments.out
   if arguments.suite and ":" in arguments.suite:
     arguments.suite, _, prompts_path = arguments.suite.partition(":")

@@ -7,13 +7,15 @@ An item may fail in every one of these steps. If work on a batch fails, each of 
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import functools
 import os
 from pathlib import Path
 import sys
 from typing import Any, TypeVar
 
-from uae_jax import files
+from uae_jax import files, outputs
 from uae_jax.commands import command_line
+from uae_jax.evaluation.attempts import attempt
 
 Item = TypeVar("Item")
 
@@ -60,6 +62,7 @@ class Items:
     *,
     batch_size: int,
     unit: str,
+    indices: Sequence[int] | None = None,
   ) -> Iterator[tuple[int, Item, Any, Any]]:
     """Yields (index, item, what was read, result) of every item that did not fail, and shows a progress bar.
 
@@ -69,42 +72,37 @@ class Items:
       work: (indices into `items`, what was read of them) -> one result each.
       batch_size: items per call of `work`.
       unit: unit of the progress bar.
+      indices: those of the items that are still to be done; default: all.
     """
     from tqdm import tqdm
 
-    with tqdm(total=len(items), desc=self._command, unit=unit, file=sys.stderr) as bar:
-      for start in range(0, len(items), batch_size):
-        batch = range(start, min(start + batch_size, len(items)))
+    indices = range(len(items)) if indices is None else indices
+    with tqdm(total=len(indices), desc=self._command, unit=unit, file=sys.stderr) as bar:
+      for start in range(0, len(indices), batch_size):
+        batch = indices[start : start + batch_size]
         ready: dict[int, Any] = {}
         for index in batch:
           with self.item(items[index]):
             ready[index] = read(items[index])
-        for index, result in self._worked(items, ready, work):
-          yield index, items[index], ready[index], result
+        for index, result in attempt(list(ready), functools.partial(_work_on, work, ready)):
+          if isinstance(result, Exception):
+            self.fail(items[index], command_line.one_line(result))
+          else:
+            yield index, items[index], ready[index], result
         bar.update(len(batch))
 
-  def _worked(self, items: Sequence[Any], ready: dict[int, Any], work: Callable) -> Iterator[tuple[int, Any]]:
-    """Yields (index, result); if work on several items fails, each is tried alone, which shows whose failure it is."""
-    results: Sequence[Any] | None = None
-    try:
-      results = work(list(ready), list(ready.values())) if ready else []
-    except Exception:
-      if len(ready) == 1:
-        with self.item(items[next(iter(ready))]):
-          raise
-        return
-    if results is not None:
-      yield from zip(ready, results, strict=True)
-      return
-    for index, value in ready.items():
-      yield from self._worked(items, {index: value}, work)
+
+def _work_on(work: Callable[[list[int], list[Any]], Sequence[Any]], ready: dict[int, Any], indices: Sequence[int]):
+  return work(list(indices), [ready[index] for index in indices])
 
 
 class JsonLines:
-  """A file of JSON objects, one per line, which is created with its first line: without results, an earlier file stays.
+  """A file that JSON objects are appended to, one per line; it is opened with the first one.
+
+  A last line without an end, which a killed process left, is cut.
 
   Args:
-    path: the file; "-" is stdout.
+    path: the file; "-" is stdout. A pipe is possible.
   """
 
   def __init__(self, path: Path):
@@ -130,7 +128,7 @@ class JsonLines:
 
   def _open(self):
     self.path.parent.mkdir(parents=True, exist_ok=True)
-    return open(self.path, "wb", buffering=0)
+    return open(self.path, "wb", buffering=0) if outputs.is_stream(self.path) else files.open_lines(self.path)
 
   def close(self) -> None:
     if self._stream not in (None, sys.stdout):

@@ -8,12 +8,24 @@ import sys
 from typing import Any
 
 from uae_jax.commands.command_line import input_path, number
-from uae_jax.files import cache_folder
+from uae_jax.files import cache_folder, image_bytes, write_whole
 from uae_jax.options.sampling import LARGEST_SEED
 
 positive = number(int, at_least=1)
 CAPTION_OPTIONS = ("batch_size", "max_new_tokens", "temperature", "top_k", "top_p", "min_p")
 GENERATION_OPTIONS = ("batch_size", "steps", "guidance", "guidance_interval", "height", "width")
+# Arguments that say where things are and how they are made, not what is made.
+NOT_SETTINGS = (
+  "batch_size",
+  "coordinator",
+  "images",
+  "model",
+  "num_processes",
+  "out",
+  "process_id",
+  "prompt",
+  "prompts",
+)
 # Items after which results are written, unless --batch-size is given.
 WINDOW = 8
 MAX_PROGRAM_BYTES = 4 * 2**30  # of all commands; the programs that were used last stay
@@ -97,12 +109,27 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--width", type=positive, help="image width in pixels; default: the model's own")
 
 
+def settings(arguments: argparse.Namespace, uae: Any) -> dict[str, Any]:
+  """What the results of a command depend on besides the items themselves; JSON."""
+  from uae_jax.plain import to_plain
+
+  given = {name: value for name, value in vars(arguments).items() if name not in NOT_SETTINGS and value is not None}
+  return {"weights": uae.fingerprint(), "inference": to_plain(uae.inference), **given}
+
+
 def reader(arguments: argparse.Namespace) -> Callable[[Path], Any]:
   """The function that reads an image file as `--pixels` says."""
   from uae_jax.data.images import read_image
   from uae_jax.data.official_pixels import demo_rgb
 
   return demo_rgb if arguments.pixels == "official" else read_image
+
+
+def write_image(index_file: Path, name: str, image: Any) -> None:
+  """Writes an image beside the file of an earlier call that lists the images, which is then removed: it is outdated."""
+  index_file.parent.mkdir(parents=True, exist_ok=True)
+  index_file.unlink(missing_ok=True)
+  write_whole(index_file.with_name(name), image_bytes(image))
 
 
 def keep_programs() -> None:

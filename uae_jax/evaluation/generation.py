@@ -11,6 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from uae_jax import files
+from uae_jax.evaluation.attempts import attempt
 from uae_jax.evaluation.suites.spec import Prompt, Suite, Target
 
 # (texts, latents float32[B, h, w, C]) -> B images.
@@ -104,7 +105,7 @@ def run(
   failed: dict[str, str] = {}
   with tqdm(total=sum(len(job.target.samples) for job in jobs), desc=suite.name, unit="image") as bar:
     for batch in batches(jobs, batch_size):
-      for job, result in attempt(batch, generate, seed, latents_shape):
+      for job, result in attempt(batch, lambda part: images_of(part, generate, seed, latents_shape)):
         try:
           if isinstance(result, Exception):
             raise result
@@ -129,24 +130,12 @@ def batches(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
     yield batch
 
 
-def attempt(batch: Sequence[Job], generate: Generate, seed: int, latents_shape: Sequence[int]):
-  """Yields (job, its images, or the exception that prevented them); a failed batch is tried job by job."""
+def images_of(batch: Sequence[Job], generate: Generate, seed: int, latents_shape: Sequence[int]) -> list[list]:
+  """Makes the images of each job in one call of `generate`."""
   rows = [(job, sample) for job in batch for sample in job.target.samples]
   latents = np.stack([noise(seed, job.prompt, sample, latents_shape) for job, sample in rows])
-  try:
-    images = generate([job.prompt.text for job, _ in rows], latents)
-  except Exception as error:
-    if len(batch) == 1:
-      yield batch[0], error
-      return
-    for job in batch:
-      yield from attempt([job], generate, seed, latents_shape)
-    return
-  start = 0
-  for job in batch:
-    stop = start + len(job.target.samples)
-    yield job, list(images[start:stop])
-    start = stop
+  images = iter(generate([job.prompt.text for job, _ in rows], latents))
+  return [[next(images) for _ in job.target.samples] for job in batch]
 
 
 def write(suite: Suite, job: Job, images: Sequence[Image.Image], out: Path) -> None:

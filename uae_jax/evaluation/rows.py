@@ -1,10 +1,10 @@
-"""Works on the items of a task: rows that exist are kept, each failure is named, and a killed run loses one batch.
+"""Rows of finished items, which a killed run leaves behind: it loses one batch. Each failure of a task is named.
 
 A row names the images that belong to it in `files`, paths below the output folder. If one of them is absent or damaged,
 the row does not count.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from uae_jax import files
 from uae_jax.evaluation import generation
+from uae_jax.evaluation.attempts import attempt
 from uae_jax.evaluation.suites.spec import Prompt, SuiteError
 from uae_jax.evaluation.suites.task import Run, Task
 
@@ -22,14 +23,14 @@ def file_name(shard: tuple[int, int]) -> str:
   return "items.jsonl" if shard == (0, 1) else f"items-{shard[0]}-of-{shard[1]}.jsonl"
 
 
-def read(out: Path) -> dict[str, dict[str, Any]]:
+def read(folder: Path) -> dict[str, dict[str, Any]]:
   """Reads the rows of all parts: key -> row. A last line without an end was being written, and does not count.
 
   Raises:
     SuiteError: another line is not a row.
   """
   rows: dict[str, dict[str, Any]] = {}
-  for file in sorted(out.glob("items*.jsonl")):
+  for file in sorted(folder.glob("items*.jsonl")):
     whole, _, _ = files.read_text(file).rpartition("\n")
     for number, line in enumerate(whole.split("\n") if whole else [], 1):
       try:
@@ -37,7 +38,7 @@ def read(out: Path) -> dict[str, dict[str, Any]]:
       except (ValueError, RecursionError):
         row = None
       if not _is_row(row):
-        raise SuiteError(f"{file}, line {number}: not a row of uae-jax evaluate: remove the line")
+        raise SuiteError(f"{file}, line {number}: not the row of an item: remove the line")
       rows[row["key"]] = row
   return rows
 
@@ -54,9 +55,14 @@ def image_files(out: Path, row: dict[str, Any]) -> list[Path]:
   return [out / name for name in row.get("files", [])]
 
 
-def whole(out: Path) -> dict[str, dict[str, Any]]:
-  """Reads the rows whose images are all there and not damaged."""
-  return {key: row for key, row in read(out).items() if all(map(generation.size_of, image_files(out, row)))}
+def whole(out: Path, folder: Path | None = None) -> dict[str, dict[str, Any]]:
+  """Reads the rows whose images are all there and not damaged.
+
+  Args:
+    out: output folder.
+    folder: where the rows are, if not there.
+  """
+  return {key: row for key, row in read(folder or out).items() if all(map(generation.size_of, image_files(out, row)))}
 
 
 def make(task: Task, run: Run, jobs: Sequence[Prompt], shard: tuple[int, int], batch_size: int) -> dict[str, str]:
@@ -78,38 +84,15 @@ def make(task: Task, run: Run, jobs: Sequence[Prompt], shard: tuple[int, int], b
   file = run.out / file_name(shard)
   with (
     files.naming(file),
-    open(file, "a+b", buffering=0) as stream,
+    files.open_lines(file) as stream,
     tqdm(total=len(jobs), desc=task.name, unit="item") as bar,
   ):
-    _drop_torn_line(stream)
     for start in range(0, len(jobs), batch_size):
       batch = jobs[start : start + batch_size]
-      for prompt, row in _attempt(task, run, batch):
+      for prompt, row in attempt(batch, lambda part: task.work(run, part)):
         if isinstance(row, Exception):
           failed[prompt.key] = " ".join(f"{type(row).__name__}: {row}".split())
         else:
           files.write_line(stream, files.json_text({"key": prompt.key, **row}))
       bar.update(len(batch))
   return failed
-
-
-def _attempt(task: Task, run: Run, batch: Sequence[Prompt]) -> Iterator[tuple[Prompt, Any]]:
-  """Yields (item, its row, or the exception that prevented it)."""
-  try:
-    done = list(zip(batch, task.work(run, batch), strict=True))
-  except Exception as error:  # Anything that fails for one item is that item's failure.
-    if files.is_hopeless(error):
-      raise
-    if len(batch) == 1:
-      yield batch[0], error
-      return
-    for prompt in batch:
-      yield from _attempt(task, run, [prompt])
-    return
-  yield from done
-
-
-def _drop_torn_line(stream: Any) -> None:
-  """Cuts what follows the last line end of a file opened for appending."""
-  stream.seek(0)
-  stream.truncate(stream.read().rfind(b"\n") + 1)

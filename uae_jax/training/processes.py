@@ -1,6 +1,7 @@
 """Communication between the processes of a run; no communication if there is only one process."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import json
 import os
 from typing import Any, TypeVar
@@ -93,10 +94,44 @@ class _Formatter(logging.PythonFormatter):
     return self._prefix + super().format(record)
 
 
+class OtherProcessError(ValueError):
+  """Raised in every process by the exchange in which one of them says that it failed."""
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """Context of work that ends in all processes or fails in all.
+
+  A process that fails in it says so in place of its next exchange, so that the others raise there and do not wait
+  forever. All processes leave it together.
+  """
+  try:
+    yield
+    gather(None)
+  except OtherProcessError:
+    raise
+  except Exception as error:
+    if jax.process_count() > 1:
+      _exchange({"error": " ".join(str(error).split()) or type(error).__name__})
+    raise
+
+
 def gather(value: Any) -> list:
-  """Gathers a JSON value of every process, in the order of the processes, on all of them."""
+  """Gathers a JSON value of every process, in the order of the processes, on all of them.
+
+  Raises:
+    OtherProcessError: another process failed, see `together`.
+  """
   if jax.process_count() == 1:
     return [value]
+  parts = _exchange({"value": value})
+  for process, part in enumerate(parts):
+    if "error" in part:
+      raise OtherProcessError(f"process {process} failed: {part['error']}")
+  return [part["value"] for part in parts]
+
+
+def _exchange(value: dict) -> list[dict]:
   data = np.frombuffer(json.dumps(value).encode(), np.uint8)
   lengths = multihost_utils.process_allgather(np.int32(len(data)))
   rows = multihost_utils.process_allgather(np.resize(data, int(lengths.max())))

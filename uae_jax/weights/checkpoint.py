@@ -133,10 +133,12 @@ def read_tree(folder: Path, abstract: Mapping) -> dict:
   import orbax.checkpoint as ocp  # Imported late: only checkpoints need it.
 
   folder = folder.absolute()
-  metadata = ocp.StandardCheckpointHandler().metadata(folder).tree
+  # A checkpointer would wait for the other processes, of which one may have failed before.
+  handler = ocp.StandardCheckpointHandler()
+  metadata = handler.metadata(folder).tree
   check_shapes(folder, legacy.tree_from_disk(metadata), abstract)
-  with ocp.StandardCheckpointer() as checkpointer:
-    return legacy.tree_from_disk(checkpointer.restore(folder, legacy.tree_as_on_disk(abstract, metadata)))
+  wanted = ocp.args.StandardRestore(legacy.tree_as_on_disk(abstract, metadata))
+  return legacy.tree_from_disk(handler.restore(folder, args=wanted))
 
 
 def check_shapes(folder: Path, found: Mapping, abstract: Mapping) -> None:
