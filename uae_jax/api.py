@@ -374,6 +374,9 @@ class UAE:
     rows = [self.processor.generation_prompt(prompt) for prompt in checked_texts("prompts", prompts)]
     if not rows:
       raise ValueError("prompts = []: expected at least one text")
+    return self._encode_rows(rows, length)
+
+  def _encode_rows(self, rows: Sequence[Sequence[int]], length: int | None) -> tuple[jax.Array, jax.Array]:
     tokens, mask = self.processor.pad_rows(rows, length)
     run = self._program(("encode_text", tokens.shape), self._encode_text)
     return run(self.params, tokens, mask), jnp.asarray(mask)
@@ -394,6 +397,7 @@ class UAE:
     Returns:
       float32[B, h, w, 16].
     """
+    self._require_latents("velocity")
     run = self._program(("velocity", pooled is None, context_mask is None), self._velocity)
     return run(self.params, latents, timesteps, context, pooled, context_mask)
 
@@ -402,13 +406,19 @@ class UAE:
 
   def encode_image(self, images) -> jax.Array:
     """Encodes images float[B, H, W, 3] in [-1, 1] as the posterior's mode, scaled latents float32[B, h, w, 16]."""
+    self._require_latents("encode_image")
     run = self._program("encode_image", lambda params, x: self._model(params).encode_image(x))
     return run(self.params, jnp.asarray(images))
 
   def decode_latents(self, latents) -> jax.Array:
     """Decodes scaled latents float[B, h, w, 16] to float32[B, H, W, 3], nominally in [-1, 1], not clipped."""
+    self._require_latents("decode_latents")
     run = self._program("decode_latents", lambda params, z: self._model(params).decode_latents(z))
     return run(self.params, jnp.asarray(latents))
+
+  def _require_latents(self, method: str) -> None:
+    if self._config.generates_by_captioner:
+      raise ValueError(f"{method}: images of this model are tokens, it has no latents")
 
   def latents_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
     """Shape (h, w, C) of the latents of an image.
@@ -422,12 +432,7 @@ class UAE:
     """
     height = checked_whole("height", or_default(height, self.inference.resolution_px), -math.inf, math.inf)
     width = checked_whole("width", or_default(width, self.inference.resolution_px), -math.inf, math.inf)
-    scale = self._config.vae.downsampling
-    stride = scale * self._config.decoder.patch
-    largest = stride * self._config.decoder.pos_embed_max_size
-    if min(height, width) < 1 or height % stride or width % stride or max(height, width) > largest:
-      raise ValueError(f"{height} x {width} px: sides must be multiples of {stride}, {stride} to {largest}")
-    return height // scale, width // scale, self._config.vae.latent_channels
+    return self._config.latents_shape(height, width)
 
   def generate(
     self,
@@ -468,6 +473,9 @@ class UAE:
     prompts = checked_texts("prompts", prompts)
     if output not in ("pil", "array"):
       raise ValueError(f"output = {output!r}: expected 'pil' or 'array'")
+    for name, field, value in (("steps", "sampler_steps", steps), ("guidance_interval",) * 2 + (guidance_interval,)):
+      if value is not None and field in self._config.inert_options:
+        raise ValueError(f"{name} = {value}: this model generates images token by token, remove it")
     steps, guidance = or_default(steps, self.inference.steps), or_default(guidance, self.inference.guidance)
     if guidance_interval is None:
       guidance_interval = EVERYWHERE if guidance == 1.0 else self.inference.guidance_interval
@@ -481,11 +489,14 @@ class UAE:
       expected = (len(prompts), *(shape if height or width else (*np.shape(latents)[1:3], shape[-1])))
       if np.shape(latents) != expected:
         raise ValueError(f"latents have the shape {list(np.shape(latents))}, expected {list(expected)}")
-    negative = [] if guidance == 1.0 else [self.processor.negative_prompt]
-    lengths = self._context_lengths(prompts, negative)
+      pixels_per_cell = or_default(height, self.inference.resolution_px) // shape[0]
+      self._config.latents_shape(*(pixels_per_cell * side for side in expected[1:3]))
+    negative = [] if guidance == 1.0 else [self.processor.negative_row()]
+    texts = [self.processor.generation_prompt(prompt) for prompt in prompts]
+    lengths = self._context_lengths(texts, negative)
     generated = [np.zeros(0)] * len(prompts)
     for rows in batches_of(lengths, or_default(batch_size, fitting(shape))):
-      context, mask = self.encode_text([*negative, *(prompts[row] for row in rows)], lengths[rows[0]])
+      context, mask = self._encode_rows([*negative, *(texts[row] for row in rows)], lengths[rows[0]])
       batch = noise[np.asarray(rows)]
       run = self._program(("generate", batch.shape, context.shape, options), self._generate_batch(options))
       images = np.asarray(run(self.params, batch, context, mask))
@@ -495,24 +506,27 @@ class UAE:
         generated[row] = image
     clipped = [np.clip(image / 2 + 0.5, 0.0, 1.0) for image in generated]
     if output == "array":
-      scale = self._config.vae.downsampling
-      return np.stack(clipped) if clipped else np.zeros((0, scale * shape[0], scale * shape[1], 3), np.float32)
+      size = (height or self.inference.resolution_px, width or self.inference.resolution_px)
+      return np.stack(clipped) if clipped else np.zeros((0, *size, 3), np.float32)
     return [Image.fromarray(np.round(image * 255).astype(np.uint8)) for image in clipped]
 
-  def _context_lengths(self, prompts: Sequence[str], negative: Sequence[str]) -> list[int]:
-    """Number of tokens to which each prompt is padded.
+  def _context_lengths(self, texts: Sequence[Sequence[int]], negative: Sequence[Sequence[int]]) -> list[int]:
+    """Number of tokens to which each templated prompt is padded.
 
     As in the official pipeline, that is the longer one of prompt and negative prompt: the official decoder attends to
     the padding. A decoder that masks it needs fewer programs with multiples of `MASKED_BUCKET`.
     """
-    least, *_ = *(len(self.processor.generation_prompt(text)) for text in negative), 0
-    bucket = MASKED_BUCKET if self._config.mask_context else 1
-    lengths = [max(least, len(self.processor.generation_prompt(prompt))) for prompt in prompts]
+    least, *_ = *map(len, negative), 0
+    bucket = MASKED_BUCKET if self._config.masks_padding else 1
+    lengths = [max(least, len(text)) for text in texts]
     return [math.ceil(length / bucket) * bucket for length in lengths]
 
   def _generate_batch(self, options: GenerationOptions):
+    # As `rollouts.reconstruct.generator`.
+    adapters = not self._config.generates_by_captioner or self.inference.text_tower == "policy"
+
     def run(params, noise, context, mask):
-      model, count = self._model(params), len(noise)
+      model, count = self._model(params, adapters=adapters), len(noise)
       negative = None if options.guidance == 1.0 else Context(context[:1], mask[:1])
       own = Context(context[-count:], mask[-count:])
       return reconstruct.generate(

@@ -8,12 +8,13 @@ import jax
 from uae_jax.embedders.in_graph import EmbeddingNetwork
 from uae_jax.layers import lora
 from uae_jax.models.prompts import Prompts
-from uae_jax.models.uae import NETS, UAE
+from uae_jax.models.system import nets_of
+from uae_jax.models.uae import UAE
 
 
 def merge_uae(graphdef: nnx.GraphDef, params: dict, *, adapters: bool = True) -> UAE:
   """Makes the UAE of a graph definition; adapters=False gives the reference policy on the same weights."""
-  model: UAE = nnx.merge(graphdef, {net: params[net] for net in NETS})
+  model: UAE = nnx.merge(graphdef, nets_of(params))
   return model if adapters else lora.adapters_off(model)
 
 

@@ -15,7 +15,7 @@ from transformers import JanusForConditionalGeneration
 from uae_jax.models.janus.model import Janus, JanusConfig
 from uae_jax.models.prompts import Prompts
 from uae_jax.rollouts.captions import caption_hidden, caption_prefix, sample_captions, token_log_probs
-from uae_jax.rollouts.image_tokens import ImageTokens, negative_prompts
+from uae_jax.rollouts.image_tokens import ImageTokens
 from uae_jax.weights import janus as weights
 from uae_jax.weights.table import load
 
@@ -175,8 +175,7 @@ MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
 
 def image_prefix(model: Janus, guidance: float):
   policy = ImageTokens(model, guidance)
-  negative = negative_prompts(jnp.asarray(TEXTS), jnp.asarray(MASK), kept=(BEGIN, BEGIN_IMAGE), pad=PAD)
-  return policy, policy.prefix(jnp.asarray(TEXTS), jnp.asarray(MASK), negative)
+  return policy, policy.prefix(model.embed(jnp.asarray(TEXTS)), jnp.asarray(MASK), model.embed(jnp.array([[PAD]])))
 
 
 def sample_images(model: Janus, guidance: float, temperature: float, num_rollouts: int = 1):
@@ -225,7 +224,7 @@ def test_replay_gives_the_log_probabilities_of_the_rollout(model, guidance):
 
 def test_guidance_needs_a_negative_prompt(model):
   with pytest.raises(ValueError, match="guidance = 5.0 needs negative prompts"):
-    ImageTokens(model, 5.0).prefix(jnp.asarray(TEXTS), jnp.asarray(MASK))
+    ImageTokens(model, 5.0).prefix(model.embed(jnp.asarray(TEXTS)), jnp.asarray(MASK))
 
 
 def test_the_tokenizer_both_ways(reference, model, images):

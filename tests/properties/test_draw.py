@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uae_jax.rollouts.captions import draw
+from uae_jax.rollouts.captions import pick, uniform_pair
 
 
 @pytest.mark.parametrize("vocabulary", [7, 256])  # one group; 128 groups of two
 def test_frequencies_are_the_probabilities(vocabulary):
   count = 20_000
   weights = jax.random.uniform(jax.random.key(0), (vocabulary,)).at[jnp.array([0, 3, vocabulary - 1])].set(0.0)
-  drawn = np.asarray(draw(jax.random.key(1), jnp.broadcast_to(weights, (count, vocabulary))))
+  drawn = np.asarray(pick(jnp.broadcast_to(weights, (count, vocabulary)), *uniform_pair(jax.random.key(1), (count,))))
   expected = np.asarray(weights / weights.sum())
   found = np.bincount(drawn, minlength=vocabulary) / count
   assert np.all(found[expected == 0] == 0)
@@ -22,5 +22,5 @@ def test_frequencies_are_the_probabilities(vocabulary):
 
 def test_rows_and_keys_are_drawn_apart():
   weights = jnp.ones((4, 256))
-  one, other = draw(jax.random.key(0), weights), draw(jax.random.key(1), weights)
+  one, other = (pick(weights, *uniform_pair(jax.random.key(i), (4,))) for i in range(2))
   assert len(set(one.tolist())) > 1 and one.tolist() != other.tolist()

@@ -23,7 +23,7 @@ from uae_jax.options.flags import override, split_flags
 pytestmark = pytest.mark.fast
 
 SCENES = Path(__file__).parents[2] / "configs" / "scenes.py"
-STAGE2, STAGE3 = "generation_for_understanding", "understanding_for_generation"
+STAGE2, STAGE3, TOKENS = "generation_for_understanding", "understanding_for_generation", "image_tokens"
 
 
 def all_fields(kind: type = Experiment, path: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
@@ -72,6 +72,8 @@ VALUES = {
   "evaluation.batch_size": 32,
   "batch_size": 64,
   f"{STAGE3}.options.temperature": 0.5,
+  f"{TOKENS}.options.temperature": 0.5,
+  f"{TOKENS}.options.image_top_k": 5,
   f"{STAGE3}.options.sampler": "cps",
 }
 REWARDS = '(("clip",1.0),("length",0.1),("repetition",0.1),("format",0.1))'
@@ -93,16 +95,19 @@ COMPANIONS = {
     f"{section}.guidance_interval": ((f"{section}.guidance", "3.0"),)
     for section in ("evaluation", *(f"{stage}.options" for stage in ("cold_start", STAGE2, STAGE3)))
   },
-  f"{STAGE2}.objective.ratio_cap": ((f"{STAGE2}.objective.loss", "cispo"),),
-  f"{STAGE2}.objective.temperature_positive": ((f"{STAGE2}.objective.loss", "sapo"),),
-  f"{STAGE2}.objective.temperature_negative": ((f"{STAGE2}.objective.loss", "sapo"),),
   **{
-    f"{STAGE2}.objective.{name}": ((f"{STAGE2}.objective.loss", "vespo"),)
-    for name in ("k_positive", "k_negative", "lambda_positive", "lambda_negative")
+    f"{stage}.objective.{name}": ((f"{stage}.objective.{other}", value),)
+    for stage in (STAGE2, TOKENS)
+    for name, other, value in (
+      ("ratio_cap", "loss", "cispo"),
+      ("temperature_positive", "loss", "sapo"),
+      ("temperature_negative", "loss", "sapo"),
+      *((name, "loss", "vespo") for name in ("k_positive", "k_negative", "lambda_positive", "lambda_negative")),
+      ("sampling_correction", "sampling_cap", "2.0"),
+      ("kl", "beta", "0.1"),
+      ("is_kl_weighted", "beta", "0.1"),
+    )
   },
-  f"{STAGE2}.objective.sampling_correction": ((f"{STAGE2}.objective.sampling_cap", "2.0"),),
-  f"{STAGE2}.objective.kl": ((f"{STAGE2}.objective.beta", "0.1"),),
-  f"{STAGE2}.objective.is_kl_weighted": ((f"{STAGE2}.objective.beta", "0.1"),),
   f"{STAGE3}.objective.kl": ((f"{STAGE3}.objective.beta", "0.1"),),
   f"{STAGE3}.objective.divergence_threshold": ((f"{STAGE3}.objective.trust_region", "divergence"),),
   f"{STAGE3}.objective.mix": ((f"{STAGE3}.objective.loss", "nft"),),
@@ -124,10 +129,10 @@ COMPANIONS = {
     for name in ("old_decay_slope", "old_decay_start")
   },
   **{f"{stage}.ema_interval": ((f"{stage}.ema_decay", "0.9"),) for stage in options.STAGES},
-  **{f"{stage}.reference.interval": ((f"{stage}.objective.beta", "0.1"),) for stage in (STAGE2, STAGE3)},
+  **{f"{stage}.reference.interval": ((f"{stage}.objective.beta", "0.1"),) for stage in (STAGE2, STAGE3, TOKENS)},
   **{
     f"{stage}.reference.alpha": ((f"{stage}.objective.beta", "0.1"), (f"{stage}.reference.interval", "2"))
-    for stage in (STAGE2, STAGE3)
+    for stage in (STAGE2, STAGE3, TOKENS)
   },
   f"{STAGE3}.options.samples_from": (
     (f"{STAGE3}.objective.loss", "nft"),
@@ -139,7 +144,7 @@ COMPANIONS = {
   },
   **{
     f"{stage}.http_reward.url": ((f"{stage}.options.reward_weights", '(("clip",1.0),("http",0.1))'),)
-    for stage in (STAGE2, STAGE3)
+    for stage in (STAGE2, STAGE3, TOKENS)
   },
 }
 

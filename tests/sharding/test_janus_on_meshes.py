@@ -17,7 +17,7 @@ from uae_jax.models.language import LanguageConfig
 from uae_jax.models.vit import PatchTowerConfig
 from uae_jax.options import TokenObjective
 from uae_jax.rollouts.captions import caption_hidden, sample_captions, token_log_probs
-from uae_jax.rollouts.image_tokens import ImageTokens, negative_prompts
+from uae_jax.rollouts.image_tokens import ImageTokens
 
 CONFIG = JanusConfig(
   vision=PatchTowerConfig(image_px=8, patch=2, width=16, depth=1, num_heads=2, mlp_width=16),
@@ -67,9 +67,9 @@ def step(shape: tuple[int, int, int]):
   advantages = jnp.asarray([[1.0, -1.0]] * len(PROMPTS))
 
   def policy_of(adapters, frozen, rows):
-    policy, mask = ImageTokens(nnx.merge(graphdef, trees.merge(adapters, frozen)), GUIDANCE), jnp.ones(rows.shape, bool)
-    negative = negative_prompts(rows, mask, kept=(BEGIN, BEGIN_IMAGE), pad=PAD)
-    return policy, policy.prefix(rows, mask, negative)
+    model = nnx.merge(graphdef, trees.merge(adapters, frozen))
+    policy, mask = ImageTokens(model, GUIDANCE), jnp.ones(rows.shape, bool)
+    return policy, policy.prefix(model.embed(rows), mask, model.embed(jnp.array([[PAD]])))
 
   def rollout(adapters, frozen, rows):
     policy, prefix = policy_of(adapters, frozen, rows)

@@ -78,7 +78,7 @@ def convert(source: Path, target: Path, to: str, *, adapters_only: bool = False,
 
   from uae_jax import sharding
   from uae_jax.training import restore
-  from uae_jax.weights import export, native
+  from uae_jax.weights import native, sources
 
   device = jax.local_devices(backend="cpu")[:1]
   loaded = restore.read(source, "auto", sharding.make_mesh(devices=device))
@@ -93,7 +93,8 @@ def convert(source: Path, target: Path, to: str, *, adapters_only: bool = False,
       if to == "orbax":
         native.save(folder, loaded)
       else:
-        export.write_uae(folder, loaded, merged=to == "huggingface", adapters_only=adapters_only, names=names)
+        write = sources.WRITERS[type(loaded.config)]
+        write(folder, loaded, merged=to == "huggingface", adapters_only=adapters_only, names=names)
   except Exception as error:  # The exception for a full disk depends on the library that writes.
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     raise OSError(f"{target} could not be written, and nothing of it is left: {reason}") from error

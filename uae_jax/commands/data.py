@@ -97,12 +97,12 @@ def main(argv: list[str]) -> int:
 
 
 def inspect(data, arguments) -> int:
-  from uae_jax.data.processing import Processor
+  from uae_jax.data import processors
   from uae_jax.data.sources import open_source
   from uae_jax.data.statistics import bucket_rows, inspect, table
   from uae_jax.files import shown
 
-  processor = None if arguments.processor is None else Processor.from_folder(arguments.processor)
+  processor = None if arguments.processor is None else processors.read(arguments.processor)
   source = open_source(data, arguments.split)
   found = inspect(source, arguments.samples, processor, arguments.caption_tokens, arguments.threads)
   rows = [*table(source, found), *bucket_rows(found.sizes, data)]

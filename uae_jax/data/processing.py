@@ -10,7 +10,7 @@ import functools
 import math
 from pathlib import Path
 import re
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,6 @@ from uae_jax.data import chat_template as templates
 from uae_jax.data import processor_files
 from uae_jax.data.images import ImageSource, read_image
 
-IMAGE_TOKEN = "<|image_pad|>"
 QUESTION = (
   "You are an expert vision-language model.  \n"
   "Your task is: Given an input image, generate a **textual description** of the image. "
@@ -72,10 +71,15 @@ class Processor:
   question: str = QUESTION
   negative_prompt: str = NEGATIVE_PROMPT
 
+  # The first one stands for an image, the others are needed too.
+  control_tokens: ClassVar[tuple[str, ...]] = ("<|image_pad|>",)
+  # What a template writes of a message whose text is `templates.TEXT`.
+  text_mark: ClassVar[str] = templates.TEXT
+  # Role of the message that an image is generated from.
+  generation_role: ClassVar[str] = "generate"
+
   @classmethod
-  def from_folder(
-    cls, path: str | Path, *, question: str = QUESTION, negative_prompt: str = NEGATIVE_PROMPT
-  ) -> "Processor":
+  def from_folder(cls, path: str | Path, *, question: str = QUESTION, negative_prompt: str = NEGATIVE_PROMPT) -> Self:
     """Reads a processor from a local folder; downloads nothing.
 
     It reads the tokenizer's files, `preprocessor_config.json` or `processor_config.json` of transformers 5 and, if they
@@ -88,16 +92,16 @@ class Processor:
     path = Path(path)
     if not path.is_dir():
       raise ValueError(f"{path}: no such folder")
-    file, settings = processor_files.image_settings(path)
     tokenizer = processor_files.read_tokenizer(path)
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
       raise ValueError(f"{path}: the tokenizer has no pad_token or no eos_token")
-    if IMAGE_TOKEN not in tokenizer.get_vocab():
-      raise ValueError(f"{path}: the tokenizer has no token {IMAGE_TOKEN}")
+    for token in cls.control_tokens:
+      if token not in tokenizer.get_vocab():
+        raise ValueError(f"{path}: the tokenizer has no token {token}")
     processor = cls(
       tokenizer=tokenizer,
-      chat_template=processor_files.chat_template(path, tokenizer),
-      **_sizes(file, settings),
+      chat_template=cls.read_template(path, tokenizer),
+      **cls.read_sizes(path),
       pad_id=tokenizer.pad_token_id,
       end_ids=tuple(dict.fromkeys([tokenizer.eos_token_id, *processor_files.end_ids(path)])),
       question=question,
@@ -108,11 +112,26 @@ class Processor:
     except ValueError as error:
       raise ValueError(f"{path}: the chat template {error}") from error
     try:
-      processor.generation_prompt(negative_prompt)
+      processor.negative_row()
+      processor.generation_prompt(question)
       processor.caption_prompt((processor.merge_size, processor.merge_size))
     except Exception as error:  # Some wrong settings of a tokenizer show only when it is used, with any exception.
       raise ValueError(f"{path}: the tokenizer cannot be used: {processor_files.reason(error)}") from error
     return processor
+
+  @classmethod
+  def read_template(cls, path: Path, tokenizer: Any) -> str:
+    """The chat template of a folder; raises as `processor_files.chat_template`."""
+    return processor_files.chat_template(path, tokenizer)
+
+  @classmethod
+  def read_sizes(cls, path: Path) -> dict[str, Any]:
+    """Fields from the settings of a folder's image processor.
+
+    Raises:
+      ValueError: a setting is missing, is not supported or is no positive integer.
+    """
+    return _sizes(*processor_files.image_settings(path))
 
   # --- Images ------------------------------------------------------------------------------------------------------
 
@@ -181,7 +200,7 @@ class Processor:
 
   @property
   def image_token_id(self) -> int:
-    return self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    return self.tokenizer.convert_tokens_to_ids(self.control_tokens[0])
 
   @property
   def control_ids(self) -> tuple[int, ...]:
@@ -244,7 +263,7 @@ class Processor:
   @property
   def ignores_questions(self) -> bool:
     """Whether the chat template has one question of its own in place of the user's, as that of the small world."""
-    return templates.TEXT not in self._rendered("user", has_image=True, image_first=True)
+    return self.text_mark not in self._rendered("user", has_image=True, image_first=True)
 
   def _with_image(self, ids: list[int], grid: tuple[int, int]) -> list[int]:
     """Repeats the image token of a prompt once per cell of the patch grid (rows, columns)."""
@@ -258,19 +277,25 @@ class Processor:
     """Token ids of the chat that the decoder's context is computed from: one message of role `generate`."""
     return self._prompt(self._generation_template, text)
 
+  def negative_row(self) -> list[int]:
+    """Token ids of the negative branch of classifier-free guidance."""
+    return self.generation_prompt(self.negative_prompt)
+
   def check_templates(self) -> None:
     """Renders the chat template for both prompts.
 
     Raises:
       ValueError: it cannot be rendered, has no single place for image or caption, or changes the text of a message.
     """
-    for name, template, num_images in (("user", self._caption_template, 1), ("generate", self._generation_template, 0)):
-      found = template.count(IMAGE_TOKEN)
+    image = self.control_tokens[0]
+    roles = (("user", self._caption_template, 1), (self.generation_role, self._generation_template, 0))
+    for name, template, num_images in roles:
+      found = template.count(image)
       if found != num_images:
-        raise ValueError(f"writes {found} times {IMAGE_TOKEN} for role {name}, expected {num_images}")
-      places, marks = template.count(templates.TEXT), template.count(templates.TEXT.strip())
+        raise ValueError(f"writes {found} times {image} for role {name}, expected {num_images}")
+      places, marks = template.count(self.text_mark), template.count(templates.TEXT.strip())
       # A template may have a question of its own, as that of the small world has.
-      if places != marks or places > 1 or (places == 0 and name == "generate"):
+      if places != marks or places > 1 or (places == 0 and num_images == 0):
         raise ValueError(f"changes the text of a message, or does not write it once for role {name}")
 
   @functools.cached_property
@@ -281,7 +306,7 @@ class Processor:
   @functools.cached_property
   def _generation_template(self) -> str:
     """The generation prompt, with `templates.TEXT` for the caption."""
-    return self._rendered("generate", has_image=False)
+    return self._rendered(self.generation_role, has_image=False)
 
   def _rendered(self, role: str, *, has_image: bool, image_first: bool = False) -> str:
     names = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items() if isinstance(token, str)}
@@ -296,7 +321,7 @@ class Processor:
     ids: list[int] = []
     for i, piece in enumerate(pieces):
       # re.split puts the separators at odd places. The text is encoded together with what touches it.
-      ids += [self._special_tokens[piece]] if i % 2 else self.encode(piece.replace(templates.TEXT, text))
+      ids += [self._special_tokens[piece]] if i % 2 else self.encode(piece.replace(self.text_mark, text))
     return ids
 
   @functools.cached_property

@@ -45,7 +45,7 @@ class Reconstructor:
     self, params: dict, images: jax.Array, captioner_images: jax.Array, tokens: jax.Array, key: jax.Array
   ):
     options, networks = self.options, self.networks
-    model = networks.uae(params)
+    model = reconstruct.generator(networks, params, options)
     context, negative = reconstruct.condition(networks, params, captioner_images, tokens, options)
     x = to_signed(images)
     generated = reconstruct.generate(
@@ -70,7 +70,7 @@ class Reconstructor:
 
   def _autoencode_batch(self, params: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     model, x = self.networks.uae(params), to_signed(images)
-    decoded = jnp.clip(model.decode_latents(model.encode_image(x)), -1.0, 1.0)
+    decoded = jnp.clip(model.autoencode(x), -1.0, 1.0)
     return decoded, psnr(x, decoded)
 
   def _log_probs_batch(self, params: dict, images: jax.Array, tokens: jax.Array) -> jax.Array:

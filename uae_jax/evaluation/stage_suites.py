@@ -23,7 +23,7 @@ from uae_jax.evaluation import rows, settings, suites, tasks
 from uae_jax.evaluation.reconstruction import Reconstructor
 from uae_jax.evaluation.suites.spec import Prompt, Scores
 from uae_jax.evaluation.suites.task import Run, Task
-from uae_jax.models.uae import NETS
+from uae_jax.models.system import nets_of
 from uae_jax.options import Experiment, SuiteEvaluationOptions
 
 BATCH = 8  # items per call of a suite
@@ -128,7 +128,7 @@ class StageSuites:
     Returns:
       "suite_<name>", and "suite_<name>_<category or metric>" -> score.
     """
-    self._uae.params = {net: params[net] for net in NETS}
+    self._uae.params = nets_of(params)
     figures: dict[str, float] = {}
     for task, prompts in self._opened:
       with self._out(folder, task.name) as out:

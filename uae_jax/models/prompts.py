@@ -46,7 +46,7 @@ class Prompts:
       caption=np.asarray(processor.caption_prompt(grid), np.int32),
       generation_prefix=np.asarray(row[:start], np.int32),
       generation_suffix=np.asarray(row[start + len(word) :], np.int32),
-      negative=np.asarray(processor.generation_prompt(processor.negative_prompt), np.int32),
+      negative=np.asarray(processor.negative_row(), np.int32),
       image_grid=(grid[0] // merge, grid[1] // merge),
       pad=processor.pad_id,
       end=tuple(processor.end_ids),

@@ -4,7 +4,7 @@ Source: arXiv 2509.09666 section 3, and the inference code of PKU-YuanGroup/UAE 
 """
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from flax import nnx
 import jax
@@ -19,8 +19,6 @@ from uae_jax.models.mmdit import MMDiT, MMDiTConfig
 from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
 from uae_jax.models.vae import AutoencoderKL, AutoencoderKLConfig
 from uae_jax.plain import ByKind
-
-NETS = ("captioner", "connector", "decoder", "vae", "pooled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +43,9 @@ class UAEConfig:
   decoder_lora: lora.LoRA | None = None
   mask_context: bool = False
 
+  generates_by_captioner: ClassVar[bool] = False
+  inert_options: ClassVar[tuple[str, ...]] = ()
+
   @classmethod
   def uae_3b_sd35_large(cls, rank: int = 32, alpha: float = 64.0) -> "UAEConfig":
     """The paper's system: Qwen2.5-VL-3B and SD3.5-large, adapters of rank 32 (uae_reference: alpha 64)."""
@@ -62,6 +63,53 @@ class UAEConfig:
   def uae_3b_sd35_medium(cls, rank: int = 32, alpha: float = 64.0) -> "UAEConfig":
     """The paper's system with SD3.5-medium, the decoder of Flow-GRPO's published settings, instead of SD3.5-large."""
     return dataclasses.replace(cls.uae_3b_sd35_large(rank, alpha), decoder=MMDiTConfig.sd35_medium())
+
+  @property
+  def masks_padding(self) -> bool:
+    return self.mask_context
+
+  @property
+  def heads(self) -> dict[str, int]:
+    return {**self.captioner.heads, "decoder": self.decoder.num_heads}
+
+  def build(self, rngs: nnx.Rngs) -> "UAE":
+    """The module of these sizes, with random weights."""
+    return UAE(self, rngs=rngs)
+
+  def with_remat(self, policy: str) -> "UAEConfig":
+    """A copy with the rematerialization policy `policy` in captioner, decoder and VAE."""
+    return dataclasses.replace(
+      self,
+      captioner=self.captioner.with_remat(policy),
+      decoder=dataclasses.replace(self.decoder, remat=policy),
+      vae=dataclasses.replace(self.vae, remat=policy),
+    )
+
+  def with_adapters(self, adapters: lora.LoRA) -> "UAEConfig":
+    """A copy with adapters of captioner and decoder where there are none; existing adapters are left unchanged."""
+    targets = self.captioner.adapter_targets
+    return dataclasses.replace(
+      self,
+      captioner_lora=self.captioner_lora or lora.LoRA(adapters.rank, adapters.alpha, targets),
+      decoder_lora=self.decoder_lora or lora.LoRA(adapters.rank, adapters.alpha),
+    )
+
+  def latents_shape(self, height: int, width: int) -> tuple[int, int, int]:
+    """Shape (h, w, 16) of the latents of an image of height x width pixels.
+
+    Raises:
+      ValueError: the decoder's patches or position table do not allow the size.
+    """
+    scale = self.vae.downsampling
+    stride = scale * self.decoder.patch
+    largest = stride * self.decoder.pos_embed_max_size
+    if min(height, width) < 1 or height % stride or width % stride or max(height, width) > largest:
+      raise ValueError(f"{height} x {width} px: sides must be multiples of {stride}, {stride} to {largest}")
+    return height // scale, width // scale, self.vae.latent_channels
+
+  def decoder_tokens(self, height: int, width: int) -> int:
+    """Tokens per image of height x width pixels in the decoder."""
+    return height * width // (self.vae.downsampling * self.decoder.patch) ** 2
 
 
 class UAE(nnx.Module):
@@ -132,6 +180,10 @@ class UAE(nnx.Module):
     """Images from scaled latents: float[B, h, w, 16] -> float32[B, H, W, 3], nominally in [-1, 1], not clamped."""
     dtype = self.vae.encoder.conv_in.kernel.dtype
     return self.vae.decode(latents.astype(dtype)).astype(jnp.float32)
+
+  def autoencode(self, images: jax.Array) -> jax.Array:
+    """Images through the VAE: float[B, H, W, 3] in [-1, 1] -> float32 of the same shape, not clamped."""
+    return self.decode_latents(self.encode_image(images))
 
   def latents_shape(self, images: jax.Array) -> tuple[int, int, int]:
     """Shape (h, w, 16) of the latents of images [..., H, W, 3]."""

@@ -9,6 +9,7 @@ from uae_jax.options import stages as sections
 from uae_jax.options.base import Options, option
 from uae_jax.options.data import DataOptions
 from uae_jax.options.evaluation import EvaluationOptions
+from uae_jax.options.image_tokens import ImageTokenStage
 from uae_jax.options.rewards import EXTERNAL, image_text_kind
 from uae_jax.options.sampling import DATASET, LARGEST_SEED
 
@@ -153,6 +154,7 @@ class Experiment(Options):
     cold_start: see `ColdStartStage`.
     generation_for_understanding: see `GenerationForUnderstandingStage`.
     understanding_for_generation: see `UnderstandingForGenerationStage`.
+    image_tokens: see `ImageTokenStage`.
   """
 
   seed: int = option(0, at_least=0, at_most=LARGEST_SEED // 1000 - 1)  # a stage has 1000 * seed + its number
@@ -200,6 +202,9 @@ class Experiment(Options):
   )
   understanding_for_generation: sections.UnderstandingForGenerationStage = stage(
     sections.UnderstandingForGenerationStage(), "Stage 3 · Understanding for Generation", "After stage 3"
+  )
+  image_tokens: ImageTokenStage = stage(
+    ImageTokenStage(), "Stage 3 · Understanding for Generation, token by token", "After stage 3"
   )
 
   def section(self, name: str) -> Any:

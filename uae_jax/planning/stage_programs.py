@@ -122,10 +122,10 @@ def abstract_batch(config, name: str, built: Built, mesh: Mesh) -> dict:
 def bucket_tokens(config, built: Built) -> list[dict[str, Any]]:
   """Tokens per image of every bucket, the one that is planned first; empty without buckets."""
   uae = sizes_lib.named_uae(config.model, built.processor, LoRA(config.lora.rank, config.lora.alpha))
-  unit, rows = uae.vae.downsampling * uae.decoder.patch, []
+  rows = []
   for size in sorted(config.data.image_sizes, key=lambda size: size != config.data.largest_size):
     cells = math.prod(built.processor.resized_size(*size)) // built.processor.cell_px**2
-    tokens = {"decoder_tokens": math.prod(size) // unit**2, "captioner_tokens": cells}
+    tokens = {"decoder_tokens": uae.decoder_tokens(*size), "captioner_tokens": cells}
     rows.append({"size": name_of(size), **tokens})
   return rows if config.data.buckets else []
 
@@ -157,7 +157,7 @@ def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Generator[Pro
   )
   alive = kept + bytes_per_device((state, batch))
   uae = sizes_lib.named_uae(config.model, built.processor, LoRA(config.lora.rank, config.lora.alpha))
-  latents_shape = (*(side // uae.vae.downsampling for side in config.data.largest_size), uae.vae.latent_channels)
+  latents_shape = uae.latents_shape(*config.data.largest_size)
   trajectory = yield Program(
     name,
     "rollout",

@@ -12,7 +12,7 @@ from uae_jax import metrics_file
 from uae_jax.options import REINFORCEMENT, STAGES
 from uae_jax.weights import legacy
 
-GENERATION, UNDERSTANDING = REINFORCEMENT
+GENERATION = REINFORCEMENT[0]
 REWARD = "reward_similarity"
 OF_IMAGES = ("psnr", "object_accuracy")
 
@@ -48,7 +48,7 @@ class Stage:
   def order(self) -> tuple:
     names, name = list(STAGES), legacy.stage(self.name)
     position = names.index(name) if name in names else len(names)
-    # Rounds alternate the two RL stages. All other known stages come before them, unknown stages after.
+    # Rounds alternate the RL stages. All other known stages come before them, unknown stages after.
     if self.name in REINFORCEMENT:
       return (names.index(GENERATION), self.round or 0, position, self.name)
     return (position, self.round or 0, position, self.name)

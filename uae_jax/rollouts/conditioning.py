@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from uae_jax.models.prompts import Prompts, generation_rows
+from uae_jax.models.system import System
 from uae_jax.models.uae import UAE
 from uae_jax.rollouts import captions
 
@@ -29,13 +30,13 @@ class Context:
     return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), self)
 
 
-def encode_captions(prompts: Prompts, model: UAE, tokens: jax.Array) -> Context:
+def encode_captions(prompts: Prompts, model: System, tokens: jax.Array) -> Context:
   """Encodes captions int32[B, L] in the generation template, B rows of conditioning."""
   rows, mask = generation_rows(prompts, tokens, captions.caption_mask(tokens, prompts))
   return Context(model.encode_text(rows, mask), mask)
 
 
-def encode_negative(prompts: Prompts, model: UAE, length: int) -> Context:
+def encode_negative(prompts: Prompts, model: System, length: int) -> Context:
   """Encodes the negative prompt as one row, padded to `length` slots.
 
   Raises:

@@ -13,10 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from uae_jax.models.janus.model import Janus
+from uae_jax.models.janus.system import JanusSystem
 from uae_jax.models.language import PrefixCache, SuffixCache
 from uae_jax.models.positions import next_position, text_positions
 from uae_jax.models.prompts import Prompts
-from uae_jax.rollouts.captions import Prefix
+from uae_jax.rollouts.captions import Prefix, sample_captions
+from uae_jax.rollouts.conditioning import Context
+from uae_jax.rollouts.guidance_interval import Interval
 from uae_jax.sharding import gathered
 
 
@@ -36,30 +39,37 @@ class ImageTokens(nnx.Module):
     return self.model.config.vq.num_codes
 
   @property
+  def num_tokens(self) -> int:
+    """Tokens per image."""
+    return self.model.config.num_image_tokens
+
+  @property
   def prompts(self) -> Prompts:
     """For `rollouts.captions`: every token may be sampled, and none closes an image."""
     none = np.zeros(0, np.int32)
     return Prompts(none, none, none, none, self.model.config.image_grid, 0, (), (), self.vocab_size)
 
-  def prefix(self, tokens: jax.Array, mask: jax.Array, negative: jax.Array | None = None) -> Prefix:
+  def prefix(self, embeddings: jax.Array, mask: jax.Array, padding: jax.Array | None = None) -> Prefix:
     """Runs the prompts, which end in the token that begins an image.
 
     Args:
-      tokens: int32[B, P], padded on the right.
+      embeddings: float[B, P, D] of the prompts, padded on the right.
       mask: bool[B, P]; False at padding.
-      negative: int32[B, P], the negative prompts, as long as the prompts; not used without guidance.
+      padding: float[1, P, D] or float[D], embedding of the padding token, of which negative prompts consist; not used
+        without guidance.
 
     Raises:
-      ValueError: there is guidance and no negative prompt.
+      ValueError: there is guidance and no `padding`.
     """
     positions = text_positions(mask)
     start, last = next_position(positions, mask), jnp.sum(mask, axis=1) - 1
     if self.guidance != 1.0:
-      if negative is None:
+      if padding is None:
         raise ValueError(f"guidance = {self.guidance} needs negative prompts; 1 needs none")
-      tokens, mask, last = jnp.concatenate([tokens, negative]), twice(mask), twice(last)
+      embeddings = jnp.concatenate([embeddings, negative_prompts(embeddings, mask, padding)])
+      mask, last = twice(mask), twice(last)
       positions = jnp.concatenate([positions, positions], axis=1)
-    hidden, cache = self.model.prefill(self.model.embed(tokens), positions, mask)
+    hidden, cache = self.model.prefill(embeddings, positions, mask)
     hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
     return Prefix(cache=cache, last_hidden=self._pair(hidden), next_position=start)
 
@@ -116,16 +126,62 @@ def twice(x: jax.Array) -> jax.Array:
   return jnp.concatenate([x, x])
 
 
-def negative_prompts(tokens: jax.Array, mask: jax.Array, *, kept: tuple[int, ...], pad: int) -> jax.Array:
-  """The negative prompts of the official system: everything but a few control tokens is padding that is attended to.
+def negative_prompts(embeddings: jax.Array, mask: jax.Array, padding: jax.Array) -> jax.Array:
+  """The negative prompts of the official system: padding that is attended to, between the first and the last token.
 
   Args:
-    tokens: int32[B, P].
-    mask: bool[B, P]; False at padding, which stays as it is.
-    kept: ids that stay: those that begin the text and the image.
-    pad: id of the padding.
+    embeddings: float[B, P, D] of the prompts.
+    mask: bool[B, P]; False at padding on the right.
+    padding: float[1, P, D] or float[D], embedding of the padding token.
 
   Returns:
-    int32[B, P].
+    float[B, P, D].
   """
-  return jnp.where(jnp.isin(tokens, jnp.asarray(kept)) | ~mask, tokens, pad)
+  place, last = jnp.arange(mask.shape[1]), jnp.sum(mask, axis=1, keepdims=True) - 1
+  is_kept = (place == 0) | (place == last)
+  return jnp.where(is_kept[..., None], embeddings, padding)
+
+
+def generate(
+  model: JanusSystem,
+  context: Context,
+  negative: Context | None,
+  noise: jax.Array,
+  *,
+  guidance: float,
+  sampler_steps: int,
+  shift: float,
+  gradient_steps: int,
+  guidance_interval: Interval,
+) -> jax.Array:
+  """Samples the tokens of images and decodes them, see `reconstruct.generate`.
+
+  Noise is turned into uniform numbers, and these into tokens by the inverse of their cumulative distribution. So an
+  image is a function of context and noise, as that of a diffusion model, and depends on nothing else in its batch.
+
+  Args:
+    model: the system.
+    context: embeddings of the prompts, B rows.
+    negative: embeddings of as many padding tokens, one row; None without guidance.
+    noise: float32[B, h, w, 2], normally distributed.
+    guidance: scale of classifier-free guidance on the logits; 1 disables it.
+    sampler_steps, shift, guidance_interval: of a diffusion model; not used.
+    gradient_steps: must be 0.
+
+  Returns:
+    float32[B, H, W, 3], nominally in [-1, 1], not clipped.
+
+  Raises:
+    ValueError: a gradient is asked for.
+  """
+  del sampler_steps, shift, guidance_interval
+  if gradient_steps:
+    raise ValueError(f"gradient_steps = {gradient_steps}: no gradient flows through image tokens, expected 0")
+  policy = ImageTokens(model.captioner, guidance)
+  prefix = policy.prefix(context.states, context.mask, None if negative is None else negative.states)
+  count = policy.num_tokens
+  uniforms = jnp.moveaxis(jax.scipy.stats.norm.cdf(noise).reshape(len(noise), 1, count, 2), -1, 0)
+  sampled = sample_captions(
+    policy, policy.prompts, prefix, None, num_rollouts=1, max_tokens=count, temperature=1.0, uniforms=uniforms
+  )
+  return model.decode_tokens(sampled.tokens[:, 0])

@@ -90,6 +90,25 @@ def sample_ode(
   return latents
 
 
+def generate(
+  model: UAE,
+  context: Context,
+  negative: Context | None,
+  noise: jax.Array,
+  *,
+  guidance: float,
+  sampler_steps: int,
+  shift: float,
+  gradient_steps: int,
+  guidance_interval: Interval,
+) -> jax.Array:
+  """Samples latents by an ODE and decodes them with the VAE, see `reconstruct.generate`."""
+  velocity = velocity_field(model, context, guidance=guidance, negative=negative, interval=guidance_interval)
+  return model.decode_latents(
+    sample_ode(velocity, noise, num_steps=sampler_steps, shift=shift, gradient_steps=gradient_steps)
+  )
+
+
 @flax.struct.dataclass
 class Trajectories:
   """R stochastic samples per prompt; of the trajectory, only the window of W SDE steps is stored.

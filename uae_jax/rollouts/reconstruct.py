@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from uae_jax.models.prompts import Prompts, Questions
+from uae_jax.models.system import System
 from uae_jax.models.uae import UAE
 from uae_jax.networks import Networks
-from uae_jax.rollouts import captions
+from uae_jax.rollouts import captions, systems
 from uae_jax.rollouts.captions import Captions
 from uae_jax.rollouts.conditioning import Context, answer_context, encode_captions, encode_negative
 from uae_jax.rollouts.guidance_interval import EVERYWHERE, Interval
-from uae_jax.rollouts.images import sample_ode, velocity_field
 
 
 def caption(
@@ -88,8 +88,18 @@ def text_tower(networks: Networks, params: dict, options) -> UAE:
   return networks.uae(params, adapters=options.text_tower == "policy")
 
 
+def generator(networks: Networks, params: dict, options) -> System:
+  """Returns the system that generates images: the policy, with the adapters of decoder and captioner.
+
+  Where the captioner's own weights generate images, it is the `text_tower`, so that a captioner that learns does not
+  change its environment.
+  """
+  model = networks.uae(params)
+  return text_tower(networks, params, options) if model.config.generates_by_captioner else model
+
+
 def generate(
-  model: UAE,
+  model: System,
   context: Context,
   negative: Context | None,
   noise: jax.Array,
@@ -100,30 +110,37 @@ def generate(
   gradient_steps: int = 0,
   guidance_interval: Interval = EVERYWHERE,
 ) -> jax.Array:
-  """Samples latents by an ODE and decodes them with the VAE.
+  """Generates images from conditioning and noise, by the sampler of this kind of system, see `rollouts.systems`.
 
   Args:
-    model: UAE whose decoder and VAE are used.
+    model: the system, see `generator`.
     context: conditioning, B rows.
     negative: conditioning of the negative prompt, one row; None without guidance.
-    noise: float32[B, h, w, 16], initial latents.
+    noise: float32[B, h, w, C], normally distributed; its shape is that of `System.latents_shape`.
     guidance: scale of classifier-free guidance; 1 disables it.
-    sampler_steps: number of Euler steps.
-    shift: shift of the schedule towards noise.
-    gradient_steps: number of final steps that are differentiable.
+    sampler_steps: number of Euler steps of a diffusion model.
+    shift: shift of its schedule towards noise.
+    gradient_steps: number of its final steps that are differentiable.
     guidance_interval: noise levels (low, high] with guidance.
 
   Returns:
     float32[B, H, W, 3], nominally in [-1, 1], not clipped.
   """
-  velocity = velocity_field(model, context, guidance=guidance, negative=negative, interval=guidance_interval)
-  return model.decode_latents(
-    sample_ode(velocity, noise, num_steps=sampler_steps, shift=shift, gradient_steps=gradient_steps)
+  return systems.find(model)(
+    model,
+    context,
+    negative,
+    noise,
+    guidance=guidance,
+    sampler_steps=sampler_steps,
+    shift=shift,
+    gradient_steps=gradient_steps,
+    guidance_interval=guidance_interval,
   )
 
 
-def image_noise(key: jax.Array, model: UAE, images: jax.Array) -> jax.Array:
-  """Draws initial noise float32[B, h, w, 16] for reconstructions of images [B, H, W, 3]."""
+def image_noise(key: jax.Array, model: System, images: jax.Array) -> jax.Array:
+  """Draws noise float32[B, h, w, C] for reconstructions of images [B, H, W, 3]."""
   return jax.random.normal(key, (images.shape[0], *model.latents_shape(images)))
 
 

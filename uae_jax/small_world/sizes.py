@@ -1,5 +1,7 @@
 """Model sizes of the small world: the real architectures, small enough to train from scratch on two CPU cores."""
 
+import dataclasses
+
 from uae_jax.layers.lora import LoRA
 from uae_jax.models.clip import CLIPTextConfig, CLIPVisionConfig
 from uae_jax.models.connector import ConnectorConfig
@@ -14,18 +16,23 @@ from uae_jax.models.vae import AutoencoderKLConfig
 # Names of the small world's models in a config: of 32 px, and of the 48 px of the variant "rich".
 SMALL_WORLD, RICH = "scenes", "rich_scenes"
 IMAGE_PX, RICH_PX = 32, 48
-VAE_FACTOR = 8
+VAE_CHANNELS = (8, 16, 32, 64)
+# A latent of 8 x 8 pixels loses the textures and small objects of the variant "rich".
+RICH_VAE_CHANNELS = (8, 16, 32)
 WIDTH = 64
 EMBEDDING_WIDTH = 64
 
 
-def uae(
-  vocab_size: int, image_token_id: int, *, rank: int = 16, alpha: float = 16.0, image_px: int = IMAGE_PX
-) -> UAEConfig:
-  """A UAE with about a million parameters: 32 px images, 16 image tokens, 4 x 4 x 16 latents, 16 latent patches.
+def rich_uae(vocab_size: int, image_token_id: int, *, rank: int, alpha: float) -> UAEConfig:
+  """The UAE of the variant "rich": 48 px images, 36 image tokens, 12 x 12 x 16 latents, 36 patches of 2 x 2 latents."""
+  own = uae(vocab_size, image_token_id, rank=rank, alpha=alpha)
+  side = RICH_PX // 2 ** (len(RICH_VAE_CHANNELS) - 1)
+  decoder = dataclasses.replace(own.decoder, patch=2, pos_embed_max_size=side // 2, sample_size=side)
+  return dataclasses.replace(own, decoder=decoder, vae=dataclasses.replace(own.vae, block_channels=RICH_VAE_CHANNELS))
 
-  Images of 48 px have 36 tokens, 6 x 6 x 16 latents and 36 latent patches.
-  """
+
+def uae(vocab_size: int, image_token_id: int, *, rank: int = 16, alpha: float = 16.0) -> UAEConfig:
+  """A UAE with about a million parameters: 32 px images, 16 image tokens, 4 x 4 x 16 latents, 16 latent patches."""
   vision = VisionConfig(
     depth=2,
     width=WIDTH,
@@ -59,8 +66,8 @@ def uae(
     in_channels=16,
     context_width=WIDTH,
     pooled_width=16,
-    pos_embed_max_size=image_px // VAE_FACTOR,
-    sample_size=image_px // VAE_FACTOR,
+    pos_embed_max_size=IMAGE_PX // 2 ** (len(VAE_CHANNELS) - 1),
+    sample_size=IMAGE_PX // 2 ** (len(VAE_CHANNELS) - 1),
     unroll=True,
   )
   captioner = Qwen25VLConfig(vision=vision, language=language, image_token_id=image_token_id)
@@ -68,7 +75,7 @@ def uae(
     captioner=captioner,
     connector=ConnectorConfig(in_width=WIDTH, hidden_width=2 * WIDTH, out_width=WIDTH),
     decoder=decoder,
-    vae=AutoencoderKLConfig(block_channels=(8, 16, 32, 64), layers_per_block=1, norm_groups=4),
+    vae=AutoencoderKLConfig(block_channels=VAE_CHANNELS, layers_per_block=1, norm_groups=4),
     captioner_lora=LoRA(rank, alpha, captioner.adapter_targets),
     decoder_lora=LoRA(rank, alpha),
     mask_context=True,

@@ -14,7 +14,7 @@ from uae_jax.embedders.kind import EmbedderSizes
 from uae_jax.layers.buffer import Buffer
 from uae_jax.models.clip import CLIPText
 from uae_jax.models.prompts import Prompts
-from uae_jax.models.uae import UAE, UAEConfig
+from uae_jax.models.system import SystemConfig
 from uae_jax.networks import Networks
 from uae_jax.options import DataOptions
 from uae_jax.options.buckets import parse
@@ -61,12 +61,11 @@ def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
   """
   uae = sizes.uae
   check_buckets(config.data, uae)
-  heads = {**uae.captioner.heads, "decoder": uae.decoder.num_heads}
-  for name, num_heads in (heads | {name: size.network.num_heads for name, size in sizes.embedders.items()}).items():
+  for name, num_heads in (uae.heads | {name: size.network.num_heads for name, size in sizes.embedders.items()}).items():
     sharding.check_heads(name, num_heads, mesh)
   height, width = processor.resized_size(config.data.image_px, config.data.image_px)
   prompts = Prompts.from_processor(processor, (height // processor.patch_size, width // processor.patch_size))
-  graphdef, abstract_uae = sharding.abstract_model(lambda: UAE(sizes.uae, rngs=nnx.Rngs(0)), mesh)
+  graphdef, abstract_uae = sharding.abstract_model(lambda: uae.build(nnx.Rngs(0)), mesh)
 
   def abstract_embedder(size: EmbedderSizes):
     return sharding.abstract_model(lambda: size.build(nnx.Rngs(0)), mesh)
@@ -84,7 +83,7 @@ def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
         return nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key))))
 
     keys = jax.random.split(key, 1 + len(sizes.embedders))
-    params = fresh(lambda rngs: UAE(sizes.uae, rngs=rngs), keys[0])
+    params = fresh(uae.build, keys[0])
     names = sorted(sizes.embedders)
     nets = {n: fresh(sizes.embedders[n].build, k) for n, k in zip(names, keys[1:], strict=True)}
     if nets:  # `abstract` has no empty branches.
@@ -108,19 +107,17 @@ def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
   )
 
 
-def check_buckets(data: DataOptions, uae: UAEConfig) -> None:
-  """Checks that the decoder can make images of every bucket.
+def check_buckets(data: DataOptions, uae: SystemConfig) -> None:
+  """Checks that images of every bucket can be generated.
 
   Raises:
-    ValueError: a side is no multiple of what VAE and decoder divide, or exceeds the table of positions.
+    ValueError: a bucket has another size.
   """
-  unit = uae.vae.downsampling * uae.decoder.patch
-  largest = unit * uae.decoder.pos_embed_max_size
   for text, size in zip(data.buckets, parse(data.buckets), strict=True):
-    if any(side % unit or side > largest for side in size):
-      raise ValueError(
-        f"config.data.buckets names {text}: the decoder makes sides that are multiples of {unit} and at most {largest}"
-      )
+    try:
+      uae.latents_shape(*size)
+    except ValueError as error:
+      raise ValueError(f"config.data.buckets names {text}, and the decoder cannot make {error}") from error
 
 
 def buffer_tree(graphdef: nnx.GraphDef, abstract: dict) -> dict:

@@ -8,11 +8,13 @@ import jax
 from jax.sharding import Mesh
 
 from uae_jax import cloud_storage, embedders, trees
+from uae_jax.data import processors
 from uae_jax.data.processing import Processor
 from uae_jax.embedders.kind import published
 from uae_jax.files import naming, whole_folder
 from uae_jax.layers.lora import LoRA
-from uae_jax.training import checkpoints, processes, restore
+from uae_jax.models.system import NETS
+from uae_jax.training import checkpoints, processes, restore, validate
 from uae_jax.training import sizes as sizes_lib
 from uae_jax.training.build import Built
 from uae_jax.training.sizes import FRESH, FROM_WEIGHTS, Sizes
@@ -59,8 +61,9 @@ def read(config, mesh: Mesh, workdir: Path) -> Start:
     params |= source.params
     if config.model != FROM_WEIGHTS:
       check_sizes(sizes_lib.named_uae(config.model, processor, lora), uae, config)
-    uae = sizes_lib.with_adapters(uae, lora)
+    uae = uae.with_adapters(lora)
   uae = sizes_lib.rematerialized(uae, config.remat)
+  validate.check_system(config, uae)
   sized = {}
   for kind, folder in config.embedders.items():
     if folder == FRESH:
@@ -89,14 +92,15 @@ def read_sizes(config, folder: Path) -> tuple[Sizes, Processor]:
   """
   weights = weights_folder(config.init.weights) if config.init.weights else None
   write_run_processor(config, folder)
-  processor = Processor.from_folder(folder)
+  processor = processors.read(folder)
   lora = LoRA(config.lora.rank, config.lora.alpha)
-  uae = sizes_lib.with_adapters(sources.config(weights), lora) if weights else None
+  uae = sources.config(weights).with_adapters(lora) if weights else None
   if uae is None or config.model != FROM_WEIGHTS:
     named = sizes_lib.named_uae(config.model, processor, lora)
     if uae is not None:
       check_sizes(named, uae, config)
     uae = uae or named
+  validate.check_system(config, uae)
   embedders = {
     kind: sizes_lib.fresh_embedder(kind, config.model) if source == FRESH else published(kind, Path(source).name)
     for kind, source in config.embedders.items()
@@ -143,7 +147,7 @@ def read_processor(config, folder: Path) -> Processor:
     ValueError: there is no source.
   """
   processes.on_first(lambda: write_run_processor(config, folder))
-  return Processor.from_folder(folder)
+  return processors.read(folder)
 
 
 def write_run_processor(config, folder: Path) -> None:
@@ -168,10 +172,14 @@ def check_sizes(wanted, found, config) -> None:
   Raises:
     ValueError: a size differs; the message names it.
   """
-  plain = {name: dataclasses.asdict(getattr(wanted, name)) for name in ("captioner", "decoder", "vae")}
-  for net, fields in plain.items():
+  if type(wanted) is not type(found):
+    raise ValueError(
+      f"config.model = {config.model!r} is a {type(wanted).__name__}, but {config.init.weights} holds a "
+      f"{type(found).__name__}"
+    )
+  for net in (name for name in NETS if dataclasses.is_dataclass(getattr(wanted, name, None))):
     other = dataclasses.asdict(getattr(found, net))
-    for name, value in trees.items(fields):
+    for name, value in trees.items(dataclasses.asdict(getattr(wanted, net))):
       actual = dict(trees.items(other)).get(name)
       if value != actual and not name.endswith(("unroll", "remat", "image_token_id")):
         raise ValueError(

@@ -10,12 +10,11 @@ import jax
 from jax.sharding import Mesh
 
 from uae_jax import cloud_storage, embedders, sharding
-from uae_jax.data import processor_files
+from uae_jax.data import processor_files, processors
 from uae_jax.data.preprocessing import Preprocessing
-from uae_jax.data.processing import Processor
 from uae_jax.embedders.host import Embedder
 from uae_jax.files import input_path
-from uae_jax.models.uae import NETS
+from uae_jax.models.system import nets_of
 from uae_jax.options import Experiment
 from uae_jax.plain import from_plain
 from uae_jax.training import checkpoints, sizes
@@ -81,7 +80,7 @@ def load_run(workdir: str | Path, dtype: str, mesh: Mesh, checkpoint: Path | Non
   workdir = Path(workdir)
   config, built, model_sizes, finished = _open(workdir, mesh, checkpoint)
   params = read_params(finished, typed(built.abstract_params, dtype, exact=built.buffers))
-  return of_run(workdir, config, built, model_sizes, {net: params[net] for net in NETS})
+  return of_run(workdir, config, built, model_sizes, nets_of(params))
 
 
 def load_embedder(kind: str, path: str | Path, dtype: str = "float32") -> Embedder:
@@ -125,7 +124,7 @@ def _open(
   config = run_config(workdir)
   try:
     folders = [folder for folder, _ in config.runs]
-    processor = Processor.from_folder(workdir / PROCESSOR)
+    processor = processors.read(workdir / PROCESSOR)
     model_sizes = sizes.read(workdir)
     built = build(config, model_sizes, processor, mesh)
   except (AttributeError, KeyError) as error:
@@ -157,12 +156,11 @@ def of_run(workdir: Path, config: Experiment, built: Built, model_sizes: sizes.S
     config: its config.
     built: its networks.
     model_sizes: their sizes.
-    params: parameters, one entry per name in `models.uae.NETS`.
+    params: parameters, one entry per part, see `models.system.NETS`.
   """
   is_small_world, evaluation = sizes.find(config.model).trains_from_scratch, config.evaluation
   # A small-world model is trained on the distribution of all tokens, and its processor says nothing.
   kept = {} if is_small_world else processor_files.kept_tokens(workdir / PROCESSOR)
-  latents_side = config.data.image_px // model_sizes.uae.vae.downsampling
   return LoadedUAE(
     config=model_sizes.uae,
     graphdef=built.networks.graphdef,
@@ -177,7 +175,7 @@ def of_run(workdir: Path, config: Experiment, built: Built, model_sizes: sizes.S
       guidance_interval=evaluation.guidance_interval,
       steps=evaluation.sampler_steps,
       max_new_tokens=evaluation.max_new_tokens,
-      shift=evaluation.shift_at((latents_side, latents_side, 1)),
+      shift=evaluation.shift_at(model_sizes.uae.latents_shape(config.data.image_px, config.data.image_px)),
       repetition_penalty=processor_files.repetition_penalty(workdir / PROCESSOR),
       **kept,
     ),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from uae_jax import json_files
 from uae_jax.data.processing import Processor
@@ -14,6 +14,9 @@ from uae_jax.files import write_whole
 from uae_jax.layers.lora import LoRA
 from uae_jax.layers.stack import REMAT_POLICIES
 from uae_jax.models.clip import CLIPTextConfig
+from uae_jax.models.janus.system import JanusSystemConfig
+from uae_jax.models.system import SystemConfig
+from uae_jax.models.systems import KINDS
 from uae_jax.models.uae import UAEConfig
 from uae_jax.options import FRESH
 from uae_jax.plain import from_plain, to_plain
@@ -33,7 +36,7 @@ class Sizes:
     embedders: kind of embedder -> sizes.
   """
 
-  uae: UAEConfig
+  uae: Annotated[SystemConfig, KINDS]
   embedders: dict[str, EmbedderSizes]
 
 
@@ -51,7 +54,7 @@ class NamedModel:
       are trained with; None for pre-trained embedders.
   """
 
-  uae: Callable[[Processor, LoRA], UAEConfig] | None
+  uae: Callable[[Processor, LoRA], SystemConfig] | None
   trains_from_scratch: bool = False
   write_processor: Callable[[Path], None] | None = None
   embedders: Callable[[], Mapping[str, Any]] | None = None
@@ -73,12 +76,8 @@ MODELS = {
     text_tower=small_world.clip_text,
   ),
   small_world.RICH: NamedModel(
-    uae=lambda processor, lora: small_world.uae(
-      processor.vocab_size,
-      processor.image_token_id,
-      rank=lora.rank,
-      alpha=lora.alpha,
-      image_px=small_world.RICH_PX,
+    uae=lambda processor, lora: small_world.rich_uae(
+      processor.vocab_size, processor.image_token_id, rank=lora.rank, alpha=lora.alpha
     ),
     trains_from_scratch=True,
     write_processor=lambda folder: write_processor(folder, RICH),
@@ -88,6 +87,8 @@ MODELS = {
   ),
   "uae_3b_sd35_large": NamedModel(lambda processor, lora: UAEConfig.uae_3b_sd35_large(lora.rank, lora.alpha)),
   "uae_3b_sd35_medium": NamedModel(lambda processor, lora: UAEConfig.uae_3b_sd35_medium(lora.rank, lora.alpha)),
+  "janus_pro_1b": NamedModel(lambda processor, lora: JanusSystemConfig.janus_pro_1b(lora.rank, lora.alpha)),
+  "janus_pro_7b": NamedModel(lambda processor, lora: JanusSystemConfig.janus_pro_7b(lora.rank, lora.alpha)),
   FROM_WEIGHTS: NamedModel(uae=None),
 }
 
@@ -103,8 +104,8 @@ def find(name: str) -> NamedModel:
   return MODELS[name]
 
 
-def named_uae(name: str, processor: Processor, lora: LoRA) -> UAEConfig:
-  """Returns the config of the UAE of the model `name`, with adapters of the rank and alpha of `lora`.
+def named_uae(name: str, processor: Processor, lora: LoRA) -> SystemConfig:
+  """Returns the config of the system of the model `name`, with adapters of the rank and alpha of `lora`.
 
   Raises:
     ValueError: the name is unknown, or only the weights define the sizes of the model.
@@ -115,29 +116,15 @@ def named_uae(name: str, processor: Processor, lora: LoRA) -> UAEConfig:
   return model.uae(processor, lora)
 
 
-def with_adapters(config: UAEConfig, lora: LoRA) -> UAEConfig:
-  """Adds adapters to captioner and decoder where they have none; existing adapters are left unchanged."""
-  return dataclasses.replace(
-    config,
-    captioner_lora=config.captioner_lora or LoRA(lora.rank, lora.alpha, config.captioner.adapter_targets),
-    decoder_lora=config.decoder_lora or LoRA(lora.rank, lora.alpha),
-  )
-
-
-def rematerialized(config: UAEConfig, policy: str) -> UAEConfig:
-  """Sets the rematerialization policy of captioner, decoder and VAE, one of `layers.stack.REMAT_POLICIES`.
+def rematerialized(config: SystemConfig, policy: str) -> SystemConfig:
+  """Sets the rematerialization policy of a system, one of `layers.stack.REMAT_POLICIES`.
 
   Raises:
     ValueError: the policy is unknown.
   """
   if policy not in REMAT_POLICIES:
     raise ValueError(f"config.remat = {policy!r}: expected one of {', '.join(REMAT_POLICIES)}")
-  return dataclasses.replace(
-    config,
-    captioner=config.captioner.with_remat(policy),
-    decoder=dataclasses.replace(config.decoder, remat=policy),
-    vae=dataclasses.replace(config.vae, remat=policy),
-  )
+  return config.with_remat(policy)
 
 
 def fresh_embedder(kind: str, model: str) -> EmbedderSizes:
@@ -172,7 +159,7 @@ def read(workdir: Path) -> Sizes:
   try:
     plain = legacy.current_fields(json_files.read_object(file))
     embedders = {kind: _embedder(fields, f"embedders.{kind}") for kind, fields in plain["embedders"].items()}
-    return Sizes(from_plain(UAEConfig, plain["uae"], "uae"), embedders)
+    return Sizes(KINDS.from_plain(plain["uae"], "uae"), embedders)
   except FileNotFoundError as error:
     raise ValueError(f"{file}: no such file; it is written when a run starts") from error
   except (KeyError, TypeError, ValueError) as error:

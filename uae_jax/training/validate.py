@@ -5,6 +5,7 @@ import difflib
 from uae_jax import embedders
 from uae_jax.algorithms import samplers
 from uae_jax.embedders import text
+from uae_jax.models.system import SystemConfig
 from uae_jax.options import EXTERNAL, FRESH, Experiment, GenerationOptions, image_text_kind
 from uae_jax.options.base import Options
 from uae_jax.rewards.external import ExternalReward
@@ -36,6 +37,32 @@ def validate(config: Experiment) -> None:
     for reward in names:
       if image_text_kind(reward):
         check_towers(config, f"config.{name}.options.reward_weights", reward)
+
+
+def check_system(config: Experiment, uae: SystemConfig) -> None:
+  """Checks that the stages of a run can train its system, and that all options of generation have an effect.
+
+  Raises:
+    ValueError: a stage trains another kind of system, its images have another size, or an option does nothing; the
+      message names it.
+  """
+  for name in config.stages:
+    wanted = spec.find(name).generates_by_captioner
+    if wanted is not None and wanted != uae.generates_by_captioner:
+      kind = "generates images token by token" if wanted else "has a decoder of its own"
+      raise ValueError(f"config.stages names {name!r}, which trains a model that {kind}: this one does not")
+  if any(spec.find(name).runs_suites for name in config.stages) and not config.data.buckets:
+    try:
+      uae.latents_shape(config.data.image_px, config.data.image_px)
+    except ValueError as error:
+      raise ValueError(f"config.data.image_px = {config.data.image_px}: {error}") from error
+  sections = {f"config.{name}.options": config.section(name).options for name in config.stages}
+  for where, options in (sections | {"config.evaluation": config.evaluation}).items():
+    if isinstance(options, GenerationOptions):
+      try:
+        options.refuse_inert(uae.inert_options, "a model that generates images token by token")
+      except ValueError as error:
+        raise ValueError(f"{where}.{error}") from error
 
 
 def check_guidance(where: str, options: Options) -> None:

@@ -13,7 +13,7 @@ from uae_jax import trees
 from uae_jax.data.processing import Processor
 from uae_jax.layers import lora
 from uae_jax.models.captioner import CaptionerConfig
-from uae_jax.models.uae import UAEConfig
+from uae_jax.models.system import SystemConfig
 from uae_jax.options.sampling import EVERYWHERE
 from uae_jax.weights import legacy
 
@@ -61,13 +61,13 @@ class LoadedUAE:
   Attributes:
     config: architectures of the models, and their adapters.
     graphdef: structure of the modules; `nnx.merge(graphdef, params)` makes the UAE.
-    params: nested dict of arrays, one entry per name in `models.uae.NETS`.
+    params: nested dict of arrays, one entry per part, see `models.system.NETS`.
     processor: tokenizer and image processor.
     processor_folder: folder of the processor's files, which exports copy.
     inference: inference settings of the weights.
   """
 
-  config: UAEConfig
+  config: SystemConfig
   graphdef: nnx.GraphDef
   params: dict[str, Any]
   processor: Processor

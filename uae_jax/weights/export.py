@@ -101,7 +101,7 @@ def write_uae(
     ValueError: `merged` is False and there are no adapters, or the captioner is not a Qwen2.5-VL.
   """
   folders, config, params = Folders(target), loaded.config, loaded.params
-  if not isinstance(config.captioner, Qwen25VLConfig):
+  if not isinstance(config, UAEConfig) or not isinstance(config.captioner, Qwen25VLConfig):
     raise ValueError(
       f"the captioner is a {type(config.captioner).__name__}, and only a Qwen2.5-VL has such a folder: use --to orbax"
     )

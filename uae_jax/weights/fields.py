@@ -225,6 +225,88 @@ TOWER = Fields(
 )
 
 
+JANUS = Fields(
+  fixed={**NOT_QUANTIZED, "model_type": ("janus", "multi_modality"), "tie_word_embeddings": (False, True, None)},
+  sizes=("image_token_id",),
+  read=("text_config", "vision_config", "vq_config", "language_config")
+  + ("aligner_config", "gen_vision_config", "gen_aligner_config", "gen_head_config"),
+  ignored=TRANSFORMERS,
+)
+LLAMA = Fields(
+  fixed={
+    **NOT_QUANTIZED,
+    "model_type": ("llama",),
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "tie_word_embeddings": (False, True, None),
+    "pretraining_tp": (1, None),
+  },
+  sizes=(
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+  ),
+  positive=("rms_norm_eps", "rope_theta"),
+  read=("rope_scaling", "rope_parameters"),
+  ignored=TRANSFORMERS | {"max_position_embeddings"},
+)
+JANUS_VISION = Fields(
+  fixed={**NOT_QUANTIZED, "hidden_act": ("gelu",), "num_channels": (3,)},
+  sizes=(
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "patch_size",
+    "image_size",
+    "projection_dim",
+    "depth",
+    "num_image_tokens",
+  ),
+  positive=("mlp_ratio", "layer_norm_eps"),
+  flags=("attention_bias", "use_qk_norm"),
+  ignored=TRANSFORMERS | {"projection_dropout"},
+)
+JANUS_VQ = Fields(
+  fixed={
+    **NOT_QUANTIZED,
+    "double_latent": (False,),
+    "in_channels": (3,),
+    "out_channels": (3,),
+    "hidden_act": ("gelu",),
+  },
+  sizes=(
+    "embed_dim",
+    "num_embeddings",
+    "latent_channels",
+    "base_channels",
+    "num_res_blocks",
+    "num_patches",
+    "projection_dim",
+    "num_hidden_layers",
+    "image_token_embed_dim",
+  ),
+  read=("channel_multiplier",),
+  ignored=TRANSFORMERS,
+)
+
+
+def check_janus(settings: Mapping[str, Any]) -> Findings:
+  """Checks a `config.json` of transformers' Janus; of DeepSeek's, the top level and the language model."""
+  sections = {"text_config": LLAMA, "language_config": LLAMA, "vision_config": JANUS_VISION, "vq_config": JANUS_VQ}
+  if settings.get("model_type") == "multi_modality":
+    # The other sections have `params` of their own, which `JanusConfig.from_deepseek` checks.
+    sections = {"language_config": LLAMA}
+  for name in sections:
+    if not isinstance(settings.get(name), dict | types.NoneType):
+      return Findings([f"{name} is no object: this is not the config of a Janus"], [])
+  return _joined({"": JANUS.check(settings)} | {f"{n}.": f.check(settings.get(n) or {}) for n, f in sections.items()})
+
+
 def check_qwen(settings: Mapping[str, Any]) -> Findings:
   """Checks a `config.json` of Qwen2.5-VL, flat as in transformers 4.50 or nested as in 5."""
   text, vision = settings.get("text_config"), settings.get("vision_config")
@@ -233,6 +315,11 @@ def check_qwen(settings: Mapping[str, Any]) -> Findings:
   parts = {"": QWEN_TEXT.check(settings), "vision_config.": QWEN_VISION.check(vision)}
   if text:
     parts["text_config."] = QWEN_TEXT.check(text)
+  return _joined(parts)
+
+
+def _joined(parts: Mapping[str, Findings]) -> Findings:
+  """What is not understood of all sections: prefix of a section -> its findings."""
   return Findings(
     [prefix + problem for prefix, found in parts.items() for problem in found.problems],
     [prefix + name for prefix, found in parts.items() for name in found.unknown],

@@ -3,6 +3,7 @@
 from typing import Any
 
 from uae_jax.layers.lora import LoRA
+from uae_jax.models.janus.model import JanusConfig
 from uae_jax.models.mmdit import MMDiTConfig
 from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
 from uae_jax.models.vae import AutoencoderKLConfig
@@ -54,6 +55,59 @@ def qwen25_vl(config: Qwen25VLConfig, dtype: str) -> dict[str, Any]:
       "window_size": vision.window_px,
     },
     "vocab_size": language.vocab_size,
+  }
+
+
+def janus(config: JanusConfig, dtype: str) -> dict[str, Any]:
+  """Content of `config.json` for transformers' JanusForConditionalGeneration."""
+  language, vision, vq = config.language, config.vision, config.vq
+  widths = {"projection_dim": language.width}
+  return {
+    "architectures": ["JanusForConditionalGeneration"],
+    "model_type": "janus",
+    "image_token_id": config.image_token_id,
+    "tie_word_embeddings": language.ties_embeddings,
+    "dtype": dtype,
+    "text_config": {
+      "model_type": "llama",
+      "vocab_size": language.vocab_size,
+      "hidden_size": language.width,
+      "intermediate_size": language.mlp_width,
+      "num_hidden_layers": language.depth,
+      "num_attention_heads": language.num_heads,
+      "num_key_value_heads": language.num_kv_heads,
+      "head_dim": language.head_width,
+      "rms_norm_eps": language.norm_eps,
+      "rope_parameters": {"rope_type": "default", "rope_theta": language.rope_theta},
+    },
+    "vision_config": widths
+    | {
+      "model_type": "janus_vision_model",
+      "image_size": vision.image_px,
+      "patch_size": vision.patch,
+      "hidden_size": vision.width,
+      "num_hidden_layers": vision.depth,
+      "num_attention_heads": vision.num_heads,
+      "mlp_ratio": vision.mlp_width / vision.width,
+      "hidden_act": vision.activation,
+      "layer_norm_eps": vision.norm_eps,
+      "attention_bias": vision.query_bias,
+      "depth": config.vision_depth,
+      "num_image_tokens": config.num_image_tokens,
+    },
+    "vq_config": widths
+    | {
+      "model_type": "janus_vqgan",
+      "base_channels": vq.block_channels[0],
+      "channel_multiplier": [channels // vq.block_channels[0] for channels in vq.block_channels],
+      "num_res_blocks": vq.layers_per_block,
+      "latent_channels": vq.latent_channels,
+      "num_embeddings": vq.num_codes,
+      "embed_dim": vq.code_width,
+      "num_patches": vision.grid,
+      "num_hidden_layers": config.image_depth,
+      "image_token_embed_dim": language.width,
+    },
   }
 
 

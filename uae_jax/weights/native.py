@@ -9,8 +9,9 @@ from jax.sharding import Mesh
 import orbax.checkpoint as ocp
 
 from uae_jax import json_files, sharding, trees
-from uae_jax.data.processing import Processor
-from uae_jax.models.uae import NETS, UAE, UAEConfig
+from uae_jax.data import processors
+from uae_jax.models.system import SystemConfig, nets_of
+from uae_jax.models.systems import KINDS
 from uae_jax.plain import from_plain, to_plain
 from uae_jax.weights import legacy
 from uae_jax.weights.checkpoint import InferenceSettings, LoadedUAE, OtherModelError, damage, read_tree, typed
@@ -32,10 +33,10 @@ def save(target: Path, loaded: LoadedUAE) -> None:
     target: an empty folder.
     loaded: the UAE; embedders in its parameters are not saved.
   """
-  params = {net: loaded.params[net] for net in NETS}
+  params = nets_of(loaded.params)
   content = {
     "format": legacy.EXPORT_FORMAT,
-    "config": to_plain(loaded.config),
+    "config": KINDS.to_plain(loaded.config),
     "settings": to_plain(loaded.inference),
     "dtypes": {path: jnp.dtype(leaf.dtype).name for path, leaf in trees.items(params)},
   }
@@ -45,7 +46,7 @@ def save(target: Path, loaded: LoadedUAE) -> None:
   (target / EXTRAS).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def config(source: Path) -> UAEConfig:
+def config(source: Path) -> SystemConfig:
   """Reads the architecture of a native checkpoint.
 
   Raises:
@@ -53,7 +54,7 @@ def config(source: Path) -> UAEConfig:
   """
   file = source / EXTRAS
   content = legacy.current_export(json_files.read_object(file), file)
-  return from_plain(UAEConfig, content["config"], f"{file}: config")
+  return KINDS.from_plain(content["config"], f"{file}: config")
 
 
 def load(source: Path, dtype: str, mesh: Mesh) -> LoadedUAE:
@@ -70,9 +71,9 @@ def load(source: Path, dtype: str, mesh: Mesh) -> LoadedUAE:
   """
   file = source / EXTRAS
   content = legacy.current_export(json_files.read_object(file), file)
-  config = from_plain(UAEConfig, content["config"], f"{file}: config")
+  config = KINDS.from_plain(content["config"], f"{file}: config")
   inference = from_plain(InferenceSettings, content["settings"], f"{file}: settings")
-  graphdef, abstract = sharding.abstract_model(lambda: UAE(config, rngs=nnx.Rngs(0)), mesh)
+  graphdef, abstract = sharding.abstract_model(lambda: config.build(nnx.Rngs(0)), mesh)
   abstract = typed(abstract, dtype, stored=content["dtypes"])
   try:
     params = read_tree(source / PARAMS, abstract)
@@ -84,4 +85,4 @@ def load(source: Path, dtype: str, mesh: Mesh) -> LoadedUAE:
   if bad:
     raise ValueError(f"{source / PARAMS}: {bad[0]} {WHAT}, {len(bad)} such parameters in all: export it again")
   folder = source / PROCESSOR
-  return LoadedUAE(config, graphdef, params, Processor.from_folder(folder), folder, inference)
+  return LoadedUAE(config, graphdef, params, processors.read(folder), folder, inference)

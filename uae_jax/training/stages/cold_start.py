@@ -64,6 +64,7 @@ def make_loss(networks: Networks, options: ColdStartOptions) -> LossFunction:
 
 
 SPEC = StageSpec(
+  generates_by_captioner=False,
   make_loss=lambda config, built: make_loss(built.networks, config.cold_start.options),
   embedders=lambda options: {"embedder": options.embedder},
   samples_captions=lambda options: int(options.captions == SAMPLED),

@@ -6,14 +6,12 @@ Source: arXiv 2509.09666 section 3.3; the decoder is part of the environment and
 """
 
 import dataclasses
-import functools
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from uae_jax.algorithms import grpo
 from uae_jax.models.uae import captioner_images, to_pixels, to_signed
 from uae_jax.networks import Networks
 from uae_jax.options import (
@@ -33,7 +31,7 @@ from uae_jax.training.build import Built
 from uae_jax.training.rl.host_rewards import RewardInputs
 from uae_jax.training.rl.phases import Phases
 from uae_jax.training.rl.pieces import piece_key
-from uae_jax.training.rl.update import run_updates
+from uae_jax.training.rl.token_update import TokenUpdate
 from uae_jax.training.stages.spec import StageSpec
 
 
@@ -61,21 +59,8 @@ class _Stage:
 
   networks: Networks
   options: GenerationForUnderstandingOptions
-  objective: TokenObjective
-  update_options: UpdateOptions
-  optimizer: optax.GradientTransformation
-  ema_decay: float
-  ema_interval: int
-  reference: ReferenceOptions
+  token_update: TokenUpdate
   ensemble: Ensemble
-
-  def scoring(self, sampled: Captions) -> dict:
-    """Arguments with which replay scores tokens as the sampler did."""
-    return dict(temperature=self.options.temperature, kept=sampled.kept, num_chunks=self.options.logit_chunks)
-
-  def replay(self, params, images, sampled: Captions, *, adapters=True):
-    model = self.networks.uae(params, adapters=adapters)
-    return captions.caption_log_probs(model, self.networks.prompts, images, sampled.tokens, **self.scoring(sampled))
 
   def rollout(self, params, batch, key, step, piece=None):
     del step  # This rollout has no schedule.
@@ -92,7 +77,7 @@ class _Stage:
       **self.options.token_sampling,
       records_kept=True,
     )
-    old = None if self.update_options.is_on_policy else self.replay(params, images, sampled)[0]
+    old = self.token_update.old_log_probs(params, images, sampled)
     states = None
     if self.options.conditioning == "answer":
       states = captions.caption_hidden(model.captioner, prefix, sampled.tokens)[1]
@@ -110,8 +95,8 @@ class _Stage:
   def reward(self, params, batch, groups, key):
     images = to_signed(batch["image"])
     num_prompts = images.shape[0]
-    # Adapters stay on: the decoder uses those that earlier stages trained.
-    model = self.networks.uae(params)
+    # A decoder of its own keeps its adapters on: it uses those that earlier stages trained.
+    model = reconstruct.generator(self.networks, params, self.options)
     context, negative = self.contexts(params, groups)
     latents_shape = model.latents_shape(images)
     groups_of_noise = 1 if self.options.is_noise_shared else self.options.num_rollouts
@@ -144,69 +129,8 @@ class _Stage:
     reward_inputs = RewardInputs(sampled.tokens, to_pixels(reconstructions).reshape(num_prompts, -1, *images.shape[1:]))
     return (rewards, metrics | caption_metrics(sampled)), reward_inputs
 
-  def entropy_threshold(self, params, microbatches):
-    """Computes the entropy threshold over all tokens of a minibatch, before its gradient.
-
-    The selected tokens then do not depend on how the minibatch is split into microbatches.
-    """
-
-    def entropies(microbatch):
-      images, sampled, _, _ = microbatch
-      mask = grpo.effective_mask(self.objective, sampled.mask, sampled.is_closed)
-      return self.replay(params, images, sampled)[1], mask
-
-    entropy, mask = jax.lax.map(entropies, microbatches)
-    return grpo.entropy_threshold(entropy, mask, self.objective.top_entropy)
-
-  def objective_of_microbatch(self, reference_params, params, microbatch, known):
-    """Computes the objective; `reference_params` is None for the fixed reference, the policy without its adapters."""
-    images, sampled, old, values = microbatch
-    log_probs, entropy = self.replay(params, images, sampled)
-    moves = reference_params is not None
-    fixed_or_moving = reference_params if moves else jax.lax.stop_gradient(params)
-    reference, exact_kl = None, None
-    if self.objective.beta and self.objective.kl == "exact":
-      policy, base = self.networks.uae(params), self.networks.uae(fixed_or_moving, adapters=moves)
-      exact_kl = captions.caption_kl(
-        policy, base, self.networks.prompts, images, sampled.tokens, **self.scoring(sampled)
-      )
-    elif self.objective.beta:
-      reference = self.replay(fixed_or_moving, images, sampled, adapters=moves)[0]
-    loss, metrics = grpo.token_objective(
-      self.objective,
-      log_probs,
-      known.old(old, log_probs),
-      values,
-      sampled.mask,
-      reference_log_probs=reference,
-      exact_kl=exact_kl,
-      entropy=entropy,
-      entropy_threshold_value=known.prepared,
-      sampling_log_probs=sampled.log_probs,
-      is_closed=sampled.is_closed,
-    )
-    difference = jnp.abs(jax.lax.stop_gradient(log_probs) - sampled.log_probs) * sampled.mask
-    metrics["log_prob_difference"] = (jnp.sum(difference), jnp.sum(sampled.mask))
-    metrics["log_prob_difference_max"] = (jnp.max(difference), jnp.float32(1))
-    return (loss.sum, loss.count), metrics
-
   def update(self, state, batch, groups, values):
-    return run_updates(
-      state,
-      (captioner_images(batch), groups.captions, groups.old_log_probs, values),
-      functools.partial(
-        self.objective_of_microbatch, state.assemble(state.reference) if self.reference.interval else None
-      ),
-      self.update_options,
-      self.optimizer,
-      ema_decay=self.ema_decay,
-      ema_interval=self.ema_interval,
-      reference=self.reference,
-      # With one microbatch the objective computes the threshold itself.
-      prepare=self.entropy_threshold
-      if self.objective.top_entropy < 1 and self.update_options.num_microbatches > 1
-      else None,
-    )
+    return self.token_update(state, captioner_images(batch), groups.captions, groups.old_log_probs, values)
 
 
 def make_phases(
@@ -230,7 +154,24 @@ def make_phases(
   ensemble = Ensemble(options.reward_weights, options.held_out_embedder, text_rewards or TextRewardOptions())
   ensemble.check(networks.embedders)
   reference = reference or ReferenceOptions()
-  stage = _Stage(networks, options, objective, update_options, optimizer, ema_decay, ema_interval, reference, ensemble)
+
+  def open_captioner(params, images, adapters):
+    model = networks.uae(params, adapters=adapters)
+    prefix = captions.caption_prefix(model, networks.prompts, images)
+    return model.captioner, prefix, networks.prompts.vocabulary(model.captioner.vocab_size)
+
+  token_update = TokenUpdate(
+    open_captioner,
+    options.temperature,
+    options.logit_chunks,
+    objective,
+    update_options,
+    optimizer,
+    ema_decay,
+    ema_interval,
+    reference,
+  )
+  stage = _Stage(networks, options, token_update, ensemble)
   return Phases(
     stage.rollout,
     lambda *arguments: stage.reward(*arguments)[0],

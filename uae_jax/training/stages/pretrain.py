@@ -58,6 +58,7 @@ def make_loss(networks: Networks, options: PretrainOptions) -> LossFunction:
 
 
 SPEC = StageSpec(
+  generates_by_captioner=False,
   make_loss=lambda config, built: make_loss(built.networks, config.pretrain.options),
   figures=lambda evaluator, folder, params, before: evaluator.uae_figures(folder, params),
   runs_suites=True,

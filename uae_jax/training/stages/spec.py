@@ -42,6 +42,7 @@ class StageSpec:
     runs_suites: whether the captioner captions and the decoder generates, so that `evaluation.suites` mean something.
     samples_captions: section.options -> captions sampled per row of the batch.
     needs_captions: section.options -> whether the stage trains on the captions of the data.
+    generates_by_captioner: the kind of system that the stage trains, see `models.system.SystemConfig`; None for any.
   """
 
   figures: Callable[[Any, str, dict, dict | None], dict]
@@ -55,6 +56,7 @@ class StageSpec:
   runs_suites: bool = False
   samples_captions: Callable[[Any], int] = lambda options: 0
   needs_captions: Callable[[Any], bool] = lambda options: True
+  generates_by_captioner: bool | None = None
 
 
 def find(name: str) -> StageSpec:

@@ -266,6 +266,7 @@ def phases(config: Experiment, built: Built, optimizer: optax.GradientTransforma
 
 
 SPEC = StageSpec(
+  generates_by_captioner=False,
   make_phases=phases,
   embedders=rewarded_embedders,
   # The captioner is frozen, so the gain can be measured per image, from the same captions.

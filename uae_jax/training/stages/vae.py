@@ -66,6 +66,7 @@ def finish(built: Built, params: dict, images: jax.Array) -> dict:
 
 
 SPEC = StageSpec(
+  generates_by_captioner=False,
   make_loss=lambda config, built: make_loss(built.networks, config.vae.options),
   finish=finish,
   needs_captions=lambda options: False,
