@@ -12,7 +12,7 @@ from uae_jax.training.sizes import MODELS
 from uae_jax.training.validate import validate
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NAMES = ("uae_3b_sd35l", "uae_3b_sd35m")
+NAMES = ("uae_3b_sd35l", "uae_3b_sd35m", "janus_pro_1b", "janus_pro_7b")
 # Stages that exist only in the small world.
 BASE_NETS = ("clip", "dinov2", "vae", "captioner")
 
@@ -31,10 +31,15 @@ def fields(config: ConfigDict, prefix: str = "") -> set[str]:
   return found
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("pixels", [512, 1024])
-def test_a_config_of_full_size_is_valid(name, pixels):
-  config = load(f"{name}.py:{pixels}")
+@pytest.mark.parametrize(
+  ("spec", "pixels"),
+  [
+    *((f"{name}.py:{pixels}", pixels) for name in NAMES[:2] for pixels in (512, 1024)),
+    *((f"{name}.py", 384) for name in NAMES[2:]),
+  ],
+)
+def test_a_config_of_full_size_is_valid(spec, pixels):
+  config = load(spec)
   validate(read_config(config))
   assert config.data.image_px == pixels and not MODELS[config.model].trains_from_scratch
   # Every config has exactly the fields of the options.
