@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Iterator, Sequence
 import math
 
-from uae_jax.api_arguments import checked_whole
+from uae_jax.api.arguments import checked_whole
 
 
 def fitting(latents_shape: Sequence[int]) -> int:
