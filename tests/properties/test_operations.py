@@ -37,6 +37,12 @@ def test_flags_of_libtpu_are_sent_to_their_own_field(flag, monkeypatch):
     compiler_flags.add(CONFIG)
 
 
+@pytest.mark.parametrize("name", ["xla_flags", "libtpu_init_args"])
+def test_a_word_that_is_no_flag_is_refused(name):
+  with pytest.raises(ValueError, match=f"{name}: 'junk' is not a flag: expected --NAME=VALUE"):
+    Experiment(**{name: "--xla_a=1 junk"})
+
+
 def test_flags_reach_the_environment_which_wins(monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", "--xla_b=2")
   monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)

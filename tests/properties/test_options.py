@@ -54,6 +54,8 @@ VALUES = {
   "http_reward.url": "http://127.0.0.1:1/",
   "optimizer.spike_factor": 2.0,
   "rounds": 2,
+  "xla_flags": "--xla_a=1",
+  "libtpu_init_args": "--xla_tpu_a=1",
   "metric_writers": ("wandb", "module:make"),
   "mesh.data": 2,
   "mesh.fsdp": 2,

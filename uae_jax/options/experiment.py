@@ -221,6 +221,9 @@ class Experiment(Options):
     return once + [(f"{name}_round{k + 1}", name) for k in range(self.rounds) for name in in_turn]
 
   def check(self) -> None:
+    for name in ("xla_flags", "libtpu_init_args"):
+      if others := [word for word in getattr(self, name).split() if not word.startswith("--")]:
+        raise ValueError(f"{name}: {others[0]!r} is not a flag: expected --NAME=VALUE, separated by spaces")
     check_xla_flags(self.xla_flags, "xla_flags", "libtpu_init_args")
     for name in self.metric_writers:
       if name != "wandb" and not all(name.partition(":")):
