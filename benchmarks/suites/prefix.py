@@ -31,14 +31,14 @@ def cases(world: World) -> dict:
     """(images, rollouts per image) of a case."""
     return (image, group) if is_shared else (jnp.repeat(image, group, axis=0), 1)
 
-  def case(name, function, arguments, group, is_shared, while_trips=1):
+  def case(name, function, arguments, group, is_shared):
     compiled, fields = compile_ahead(function, arguments)
     series = "one prefix" if is_shared else "repeated"
     return Case(
       run=lambda: jax.block_until_ready(compiled(*arguments)),
       unit="captions",
       amount=group,
-      flops=matrix_flops(function, *arguments, while_trips=while_trips),
+      flops=matrix_flops(function, *arguments),
       seconds_compile=fields["seconds_compile"],
       facts=fields["facts"] | {"axis": f"group size, {name}", "x": group, "series": series},
     )
@@ -46,7 +46,7 @@ def cases(world: World) -> dict:
   def rollout(group, is_shared):
     images, rollouts = place(group, is_shared)
     arguments = (world.params, images, jax.random.key(0), jnp.float32(1.0))
-    return case("rollout", sampler(world, rollouts, length), arguments, group, is_shared, length)
+    return case("rollout", sampler(world, rollouts, length), arguments, group, is_shared)
 
   def update(group, is_shared):
     images, rollouts = place(group, is_shared)

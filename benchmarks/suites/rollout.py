@@ -56,7 +56,7 @@ def cases(world: World) -> dict:
       run=run,
       unit="tokens",
       amount=size.prompts * rollouts * length,
-      flops=matrix_flops(sample, *arguments, while_trips=length),
+      flops=matrix_flops(sample, *arguments),
       bytes=decode_bytes(world, length),
       **fields,
       check=lambda: np.asarray(run(0.0))[:, 0, : min(length, 16)].ravel().tolist(),

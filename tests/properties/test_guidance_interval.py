@@ -12,11 +12,11 @@ from uae_jax.algorithms import samplers
 from uae_jax.evaluation import results, settings
 from uae_jax.options import Experiment, GenerationOptions, UnderstandingForGenerationOptions
 from uae_jax.options.experiment import EvaluationOptions
-from uae_jax.planning.stage_programs import window_trips
 from uae_jax.rollouts.conditioning import Context
 from uae_jax.rollouts.guidance_interval import EVERYWHERE
 from uae_jax.rollouts.images import replay, sample_ode, sample_sde, velocity_field
 from uae_jax.training.flops import matrix_flops
+from uae_jax.training.rl.sde_policy import window_trips
 from uae_jax.training.validate import validate
 from uae_jax.weights.checkpoint import InferenceSettings
 

@@ -30,6 +30,10 @@ def sampled(x):
   return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] @ SQUARE), (0, x))[1]
 
 
+def until(x, stop):
+  return jax.lax.fori_loop(0, stop, lambda _, x: x @ SQUARE, x)
+
+
 def on_all_devices(x):
   mesh = sharding.make_mesh(4, 2, 1)
   rows = PartitionSpec(("data", "fsdp"))
@@ -66,13 +70,15 @@ def convolution(x):
     (jax.grad(recomputed), (X,), (2 + 2 + 2) * STEP),
     (lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: chain(x, 2), lambda x: chain(x, 5), x), (X,), 5 * STEP),
     (sampled, (X,), 3 * STEP),
+    (until, (X, 2), 5 * STEP),
+    (lambda x, stop: until(until(sampled(x), stop), stop), (X, 2), (3 + 5 + 7) * STEP),
     (on_all_devices, (jnp.ones((16, B)),), 2 * 16 * B * B),
     (kernel, (X,), STEP),
     (convolution, (X,), CONVOLUTION),
   ],
 )
 def test_flops_are_those_of_the_formula(function, args, expected):
-  assert matrix_flops(jax.make_jaxpr(function)(*args).jaxpr, while_trips=3) == expected
+  assert matrix_flops(jax.make_jaxpr(function)(*args).jaxpr, iter((5.0, 7.0))) == expected
 
 
 def test_a_program_is_its_function_and_is_traced_once():

@@ -18,7 +18,7 @@ from jax.extend import core
 import jax.numpy as jnp
 
 from uae_jax.planning.chips import Chip
-from uae_jax.training.flops import equation_flops, inner_jaxprs, matrix_flops
+from uae_jax.training.flops import equation_flops, inner_jaxprs, loop_bound, matrix_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,14 +134,6 @@ def size(variable) -> float:
   """Bytes of an array in the trace; a Pallas reference counts as the array it points to."""
   aval = variable.aval
   return math.prod(aval.shape) * aval.dtype.itemsize if hasattr(aval, "dtype") else 0.0
-
-
-def loop_bound(condition: core.Jaxpr) -> int | None:
-  """N if the loop condition contains `counter < N` with a literal N, else None."""
-  for equation in condition.eqns:
-    if equation.primitive.name == "lt" and isinstance(equation.invars[1], core.Literal):
-      return int(equation.invars[1].val)
-  return None
 
 
 def count(

@@ -14,16 +14,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from uae_jax import sharding
-from uae_jax.algorithms import samplers
 from uae_jax.embedders.kind import EmbedderSizes, published
 from uae_jax.layers.lora import LoRA
 from uae_jax.options.buckets import name as name_of
-from uae_jax.options.stages import FLOAT, ODE
-from uae_jax.rollouts.guidance_interval import spans
-from uae_jax.rollouts.images import ode_steps
+from uae_jax.options.stages import FLOAT
 from uae_jax.training import frozen_weights, initial, placement
 from uae_jax.training import sizes as sizes_lib
 from uae_jax.training.build import Built, build
+from uae_jax.training.rl.sde_policy import window_trips
 from uae_jax.training.sizes import Sizes
 from uae_jax.training.stage import make_init, make_phases, params_before, stage_optimizer, supervised_step
 from uae_jax.training.stages import spec
@@ -121,8 +119,7 @@ def abstract_batch(config, name: str, built: Built, mesh: Mesh) -> dict:
 
 def bucket_tokens(config, built: Built) -> list[dict[str, Any]]:
   """Tokens per image of every bucket, the one that is planned first; empty without buckets."""
-  uae = sizes_lib.named_uae(config.model, built.processor, LoRA(config.lora.rank, config.lora.alpha))
-  rows = []
+  uae, rows = built.sizes.uae, []
   for size in sorted(config.data.image_sizes, key=lambda size: size != config.data.largest_size):
     cells = math.prod(built.processor.resized_size(*size)) // built.processor.cell_px**2
     tokens = {"decoder_tokens": uae.decoder_tokens(*size), "captioner_tokens": cells}
@@ -156,8 +153,6 @@ def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Generator[Pro
     shardings_of(abstract_params),
   )
   alive = kept + bytes_per_device((state, batch))
-  uae = sizes_lib.named_uae(config.model, built.processor, LoRA(config.lora.rank, config.lora.alpha))
-  latents_shape = uae.latents_shape(*config.data.largest_size)
   trajectory = yield Program(
     name,
     "rollout",
@@ -165,7 +160,7 @@ def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Generator[Pro
     (params, batch, key, placed((), jnp.int32, everywhere)),
     (False, True, True, False),
     alive,
-    window_trips(section.options, latents_shape),
+    window_trips(section.options, built.sizes.uae.latents_shape(*config.data.largest_size)),
   )
   rewards, _ = yield Program(
     name,
@@ -208,24 +203,6 @@ def cuts(config, name: str) -> dict[str, int]:
     if last in values:
       found[field] = values[last]
   return found
-
-
-def window_trips(options, latents_shape: tuple[int, ...]) -> tuple[float, ...]:
-  """Trip counts of the loops of `images.sample_sde`, with the window in the middle of its reach; empty without one.
-
-  The loops are the runs of steps with and without guidance before the window, then those after it.
-  """
-  if not hasattr(options, "window") or options.sampler == ODE:
-    return ()
-  levels = samplers.sigmas(options.sampler_steps, options.shift_at(latents_shape))
-  before, after = ode_steps(options.window_reach, options.window, options.sampler_steps)
-  start = (options.window_reach[0] + before[1]) / 2
-  stop = start + options.window
-  interval = options.guidance_interval
-  return (
-    *(max(0.0, min(last, start) - first) for first, last in spans(levels, interval, *before)),
-    *(max(0.0, last - max(first, stop)) for first, last in spans(levels, interval, *after)),
-  )
 
 
 def shardings_of(tree):

@@ -29,6 +29,7 @@ class Built:
   Attributes:
     networks: graph definitions, prompts, embedders.
     processor: tokenizer and image processor.
+    sizes: sizes of all networks.
     abstract_params: nested dict of `ShapeDtypeStruct`s with shardings.
     buffers: paths of stored constants, which no stage trains.
     init: key -> random parameters with the structure of `abstract_params`.
@@ -37,6 +38,7 @@ class Built:
 
   networks: Networks
   processor: Processor
+  sizes: Sizes
   abstract_params: dict
   buffers: frozenset[str]
   init: Callable[[jax.Array], dict]
@@ -100,6 +102,7 @@ def build(config, sizes: Sizes, processor: Processor, mesh: Mesh) -> Built:
   return Built(
     networks=Networks(graphdef, prompts, embedders),
     processor=processor,
+    sizes=sizes,
     abstract_params=abstract,
     buffers=buffers,
     init=init,

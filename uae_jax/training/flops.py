@@ -13,13 +13,13 @@ class Program:
 
   Args:
     function: function of arrays to jit.
-    while_trips: assumed trip count of every `while_loop`, an upper bound; a trace does not contain it.
+    trips: see `matrix_flops`.
     **options: passed to `jax.jit`.
   """
 
-  def __init__(self, function: Callable, *, while_trips: int = 1, **options):
+  def __init__(self, function: Callable, *, trips: Sequence[float] = (), **options):
     self._jitted = jax.jit(function, **options)
-    self._while_trips = while_trips
+    self._trips = tuple(trips)
     self._flops_of: dict[tuple, float] = {}
     self._flops = 0.0
 
@@ -33,7 +33,7 @@ class Program:
     shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(args))
     if shapes not in self._flops_of:
       # The trace is cached: the call below does not trace again.
-      self._flops_of[shapes] = matrix_flops(self._jitted.trace(*args).jaxpr.jaxpr, self._while_trips)
+      self._flops_of[shapes] = matrix_flops(self._jitted.trace(*args).jaxpr.jaxpr, iter(self._trips))
     self._flops = self._flops_of[shapes]
     return self._jitted(*args)
 
@@ -52,15 +52,21 @@ class Composed:
     return self._function(*args)
 
 
-def matrix_flops(jaxpr: core.Jaxpr, while_trips: int = 1) -> float:
+def matrix_flops(jaxpr: core.Jaxpr, trips: Iterator[float] | None = None) -> float:
   """Counts multiplications and additions of all matrix products and convolutions, on all devices together.
 
   Rematerialized computations count every time they run. Of the branches of a `cond`, the most expensive one counts.
+  A decode loop counts with its longest length.
+
+  Args:
+    jaxpr: the trace.
+    trips: trip counts of the while loops whose bound is not in the trace, in program order; 1 once exhausted.
   """
-  return sum(equation_flops(equation, while_trips) for equation in jaxpr.eqns)
+  trips = iter(()) if trips is None else trips
+  return sum(equation_flops(equation, trips) for equation in jaxpr.eqns)
 
 
-def equation_flops(equation: core.JaxprEqn, while_trips: int = 1) -> float:
+def equation_flops(equation: core.JaxprEqn, trips: Iterator[float] | None = None) -> float:
   """Counts the multiplications and additions of one equation and of the jaxprs in its parameters."""
   name, params = equation.primitive.name, equation.params
   if name == "dot_general":
@@ -73,8 +79,8 @@ def equation_flops(equation: core.JaxprEqn, while_trips: int = 1) -> float:
     # A dilated input is mostly zeros that nothing needs to multiply.
     return math.prod(_shape(equation.outvars[0])) * per_point / math.prod(params["lhs_dilation"])
   if name == "cond":
-    return max(matrix_flops(branch.jaxpr, while_trips) for branch in params["branches"])
-  return _repeats(name, params, while_trips) * sum(matrix_flops(inner, while_trips) for inner in inner_jaxprs(params))
+    return max(matrix_flops(branch.jaxpr, trips) for branch in params["branches"])
+  return _repeats(name, params, trips) * sum(matrix_flops(inner, trips) for inner in inner_jaxprs(params))
 
 
 def _shape(value: core.Var | core.Literal) -> tuple[int, ...]:
@@ -84,17 +90,25 @@ def _shape(value: core.Var | core.Literal) -> tuple[int, ...]:
   return value.aval.shape
 
 
-def _repeats(name: str, params: dict, while_trips: int) -> int:
+def _repeats(name: str, params: dict, trips: Iterator[float] | None) -> float:
   """Returns how often an equation runs the jaxprs in its parameters."""
   if name == "scan":
     return params["length"]
   if name == "while":
-    return while_trips
+    return loop_bound(params["cond_jaxpr"].jaxpr) or next(trips or iter(()), 1.0)
   if name == "shard_map":  # Its body is the program of one device.
     return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
   if name == "pallas_call":
     return math.prod(params["grid_mapping"].grid)
   return 1
+
+
+def loop_bound(condition: core.Jaxpr) -> int | None:
+  """N if the loop condition contains `counter < N` with a literal N, else None."""
+  for equation in condition.eqns:
+    if equation.primitive.name == "lt" and isinstance(equation.invars[1], core.Literal):
+      return int(equation.invars[1].val)
+  return None
 
 
 def inner_jaxprs(params: dict) -> Iterator[core.Jaxpr]:

@@ -1,6 +1,6 @@
 """Builds a stage of a run, ready to train: its jitted step, its first state, and the function that finishes it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -27,6 +27,7 @@ from uae_jax.training.placement import state_shardings
 from uae_jax.training.rl import external, pieces
 from uae_jax.training.rl.host_rewards import HostReward
 from uae_jax.training.rl.phases import Phases, phase_keys
+from uae_jax.training.rl.sde_policy import window_trips
 from uae_jax.training.stages import spec
 from uae_jax.training.stages.spec import StageSpec
 from uae_jax.training.state import State, create, release
@@ -88,15 +89,13 @@ def make_stage(config: Experiment, name: str, built: Built, params: dict, seed: 
   places = state_shardings(jax.eval_shape(init, params, key), params, mesh)
   state = jax.jit(init, out_shardings=places)(params, key)
   release(params, given)  # the state has its own copy
-  # The decode loop is the only one whose length depends on the data.
-  while_trips = getattr(section.options, "max_new_tokens", config.data.caption_tokens)
   step: Program | Composed
   if phases is not None:
-    step = phased_step(phases, places, while_trips=while_trips)
+    shape = built.sizes.uae.latents_shape(*config.data.largest_size)
+    step = phased_step(phases, places, trips=window_trips(section.options, shape))
   else:
     step = Program(
       supervised_step(config, name, built, optimizer),
-      while_trips=while_trips,
       donate_argnums=0,
       out_shardings=(places, None),
     )
@@ -174,7 +173,7 @@ def _metadata_of(data: DataOptions) -> Callable[[int], dict]:
   return lambda index: opened().metadata(index)
 
 
-def phased_step(phases: Phases, places: State | None = None, *, while_trips: int = 1) -> Composed:
+def phased_step(phases: Phases, places: State | None = None, *, trips: Sequence[float] = ()) -> Composed:
   """Composes the phases of an RL step, each jitted and timed separately; some rewards are computed on the host.
 
   Rollout and reward run once per piece of the prompts. The rewards on the host begin when their piece is generated, and
@@ -183,9 +182,9 @@ def phased_step(phases: Phases, places: State | None = None, *, while_trips: int
   Args:
     phases: phases of the stage.
     places: shardings of the state; None leaves them to the compiler.
-    while_trips: maximum length of the decode loop, for the count of FLOPs.
+    trips: trip counts of the loops of the rollout whose bound is not in its trace, for the count of FLOPs.
   """
-  rollout, advantages = Program(phases.rollout, while_trips=while_trips), Program(phases.advantages)
+  rollout, advantages = Program(phases.rollout, trips=trips), Program(phases.advantages)
   measure: Callable = phases.reward
   if phases.host_rewards:
     if phases.reward_and_inputs is None:

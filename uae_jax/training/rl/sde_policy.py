@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from uae_jax.algorithms import flow_grpo, samplers
 from uae_jax.algorithms.losses import sum_and_count
 from uae_jax.options import ImageObjective, UnderstandingForGenerationOptions
-from uae_jax.rollouts.images import replay, sample_sde
+from uae_jax.options.stages import ODE
+from uae_jax.rollouts.guidance_interval import spans
+from uae_jax.rollouts.images import ode_steps, replay, sample_sde
 from uae_jax.training.rl.pieces import piece_key
 from uae_jax.training.rl.policy import Fields, ImagePolicy, by_prompt, flat
 
@@ -73,6 +75,24 @@ def make_sampler(options: UnderstandingForGenerationOptions):
     )
 
   return sample
+
+
+def window_trips(options, latents_shape: Sequence[int]) -> tuple[float, ...]:
+  """Trip counts of the loops of `images.sample_sde`, with the window in the middle of its reach; empty without one.
+
+  The loops are the runs of steps with and without guidance before the window, then those after it.
+  """
+  if not hasattr(options, "window") or options.sampler == ODE:
+    return ()
+  levels = samplers.sigmas(options.sampler_steps, options.shift_at(latents_shape))
+  before, after = ode_steps(options.window_reach, options.window, options.sampler_steps)
+  start = (options.window_reach[0] + before[1]) / 2
+  stop = start + options.window
+  interval = options.guidance_interval
+  return (
+    *(max(0.0, min(last, start) - first) for first, last in spans(levels, interval, *before)),
+    *(max(0.0, last - max(first, stop)) for first, last in spans(levels, interval, *after)),
+  )
 
 
 def _sde(options: UnderstandingForGenerationOptions, latents_shape: Sequence[int]) -> dict:
