@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from uae_jax.models.prompts import Prompts, Questions
 from uae_jax.models.system import System
-from uae_jax.models.uae import UAE
+from uae_jax.models.uae import UAE, captioner_images
 from uae_jax.networks import Networks
+from uae_jax.options.sampling import DATASET
 from uae_jax.rollouts import captions, systems
 from uae_jax.rollouts.captions import Captions
 from uae_jax.rollouts.conditioning import Context, answer_context, encode_captions, encode_negative
@@ -46,6 +47,20 @@ def caption(
     repetition_penalty=repetition_penalty,
     questions=questions,
   )
+
+
+def caption_tokens(networks: Networks, params: dict, batch: dict, key: jax.Array, options) -> jax.Array:
+  """One caption per row of a batch, int32[B, L]: that of the data, or a sampled one, as `options.captions` says."""
+  if options.captions == DATASET:
+    return batch["tokens"]
+  return caption(
+    networks.uae(params),
+    networks.prompts,
+    captioner_images(batch),
+    key,
+    max_new_tokens=options.max_new_tokens,
+    **options.token_sampling,
+  ).tokens[:, 0]
 
 
 def condition(

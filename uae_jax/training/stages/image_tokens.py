@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from uae_jax.models.janus.system import JanusSystem
-from uae_jax.models.uae import captioner_images, to_pixels, to_signed
+from uae_jax.models.uae import to_pixels, to_signed
 from uae_jax.networks import Networks
 from uae_jax.options import AdvantageOptions, Experiment, ReferenceOptions, TokenObjective, UpdateOptions
 from uae_jax.options.image_tokens import ImageTokenOptions
@@ -65,23 +65,10 @@ class _Stage:
   token_update: TokenUpdate
   ensemble: Ensemble
 
-  def caption_tokens(self, params, batch, key):
-    if self.options.captions == DATASET:
-      return batch["tokens"]
-    sampled = reconstruct.caption(
-      self.networks.uae(params),
-      self.networks.prompts,
-      captioner_images(batch),
-      key,
-      max_new_tokens=self.options.max_new_tokens,
-      **self.options.token_sampling,
-    )
-    return sampled.tokens[:, 0]
-
   def rollout(self, params, batch, key, step, piece=None):
     del step  # This rollout has no schedule.
     caption_key, image_key = jax.random.split(key)
-    tokens = self.caption_tokens(params, batch, piece_key(caption_key, piece))
+    tokens = reconstruct.caption_tokens(self.networks, params, batch, piece_key(caption_key, piece), self.options)
     policy, prefix, _ = self.open_images(params, tokens, True)
     images = captions.sample_captions(
       policy,

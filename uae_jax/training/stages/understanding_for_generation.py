@@ -105,23 +105,9 @@ class _Stage:
     interval = self.options.guidance_interval
     return velocity_field(model, context.repeat(repeat), guidance=guidance, negative=negative, interval=interval)
 
-  def caption_tokens(self, params, batch, key):
-    if self.options.captions == DATASET:
-      return batch["tokens"]
-    model = self.networks.uae(params)
-    sampled = reconstruct.caption(
-      model,
-      self.networks.prompts,
-      captioner_images(batch),
-      key,
-      max_new_tokens=self.options.max_new_tokens,
-      **self.options.token_sampling,
-    )
-    return sampled.tokens[:, 0]
-
   def rollout(self, params, batch, key, step, piece=None):
     caption_key, noise_key, sample_key = jax.random.split(key, 3)
-    tokens = self.caption_tokens(params, batch, piece_key(caption_key, piece))
+    tokens = reconstruct.caption_tokens(self.networks, params, batch, piece_key(caption_key, piece), self.options)
     model = self.networks.uae(params)
     context, negative = reconstruct.condition(self.networks, params, captioner_images(batch), tokens, self.options)
     images = to_signed(batch["image"])
