@@ -178,5 +178,5 @@ def test_letters_of_answers(answer, expected):
 )
 def test_a_line_that_is_no_row_is_named(tmp_path, line):
   (tmp_path / "items.jsonl").write_text(f'{{"key": "a"}}\n{line}\n')
-  with pytest.raises(ValueError, match=r"items\.jsonl, line 2: not a row"):
+  with pytest.raises(ValueError, match=r"items\.jsonl, line 2: not the row of an item"):
     rows.whole(tmp_path)
