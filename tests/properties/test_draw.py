@@ -24,3 +24,11 @@ def test_rows_and_keys_are_drawn_apart():
   weights = jnp.ones((4, 256))
   one, other = (pick(weights, *uniform_pair(jax.random.key(i), (4,))) for i in range(2))
   assert len(set(one.tolist())) > 1 and one.tolist() != other.tolist()
+
+
+@pytest.mark.parametrize("vocabulary", [7, 256])
+def test_a_uniform_number_of_one_is_the_last_entry(vocabulary):
+  ones = jnp.ones((3,))
+  drawn = pick(jnp.ones((3, vocabulary)), ones, ones)
+  assert drawn.tolist() == [vocabulary - 1] * 3
+  assert pick(jnp.ones((3, vocabulary)), 0 * ones, 0 * ones).tolist() == [0] * 3

@@ -201,8 +201,8 @@ def pick(weights: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
 
   def invert(weights, uniform):
     cumulative = jnp.cumsum(weights, axis=-1)
-    # The last entry with a weight is taken for a uniform number of 1.
-    below = jnp.minimum(uniform, 1 - 2**-20)[..., None] * cumulative[..., -1:]
+    # The largest number that `jax.random.uniform` draws: 1 itself would be beyond the last entry.
+    below = jnp.minimum(uniform, 1 - 2**-23)[..., None] * cumulative[..., -1:]
     return jnp.sum(cumulative <= below, axis=-1, dtype=jnp.int32)
 
   num_groups = math.gcd(weights.shape[-1], 128)

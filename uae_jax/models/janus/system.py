@@ -9,7 +9,7 @@ import jax
 from uae_jax.layers import lora
 from uae_jax.models.janus.model import Janus, JanusConfig
 
-# Two uniform numbers choose a token: its group of codes, and the code in the group.
+# A token is drawn with two uniform numbers, one for its group of codes and one for the code in the group.
 NUMBERS_PER_TOKEN = 2
 
 
