@@ -12,6 +12,7 @@ import torch
 from transformers import JanusForConditionalGeneration
 
 from tests.janus_folder import GRID, SIDE, pictures, write_janus_folder
+from uae_jax import cli
 from uae_jax.api import UAE
 from uae_jax.commands import convert
 from uae_jax.data import processors
@@ -92,6 +93,18 @@ def test_options_of_diffusion_are_refused(ours):
     ours.generate(["a"], height=48, width=48)
   with pytest.raises(ValueError, match="velocity: images of this model are tokens"):
     ours.velocity(jnp.zeros((1, 6, 6, 2)), jnp.zeros(1), jnp.zeros((1, 4, 48)))
+
+
+def test_a_suite_of_images(folder, theirs, tmp_path):
+  prompts = tmp_path / "prompts.txt"
+  prompts.write_text("a red circle\na small blue square\n")
+  model, out = f"--model={folder}", tmp_path / "out"
+  assert (
+    cli.run(["evaluate", "--suite=diversity", model, f"--prompts={prompts}", f"--out={out}/images", "--samples=2"]) == 0
+  )
+  settings = json.loads((out / "images" / "results.json").read_text())["settings"]
+  assert (settings["sampler"], settings["steps"], settings["shift"]) == ("tokens", GRID**2, 1.0)
+  assert settings["negative_prompt"] == ""
 
 
 @pytest.mark.parametrize("to", ["orbax", "huggingface"])

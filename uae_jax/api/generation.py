@@ -121,7 +121,8 @@ class Generation(Loaded):
 
     Args:
       prompts: B texts.
-      steps: number of Euler steps; by default that of the weights (official: 40).
+      steps: number of Euler steps; by default that of the weights (official: 40). A model that generates images token
+        by token has no other than its own, and no `guidance_interval`.
       guidance: scale of classifier-free guidance, 1 disables it; by default that of the weights (official: 5).
       height: height of the images in pixels; by default that of the weights (official: 1024).
       width: width of the images in pixels; same default.
@@ -141,9 +142,11 @@ class Generation(Loaded):
     prompts = checked_texts("prompts", prompts)
     if output not in ("pil", "array"):
       raise ValueError(f"output = {output!r}: expected 'pil' or 'array'")
-    for name, field, value in (("steps", "sampler_steps", steps), ("guidance_interval",) * 2 + (guidance_interval,)):
-      if value is not None and field in self._config.inert_options:
-        raise ValueError(f"{name} = {value}: this model generates images token by token, remove it")
+    if self._config.generates_by_captioner:
+      if steps not in (None, self.inference.steps):
+        raise ValueError(f"steps = {steps}: this model generates images token by token, remove it")
+      if guidance_interval is not None and tuple(guidance_interval) != self.inference.guidance_interval:
+        raise ValueError(f"guidance_interval = {guidance_interval}: this model guides every token, remove it")
     steps, guidance = or_default(steps, self.inference.steps), or_default(guidance, self.inference.guidance)
     if guidance_interval is None:
       guidance_interval = EVERYWHERE if guidance == 1.0 else self.inference.guidance_interval

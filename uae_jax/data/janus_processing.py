@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from PIL import Image
 
@@ -15,7 +15,7 @@ from uae_jax import json_files
 from uae_jax.data import chat_template as templates
 from uae_jax.data import processor_files
 from uae_jax.data.images import ImageSource, read_image
-from uae_jax.data.processing import Processor
+from uae_jax.data.processing import QUESTION, Processor
 
 DEEPSEEK = "VLMImageProcessor"
 IMAGE_PROCESSORS = ("JanusImageProcessor", DEEPSEEK)
@@ -57,6 +57,12 @@ class JanusProcessor(Processor):
   # Templates of Janus strip the text of a message.
   text_mark: ClassVar[str] = templates.TEXT.strip()
   generation_role: ClassVar[str] = "user"
+
+  @classmethod
+  def from_folder(cls, path: str | Path, *, question: str = QUESTION, negative_prompt: str = "") -> Self:
+    """As of `Processor`; there is no negative prompt of words."""
+    del negative_prompt
+    return super().from_folder(path, question=question, negative_prompt="")
 
   @classmethod
   def read_template(cls, path: Path, tokenizer: Any) -> str:

@@ -65,7 +65,7 @@ def images(given: Mapping[str, Any], uae: Any) -> dict[str, Any]:
     "guidance": guidance,
     "guidance_interval": [float(limit) for limit in interval],
     "shift": default.shift,
-    "sampler": "euler",
+    "sampler": default.sampler,
     "negative_prompt": uae.processor.negative_prompt,
     "text_tower": default.text_tower,
   }

@@ -160,6 +160,8 @@ def of_run(workdir: Path, config: Experiment, built: Built, model_sizes: sizes.S
   """
   is_small_world, evaluation = sizes.find(config.model).trains_from_scratch, config.evaluation
   # A small-world model is trained on the distribution of all tokens, and its processor says nothing.
+  uae, side = model_sizes.uae, config.data.image_px
+  is_by_token = uae.generates_by_captioner
   kept = {} if is_small_world else processor_files.kept_tokens(workdir / PROCESSOR)
   return LoadedUAE(
     config=model_sizes.uae,
@@ -170,12 +172,13 @@ def of_run(workdir: Path, config: Experiment, built: Built, model_sizes: sizes.S
     inference=InferenceSettings(
       text_tower=evaluation.text_tower,
       is_small_world=is_small_world,
-      resolution_px=config.data.image_px,
+      resolution_px=side,
       guidance=evaluation.guidance,
       guidance_interval=evaluation.guidance_interval,
-      steps=evaluation.sampler_steps,
+      steps=uae.decoder_tokens(side, side) if is_by_token else evaluation.sampler_steps,
+      sampler="tokens" if is_by_token else "euler",
       max_new_tokens=evaluation.max_new_tokens,
-      shift=evaluation.shift_at(model_sizes.uae.latents_shape(config.data.image_px, config.data.image_px)),
+      shift=1.0 if is_by_token else evaluation.shift_at(uae.latents_shape(side, side)),
       repetition_penalty=processor_files.repetition_penalty(workdir / PROCESSOR),
       **kept,
     ),

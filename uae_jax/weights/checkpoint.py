@@ -31,7 +31,8 @@ class InferenceSettings:
     resolution_px: side of a generated image, in pixels.
     guidance: scale of classifier-free guidance; 1 disables it.
     guidance_interval: noise levels (low, high] with guidance.
-    steps: Euler steps per image.
+    steps: Euler steps per image, or its tokens.
+    sampler: "euler", or "tokens" for a model that generates images token by token.
     max_new_tokens: maximum number of tokens per caption.
     shift: shift of the noise schedule toward noise; 1 disables it.
     repetition_penalty: penalty on logits of tokens that the question or the caption already contains; 1 disables it.
@@ -46,6 +47,7 @@ class InferenceSettings:
   guidance: float = 5.0
   guidance_interval: tuple[float, float] = EVERYWHERE
   steps: int = 40
+  sampler: str = "euler"
   max_new_tokens: int = 512
   shift: float = 3.0
   repetition_penalty: float = 1.0

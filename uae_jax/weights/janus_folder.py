@@ -30,7 +30,7 @@ from uae_jax.weights.tensor_files import open_folder, spec_of, write_folder
 
 TRANSFORMERS, DEEPSEEK = "janus", "multi_modality"
 # Generation by the official code: no truncation, guidance 5.
-SETTINGS = InferenceSettings(resolution_px=384, guidance=5.0)
+SETTINGS = InferenceSettings(guidance=5.0, sampler="tokens", shift=1.0)
 STEM, TORCH_STEM = "model", "pytorch_model"
 
 
@@ -134,6 +134,7 @@ def _inference(folder: Path, config: JanusSystemConfig) -> InferenceSettings:
   return dataclasses.replace(
     SETTINGS,
     resolution_px=config.captioner.vision.image_px,
+    steps=config.captioner.num_image_tokens,
     repetition_penalty=processor_files.repetition_penalty(folder),
     **processor_files.kept_tokens(folder),
   )
