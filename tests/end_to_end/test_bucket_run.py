@@ -85,9 +85,10 @@ def test_a_size_that_the_decoder_cannot_make_is_refused(data, size):
 )
 def test_a_stage_trains_on_batches_of_several_shapes(data, name):
   made = config(dataclasses.replace(data, buckets=SIZES[:2], max_bad_fraction=0.4), name)
-  mesh = rl_world.mesh()
+  # Made outside of the mesh, because other tests use the same parameters on one device.
+  mesh, params = rl_world.mesh(), rl_world.params()
   with jax.set_mesh(mesh):
-    stage = make_stage(made, name, rl_world.built(), rl_world.params(), seed=1)
+    stage = make_stage(made, name, rl_world.built(), params, seed=1)
     batches = Batches(made, name, rl_world.built().processor, mesh, seed=0)
     state, shapes = stage.state, set()
     for _ in range(2):
