@@ -4,15 +4,18 @@ import base64
 from collections import defaultdict
 from collections.abc import Iterator
 import contextlib
+import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
 from pathlib import Path
 import threading
+import time
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import google_crc32c
 
 BUCKET = "pictures"
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 
 class ObjectStore:
@@ -20,8 +23,8 @@ class ObjectStore:
 
   Attributes:
     objects: name -> (content, generation).
-    faults: name -> HTTP statuses that the next downloads of the object get; -1 cuts the answer short. For the name ""
-      they are those of the next lists.
+    faults: name -> HTTP statuses that the next downloads of the object get; -1 cuts the answer short, and -2 gives none
+      for a second. For the name "" they are those of the next lists.
     downloads: names of the objects that were sent.
   """
 
@@ -32,7 +35,8 @@ class ObjectStore:
     self._generation = 1_700_000_000_000_000
 
   def put(self, name: str, content: bytes) -> None:
-    self._generation += 1
+    # Microseconds, as in Google's storage; two writes never have the same one.
+    self._generation = max(self._generation + 1, round(time.time() * 1e6))
     self.objects[name] = content, self._generation
 
   def upload(self, folder: Path, prefix: str) -> None:
@@ -43,7 +47,8 @@ class ObjectStore:
   def info(self, name: str) -> dict:
     content, generation = self.objects[name]
     crc = base64.b64encode(google_crc32c.Checksum(content).digest()).decode()
-    return {"name": name, "bucket": BUCKET, "size": str(len(content)), "generation": str(generation), "crc32c": crc}
+    about = {"name": name, "bucket": BUCKET, "size": str(len(content)), "generation": str(generation), "crc32c": crc}
+    return about | {"updated": datetime.datetime.fromtimestamp(generation / 1e6, datetime.UTC).strftime(TIME_FORMAT)}
 
   @contextlib.contextmanager
   def serve(self) -> Iterator[str]:
@@ -70,6 +75,10 @@ class ObjectStore:
         is_download = query.get("alt") == ["media"]
         faults = store.faults[name] if is_download or not name else []
         status = faults.pop(0) if faults else 200
+        if status == -2:
+          time.sleep(1.0)
+          self.close_connection = True
+          return
         if bucket != BUCKET or (name and name not in store.objects):
           status = 404
         if status not in (-1, 200):
@@ -81,7 +90,9 @@ class ObjectStore:
         elif is_download:
           store.downloads.append(name)
           content = store.objects[name][0]
-          self.answer(200, content[: len(content) // 2] if status < 0 else content, len(content))
+          start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+          content = content[start:]
+          self.answer(206 if start else 200, content[: len(content) // 2] if status < 0 else content, len(content))
           self.close_connection = status < 0
         else:
           self.answer(200, json.dumps(store.info(name)).encode())

@@ -6,7 +6,7 @@ default ones of Google Cloud, and none where `STORAGE_EMULATOR_HOST` names an em
 """
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import fcntl
@@ -14,6 +14,7 @@ import glob
 import os
 from pathlib import Path
 import re
+import tempfile
 import threading
 from typing import Any
 
@@ -24,6 +25,9 @@ from uae_jax.files import BUCKET, cache_folder, is_in_cloud
 EMULATOR_VARIABLE = "STORAGE_EMULATOR_HOST"
 NUM_DOWNLOADS = 16
 TIMEOUT_SECONDS = 60.0
+# Somebody waits for an outline: it gives up sooner, and reads no more than this of the end of an object.
+OUTLINE_TIMEOUT_SECONDS = 5.0
+OUTLINE_END_BYTES = 2**20
 # Larger objects are read in parts at the same time, which takes one request more.
 PARTS_FROM_BYTES = 100 * 2**20
 
@@ -106,6 +110,47 @@ def fetch_missing(path: Path) -> bool:
   return info["type"] == "file"
 
 
+@contextlib.contextmanager
+def outline(address: str, read: Collection[str]) -> Iterator[Path]:
+  """Yields a folder of this machine that looks like one of a bucket, for what reads names, times and ends of files.
+
+  Its files have the sizes and times of the objects, and no content but for the last MiB of some; the rest reads as
+  zeros and takes no space on the disk. It is gone afterwards.
+
+  Args:
+    address: `gs://BUCKET/NAME` of a folder.
+    read: names of the files, in any folder, of which the end is read.
+
+  Raises:
+    FileNotFoundError: there is no such folder.
+    ValueError: the bucket cannot be read; the message names the address.
+  """
+  name = _name(address)
+  objects = {path: info for path, info in _list(name, OUTLINE_TIMEOUT_SECONDS).items() if path != name}
+  if not objects:
+    raise FileNotFoundError(f"gs://{name}: no such folder in the bucket")
+  with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(NUM_DOWNLOADS) as pool:
+    ends = {path: pool.submit(_end, path, info) for path, info in objects.items() if path.rpartition("/")[2] in read}
+    for path, info in objects.items():
+      copy = Path(folder) / _copy_of(path).relative_to(cache() / name)
+      start, content = ends[path].result() if path in ends else (int(info["size"]), b"")
+      copy.parent.mkdir(parents=True, exist_ok=True)
+      with copy.open("wb") as stream:
+        stream.truncate(start)
+        stream.seek(start)
+        stream.write(content)
+      os.utime(copy, (info["mtime"].timestamp(),) * 2)
+    yield Path(folder)
+
+
+def _end(name: str, info: Mapping[str, Any]) -> tuple[int, bytes]:
+  """The last bytes of an object, and where they begin."""
+  start = max(0, int(info["size"]) - OUTLINE_END_BYTES)
+  with _reported(name):
+    # An empty object has no range that could be asked for.
+    return start, _file_system(OUTLINE_TIMEOUT_SECONDS).cat_file(name, start=start or None)
+
+
 def _name(address: str) -> str:
   """`BUCKET/NAME` of an address.
 
@@ -159,20 +204,20 @@ def _locked(bucket: str) -> Iterator[None]:
     yield
 
 
-def _file_system() -> Any:
+def _file_system(timeout: float = TIMEOUT_SECONDS) -> Any:
   try:
     from gcsfs.core import GCSFileSystem
   except ImportError as error:
     raise ValueError("gs:// needs the package gcsfs: pip install 'uae_jax[gcs]'") from error
   # Made anew each time, as a process that was forked may not use the one of its parent; gcsfs keeps one per process.
   token = "anon" if os.environ.get(EMULATOR_VARIABLE) else None
-  return GCSFileSystem(token=token, use_listings_cache=False, requests_timeout=TIMEOUT_SECONDS)
+  return GCSFileSystem(token=token, use_listings_cache=False, requests_timeout=timeout)
 
 
-def _list(name: str) -> Mapping[str, dict]:
+def _list(name: str, timeout: float = TIMEOUT_SECONDS) -> Mapping[str, dict]:
   """The objects that a name stands for: `BUCKET/NAME` -> what the bucket says about it."""
   with _reported(name):
-    files = _file_system()
+    files = _file_system(timeout)
     found = (files.glob if glob.has_magic(name) else files.find)(name, detail=True)
   # Objects that end with a slash stand for empty folders.
   return {path: info for path, info in found.items() if info["type"] == "file" and not info["name"].endswith("/")}
@@ -254,4 +299,6 @@ def _reported(name: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
+  if isinstance(error, TimeoutError):
+    return "it does not answer"
   return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -17,6 +17,7 @@ import pytest
 
 from tests.object_store import ObjectStore
 from tests.processors import processor_of
+from tests.properties.test_operations import write_run
 from uae_jax import cli, cloud_storage, embedders
 from uae_jax.commands import command_line
 from uae_jax.data.pipeline import make_dataset
@@ -255,6 +256,70 @@ def test_processor_and_weights_are_read_from_a_bucket(store, tmp_path):
     initial.weights_folder("gs://pictures/no")
   with pytest.raises(FileNotFoundError, match="gs://pictures/no: no such object"):
     embedders.load("clip", "gs://pictures/no")
+
+
+def printed(argv, capsys):
+  """Exit code, stdout and stderr of a command."""
+  capsys.readouterr()  # what was said before, such as a progress bar
+  code = cli.main(argv)
+  return code, *capsys.readouterr()
+
+
+def test_status_of_runs_in_a_bucket_is_that_of_local_ones(store, tmp_path, capsys):
+  local = tmp_path / "runs"
+  for steps in (20, 40):
+    write_run(local / str(steps), steps)
+    params = local / str(steps) / "checkpoints" / "pretrain" / "15" / "params"
+    params.mkdir(parents=True)
+    (params / "d").write_bytes(b"")
+  with (local / "40" / "metrics.jsonl").open("r+b") as file:  # longer than what is read of it
+    lines = file.read()
+    file.seek(0)
+    file.write(b'{"stage": "other", "step": 1, "round": 0}\n' * 30_000 + lines)
+  store.upload(local, "runs")
+  _, wanted, _ = printed(["status", "--json", str(local)], capsys)
+  code, found, errors = printed(["status", "--json", "gs://pictures/runs/"], capsys)
+  wanted, found = (
+    [
+      {name: value for name, value in run.items() if name not in ("idle_seconds", "goodput")}
+      for run in json.loads(text)
+    ]
+    for text in (wanted, found)
+  )
+  assert (code, errors) == (0, "") and len(found) == 2 and found[0]["last_save"] == 15
+  assert found == [
+    run | {"workdir": f"gs://pictures/runs/{steps}"} for run, steps in zip(wanted, (20, 40), strict=True)
+  ]
+  assert {name.rpartition("/")[2] for name in store.downloads} == {"config.json", "starts.jsonl", "metrics.jsonl"}
+  store.downloads.clear()
+  code, found, _ = printed(["status", "gs://pictures/runs/40"], capsys)
+  assert code == 0 and "gs://pictures/runs/40  evaluating  pretrain  40/" in found
+
+
+def test_times_of_a_run_in_a_bucket_are_those_of_its_objects(store, tmp_path, capsys):
+  write_run(tmp_path / "run", 20)
+  store.upload(tmp_path / "run", "run")
+  store.objects = {name: (content, generation - 30_000_000) for name, (content, generation) in store.objects.items()}
+  (run,) = json.loads(printed(["status", "--json", "gs://pictures/run"], capsys)[1])
+  assert run["idle_seconds"] == pytest.approx(30, abs=5)
+  assert run["goodput"] == pytest.approx(20 * 2.0 / (100.0 - 30.0), rel=0.1)
+
+
+def test_a_run_in_a_bucket_that_cannot_be_read_does_not_hide_the_others(store, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(cloud_storage, "OUTLINE_TIMEOUT_SECONDS", 0.5)
+  write_run(tmp_path / "run", 20)
+  store.upload(tmp_path / "run", "runs/run")
+  store.put("runs/torn/config.json", b'{"seed": ')
+  code, found, errors = printed(["status", "gs://pictures/runs", "gs://pictures/no", str(tmp_path)], capsys)
+  assert code == 1 and found.count(" pretrain ") == 2
+  assert errors.splitlines() == [
+    "uae-jax status: error: gs://pictures/runs/torn/config.json: not JSON (Expecting value: line 1 column 10 (char 9))",
+    "uae-jax status: error: gs://pictures/no: no such folder in the bucket",
+  ]
+  store.faults[""] = [-2]
+  code, found, errors = printed(["status", "gs://pictures/runs"], capsys)
+  assert (code, found) == (1, "") and errors.count("\n") == 1
+  assert "gs://pictures/runs: cannot be read (it does not answer)" in errors
 
 
 @pytest.mark.slow

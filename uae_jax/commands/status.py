@@ -1,11 +1,19 @@
 """`uae-jax status`: how far runs are, how fast, and how much of their time was useful."""
 
 import argparse
+import contextlib
+import dataclasses
 import json
 from pathlib import Path
 import sys
+from typing import TYPE_CHECKING
 
+from uae_jax import cloud_storage
 from uae_jax.commands.command_line import Parser, path
+from uae_jax.files import is_in_cloud
+
+if TYPE_CHECKING:
+  from uae_jax.report.progress import Progress
 
 COLUMNS = ("run", "state", "stage", "step", "steps/s", "stage ends in", "idle", "saved", "restarts", "goodput")
 
@@ -17,38 +25,59 @@ def parser() -> Parser:
     "checkpoint, restarts, and goodput (useful seconds per wall second). Reads only the ends of long files.",
   )
   parser.add_argument(
-    "workdirs", nargs="+", type=path, metavar="WORKDIR", help="workdir of a run, or a folder of workdirs"
+    "workdirs",
+    nargs="+",
+    type=folder_or_address,
+    metavar="WORKDIR",
+    help="workdir of a run, or a folder of workdirs, here or in a bucket (gs://BUCKET/NAME)",
   )
   parser.add_argument("--json", action="store_true", help="print a JSON list instead")
   return parser
 
 
+def folder_or_address(text: str) -> str:
+  """The type of a path of this machine, or of an address gs://BUCKET/NAME."""
+  return text.rstrip("/") if is_in_cloud(text) else str(path(text))
+
+
 def main(argv: list[str]) -> int:
   arguments = parser().parse_args(argv)
-
-  from uae_jax.report.progress import read_progress
-
-  runs, num_unreadable = [], 0
-  for workdir in [workdir for name in arguments.workdirs for workdir in expand(name)]:
-    try:
-      runs.append(read_progress(workdir))
-    except ValueError as error:  # the other runs are shown all the same
-      num_unreadable += 1
-      print(f"uae-jax status: error: {error}", file=sys.stderr)
+  runs: list[Progress] = []
+  errors: list[str] = []
+  for place in arguments.workdirs:
+    read(place, runs, errors)
+  for error in errors:
+    print(f"uae-jax status: error: {error}", file=sys.stderr)
   if arguments.json:
-    import dataclasses
-
     print(json.dumps([dataclasses.asdict(run) for run in runs], indent=1))
   else:
     rows = [row(run) for run in runs]
     widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
-    for cells in (COLUMNS, *rows):
+    for cells in (COLUMNS, *rows) if rows else ():
       print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
-  return 1 if num_unreadable else 0
+  return 1 if errors else 0
 
 
-def expand(folder: Path) -> list[Path]:
-  """The folder itself if it is a workdir, else the workdirs in it.
+def read(place: str, runs: list["Progress"], errors: list[str]) -> None:
+  """Adds the progress of all runs of a folder or address to `runs`, and what could not be read to `errors`."""
+  from uae_jax.report.progress import FILES_READ, read_progress
+
+  try:
+    with (
+      cloud_storage.outline(place, FILES_READ) if is_in_cloud(place) else contextlib.nullcontext(Path(place))
+    ) as folder:
+      for workdir in expand(folder, place):
+        try:
+          run = read_progress(workdir)
+          runs.append(dataclasses.replace(run, workdir=run.workdir.replace(str(folder), place, 1)))
+        except ValueError as error:  # the other runs are shown all the same
+          errors.append(str(error).replace(str(folder), place))
+  except (ValueError, FileNotFoundError) as error:  # of the bucket
+    errors.append(str(error))
+
+
+def expand(folder: Path, place: str) -> list[Path]:
+  """The folder itself if it is a workdir, else the workdirs in it; place: its name in messages.
 
   Raises:
     ValueError: there is none.
@@ -57,12 +86,12 @@ def expand(folder: Path) -> list[Path]:
     return [folder]
   found = sorted(file.parent for file in folder.glob("*/config.json"))
   if not found:
-    raise argparse.ArgumentError(None, f"{folder}: neither the workdir of a run nor a folder of workdirs")
+    raise argparse.ArgumentError(None, f"{place}: neither the workdir of a run nor a folder of workdirs")
   return found
 
 
-def row(run) -> tuple[str, ...]:
-  """The cells of a run, in the order of COLUMNS; run: `report.progress.Progress`."""
+def row(run: "Progress") -> tuple[str, ...]:
+  """The cells of a run, in the order of COLUMNS."""
   from uae_jax.report.charts import duration
 
   def shown(value, text: str) -> str:

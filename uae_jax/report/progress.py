@@ -10,6 +10,8 @@ from uae_jax.files import append_line
 from uae_jax.options import Experiment, read_config
 
 STARTS_FILE = "starts.jsonl"
+# The files that `read_progress` opens; of all others it only asks whether they are there, and since when.
+FILES_READ = ("config.json", STARTS_FILE, metrics_file.METRICS_FILE)
 
 
 @dataclasses.dataclass(frozen=True)
