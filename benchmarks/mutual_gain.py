@@ -5,13 +5,15 @@ python -m benchmarks.mutual_gain --out=runs/mutual_gain --minutes=60 --cells='th
 python -m benchmarks.mutual_gain --show=docs/results/mutual_gain.json                   the tables
 
 Every cell is an ordinary run of `uae-jax train`, in OUT/seed-SEED/CELL. The command continues where it stopped: runs
-resume, and a measured cell is not measured again. Cells that have not been measured are absent from the results. Flags
-such as --config.captioner.total_steps=100 are passed on to every run.
+resume, and a measured cell is not measured again. Cells that have not been measured are absent from the results. A
+results file that exists keeps its other cells, so that seeds of several machines come together. Flags such as
+--config.captioner.total_steps=100 are passed on to every run.
 """
 
 import argparse
 from collections.abc import Mapping, Sequence
 import fnmatch
+import hashlib
 import json
 from pathlib import Path
 import subprocess
@@ -75,6 +77,30 @@ def _seconds(workdir: Path) -> float:
   """Seconds of training, over all restarts."""
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   return max(json.loads(line).get("seconds", 0.0) for line in lines)
+
+
+def recipe(flags: Sequence[str]) -> str:
+  """Identifies the configs of all cells and the flags: results of different recipes do not belong in one file."""
+  configs = [grid.get_config(cell).to_json(sort_keys=True) for cell in grid.CELLS]
+  return hashlib.sha256(json.dumps([configs, sorted(flags)]).encode()).hexdigest()[:16]
+
+
+def merged(results: Mapping, file: Path) -> dict:
+  """The results with the cells of a file of the same recipe that they lack.
+
+  Raises:
+    ValueError: the file has another recipe.
+  """
+  if not file.exists():
+    return dict(results)
+  before = json.loads(file.read_text())
+  if before["recipe"] != results["recipe"]:
+    raise ValueError(f"{file} has results of another recipe: name another file with --results, or remove it")
+  found = dict(before["cells"])
+  for seed, cells in results["cells"].items():
+    found[seed] = found.get(seed, {}) | cells
+  ordered = sorted(found, key=int)
+  return {**results, "seeds": [int(seed) for seed in ordered], "cells": {seed: found[seed] for seed in ordered}}
 
 
 def collect(out: Path, seeds: Sequence[int]) -> dict:
@@ -148,9 +174,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   if not arguments.out or not cells:
     parser.error("name --out DIR, or --show FILE" if cells else f"--cells={arguments.cells}: no such cell")
   seeds = [int(seed) for seed in arguments.seeds.split(",")]
-  run(arguments.out, seeds, cells, arguments.images, arguments.minutes, flags)
-  results = collect(arguments.out, seeds)
   file = arguments.results or arguments.out / FILE
+  try:
+    merged({"recipe": recipe(flags), "cells": {}}, file)
+  except ValueError as error:
+    parser.error(str(error))
+  run(arguments.out, seeds, cells, arguments.images, arguments.minutes, flags)
+  results = merged({"recipe": recipe(flags), **collect(arguments.out, seeds)}, file)
   file.parent.mkdir(parents=True, exist_ok=True)
   write_whole(file, json.dumps(results, indent=1) + "\n")
   print(table(results))

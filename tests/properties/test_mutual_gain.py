@@ -69,14 +69,27 @@ def test_the_benchmark_resumes_and_reports_what_was_measured(trained, tmp_path, 
   assert gain["gain"] == pytest.approx(0.1) and np.isfinite(gain["standard_error"])
   assert "| third.one_pass | 0 | +0.100 ± 0.000 |" in capsys.readouterr().out
   trained.clear()
-  assert mutual_gain.main([f"--out={tmp_path}", "--seeds=0,1", "--cells=third.one_pass"]) == 0
+  assert mutual_gain.main([f"--out={tmp_path}", "--seeds=0,1", *arguments[2:]]) == 0
   assert {words[5] for words in trained} == {f"--workdir={tmp_path}/seed-1/{c}" for c in results["cells"]["0"]}
 
 
 def test_a_run_out_of_time_is_not_measured(trained, tmp_path, monkeypatch):
   monkeypatch.setattr(mutual_gain, "train", lambda words, seconds: False)
   assert mutual_gain.main([f"--out={tmp_path}", "--seeds=0", "--minutes=1"]) == 0
-  assert json.loads((tmp_path / "mutual_gain.json").read_text()) == {"seeds": [], "cells": {}}
+  results = json.loads((tmp_path / "mutual_gain.json").read_text())
+  assert results == {"recipe": mutual_gain.recipe([]), "seeds": [], "cells": {}}
+
+
+def test_results_of_two_machines_come_together(trained, tmp_path):
+  results = f"--results={tmp_path}/all.json"
+  for machine, seed in enumerate((2, 0)):
+    assert mutual_gain.main([f"--out={tmp_path / str(machine)}", f"--seeds={seed}", "--cells=third", results]) == 0
+  found = json.loads((tmp_path / "all.json").read_text())
+  assert found["seeds"] == [0, 2] and all(list(cells) == ["base", "third"] for cells in found["cells"].values())
+  trained.clear()
+  with pytest.raises(SystemExit):
+    mutual_gain.main([f"--out={tmp_path / '2'}", "--seeds=1", "--config.vae.total_steps=3", results])
+  assert not trained
 
 
 @pytest.mark.parametrize("flags", (["--cells=x*", "--out=x"], ["--seed=0", "--out=x"], []))
