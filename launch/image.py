@@ -15,8 +15,8 @@ import tempfile
 
 from launch import job as jobs
 from launch.commands import run
+from launch.job import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENTS = ROOT / "launch" / "requirements.txt"
 
 

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 import dataclasses
 import os
+from pathlib import Path
 import re
 import sys
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from launch import slices
 from launch.commands import LaunchError
 
+# The repository, of which the far side has a copy.
+ROOT = Path(__file__).resolve().parents[1]
 BUCKET_FOLDER = "/mnt/bucket"
 # Exit code of a run that saved on SIGTERM. XPK restarts on 127 to 255; JobSet and SkyPilot are configured for this one.
 PREEMPTED_EXIT_CODE = 143
@@ -253,7 +256,7 @@ def training_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, wo
       parser.error(f"{args.command} needs the flags of uae-jax train: --config=FILE --workdir=DIR")
     if given > 1:
       parser.error(f"--{field} is given {given} times: give it either before or after --")
-  if match := re.fullmatch(r"gs://([^/]*)(/.*)?", workdir(flags), re.DOTALL):
+  if match := re.fullmatch(r"gs://([^/]*)(/.*)?", value_of(flags, "workdir"), re.DOTALL):
     if getattr(args, "bucket", None) not in (None, match[1]):
       parser.error(f"--workdir is in the bucket {match[1]}, but --bucket says {args.bucket}")
     try:
@@ -266,22 +269,29 @@ def training_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, wo
   return flags
 
 
-def workdir(flags: Sequence[str]) -> str:
-  """The value of --workdir."""
-  return next(word.partition("=")[2] for word in flags if word.startswith("--workdir="))
+def value_of(flags: Sequence[str], field: str) -> str:
+  """The value of --config or --workdir."""
+  return next(word.partition("=")[2] for word in flags if word.startswith(f"--{field}="))
 
 
 def no_bucket(job: Job) -> str | None:
   """What is wrong with a workdir in the bucket's folder if no bucket is mounted there."""
-  if job.train and not job.bucket and f"{workdir(job.train)}/".startswith(f"{BUCKET_FOLDER}/"):
-    return f"--workdir={workdir(job.train)}: no bucket is mounted there: give --bucket=NAME, or --workdir=gs://NAME/..."
+  if job.train and not job.bucket and f"{value_of(job.train, 'workdir')}/".startswith(f"{BUCKET_FOLDER}/"):
+    return f"--workdir={value_of(job.train, 'workdir')}: no bucket is mounted there: give --bucket=NAME, or --workdir=gs://NAME/..."
   return None
 
 
 def warn_of_loss(job: Job) -> None:
   """Says that a workdir outside of the bucket is lost with the machine."""
-  if not f"{workdir(job.train)}/".startswith(f"{BUCKET_FOLDER}/"):
+  if not f"{value_of(job.train, 'workdir')}/".startswith(f"{BUCKET_FOLDER}/"):
     print(f"note: only what is under {BUCKET_FOLDER} outlives the slice, put --workdir there", file=sys.stderr)
+
+
+def warn_of_config(job: Job) -> None:
+  """Says that a config is not in the repository: the job would start on a slice that is paid for, and fail."""
+  file = value_of(job.train, "config").partition(":")[0]
+  if not os.path.isabs(file) and not (ROOT / file).exists():
+    print(f"note: there is no {file} in {ROOT}: the run fails unless its code has it", file=sys.stderr)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, Job]:
@@ -359,4 +369,6 @@ def main(
   args, job = parse(parser, sys.argv[1:] if argv is None else argv)
   if problem := check(args, job):
     parser.error(problem)
+  if job.train:
+    warn_of_config(job)
   return reported(parser.prog, lambda: execute(args, job), on_interrupt)

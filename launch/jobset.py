@@ -182,8 +182,7 @@ def apply(job: Job, args: argparse.Namespace) -> None:
   """
   kubectl = ["kubectl", f"--namespace={args.namespace}"]
   create, names = [*kubectl, "create", "--filename=-"], [f"jobset/{job.name}"]
-  if not args.dry_run:
-    print(job.shape.cost(job.num_slices), file=sys.stderr)
+  print(job.shape.cost(job.num_slices), file=sys.stderr)
   if job.local_env_names:
     values = dict.fromkeys(job.local_env_names, "...") if args.dry_run else job.local_env()
     run("secret", create, is_dry=args.dry_run, stdin=dump([secret(job, values)]))

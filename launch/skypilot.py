@@ -9,17 +9,14 @@ Checked with SkyPilot 0.14. The code is this folder as it is, uncommitted change
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 import sys
 
 from launch import job as jobs
 from launch.commands import LaunchError, run
 from launch.far_side import export_secrets, join
-from launch.job import BUCKET_FOLDER, PREEMPTED_EXIT_CODE, Job, Parser
+from launch.job import BUCKET_FOLDER, PREEMPTED_EXIT_CODE, ROOT, Job, Parser
 from launch.worker_scripts import INSTALL
 from launch.yaml_text import dump
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def task(job: Job) -> dict:
@@ -53,11 +50,11 @@ def launch(job: Job, args: argparse.Namespace) -> None:
   text = dump([task(job)])
   file = ROOT / "build" / f"{job.name}.sky.yaml"
   command = ["sky", "jobs", "launch", "--yes", "--detach-run", *(f"--secret={name}" for name in job.local_env_names)]
+  print(job.shape.cost(1), file=sys.stderr)
   if args.dry_run:
     print(f"cat > {file} <<'END'\n{text}END")
   else:
     job.local_env()
-    print(job.shape.cost(1), file=sys.stderr)
     file.parent.mkdir(exist_ok=True)
     file.write_text(text)
   try:

@@ -10,10 +10,8 @@ import time
 from launch import worker_scripts as scripts
 from launch.commands import TAKEN_AWAY, LaunchError, run, with_retries
 from launch.far_side import export_secrets
-from launch.job import BUCKET_FOLDER, HUNG_EXIT_CODE
+from launch.job import BUCKET_FOLDER, HUNG_EXIT_CODE, ROOT
 from launch.tpu_slice import ABSENT, CHANGING, LOST, READY, TpuSlice
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def setup(target: TpuSlice, args: argparse.Namespace) -> None:

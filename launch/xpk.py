@@ -57,8 +57,7 @@ def create(job: Job, args: argparse.Namespace) -> None:
   """
   jobs.refuse_literal_secrets(job)
   jobs.warn_of_loss(job)
-  if not args.dry_run:
-    print(job.shape.cost(job.num_slices), file=sys.stderr)
+  print(job.shape.cost(job.num_slices), file=sys.stderr)
   if job.bucket:
     # The size is a formality of Kubernetes: a bucket has none.
     words = [storage(job), f"--bucket={job.bucket}", "--type=gcsfuse", "--size=1", "--auto-mount=false"]

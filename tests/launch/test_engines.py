@@ -17,7 +17,7 @@ from tests.launch.far_side import HOSTILE, expand, run
 
 pytestmark = pytest.mark.fast
 
-TRAIN = ["--config=configs/my.py", "--workdir=gs://my-bucket/runs/one"]
+TRAIN = ["--config=configs/scenes.py", "--workdir=gs://my-bucket/runs/one"]
 IMAGE = "--image=us-docker.pkg.dev/lab/images/uae-jax:v1"
 XPK = ["create", "one", "--cluster=tpus", "--topology=v5e:4x4", "--slices=2", IMAGE, *TRAIN]
 SKY = ["one", "--topology=v5e:4x4", "--spot", "--zone=us-west4-a", *TRAIN]

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+import re
 import sys
 
 import pytest
@@ -13,7 +14,11 @@ from tests.launch.far_side import HOSTILE, container_run
 
 pytestmark = pytest.mark.fast
 
-JOB = ["--config=configs/my.py", "--workdir=gs://my-bucket/runs/one", "--image=us-docker.pkg.dev/lab/images/uae-jax:v1"]
+JOB = [
+  "--config=configs/scenes.py",
+  "--workdir=gs://my-bucket/runs/one",
+  "--image=us-docker.pkg.dev/lab/images/uae-jax:v1",
+]
 TWO = [*JOB, "--topology=v5e:4x4", "--slices=2"]
 LOST = {"exit": 1, "stderr": "Unable to connect to the server: dial tcp 10.0.0.1:443: i/o timeout"}
 
@@ -93,7 +98,7 @@ def test_a_manifest_says_what_the_job_says(capsys):
   (container,) = spec["containers"]
   assert container["resources"]["limits"] == {"google.com/tpu": 4}
   assert container["command"] == [
-    *("uae-jax", "train", "--config=configs/my.py", "--workdir=/mnt/bucket/runs/one", "--config.seed=1"),
+    *("uae-jax", "train", "--config=configs/scenes.py", "--workdir=/mnt/bucket/runs/one", "--config.seed=1"),
     "--preempted_exit_code=143",
   ]
   assert {"name": "JAX_COMPILATION_CACHE_DIR", "value": "/mnt/bucket/compilation_cache"} in container["env"]
@@ -126,6 +131,11 @@ def test_a_workdir_that_a_restart_loses_is_said(capsys):
   assert "only what is under /mnt/bucket outlives" in capsys.readouterr().err
   assert launch("render", *TWO) == 0
   assert capsys.readouterr().err == ""
+
+
+def test_a_config_that_the_repository_does_not_have_is_said(capsys):
+  assert launch("render", "--config=configs/scnes.py:smoke", *TWO[1:]) == 0
+  assert re.fullmatch(r"note: there is no configs/scnes.py in \S+: the run fails .*\n", capsys.readouterr().err)
 
 
 def test_slices_of_one_host_share_a_node_pool(capsys):
