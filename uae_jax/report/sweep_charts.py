@@ -8,7 +8,11 @@ from markupsafe import Markup, escape
 
 from uae_jax.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, label, ticks
 
-AXIS_WIDTH, AXES_HEIGHT, MARGIN = 150, 260, 70
+AXIS_WIDTH, AXES_HEIGHT, MARGIN = 125, 272, 44
+# Ends of the axes; above and below them are their highest and lowest values, and above those the names.
+AXIS_TOP, AXIS_BOTTOM = 48, AXES_HEIGHT - 18
+# Of a name, which has the width of two axes.
+MOST_LETTERS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +33,11 @@ def _color(dot: Dot) -> int:
   return 1 if dot.is_best else 0
 
 
-def _position(values: Sequence[float | str | None]) -> tuple[dict[float | str, float], list[tuple[str, float]]]:
-  """(value -> place on an axis in 0..1, labels with their places); numbers are spaced as such, texts evenly."""
+def _position(values: Sequence[float | str | None]) -> tuple[dict[float | str, float], list[tuple[str, float]], bool]:
+  """(value -> place on an axis in 0..1, labels with their places, whether they are numbers).
+
+  Numbers are spaced as such, texts evenly.
+  """
   present = [value for value in values if value is not None]
   numbers = [value for value in present if isinstance(value, float)]
   places: dict[float | str, float]
@@ -38,13 +45,25 @@ def _position(values: Sequence[float | str | None]) -> tuple[dict[float | str, f
     distinct = sorted({str(value) for value in present})
     heights = {text: (i + 0.5) / len(distinct) for i, text in enumerate(distinct)}
     places = {value: heights[str(value)] for value in present}
-    return places, list(heights.items())
+    return places, list(heights.items()), False
   low, high = min(numbers), max(numbers)
   # A positive field that spans decades was chosen on a logarithmic scale.
   scale = math.log if low > 0 and high / low >= 50 else float
   span = scale(high) - scale(low)
   places = {value: (scale(value) - scale(low)) / span if span else 0.5 for value in numbers}
-  return places, [(label(value), places[value]) for value in dict.fromkeys((low, high))]
+  return places, [(label(value), places[value]) for value in dict.fromkeys((low, high))], True
+
+
+def _axis_name(name: str, i: int, num_axes: int) -> str:
+  """The name of axis `i`; those of neighbors stand at different heights, and a long one loses its start."""
+  x = MARGIN + AXIS_WIDTH * i
+  # The outer names would begin or end outside of the chart if they were centered.
+  x, anchor = (2, "start") if i == 0 else (x + MARGIN - 2, "end") if i == num_axes - 1 else (x, "middle")
+  shown = name if len(name) <= MOST_LETTERS else f"…{name[1 - MOST_LETTERS :]}"
+  return (
+    f'<text class="tick" x="{x}" y="{11 + 13 * (i % 2)}" text-anchor="{anchor}">{escape(shown)}'
+    f"<title>{escape(name)}</title></text>"
+  )
 
 
 def parallel_chart(axes: Sequence[str], dots: Sequence[Dot]) -> Markup:
@@ -54,32 +73,35 @@ def parallel_chart(axes: Sequence[str], dots: Sequence[Dot]) -> Markup:
     axes: names of the axes.
     dots: the runs, with a value per axis.
   """
-  width, bottom = 2 * MARGIN + AXIS_WIDTH * (len(axes) - 1), AXES_HEIGHT - 16
+  width = 2 * MARGIN + AXIS_WIDTH * (len(axes) - 1)
   xs = [MARGIN + AXIS_WIDTH * i for i in range(len(axes))]
   columns = [_position([dot.values[i] for dot in dots]) for i in range(len(axes))]
-  parts = []
-  for i, (name, x) in enumerate(zip(axes, xs, strict=True)):
-    # Long names of neighbors stand at different heights.
-    parts.append(f'<text class="tick" x="{x}" y="{14 + 13 * (i % 2)}" text-anchor="middle">{escape(name)}</text>')
-    parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="40" y2="{bottom}"/>')
+
+  def place_y(place: float) -> float:
+    return AXIS_BOTTOM - place * (AXIS_BOTTOM - AXIS_TOP)
+
+  parts = [_axis_name(name, i, len(axes)) for i, name in enumerate(axes)]
+  parts += [f'<line class="grid" x1="{x}" x2="{x}" y1="{AXIS_TOP}" y2="{AXIS_BOTTOM}"/>' for x in xs]
   for dot in sorted(dots, key=lambda dot: (dot.is_best, dot.strength)):
     commands, pen = [], "M"
     for i, value in enumerate(dot.values):
       if value is None:
         pen = "M"
         continue
-      commands.append(f"{pen}{xs[i]} {bottom - columns[i][0][value] * (bottom - 40):.1f}")
+      commands.append(f"{pen}{xs[i]} {place_y(columns[i][0][value]):.1f}")
       pen = "L"
     parts.append(
       f'<path class="curve c{_color(dot)}" style="opacity:{_opacity(dot)}" d="{"".join(commands)}">'
       f"<title>{escape(dot.name)}</title></path>"
     )
-  for x, (_, labels) in zip(xs, columns, strict=True):
+  for x, (_, labels, are_numbers) in zip(xs, columns, strict=True):
     for text, place in labels:
-      y = bottom - place * (bottom - 40) + 4
-      parts.append(f'<text class="tick value" x="{x + 6}" y="{y:.1f}">{escape(text)}</text>')
+      # Lines pass beside the highest and lowest numbers, not through them.
+      y = place_y(place) + (4 if not are_numbers else 14 if place == 0 else -6)
+      at = f'x="{x}" text-anchor="middle"' if are_numbers else f'x="{x + 6}"'
+      parts.append(f'<text class="tick value" {at} y="{y:.1f}">{escape(text)}</text>')
   return Markup(
-    f'<svg class="parallel" style="min-width:{round(0.75 * width)}px" viewBox="0 0 {width} {AXES_HEIGHT}" role="img" '
+    f'<svg class="parallel" style="min-width:{round(0.9 * width)}px" viewBox="0 0 {width} {AXES_HEIGHT}" role="img" '
     f'aria-label="parallel coordinates of the runs">{"".join(parts)}</svg>'
   )
 
