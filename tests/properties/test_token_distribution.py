@@ -105,13 +105,18 @@ ADDED = {
 }
 
 
-def qwen_like_processor():
-  """A processor with two words, ids 0 and 1, before the added tokens, as Qwen2.5-VL's vocabulary is ordered."""
+def qwen_like_processor(*letters: str):
+  """A processor with two words, ids 0 and 1, before the added tokens, as Qwen2.5-VL's vocabulary is ordered.
+
+  Args:
+    *letters: further added tokens, such as DeepSeek's tokenizers have.
+  """
   from tokenizers import AddedToken, Tokenizer, models
   from transformers import PreTrainedTokenizerFast
 
   tokenizer = Tokenizer(models.WordLevel({"red": 0, "cat": 1}, unk_token="red"))
   tokenizer.add_tokens([AddedToken(name, special=is_special) for name, is_special in ADDED.items()])
+  tokenizer.add_tokens(list(letters))
   # `special` of an added token is kept only by `add_special_tokens`.
   tokenizer.add_special_tokens([AddedToken(name, special=True) for name, is_special in ADDED.items() if is_special])
   return processor_of(
@@ -143,6 +148,14 @@ def test_captions_are_made_of_words_and_closing_tokens():
   is_sampled = prompts_of(processor).vocabulary(len(processor.tokenizer) + 2)
   names = processor.tokenizer.convert_ids_to_tokens([int(i) for i in np.flatnonzero(is_sampled)])
   assert names == ["red", "cat", "<|endoftext|>", "<|im_end|>"] and len(is_sampled) == 11
+
+
+def test_control_tokens_that_are_not_special_are_text_in_a_text():
+  processor = qwen_like_processor("\u00fc")
+  letter = processor.tokenizer.convert_tokens_to_ids("\u00fc")
+  assert prompts_of(processor).vocabulary(len(processor.tokenizer))[letter]
+  assert processor.encode("\u00fc<tool_call>\u00fc<|fim_prefix|>").count(letter) == 2
+  assert set(processor.encode("\u00fc<tool_call>\u00fc<|fim_prefix|>")).isdisjoint(processor.control_ids)
 
 
 class Constant:

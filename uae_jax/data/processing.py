@@ -7,6 +7,7 @@ prompts and the double resizing. Pixels are normalized on the device (`models.qw
 from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
+import itertools
 import math
 from pathlib import Path
 import re
@@ -39,6 +40,9 @@ FIXED_SETTINGS = {
   "do_convert_rgb": True,
   "rescale_factor": 1 / 255,
 }
+KNOWN_SETTINGS = (
+  "size min_pixels max_pixels patch_size merge_size temporal_patch_size resample image_mean image_std".split()
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -204,32 +208,47 @@ class Processor:
 
   @property
   def control_ids(self) -> tuple[int, ...]:
-    """Ids of all tokens that are not text: those of images, roles, tools and code files, closing tokens, padding.
-
-    These are the tokens that the tokenizer adds to its vocabulary. It calls only some of them special: Qwen2.5-VL's
-    `<|fim_prefix|>` and `<tool_call>`, for example, are not.
-    """
-    return tuple(sorted({*self.tokenizer.added_tokens_decoder, *self.tokenizer.all_special_ids}))
+    """Ids of all tokens that are not text: those of images, roles, tools and code files, closing tokens, padding."""
+    return tuple(sorted({*self._control_tokens.values(), *self.tokenizer.all_special_ids}))
 
   def encode(self, text: str) -> list[int]:
-    """Token ids of plain text, in which special tokens such as `<|im_end|>` are ordinary characters."""
-    ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-    if self._special_ids.isdisjoint(ids):
+    """Token ids of plain text, in which control tokens such as `<|im_end|>` are ordinary characters."""
+    # The tokenizer takes apart those that it calls special; a cut after the first character does so with the others.
+    cuts = [found.start() + 1 for found in self._other_controls.finditer(text)] if self._other_controls else []
+    ids: list[int] = []
+    for start, end in itertools.pairwise([0, *cuts, len(text)]):
+      ids += self.tokenizer.encode(text[start:end], add_special_tokens=False, split_special_tokens=True)
+    if self._never_text.isdisjoint(ids):
       return ids
-    # A vocabulary of whole words knows special tokens as words too.
+    # A vocabulary of whole words knows control tokens as words too.
     unknown = self.tokenizer.unk_token_id
-    kept = (unknown if i in self._special_ids else i for i in ids)
+    kept = (unknown if i in self._never_text else i for i in ids)
     return [i for i in kept if i is not None]
 
   @functools.cached_property
-  def _special_tokens(self) -> dict[str, int]:
-    """Text -> id of the special tokens, without the one for unknown words."""
+  def _control_tokens(self) -> dict[str, int]:
+    """Text -> id of the added tokens that are not text, without the one for unknown words.
+
+    A tokenizer calls only some of them special: Qwen2.5-VL's `<|fim_prefix|>` and `<tool_call>`, for example, are not.
+    Others are text: DeepSeek's tokenizers add letters such as ü.
+    """
     added = self.tokenizer.added_tokens_decoder
-    return {str(token): i for i, token in added.items() if token.special and i != self.tokenizer.unk_token_id}
+    return {
+      str(token): i
+      for i, token in added.items()
+      if (token.special or _is_marker(str(token))) and i != self.tokenizer.unk_token_id
+    }
 
   @functools.cached_property
-  def _special_ids(self) -> frozenset[int]:
-    return frozenset(self._special_tokens.values())
+  def _never_text(self) -> frozenset[int]:
+    return frozenset(self._control_tokens.values())
+
+  @functools.cached_property
+  def _other_controls(self) -> re.Pattern | None:
+    """Finds control tokens that the tokenizer does not call special; None if it has none."""
+    added = self.tokenizer.added_tokens_decoder
+    texts = [text for text, i in self._control_tokens.items() if not added[i].special]
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text of token ids, without special tokens."""
@@ -315,13 +334,13 @@ class Processor:
     )
 
   def _prompt(self, template: str, text: str) -> list[int]:
-    """Token ids of a rendered template, whose special tokens are parsed, around a text, whose are not."""
-    longest_first = sorted(self._special_tokens, key=len, reverse=True)
+    """Token ids of a rendered template, whose control tokens are parsed, around a text, whose are not."""
+    longest_first = sorted(self._control_tokens, key=len, reverse=True)
     pieces = re.split(f"({'|'.join(map(re.escape, longest_first))})", template)
     ids: list[int] = []
     for i, piece in enumerate(pieces):
       # re.split puts the separators at odd places. The text is encoded together with what touches it.
-      ids += [self._special_tokens[piece]] if i % 2 else self.encode(piece.replace(self.text_mark, text))
+      ids += [self._control_tokens[piece]] if i % 2 else self.encode(piece.replace(self.text_mark, text))
     return ids
 
   @functools.cached_property
@@ -392,6 +411,11 @@ class Processor:
     return tokens, mask
 
 
+def _is_marker(text: str) -> bool:
+  """Whether an added token looks like markup, such as `<tool_call>` or `[INST]`."""
+  return len(text) > 2 and f"{text[0]}{text[-1]}" in ("<>", "[]")
+
+
 def _sizes(file: Path, settings: dict[str, Any]) -> dict[str, int]:
   """The sizes of an image processor, as fields of `Processor`.
 
@@ -401,10 +425,8 @@ def _sizes(file: Path, settings: dict[str, Any]) -> dict[str, int]:
   kind = str(settings.get("image_processor_type") or IMAGE_PROCESSORS[0]).removesuffix("Fast").removesuffix("Pil")
   if kind not in IMAGE_PROCESSORS:
     raise ValueError(f"{file}: image_processor_type is {kind[:60]!r}, expected {IMAGE_PROCESSORS[0]!r}")
-  for name, expected in FIXED_SETTINGS.items():
-    found = settings.get(name)
-    if found is not None and not (isinstance(found, int | float) and math.isclose(found, expected, rel_tol=1e-3)):
-      raise ValueError(f"{file}: {name} is {found!r}, only {expected!r} is supported")
+  processor_files.check_fixed(file, settings, FIXED_SETTINGS)
+  processor_files.warn_unknown(file, settings, {*FIXED_SETTINGS, *KNOWN_SETTINGS})
   size = settings.get("size") or {}
   if not isinstance(size, dict):
     raise ValueError(f"{file}: size is {size!r:.60}, expected shortest_edge and longest_edge")

@@ -1,6 +1,6 @@
 """The files of a processor's folder, in the layouts of transformers 4 and 5: one reader for all users of them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import math
 import os
 from pathlib import Path
@@ -24,6 +24,11 @@ TOKENIZER_FILES = (
   "special_tokens_map.json",
   "added_tokens.json",
   "vocab.json",
+)
+# Settings of an image processor that change no pixel.
+HARMLESS = frozenset(
+  "image_processor_type feature_extractor_type processor_class auto_map _valid_processor_keys data_format "
+  "input_data_format return_tensors device disable_grouping default_to_square".split()
 )
 # Fields of generation_config.json that change what is sampled, and the values with which they change nothing. Captions
 # are sampled at the temperature of the call, so `temperature` and `do_sample` are not among them.
@@ -78,6 +83,29 @@ def image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
       "processor"
     )
   return file, json_files.read_object(file)
+
+
+def check_fixed(file: Path, settings: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+  """Checks settings that have one supported value each, which is also what null or nothing means.
+
+  Raises:
+    ValueError: a setting has another value.
+  """
+  for name, expected in fixed.items():
+    found = settings.get(name)
+    if isinstance(expected, float):
+      is_equal = isinstance(found, int | float) and math.isclose(found, expected, rel_tol=1e-3)
+    else:
+      is_equal = found == expected
+    if found is not None and not is_equal:
+      raise ValueError(f"{file}: {name} is {found!r:.100}, only {expected!r} is supported")
+
+
+def warn_unknown(file: Path, settings: Mapping[str, Any], known: Collection[str]) -> None:
+  """Names the settings of an image processor that are neither known nor empty in a warning."""
+  unknown = [name for name, value in settings.items() if value and name not in known and name not in HARMLESS]
+  if unknown:
+    warnings.warn(f"{file}: fields that are not known were ignored: {', '.join(unknown)[:500]}", stacklevel=4)
 
 
 def is_statistic(values: Any, *, is_divisor: bool = False) -> bool:
@@ -168,15 +196,36 @@ def chat_template(folder: Path, tokenizer: Any) -> str:
   return template
 
 
-def repetition_penalty(folder: Path) -> float:
+def guidance_scale(folder: Path) -> float | None:
+  """The scale of classifier-free guidance in `generation_config.json`; None if it has none.
+
+  Raises:
+    ValueError: it is no number from 1.
+  """
+  file = folder / GENERATION
+  scale = json_files.read_object(file, default={}).get("guidance_scale")
+  if scale is None:
+    return None
+  if isinstance(scale, bool) or not isinstance(scale, int | float) or not 1 <= scale < 1e6:
+    raise ValueError(f"{file}: guidance_scale is {scale!r:.60}, expected a number from 1, which is no guidance")
+  return float(scale)
+
+
+def repetition_penalty(folder: Path, *, others: Collection[str] = ()) -> float:
   """The repetition penalty of `generation_config.json`, 1 if it has none; a warning names other settings of sampling.
+
+  Args:
+    folder: the folder of the file.
+    others: names of settings that are not for captions, which the warning leaves out.
 
   Raises:
     ValueError: it is no positive number.
   """
   file = folder / GENERATION
   settings = json_files.read_object(file, default={})
-  ignored = [name for name, neutral in OTHER_SAMPLING.items() if settings.get(name) not in neutral]
+  ignored = [
+    name for name, neutral in OTHER_SAMPLING.items() if settings.get(name) not in neutral and name not in others
+  ]
   if ignored:
     warnings.warn(f"{file}: not applied to captions: {', '.join(ignored)}", stacklevel=2)
   penalty = settings.get("repetition_penalty")

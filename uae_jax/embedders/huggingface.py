@@ -12,6 +12,11 @@ from uae_jax.models.vit import ViTConfig
 from uae_jax.weights import fields, tensor_files
 from uae_jax.weights.table import Row, depth_problems
 
+# Settings of an image processor that `Preprocessing.from_huggingface` reads; images are always converted to RGB.
+KNOWN_SETTINGS = (
+  *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
+  *("do_normalize", "image_mean", "image_std", "do_convert_rgb"),
+)
 TOWERS = ("vision_config", "text_config")
 MAX_PX = 4096
 
@@ -69,6 +74,7 @@ def read_preprocessing(folder: Path, processors: Mapping[str, Mapping[str, Any]]
     ValueError: the settings are missing or not supported; the message names their file.
   """
   file, settings = processor_files.image_settings(folder)
+  processor_files.warn_unknown(file, settings, KNOWN_SETTINGS)
   try:
     made = Preprocessing.from_huggingface(settings, processors)
     height, width = made.output_size
