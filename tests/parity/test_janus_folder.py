@@ -16,6 +16,7 @@ from uae_jax import cli
 from uae_jax.api import UAE
 from uae_jax.commands import convert
 from uae_jax.data import processors
+from uae_jax.weights import sources
 from uae_jax.weights.table import WeightError
 
 QUESTION = "what color is the circle ?"
@@ -133,6 +134,25 @@ def test_torch_archives_are_read(folder, ours, theirs, tmp_path):
     ("config.json", {"text_config.hidden_act": "gelu"}, "text_config.hidden_act is 'gelu', only 'silu'"),
     ("processor_config.json", {"image_processor.image_mean": [0.4, 0.4, 0.4]}, "image_mean is .* only"),
     ("processor_config.json", {"num_image_tokens": 35}, "35 tokens .num_image_tokens. do not fill an image of 24 x 24"),
+    ("processor_config.json", {"image_processor.rescale_factor": 1 / 127.5}, "rescale_factor is .* only"),
+    ("processor_config.json", {"image_processor.image_mean": None}, "no image_mean; its default is that of CLIP"),
+    ("processor_config.json", {"image_processor.size": {"shortest_edge": 24}}, "size is .* expected a square"),
+    ("processor_config.json", {"image_processor.resample": [3]}, "resample is .3., which is no filter"),
+    ("processor_config.json", {"use_default_system_prompt": True}, "use_default_system_prompt is True, only False"),
+    ("config.json", {"vision_config.num_hidden_layers": 4_000_000}, "says 4000000 layers, the tensors have 2"),
+    ("config.json", {"vision_config.depth": 4_000_000}, "vision_config.depth says 4000000 layers, the tensors have 2"),
+    ("config.json", {"vq_config.num_res_blocks": 4_000_000}, "num_res_blocks says 4000000 layers, the tensors have 1"),
+    (
+      "config.json",
+      {"vq_config.channel_multiplier": [1] * 999},
+      "channel_multiplier says 999 layers",
+    ),
+    (
+      "config.json",
+      {"vq_config.channel_multiplier": ["a"]},
+      "channel_multiplier is .* expected a list of",
+    ),
+    ("generation_config.json", {"guidance_scale": "5"}, "guidance_scale is '5', expected a number from 1"),
   ],
 )
 def test_what_does_not_fit_is_named(folder, theirs, tmp_path, file, change, message):
@@ -147,3 +167,125 @@ def test_what_does_not_fit_is_named(folder, theirs, tmp_path, file, change, mess
   (other / file).write_text(json.dumps(content))
   with pytest.raises((ValueError, WeightError), match=message):
     UAE.load(other, dtype="float32")
+
+
+def test_adapters_beside_a_janus_are_refused(folder, theirs, tmp_path):
+  other = shutil.copytree(folder, tmp_path / "other")
+  (other / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+  with pytest.raises(WeightError, match="adapter_config.json: adapters beside a Janus are not read"):
+    UAE.load(other, dtype="float32")
+
+
+def test_images_have_the_guidance_of_the_folder(folder, ours, tmp_path, recwarn):
+  other = shutil.copytree(folder, tmp_path / "other")
+  file = other / "generation_config.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | {"guidance_scale": 2.5}))
+  found = UAE.load(other, dtype="float32").inference
+  assert (found.guidance, ours.inference.guidance) == (2.5, 5.0)
+  assert not [warning for warning in recwarn if "guidance_scale" in str(warning.message)]
+
+
+def test_a_stored_head_counts_where_it_differs_from_tied_embeddings(folder, theirs, tmp_path):
+  other = shutil.copytree(folder, tmp_path / "other")
+  file = other / "config.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))
+  with pytest.warns(UserWarning, match="lm_head.weight differs from .*embed_tokens.weight: both are used"):
+    found = sources.config(other)
+  assert not found.captioner.language.ties_embeddings
+  loaded = JanusForConditionalGeneration.from_pretrained(other)
+  assert not torch.equal(loaded.lm_head.weight, loaded.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize(
+  "index, message",
+  [
+    ({}, "no weight_map"),
+    ({"weight_map": ["a"]}, "no weight_map"),
+    ({"weight_map": {"a": [1]}}, "a shard is named .1."),
+    ({"weight_map": {"a": "../b.bin"}}, "a shard is named '../b.bin'"),
+    ({"weight_map": {"a": "b.bin"}}, "names files that are not there: b.bin"),
+    ({"weight_map": {"lm_head.weight": "one.bin", "b": "two.bin"}}, "is in another file, too, or .* is stale"),
+  ],
+)
+def test_indexes_of_torch_archives(folder, theirs, tmp_path, index, message):
+  other = shutil.copytree(folder, tmp_path / "bin", ignore=shutil.ignore_patterns("*.safetensors"))
+  for name in ("one.bin", "two.bin"):
+    torch.save({"lm_head.weight": torch.ones(2)}, other / name)
+  (other / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+  with pytest.raises(ValueError, match=message):
+    sources.config(other)
+
+
+def test_shards_of_torch_archives_are_read(folder, ours, theirs, tmp_path):
+  other = shutil.copytree(folder, tmp_path / "bin", ignore=shutil.ignore_patterns("*.safetensors"))
+  names, state = list(theirs[0].state_dict()), theirs[0].state_dict()
+  places = {name: f"pytorch_model-0000{i % 2 + 1}-of-00002.bin" for i, name in enumerate(names)}
+  for file in set(places.values()):
+    torch.save({name: state[name] for name in names if places[name] == file}, other / file)
+  (other / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+  assert UAE.load(other, dtype="float32").fingerprint() == ours.fingerprint()
+
+
+def deepseek_processor(folder: Path) -> None:
+  """Rewrites the image settings of a folder in the layout of DeepSeek."""
+  settings = {
+    "image_processor_type": "VLMImageProcessor",
+    "processor_class": "VLChatProcessor",
+    "image_size": SIDE,
+    "min_size": 3,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "background_color": [127] * 3,
+  }
+  (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+  whole = {"num_image_tokens": GRID**2, "sft_format": "deepseek", "image_tag": "<image_placeholder>"}
+  (folder / "processor_config.json").write_text(json.dumps(whole | {"add_special_token": False, "ignore_id": -100}))
+
+
+@pytest.mark.parametrize("size", [(50, 20), (31, 90), (24, 24), (37, 23), (1000, 3)])
+def test_images_of_deepseeks_folders(folder, theirs, tmp_path, size):
+  """Their code rounds sides down, transformers' to the nearest. Source: VLMImageProcessor.resize."""
+  other = shutil.copytree(folder, tmp_path / "other")
+  deepseek_processor(other)
+  processor = processors.read(other)
+  image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
+  width, height = (max(int(length / max(size) * SIDE), 3) for length in size)
+  square = Image.new("RGB", (max(width, height),) * 2, (127, 127, 127))
+  place = (0, (width - height) // 2) if width > height else ((height - width) // 2, 0)
+  square.paste(image.resize((width, height), Image.Resampling.BICUBIC), place)
+  np.testing.assert_array_equal(processor.resize(image), square)
+
+
+@pytest.mark.parametrize(
+  "file, change, message",
+  [
+    ("preprocessor_config.json", {"image_size": None}, "image_size is None, expected a positive integer"),
+    ("preprocessor_config.json", {"do_normalize": False}, "do_normalize is False, only True"),
+    ("processor_config.json", {"sft_format": "plain"}, "sft_format is 'plain', only 'deepseek'"),
+    ("processor_config.json", {"add_special_token": True}, "add_special_token is True, only False"),
+  ],
+)
+def test_settings_of_deepseek_that_change_pixels_or_prompts(folder, theirs, tmp_path, file, change, message):
+  other = shutil.copytree(folder, tmp_path / "other")
+  deepseek_processor(other)
+  (other / file).write_text(json.dumps(json.loads((other / file).read_text()) | change))
+  with pytest.raises(ValueError, match=message):
+    processors.read(other)
+
+
+def test_prompts_of_deepseeks_folders(folder, theirs, tmp_path):
+  """Questions about images begin with the system prompt of their code, prompts of images do not."""
+  other = shutil.copytree(folder, tmp_path / "other")
+  deepseek_processor(other)
+  processor = processors.read(other)
+  system = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+  )
+  image = "<begin_of_image>" + "<image_placeholder>" * GRID**2 + "<end_of_image>"
+  wanted = f"{system}\n\n<|User|>: {image}\n{QUESTION}\n\n<|Assistant|>:"
+  assert processor.question_prompt((GRID, GRID), QUESTION) == processor.tokenizer.encode(wanted)
+  wanted = "<|User|>: a red circle\n\n<|Assistant|>:<begin_of_image>"
+  assert processor.generation_prompt(" a red circle\n") == processor.tokenizer.encode(wanted)

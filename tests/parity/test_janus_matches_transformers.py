@@ -1,5 +1,6 @@
 """Janus equals transformers' JanusForConditionalGeneration: states, captions, image tokens, VQ, gradients, names."""
 
+import copy
 import types
 
 from encoder_reference import TOLERANCE, abstract, assert_gradients_match, assert_round_trip, assert_same_layout
@@ -16,6 +17,7 @@ from uae_jax.models.janus.model import Janus, JanusConfig
 from uae_jax.models.prompts import Prompts
 from uae_jax.rollouts.captions import caption_hidden, caption_prefix, sample_captions, token_log_probs
 from uae_jax.rollouts.image_tokens import ImageTokens
+from uae_jax.weights import fields
 from uae_jax.weights import janus as weights
 from uae_jax.weights.table import load
 
@@ -322,6 +324,50 @@ def test_deepseek_config():
   ):
     with pytest.raises(ValueError, match=message):
       JanusConfig.from_deepseek(config | change)
+
+
+def test_fields_of_deepseek_are_checked():
+  def part(cls, **params):
+    return {"cls": cls, "params": params}
+
+  aligner = dict(depth=2, input_dim=1024, n_embed=4096, projector_type="mlp_gelu")
+  config = {
+    "model_type": "multi_modality",
+    "vision_config": part(
+      "CLIPVisionTower",
+      image_size=384,
+      model_name="siglip_large_patch16_384",
+      select_feature="same",
+      select_layer=-1,
+    ),
+    "aligner_config": part("MlpProjector", **aligner),
+    "gen_vision_config": part("VQ-16", image_token_size=16384, n_embed=8),
+    "gen_aligner_config": part("MlpProjector", **aligner | {"input_dim": 8}),
+    "gen_head_config": part("vision_head", image_token_embed=4096, image_token_size=16384, n_embed=4096),
+    "language_config": {"model_type": "llama", "vocab_size": 102400, "torch_dtype": "bfloat16"},
+    "torch_dtype": "bfloat16",
+  }
+  assert fields.check_janus(config) == fields.Findings([], [])
+  for section, params, problem in (
+    ("vision_config", {"select_layer": -2}, "vision_config.params.select_layer is -2, only -1 is supported"),
+    ("vision_config", {"pixel_mean": [0.5] * 3}, "vision_config.params.pixel_mean is [0.5, 0.5, 0.5], only None"),
+    ("gen_aligner_config", {"projector_type": "linear"}, "gen_aligner_config.params.projector_type is 'linear'"),
+    ("gen_head_config", {"n_embed": "4096"}, "gen_head_config.params.n_embed is '4096', expected an integer"),
+  ):
+    changed = copy.deepcopy(config)
+    changed[section]["params"] |= params
+    (found,) = fields.check_janus(changed).problems
+    assert found.startswith(problem)
+  for changed, problem in (
+    ({"gen_vision_config": {"cls": "VQ-8", "params": {}}}, "gen_vision_config.cls is 'VQ-8', only 'VQ-16'"),
+    ({"gen_vision_config": {"cls": "VQ-16", "params": [1]}}, "gen_vision_config.params is no object"),
+    ({"gen_head_config": [1]}, "gen_head_config is no object"),
+  ):
+    (found,) = fields.check_janus(config | changed).problems
+    assert found.startswith(problem)
+  changed = copy.deepcopy(config)
+  changed["vision_config"]["params"]["window"] = 7
+  assert fields.check_janus(changed).unknown == ["vision_config.params.window"]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -139,6 +139,21 @@ def test_a_damaged_file_is_named(folder, name, content):
   assert any(str(folder / name) in problem for problem in read(folder).problems)
 
 
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"guidance": -3}, "uae.json.guidance = -3.0: expected more than 0"),
+    ({"steps": 0}, "uae.json.steps = 0: expected 1 or more"),
+    ({"text_tower": "none"}, "uae.json.text_tower = 'none': expected one of 'policy', 'reference'"),
+    ({"guidence": 3.0}, "uae.json has no field 'guidence': did you mean 'guidance'?"),
+  ],
+)
+def test_settings_of_an_export_are_checked(folder, changes, message):
+  file = folder / "uae.json"
+  file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | changes))
+  assert any(message in problem for problem in read(folder).problems)
+
+
 # --- Heads and ids ----------------------------------------------------------------------------------------------------
 
 

@@ -19,21 +19,38 @@ from uae_jax.data.processing import QUESTION, Processor
 
 DEEPSEEK = "VLMImageProcessor"
 IMAGE_PROCESSORS = ("JanusImageProcessor", DEEPSEEK)
-# Setting -> supported values, the first one by default. Images are normalized on the device (`models.janus.model`).
-FIXED_SETTINGS: dict[str, tuple] = {
-  "do_resize": (True,),
-  "do_rescale": (True,),
-  "do_normalize": (True, None),
-  "do_pad": (True, None),
-  "do_convert_rgb": (True, None),
-  "image_mean": ([0.5, 0.5, 0.5],),
-  "image_std": ([0.5, 0.5, 0.5],),
-  "background_color": ([127, 127, 127], None),
+# Settings of the image processor that have one supported value. Images are normalized on the device
+# (`models.janus.model`).
+FIXED_SETTINGS: dict[str, Any] = {
+  "do_resize": True,
+  "do_rescale": True,
+  "do_normalize": True,
+  "do_pad": True,
+  "do_convert_rgb": True,
+  "rescale_factor": 1 / 255,
+  "image_mean": [0.5] * 3,
+  "image_std": [0.5] * 3,
+  "background_color": [127] * 3,
+}
+# The same for `processor_config.json`: of transformers, and of DeepSeek's VLChatProcessor.
+FIXED_PROMPTS: dict[str, Any] = {
+  "use_default_system_prompt": False,
+  "sft_format": "deepseek",
+  "image_tag": "<image_placeholder>",
+  "add_special_token": False,
 }
 BACKGROUND = (127, 127, 127)
-# DeepSeek's folders have no template: their code writes this conversation.
+# DeepSeek's folders have no template: their code writes this conversation, with the system prompt of `VLChatProcessor`
+# if there is an image to read. Its padding is a token of this name, whatever the tokenizer says.
+DEEPSEEK_PADDING = "<\uff5c\u2581pad\u2581\uff5c>"
+DEEPSEEK_SYSTEM = (
+  "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+  "provides, and assist the user with a variety of tasks using natural language."
+)
 DEEPSEEK_TEMPLATE = (
-  "{% for message in messages %}<|User|>: {% for part in message['content'] %}{% if part['type'] == 'image' %}"
+  "{% for message in messages %}{% for part in message['content'] if part['type'] == 'image' %}"
+  + DEEPSEEK_SYSTEM
+  + "{{ '\n\n' }}{% endfor %}<|User|>: {% for part in message['content'] %}{% if part['type'] == 'image' %}"
   "<image_placeholder>{% else %}{{ part['text'].strip() }}{% endif %}{% if not loop.last %}{{ '\n' }}{% endif %}"
   "{% endfor %}{{ '\n\n' }}{% endfor %}{% if add_generation_prompt %}<|Assistant|>:{% endif %}"
 )
@@ -48,10 +65,12 @@ class JanusProcessor(Processor):
   Attributes:
     image_px: side of every image, in pixels.
     least_px: the shorter side of an image is never resized to less, in pixels.
+    rounds_down: whether the shorter side is rounded down, as by DeepSeek's code, or to the nearest.
   """
 
   image_px: int
   least_px: int
+  rounds_down: bool
 
   control_tokens: ClassVar[tuple[str, ...]] = ("<image_placeholder>", "<begin_of_image>", "<end_of_image>")
   # Templates of Janus strip the text of a message.
@@ -62,7 +81,10 @@ class JanusProcessor(Processor):
   def from_folder(cls, path: str | Path, *, question: str = QUESTION, negative_prompt: str = "") -> Self:
     """As of `Processor`; there is no negative prompt of words."""
     del negative_prompt
-    return super().from_folder(path, question=question, negative_prompt="")
+    processor = super().from_folder(path, question=question, negative_prompt="")
+    padding = processor.tokenizer.get_vocab().get(DEEPSEEK_PADDING)
+    is_deepseek = processor_files.image_settings(Path(path))[1].get("image_processor_type") == DEEPSEEK
+    return dataclasses.replace(processor, pad_id=padding) if is_deepseek and padding is not None else processor
 
   @classmethod
   def read_template(cls, path: Path, tokenizer: Any) -> str:
@@ -79,19 +101,28 @@ class JanusProcessor(Processor):
       ValueError: a setting is missing or not supported.
     """
     file, settings = processor_files.image_settings(path)
-    for name, values in FIXED_SETTINGS.items():
-      if settings.get(name, values[0]) not in values:
-        raise ValueError(f"{file}: {name} is {settings[name]!r:.100}, only {values[0]!r} is supported")
-    size = settings.get("size") or {}
-    side = settings.get("image_size") or (size.get("height") if isinstance(size, dict) else None) or 384
-    least, resample = settings.get("min_size", 14), settings.get("resample", Image.Resampling.BICUBIC)
-    tokens = json_files.read_object(path / processor_files.WHOLE_PROCESSOR, default={}).get("num_image_tokens", 576)
-    for name, value in {"size": side, "min_size": least, "num_image_tokens": tokens}.items():
+    kind = str(settings.get("image_processor_type") or "").removesuffix("Fast").removesuffix("Pil")
+    processor_files.check_fixed(file, settings, FIXED_SETTINGS)
+    for name in ("image_mean", "image_std"):
+      if settings.get(name) is None:
+        raise ValueError(f"{file}: no {name}; its default is that of CLIP, only {FIXED_SETTINGS[name]} is supported")
+    processor_files.warn_unknown(file, settings, {*FIXED_SETTINGS, "size", "image_size", "min_size", "resample"})
+    side: Any = settings.get("image_size") if kind == DEEPSEEK else _square(file, settings.get("size"))
+    whole = path / processor_files.WHOLE_PROCESSOR
+    prompts = json_files.read_object(whole, default={})
+    processor_files.check_fixed(whole, prompts, FIXED_PROMPTS)
+    least, tokens = settings.get("min_size", 14), prompts.get("num_image_tokens", 576)
+    found = {
+      "image_size" if kind == DEEPSEEK else "size": (file, side),
+      "min_size": (file, least),
+      "num_image_tokens": (whole, tokens),
+    }
+    for name, (source, value) in found.items():
       if type(value) is not int or not 0 < value < 2**16:
-        raise ValueError(f"{file}: {name} is {value!r:.60}, expected a positive integer")
-    if isinstance(size, dict) and size.get("width", side) != side:
-      raise ValueError(f"{file}: size is {size!r:.100}, expected a square")
-    if resample not in set(Image.Resampling):
+        raise ValueError(f"{source}: {name} is {value!r:.60}, expected a positive integer")
+    resample = settings.get("resample")
+    resample = int(Image.Resampling.BICUBIC) if resample is None else resample
+    if type(resample) is not int or resample not in set(Image.Resampling):
       raise ValueError(f"{file}: resample is {resample!r:.60}, which is no filter of PIL")
     grid = math.isqrt(tokens)
     if grid**2 != tokens or side % grid:
@@ -104,6 +135,7 @@ class JanusProcessor(Processor):
       "resample": resample,
       "image_px": side,
       "least_px": least,
+      "rounds_down": kind == DEEPSEEK,
     }
 
   def resize(self, image: ImageSource, *, demo_resize: bool = True) -> Image.Image:
@@ -118,8 +150,13 @@ class JanusProcessor(Processor):
     """
     del demo_resize
     image, side = read_image(image), self.image_px
-    scale = side / max(image.size)
-    width, height = (max(round(length * scale), self.least_px) for length in image.size)
+    longest = max(image.size)
+    if self.rounds_down:
+      sides = (int(length / longest * side) for length in image.size)
+    else:
+      scale = side / longest
+      sides = (round(length * scale) for length in image.size)
+    width, height = (max(length, self.least_px) for length in sides)
     image = image.resize((width, height), self.resample)
     if width == height:
       return image
@@ -158,3 +195,19 @@ class JanusProcessor(Processor):
   def negative_row(self) -> list[int]:
     """Padding, see `rollouts.image_tokens.negative_prompts`."""
     return [self.pad_id]
+
+
+def _square(file: Path, size: Any) -> Any:
+  """The side of a `size` in the forms of transformers, whose default is 384.
+
+  Raises:
+    ValueError: it is no square.
+  """
+  match size:
+    case None:
+      return 384
+    case int():
+      return size
+    case {"height": height, "width": width, **others} if height == width and not others:
+      return height
+  raise ValueError(f"{file}: size is {size!r:.100}, expected a square: height and width")

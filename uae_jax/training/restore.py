@@ -179,7 +179,9 @@ def of_run(workdir: Path, config: Experiment, built: Built, model_sizes: sizes.S
       sampler="tokens" if is_by_token else "euler",
       max_new_tokens=evaluation.max_new_tokens,
       shift=1.0 if is_by_token else evaluation.shift_at(uae.latents_shape(side, side)),
-      repetition_penalty=processor_files.repetition_penalty(workdir / PROCESSOR),
+      repetition_penalty=processor_files.repetition_penalty(
+        workdir / PROCESSOR, others=("guidance_scale",) if is_by_token else ()
+      ),
       **kept,
     ),
   )

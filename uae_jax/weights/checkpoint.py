@@ -14,6 +14,7 @@ from uae_jax.data.processing import Processor
 from uae_jax.layers import lora
 from uae_jax.models.captioner import CaptionerConfig
 from uae_jax.models.system import SystemConfig
+from uae_jax.options.base import Options, option
 from uae_jax.options.sampling import EVERYWHERE
 from uae_jax.weights import legacy
 
@@ -21,8 +22,8 @@ from uae_jax.weights import legacy
 EXACT = ("vae/latent_scaling", "vae/latent_shift", "pooled")
 
 
-@dataclasses.dataclass(frozen=True)
-class InferenceSettings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InferenceSettings(Options):
   """Inference settings of a set of weights; the defaults are official, but do not truncate sampling.
 
   Attributes:
@@ -41,19 +42,19 @@ class InferenceSettings:
     min_p: captions are sampled among tokens with at least min_p times the highest probability; 0 disables it.
   """
 
-  text_tower: str = "policy"
+  text_tower: str = option("policy", choices=("policy", "reference"))
   is_small_world: bool = False
-  resolution_px: int = 1024
-  guidance: float = 5.0
+  resolution_px: int = option(1024, at_least=1)
+  guidance: float = option(5.0, more_than=0)
   guidance_interval: tuple[float, float] = EVERYWHERE
-  steps: int = 40
-  sampler: str = "euler"
-  max_new_tokens: int = 512
-  shift: float = 3.0
-  repetition_penalty: float = 1.0
-  top_k: int = 0
-  top_p: float = 1.0
-  min_p: float = 0.0
+  steps: int = option(40, at_least=1)
+  sampler: str = option("euler", choices=("euler", "tokens"))
+  max_new_tokens: int = option(512, at_least=1)
+  shift: float = option(3.0, more_than=0)
+  repetition_penalty: float = option(1.0, more_than=0)
+  top_k: int = option(0, at_least=0)
+  top_p: float = option(1.0, more_than=0, at_most=1)
+  min_p: float = option(0.0, at_least=0, at_most=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

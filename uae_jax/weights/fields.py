@@ -11,6 +11,7 @@ from typing import Any
 
 # No model has a larger width, vocabulary or depth; larger numbers would only be expanded in vain.
 MAX_SIZE = 2**22
+MAX_LIST = 1000
 # Fields of any transformers config that change no result here.
 TRANSFORMERS = frozenset(
   "_name_or_path _attn_implementation architectures auto_map torch_dtype dtype transformers_version model_type "
@@ -49,6 +50,7 @@ class Fields:
     positive: names of finite numbers above 0.
     counts: names of integers from 0.
     flags: names of booleans.
+    lists: names of lists of positive integers.
     read: names of further fields that are read.
     ignored: names of fields that change no result here.
   """
@@ -59,6 +61,7 @@ class Fields:
   positive: tuple[str, ...] = ()
   counts: tuple[str, ...] = ()
   flags: tuple[str, ...] = ()
+  lists: tuple[str, ...] = ()
   read: tuple[str, ...] = ()
   ignored: frozenset[str] = frozenset()
 
@@ -85,6 +88,11 @@ class Fields:
     for name in self.flags:
       if not isinstance(value := settings.get(name), bool | None):
         found.append(f"{name} is {value!r:.100}, expected true or false")
+    for name in self.lists:
+      value = settings.get(name, [1])
+      is_list = isinstance(value, list) and 0 < len(value) <= MAX_LIST
+      if not is_list or not all(type(item) is int and 0 < item <= MAX_SIZE for item in value):
+        found.append(f"{name} is {value!r:.100}, expected a list of positive integers")
     return found
 
   def _unknown(self, settings: Mapping[str, Any]) -> list[str]:
@@ -95,6 +103,7 @@ class Fields:
       *self.positive,
       *self.counts,
       *self.flags,
+      *self.lists,
       *self.read,
       *self.ignored,
     }
@@ -290,21 +299,60 @@ JANUS_VQ = Fields(
     "num_hidden_layers",
     "image_token_embed_dim",
   ),
-  read=("channel_multiplier",),
+  lists=("channel_multiplier",),
   ignored=TRANSFORMERS,
 )
 
 
+def _deepseek_part(cls: str) -> Fields:
+  """A section of DeepSeek's config: the class of a part, whose arguments are `params`."""
+  return Fields(fixed={"cls": (cls,), **NOT_QUANTIZED}, read=("params",), ignored=TRANSFORMERS)
+
+
+# Section of DeepSeek's config -> its own fields, and those of its `params`.
+# Source: deepseek-ai/Janus, janus/models: modeling_vlm.py, clip_encoder.py and projector.py.
+_ALIGNER = Fields(fixed={"projector_type": ("mlp_gelu",)}, sizes=("depth", "input_dim", "n_embed"))
+DEEPSEEK = {
+  "vision_config": (
+    _deepseek_part("CLIPVisionTower"),
+    Fields(
+      fixed={
+        "model_name": ("siglip_large_patch16_384",),
+        "select_layer": (-1,),
+        "pixel_mean": (None,),
+        "pixel_std": (None,),
+      },
+      sizes=("image_size",),
+      # What is selected of a SigLIP is always all; a path of the authors' machine.
+      ignored=frozenset(("select_feature", "select_layers", "ckpt_path")),
+    ),
+  ),
+  "aligner_config": (_deepseek_part("MlpProjector"), _ALIGNER),
+  "gen_vision_config": (_deepseek_part("VQ-16"), Fields(sizes=("image_token_size", "n_embed"))),
+  "gen_aligner_config": (_deepseek_part("MlpProjector"), _ALIGNER),
+  "gen_head_config": (
+    _deepseek_part("vision_head"),
+    Fields(sizes=("image_token_embed", "image_token_size", "n_embed")),
+  ),
+}
+
+
 def check_janus(settings: Mapping[str, Any]) -> Findings:
-  """Checks a `config.json` of transformers' Janus; of DeepSeek's, the top level and the language model."""
-  sections = {"text_config": LLAMA, "language_config": LLAMA, "vision_config": JANUS_VISION, "vq_config": JANUS_VQ}
-  if settings.get("model_type") == "multi_modality":
-    # The other sections have `params` of their own, which `JanusConfig.from_deepseek` checks.
-    sections = {"language_config": LLAMA}
-  for name in sections:
-    if not isinstance(settings.get(name), dict | types.NoneType):
-      return Findings([f"{name} is no object: this is not the config of a Janus"], [])
-  return _joined({"": JANUS.check(settings)} | {f"{n}.": f.check(settings.get(n) or {}) for n, f in sections.items()})
+  """Checks a `config.json` of Janus, transformers' or DeepSeek's."""
+  is_deepseek = settings.get("model_type") == "multi_modality"
+  sections = {"text_config": LLAMA, "vision_config": JANUS_VISION, "vq_config": JANUS_VQ}
+  if is_deepseek:
+    sections = {"language_config": LLAMA} | {name: own for name, (own, _) in DEEPSEEK.items()}
+  if wrong := [name for name in sections if not isinstance(settings.get(name), dict | types.NoneType)]:
+    return Findings([f"{wrong[0]} is no object: this is not the config of a Janus"], [])
+  parts = {"": JANUS.check(settings)} | {f"{n}.": f.check(settings.get(n) or {}) for n, f in sections.items()}
+  if is_deepseek:
+    for name, (_, arguments) in DEEPSEEK.items():
+      given = (settings.get(name) or {}).get("params") or {}
+      if not isinstance(given, dict):
+        return Findings([f"{name}.params is no object: this is not the config of a Janus"], [])
+      parts[f"{name}.params."] = arguments.check(given)
+  return _joined(parts)
 
 
 def check_qwen(settings: Mapping[str, Any]) -> Findings:

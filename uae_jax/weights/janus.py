@@ -4,7 +4,7 @@ Source: transformers 5.23 modeling_janus.py; for the names in deepseek-ai/Janus-
 convert_janus_weights_to_hf.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 import dataclasses
 import re
 
@@ -13,12 +13,14 @@ from uae_jax.models.janus.vq import VQConfig
 from uae_jax.models.language import LanguageConfig
 from uae_jax.models.vit import PatchTowerConfig
 from uae_jax.weights.table import TRANSPOSE, Reshape, Row, Same, Then, linear, norm
+from uae_jax.weights.tensor_files import count_indices
 from uae_jax.weights.vae import conv
 from uae_jax.weights.vit import blocks, inside, patch_embed
 
+TIED_HEAD = r"^(language_model\.)?lm_head\.weight$"
 IGNORED = {
   r"\.position_ids$": "0, 1, 2, ...: stored by some versions of transformers",
-  r"^lm_head\.weight$": "a copy of the embedding table, where a model with tied embeddings was saved with its head",
+  TIED_HEAD: "a copy of the embedding table, where a model with tied embeddings was saved with its head",
 }
 BLOCK = {
   "attention_norm": "layer_norm1",
@@ -91,6 +93,59 @@ def _deepseek_name(name: str) -> str:
     name = re.sub(pattern, replacement, name)
   # An activation stands between the linear layers of an aligner.
   return re.sub(r"aligner\.hidden_layers\.(\d+)", lambda found: f"aligner.layers.{2 * int(found[1]) + 2}", name)
+
+
+def language_names(*, is_deepseek: bool) -> tuple[str, str]:
+  """Names of the embedding table and of the head of the language model."""
+  embedding, head = "model.language_model.embed_tokens.weight", "lm_head.weight"
+  return (_deepseek_name(embedding), _deepseek_name(head)) if is_deepseek else (embedding, head)
+
+
+def size_problems(config: JanusConfig, tensors: Collection[str], *, is_deepseek: bool) -> list[str]:
+  """Numbers of layers in a `config.json` that are not those of the tensors; all of them are built one by one."""
+
+  def renamed(name: str) -> str:
+    return _deepseek_name(name) if is_deepseek else name
+
+  def linears(prefix: str) -> int:
+    return sum(name.startswith(prefix) and name.endswith(".weight") for name in tensors)
+
+  levels = renamed("model.vqmodel.encoder.down.")
+  blocks = renamed("model.vqmodel.encoder.down.0.block.")
+  # (the field of transformers, that of DeepSeek, what it says, how many there are)
+  claims = (
+    (
+      "vision_config.num_hidden_layers",
+      "vision_config.params.model_name",
+      config.vision.depth,
+      count_indices(tensors, renamed("model.vision_model.encoder.layers.")),
+    ),
+    (
+      "text_config.num_hidden_layers",
+      "language_config.num_hidden_layers",
+      config.language.depth,
+      count_indices(tensors, renamed("model.language_model.layers.")),
+    ),
+    ("vision_config.depth", "aligner_config.params.depth", config.vision_depth, linears(renamed("model.aligner."))),
+    (
+      "vq_config.num_hidden_layers",
+      "gen_aligner_config.params.depth",
+      config.image_depth,
+      linears(renamed("model.generation_aligner.")),
+    ),
+    (
+      "vq_config.channel_multiplier",
+      "gen_vision_config.cls",
+      len(config.vq.block_channels),
+      count_indices(tensors, levels),
+    ),
+    ("vq_config.num_res_blocks", "gen_vision_config.cls", config.vq.layers_per_block, count_indices(tensors, blocks)),
+  )
+  return [
+    f"{theirs if is_deepseek else name} says {claimed} layers, the tensors have {found}"
+    for name, theirs, claimed, found in claims
+    if claimed != found
+  ]
 
 
 def table(config: JanusConfig) -> tuple[Row, ...]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 import warnings
 
 from flax import nnx
@@ -21,12 +20,14 @@ from uae_jax.data.janus_processing import JanusProcessor
 from uae_jax.models.janus.model import JanusConfig
 from uae_jax.models.janus.system import JanusSystemConfig
 from uae_jax.plain import from_plain, to_plain
-from uae_jax.weights import fields, huggingface_configs, janus, torch_archives
+from uae_jax.weights import fields, huggingface_configs, janus
 from uae_jax.weights.checkpoint import InferenceSettings, LoadedUAE, processor_problems, typed
 from uae_jax.weights.export import Dump, copy_processor
+from uae_jax.weights.folder_adapters import ADAPTER_CONFIG
 from uae_jax.weights.official import EXTRAS
 from uae_jax.weights.table import Row, WeightError, expand, find_problems, stream
-from uae_jax.weights.tensor_files import open_folder, spec_of, write_folder
+from uae_jax.weights.tensor_files import Renamed, open_archives, open_folder, spec_of, write_folder
+from uae_jax.weights.tied_head import ties_embeddings
 
 TRANSFORMERS, DEEPSEEK = "janus", "multi_modality"
 # Generation by the official code: no truncation, guidance 5.
@@ -41,30 +42,53 @@ def is_janus(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> JanusSystemConfig:
-  """Reads the architecture of a folder.
+  """Reads the architecture of a folder; of its tensors, only a head that the config ties to the embeddings.
 
   Raises:
-    WeightError: the config describes an unsupported architecture; all problems are listed.
+    ValueError: a file is missing or damaged.
+    WeightError: the config describes an unsupported architecture, or another than that of the tensors; all problems are
+      listed.
   """
+  return _open(folder)[0]
+
+
+def _open(folder: Path) -> tuple[JanusSystemConfig, Renamed]:
+  """The architecture of a folder and its tensors; see `read_config` for errors."""
   file = folder / "config.json"
   settings = json_files.read_object(file)
   found = fields.check_janus(settings)
   if found.unknown:
-    warnings.warn(f"{file}: fields that are not known were ignored: {', '.join(found.unknown)[:500]}", stacklevel=4)
+    warnings.warn(f"{file}: fields that are not known were ignored: {', '.join(found.unknown)[:500]}", stacklevel=5)
   problems = [f"{file}: {problem}" for problem in found.problems]
-  if not problems:
-    try:
-      return JanusSystemConfig(_architecture(folder, settings))
-    except (ValueError, TypeError, ArithmeticError, AttributeError, KeyError) as error:
-      problems.append(f"{file}: {error}")
-  raise WeightError(str(folder), problems)
+  if (adapters := folder / ADAPTER_CONFIG).exists():
+    problems.append(f"{adapters}: adapters beside a Janus are not read: merge them into its weights")
+  if problems:
+    raise WeightError(str(folder), problems)
+  is_deepseek = settings.get("model_type") == DEEPSEEK
+  try:
+    if is_deepseek:
+      # Only the tokenizer knows the id of the placeholder.
+      config = JanusConfig.from_deepseek(settings, JanusProcessor.from_folder(folder).image_token_id)
+    else:
+      config = JanusConfig.from_huggingface(settings)
+  except (ValueError, TypeError, ArithmeticError, AttributeError, KeyError) as error:
+    raise WeightError(str(folder), [f"{file}: {error}"]) from error
+  tensors = Renamed()
+  tensors.add(_tensors(folder), str)
+  if problems := janus.size_problems(config, tensors, is_deepseek=is_deepseek):
+    raise WeightError(str(folder), [f"{file}: {problem}" for problem in problems])
+  if config.language.ties_embeddings:
+    ties = ties_embeddings(tensors, *janus.language_names(is_deepseek=is_deepseek), folder)
+    config = dataclasses.replace(config, language=dataclasses.replace(config.language, ties_embeddings=ties))
+  return JanusSystemConfig(config), tensors
 
 
-def _architecture(folder: Path, settings: Mapping[str, Any]) -> JanusConfig:
-  if settings["model_type"] == TRANSFORMERS:
-    return JanusConfig.from_huggingface(settings)
-  # Only the tokenizer knows the id of the placeholder.
-  return JanusConfig.from_deepseek(settings, JanusProcessor.from_folder(folder).image_token_id)
+def _tensors(folder: Path) -> Mapping[str, np.ndarray]:
+  """The tensors of safetensors files, or of the `torch.save` archives that DeepSeek publishes."""
+  names = (f"{TORCH_STEM}.bin", f"{TORCH_STEM}.bin.index.json")
+  if any(folder.glob("*.safetensors")) or not any((folder / name).exists() for name in names):
+    return open_folder(folder, STEM)
+  return open_archives(folder, TORCH_STEM)
 
 
 def load(folder: Path, dtype: str, mesh: Mesh) -> LoadedUAE:
@@ -79,16 +103,14 @@ def load(folder: Path, dtype: str, mesh: Mesh) -> LoadedUAE:
     ValueError: a file is missing or damaged.
     WeightError: tensors or settings are missing, unexpected, or have the wrong shape or type.
   """
-  config = read_config(folder)
+  config, tensors = _open(folder)
   processor = JanusProcessor.from_folder(folder)
-  is_theirs = json_files.read_object(folder / "config.json")["model_type"] == TRANSFORMERS
-  if is_theirs:
-    table, ignored = janus.table(config.captioner), dict(janus.IGNORED)
-    if not config.captioner.language.ties_embeddings:
-      ignored.pop(r"^lm_head\.weight$")
-  else:
+  if json_files.read_object(folder / "config.json").get("model_type") == DEEPSEEK:
     table, ignored = janus.deepseek_table(config.captioner), janus.IGNORED | janus.IGNORED_IN_DEEPSEEK
-  tensors = _open(folder)
+  else:
+    table, ignored = janus.table(config.captioner), dict(janus.IGNORED)
+  if not config.captioner.language.ties_embeddings:
+    ignored.pop(janus.TIED_HEAD)
   graphdef, abstract = sharding.abstract_model(lambda: config.build(nnx.Rngs(0)), mesh)
   problems = processor_problems(folder, processor, config.captioner)
   if processor.image_px != (side := config.captioner.vision.image_px):
@@ -101,20 +123,6 @@ def load(folder: Path, dtype: str, mesh: Mesh) -> LoadedUAE:
   abstract = typed(abstract, dtype, stored=_stored(tensors, table, abstract) if dtype == "auto" else None)
   params = {"captioner": stream(tensors, table, abstract["captioner"], str(folder))}
   return LoadedUAE(config, graphdef, params, processor, folder, _inference(folder, config))
-
-
-def _open(folder: Path) -> Mapping[str, np.ndarray]:
-  """The tensors of safetensors files, or of the `torch.save` archives that DeepSeek publishes."""
-  index, single = folder / f"{TORCH_STEM}.bin.index.json", folder / f"{TORCH_STEM}.bin"
-  if any(folder.glob("*.safetensors")) or not (index.exists() or single.exists()):
-    return open_folder(folder, STEM)
-  names = sorted(set(json_files.read_object(index).get("weight_map", {}).values())) if index.exists() else [single.name]
-  tensors: dict[str, np.ndarray] = {}
-  for name in names:
-    if not isinstance(name, str) or name != Path(name).name or not (folder / name).exists():
-      raise ValueError(f"{index} names a file that is not there: {name!r:.100}")
-    tensors |= torch_archives.read(folder / name)
-  return tensors
 
 
 def _stored(tensors: Mapping, table: tuple[Row, ...], abstract: Mapping) -> dict[str, np.dtype]:
@@ -135,7 +143,8 @@ def _inference(folder: Path, config: JanusSystemConfig) -> InferenceSettings:
     SETTINGS,
     resolution_px=config.captioner.vision.image_px,
     steps=config.captioner.num_image_tokens,
-    repetition_penalty=processor_files.repetition_penalty(folder),
+    guidance=processor_files.guidance_scale(folder) or SETTINGS.guidance,
+    repetition_penalty=processor_files.repetition_penalty(folder, others=("guidance_scale",)),
     **processor_files.kept_tokens(folder),
   )
 

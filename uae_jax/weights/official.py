@@ -14,7 +14,6 @@ Source: the loading code of PKU-YuanGroup/UAE; PEFT 0.17 and 0.21 for the names 
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-import hashlib
 from pathlib import Path
 from typing import Any, TypeVar
 import warnings
@@ -40,6 +39,7 @@ from uae_jax.weights.checkpoint import InferenceSettings, LoadedUAE, processor_p
 from uae_jax.weights.folder_adapters import ADAPTER_CONFIG, ADAPTER_STEM, read_captioner, read_decoder
 from uae_jax.weights.table import Row, WeightError, find_problems, stream
 from uae_jax.weights.tensor_files import Renamed, Safetensors, open_file, open_folder, spec_of
+from uae_jax.weights.tied_head import ties_embeddings
 
 T = TypeVar("T")
 Check = Callable[[Mapping], fields.Findings]
@@ -244,7 +244,8 @@ class Reader:
     """Inference settings from `uae.json` and the configs; the official defaults where they set nothing."""
     folders, extras = self.folders, self.extras
     side = self.config.decoder.sample_size * self.config.vae.downsampling
-    given = {field.name: extras[field.name] for field in dataclasses.fields(InferenceSettings) if field.name in extras}
+    others = {"mask_context", *vae_weights.latent_statistics(self.config.vae)}
+    given = {name: value for name, value in extras.items() if name not in others}
     given.setdefault("resolution_px", side)
     file = folders.diffusion / "scheduler" / "scheduler_config.json"
     if file.exists():
@@ -313,19 +314,10 @@ class Reader:
 
   def _untied(self, captioner: Qwen25VLConfig) -> Qwen25VLConfig:
     """The captioner with a head of its own if the files hold two different matrices, as transformers 5 reads them."""
-    if not captioner.language.ties_embeddings or HEAD not in self.language:
+    language = captioner.language
+    if not language.ties_embeddings or ties_embeddings(self.language, EMBEDDING, HEAD, self.folders.language):
       return captioner
-    if EMBEDDING not in self.language:
-      self.language.put(EMBEDDING, self.language, HEAD)
-      return captioner
-    if _digest(self.language, HEAD) == _digest(self.language, EMBEDDING):
-      return captioner
-    warnings.warn(
-      f"{self.folders.language}: tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}: both are used, as "
-      "in transformers 5",
-      stacklevel=6,
-    )
-    return dataclasses.replace(captioner, language=dataclasses.replace(captioner.language, ties_embeddings=False))
+    return dataclasses.replace(captioner, language=dataclasses.replace(language, ties_embeddings=False))
 
   def _with_pixel_statistics(self, captioner: Qwen25VLConfig) -> Qwen25VLConfig:
     """The captioner with mean and standard deviation of the image processor."""
@@ -343,15 +335,6 @@ class Reader:
     if "projector.0.weight" in self.language:
       hidden = self.language.spec("projector.0.weight").shape[0]
     return ConnectorConfig(captioner.language.width, hidden, decoder.context_width)
-
-
-def _digest(tensors: Mapping, name: str) -> bytes:
-  """Digest of a tensor's shape and values, in float32 and a part at a time."""
-  values = np.asarray(tensors[name])
-  digest = hashlib.sha256(repr(values.shape).encode())
-  for start in range(0, len(values), 4096):
-    digest.update(np.ascontiguousarray(values[start : start + 4096], np.float32).tobytes())
-  return digest.digest()
 
 
 def _stored_dtypes(parts: list[Part]) -> dict[str, np.dtype]:

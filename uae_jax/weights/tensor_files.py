@@ -256,8 +256,43 @@ def _open_folder(folder: Path, stem: str) -> Safetensors:
   return Safetensors(shards)
 
 
+def open_archives(folder: Path, stem: str) -> dict[str, np.ndarray]:
+  """Reads all archives of `torch.save` of a model folder: `<stem>.bin`, or shards with an index.
+
+  Raises:
+    ValueError: a file is missing or damaged, or the index contradicts the shards.
+  """
+  single, index = folder / f"{stem}.bin", folder / f"{stem}.bin.index.json"
+  if single.exists() or not index.exists():
+    return torch_archives.read(single)
+  places, tensors = _read_index(index), dict[str, np.ndarray]()
+  for file in sorted(set(places.values())):
+    found = torch_archives.read(folder / file)
+    for name in found:
+      if name in tensors or places.get(name, file) != file:
+        raise ValueError(f"{folder / file}: tensor {name:.200} is in another file, too, or {index.name} is stale")
+    tensors |= found
+  return tensors
+
+
 def _open_index(index: Path) -> Safetensors:
   """Opens the shards of an index; tensors of a shard that the index lacks are found all the same."""
+  places = _read_index(index)
+  tensors = Safetensors([index.parent / name for name in sorted(set(places.values()))])
+  for name, file in places.items():
+    if name in tensors and tensors.file(name).name != file:
+      raise ValueError(
+        f"{index}: {name} is not in {file} but in {tensors.file(name).name}: delete the index, it is stale"
+      )
+  return tensors
+
+
+def _read_index(index: Path) -> dict[str, str]:
+  """Reads the index of a model in shards: name of a tensor -> name of its file, which exists.
+
+  Raises:
+    ValueError: it is no index, or names files elsewhere or files that do not exist.
+  """
   places = json_files.read_object(index).get("weight_map")
   if not isinstance(places, dict) or not places:
     raise ValueError(f"{index}: not an index of shards (no weight_map)")
@@ -268,13 +303,7 @@ def _open_index(index: Path) -> Safetensors:
   missing = sorted(set(names) - {file.name for file in index.parent.iterdir()})
   if missing:
     raise ValueError(f"{index} names files that are not there: {', '.join(name[:100] for name in missing[:10])}")
-  tensors = Safetensors([index.parent / name for name in names])
-  for name, file in places.items():
-    if name in tensors and tensors.file(name).name != file:
-      raise ValueError(
-        f"{index}: {name} is not in {file} but in {tensors.file(name).name}: delete the index, it is stale"
-      )
-  return tensors
+  return places
 
 
 def open_file(path: Path) -> Mapping[str, np.ndarray]:
