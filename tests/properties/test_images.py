@@ -5,10 +5,11 @@ import os
 import re
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import EpsImagePlugin, Image, ImageCms
 import pytest
 
-from uae_jax.data.images import from_array, read_image
+from uae_jax.data import official_pixels
+from uae_jax.data.images import from_array, image_from_bytes, read_image
 
 pytestmark = pytest.mark.fast
 
@@ -160,3 +161,27 @@ def test_torn_and_foreign_files_are_named(tmp_path):
   }.items():
     with pytest.raises(ValueError, match=f"cannot read image {tmp_path / name}: .*{reason}"):
       read_image(tmp_path / name)
+
+
+def test_postscript_is_not_run(tmp_path, monkeypatch):
+  """PIL would start the program `gs` to draw it."""
+  trap = tmp_path / "trap"
+  (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {trap}\n")
+  (tmp_path / "gs").chmod(0o755)
+  monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+  monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+  Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
+  (tmp_path / "a.png").write_bytes((tmp_path / "a.eps").read_bytes())
+  for read in (
+    lambda: read_image(tmp_path / "a.png"),
+    lambda: image_from_bytes((tmp_path / "a.png").read_bytes(), "it"),
+    lambda: official_pixels.benchmark_rgb(tmp_path / "a.png"),
+  ):
+    with pytest.raises(ValueError, match="PostScript|identify"):
+      read()
+  assert not trap.exists()
+
+
+def test_what_is_no_image_is_named_without_objects_in_memory():
+  with pytest.raises(ValueError, match="^cannot read it: UnidentifiedImageError: .* begins with b'GIF7'$"):
+    image_from_bytes(b"GIF7", "it")

@@ -80,13 +80,12 @@ def write_page(
   is_small_world: bool,
 ) -> None:
   """Writes the page of all records, whose images may be those of earlier calls and other processes."""
-  from PIL import Image
-
+  from uae_jax.data.images import open_image
   from uae_jax.report import reconstructions
 
   pairs = []
   for index, record in records.items():
-    with Image.open(out / record["reconstruction"]) as image:
+    with open_image(out / record["reconstruction"]) as image:
       pairs.append(
         reconstructions.Pair.of(paths[index], read(paths[index]), record["caption"], record["reconstruction"], image)
       )

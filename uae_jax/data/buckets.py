@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from uae_jax import cloud_storage
+from uae_jax.data.images import open_image
 from uae_jax.data.mixture import Mixture
 from uae_jax.data.prompts_source import PromptsSource
 from uae_jax.data.sources import KeepsFiles, MakesBatches, Source, Stored
@@ -181,7 +182,7 @@ def header_size(source: Source, index: int) -> Size:
     height, width = source[index]["image"].shape[:2]
     return height, width
   content, _ = source.content(index)
-  with Image.open(content if isinstance(content, Path) else io.BytesIO(content)) as image:
+  with open_image(content if isinstance(content, Path) else io.BytesIO(content)) as image:
     width, height = image.size
     # PIL decodes a PNG file to find out that it has no EXIF.
     has_exif = image.format != "PNG" or "exif" in image.info

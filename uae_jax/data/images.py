@@ -5,8 +5,10 @@ Of an animation or a file with several pages, the first one is read. Color profi
 processors of transformers.
 """
 
+import functools
 import io
 import os
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -22,6 +24,19 @@ FLOAT_WHITES, INTEGER_WHITES = (1, 255, 65535), (255, 65535)
 SCALED_TO_16_BITS = ("PNG", "PPM")
 # How much of a file is looked at to say what it is instead of an image.
 START_BYTES = 512
+POSTSCRIPT = (b"%!PS", b"\xc5\xd0\xd3\xc6")
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+  """PIL's formats, in its order, without PostScript: PIL gives such files to Ghostscript, which runs them."""
+  Image.init()
+  return tuple(name for name in Image.ID if name != "EPS")
+
+
+def open_image(content: str | os.PathLike | BinaryIO) -> Image.Image:
+  """Opens an image whose content may be anyone's; raises what PIL raises."""
+  return Image.open(content, formats=_formats())
 
 
 def read_image(source: ImageSource) -> Image.Image:
@@ -44,13 +59,13 @@ def read_image(source: ImageSource) -> Image.Image:
     raise ValueError(f"an image is of type {type(source).__name__}, expected a path, a PIL image or an array")
   try:
     require_regular(source)
-    with Image.open(source) as image:
+    with open_image(source) as image:
       return to_rgb(image)
   except FileNotFoundError as error:
     raise ValueError(f"cannot read image {os.fspath(source)}: no such file") from error
   except Exception as error:  # PIL's decoders raise a dozen exception types for corrupt files.
     start = _start(source) if isinstance(error, UnidentifiedImageError) else b""
-    raise ValueError(f"cannot read image {os.fspath(source)}: {_reason(start, error)}") from error
+    raise ValueError(f"cannot read image {os.fspath(source)}: {why_unreadable(start, error)}") from error
 
 
 def image_from_bytes(data: bytes, name: str) -> Image.Image:
@@ -64,10 +79,10 @@ def image_from_bytes(data: bytes, name: str) -> Image.Image:
     ValueError: the content is not that of an image; the message has the name.
   """
   try:
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(io.BytesIO(data)) as image:
       return to_rgb(image)
   except Exception as error:  # PIL's decoders raise a dozen exception types for corrupt files.
-    raise ValueError(f"cannot read {name}: {_reason(data[:START_BYTES], error)}") from error
+    raise ValueError(f"cannot read {name}: {why_unreadable(data[:START_BYTES], error)}") from error
 
 
 def from_array(pixels: np.ndarray) -> Image.Image:
@@ -132,8 +147,11 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
   return np.rint(np.clip(values.astype(np.float64) * (255 / white), 0, 255)).astype(np.uint8)
 
 
-def _reason(start: bytes, error: Exception) -> str:
-  """Says why what begins with `start` is no image; what downloads leave in place of one is recognized."""
+def why_unreadable(start: bytes, error: Exception) -> str:
+  """Says why what begins with `start` is no image, given what PIL raised.
+
+  What downloads leave in place of an image is recognized.
+  """
   if isinstance(error, UnidentifiedImageError):
     if not start:
       return "an empty file"
@@ -141,6 +159,10 @@ def _reason(start: bytes, error: Exception) -> str:
       return "a pointer of git-lfs, not the image itself: run `git lfs pull` in its repository"
     if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
       return "a web page, not an image"
+    if start.startswith(POSTSCRIPT):
+      return "PostScript, which is a program and is not run: convert it to PNG"
+    # PIL names an object in memory instead.
+    return f"{type(error).__name__}: cannot identify what begins with {start[:8]!r}"
   return f"{type(error).__name__}: {error}"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from uae_jax.data.images import read_image
+from uae_jax.data.images import open_image, read_image
 
 EXIF_ORIENTATION = 0x0112
 
@@ -46,7 +46,7 @@ def demo_rgb(file: Path) -> Image.Image:
 
 def _read(file: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
   try:
-    with Image.open(file) as image:
+    with open_image(file) as image:
       # A new image has no EXIF and no transparent color, which would be applied later.
       return Image.fromarray(np.asarray(convert(image)))
   except Exception as error:  # PIL's decoders raise a dozen exception types for corrupt files.
@@ -55,7 +55,7 @@ def _read(file: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Im
 
 def difference(file: Path) -> str:
   """Says what makes the displayed pixels of a file differ from those of the benchmark; "" if they are the same."""
-  with Image.open(file) as image:
+  with open_image(file) as image:
     causes = {
       "EXIF rotation": image.getexif().get(EXIF_ORIENTATION, 1) != 1,
       "transparency": "A" in image.getbands() or "transparency" in image.info,

@@ -11,6 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from uae_jax import files
+from uae_jax.data.images import open_image
 from uae_jax.evaluation.attempts import attempt
 from uae_jax.evaluation.suites.spec import Prompt, Suite, Target
 
@@ -65,10 +66,10 @@ def is_whole(file: Path, num_tiles: int, size: tuple[int, int]) -> bool:
 def size_of(file: Path) -> tuple[int, int] | None:
   """(width, height) of a readable image in pixels; None if it is absent or damaged."""
   try:
-    with Image.open(file) as image:
+    with open_image(file) as image:
       image.load()
       return image.size
-  except (OSError, ValueError, SyntaxError):  # PIL raises all three for damaged files.
+  except Exception:  # PIL's decoders raise a dozen exception types for corrupt files.
     return None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from uae_jax.data.images import open_image
 from uae_jax.files import shown, write_whole
 from uae_jax.report import charts
 from uae_jax.report.inline_images import Embedded, embed
@@ -147,7 +148,7 @@ def _sheet(files: Sequence[Path]) -> Embedded | None:
   images = []
   for file in files[:MOST_IMAGES]:
     try:
-      with Image.open(file) as image:
+      with open_image(file) as image:
         images.append(image.convert("RGB"))
     except Exception:  # PIL's decoders raise many exception types; the page shows an empty frame for any of them.
       continue

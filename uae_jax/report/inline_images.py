@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from uae_jax.data.images import open_image
 from uae_jax.files import data_uri
 
 # Images up to this size come from the small world: stored losslessly and enlarged without smoothing.
@@ -36,7 +37,7 @@ def embed_file(folder: Path, name) -> Embedded | None:
   if not file.is_relative_to(folder.resolve()):
     return None
   try:
-    with Image.open(file) as image:
+    with open_image(file) as image:
       image.load()
       return embed(image)
   except Exception:  # PIL's decoders raise many exception types; the page shows an empty frame for any of them.

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from uae_jax.data.images import read_image
+from uae_jax.data.images import START_BYTES, open_image, read_image, why_unreadable
 from uae_jax.files import SURROGATES
 from uae_jax.options.sampling import LARGEST_SEED, MAX_TEXT_CHARACTERS, GenerationOptions
 
@@ -257,7 +257,8 @@ def _image_of(url: str) -> Image.Image:
     raise RequestError("image_url: expected data:image/...;base64,...; addresses are not fetched", param="messages")
   with _DECODING:
     try:
-      file = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+      content = base64.b64decode(data, validate=True)
+      file = open_image(io.BytesIO(content))
       if file.width * file.height > MAX_IMAGE_PIXELS:
         raise ValueError(f"{file.width} x {file.height} px, expected {MAX_IMAGE_PIXELS} pixels or fewer")
       return read_image(file)
@@ -265,5 +266,7 @@ def _image_of(url: str) -> Image.Image:
       raise RequestError("image_url: not base64", param="messages") from error
     except Exception as error:  # PIL's decoders raise a dozen exception types for corrupt files.
       raise RequestError(
-        f"image_url: not a readable image ({error})", param="messages", code="invalid_image"
+        f"image_url: not a readable image ({why_unreadable(content[:START_BYTES], error)})",
+        param="messages",
+        code="invalid_image",
       ) from error

@@ -6,14 +6,13 @@ punctuation, no articles. Yes-or-no questions are judged by the first yes or no 
 
 from collections.abc import Sequence
 import dataclasses
-import io
 from pathlib import Path
 import re
 from typing import Any
 
 from PIL import Image
 
-from uae_jax.data.images import read_image
+from uae_jax.data.images import image_from_bytes, read_image
 from uae_jax.evaluation.suites import vqa_layouts
 from uae_jax.evaluation.suites.spec import Prompt, Scores
 from uae_jax.evaluation.suites.task import Rows, Run, Task, summarize
@@ -45,9 +44,8 @@ def text(question: vqa_layouts.Question) -> str:
 
 
 def image(question: Any) -> Image.Image:
-  return read_image(
-    question["image"] if isinstance(question["image"], Path) else Image.open(io.BytesIO(question["image"]))
-  )
+  content = question["image"]
+  return read_image(content) if isinstance(content, Path) else image_from_bytes(content, "the picture of a question")
 
 
 def work(run: Run, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
