@@ -1,5 +1,6 @@
 """Long-CLIP in the layout of OpenAI's CLIP equals a torch model of the same equations; `.pt` files are read safely."""
 
+import copy
 import io
 import os
 import pickle
@@ -160,6 +161,22 @@ def test_embedder_of_a_file(reference, tmp_path, form):
   with torch.no_grad():
     want = nn.functional.normalize(reference.visual(pixels), dim=-1).numpy()
   np.testing.assert_allclose(embedder.embed([image]), want, atol=TOLERANCE)
+
+
+def test_official_scores_are_those_of_weights_rounded_to_float16(reference, tmp_path):
+  """The official loader rounds them and computes in float32; a file of float16 gives its numbers."""
+  rounded = {name: value.half() for name, value in reference.state_dict().items()}
+  torch.save(rounded, tmp_path / "longclip.pt")
+  embedder = embedders.load("longclip", tmp_path / "longclip.pt")
+  official = copy.deepcopy(reference)
+  official.load_state_dict({name: value.float() for name, value in rounded.items()})
+  image = Image.fromarray(np.random.default_rng(0).integers(0, 256, size=(50, 40, 3), dtype=np.uint8))
+  pixels = torch.from_numpy(embedder.preprocessing.batch([image])).permute(0, 3, 1, 2)
+  with torch.no_grad():
+    want = nn.functional.normalize(official.visual(pixels), dim=-1).numpy()
+    other = nn.functional.normalize(reference.visual(pixels), dim=-1).numpy()
+  np.testing.assert_allclose(embedder.embed([image]), want, atol=TOLERANCE)
+  assert np.abs(want - other).max() > 2 * TOLERANCE
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64])

@@ -101,6 +101,18 @@ def test_several_rewards_normalised_then_summed():
   np.testing.assert_allclose(actual, larger, atol=0.2)
 
 
+def test_a_rollout_that_lacks_a_reward_of_a_sum_has_no_advantage():
+  """Unlike in TRL, which sums the others: a sum of fewer rewards is no smaller reward."""
+  first, second = draw(3, 4), draw(3, 4, seed=1)
+  second[1, 2] = np.nan
+  actual = multi_reward_advantages({"a": first, "b": second}, {"a": 1.0, "b": 0.5}, AdvantageOptions())
+  total = first + 0.5 * second
+  std = np.nanstd(total, axis=1, ddof=1, keepdims=True)
+  expected = (total - np.nanmean(total, axis=1, keepdims=True)) / (std + 1e-4)
+  np.testing.assert_allclose(actual, np.nan_to_num(expected), atol=1e-10)
+  assert actual[1, 2] == 0
+
+
 def test_a_rollout_without_any_reward_enters_no_statistic():
   """One that lacks only one of two rewards has the other."""
   first, second = draw(3, 4), draw(3, 4, seed=1)

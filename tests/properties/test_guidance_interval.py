@@ -53,6 +53,32 @@ def euler(latents, steps):
   return latents
 
 
+def test_the_gradient_flows_through_both_branches():
+  """It is that of finite differences; with the unconditional branch held fixed it is another."""
+
+  def loss(weight, held=None):
+    def moved(latents, sigma, states, mask):
+      return jnp.sin(latents @ weight + jnp.reshape(sigma, (-1, 1, 1, 1))) * states[:, :, None, :]
+
+    model = types.SimpleNamespace(velocity=moved)
+    if held is None:
+      found = velocity_field(model, CONTEXT, guidance=GUIDANCE, negative=NEGATIVE)(NOISE, LEVELS[2])
+    else:
+      positive = moved(NOISE, LEVELS[2], CONTEXT.states, CONTEXT.mask)
+      found = held + GUIDANCE * (positive - held)
+    return jnp.sum(jnp.square(found))
+
+  with jax.enable_x64(True):
+    weight, direction = np.asarray(WEIGHT, np.float64), np.asarray(NOISE[0, 0, 0, :, None] * np.ones(16), np.float64)
+    found = np.sum(np.asarray(jax.grad(loss)(weight)) * direction)
+    step = 1e-6
+    differences = (loss(weight + step * direction) - loss(weight - step * direction)) / (2 * step)
+    held = jnp.sin(NOISE @ weight + LEVELS[2]) * NEGATIVE.states[:, :, None, :]
+    other = np.sum(np.asarray(jax.grad(loss)(weight, held)) * direction)
+  assert found == pytest.approx(float(differences), rel=1e-5)
+  assert abs(found - other) > 0.1 * abs(found)
+
+
 @pytest.mark.parametrize("gradient_steps", [0, 3, STEPS])
 def test_an_ode_runs_both_branches_only_inside(gradient_steps):
   sample = functools.partial(sample_ode, num_steps=STEPS, shift=SHIFT, gradient_steps=gradient_steps)

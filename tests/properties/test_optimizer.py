@@ -8,7 +8,7 @@ import pytest
 
 from uae_jax import sharding, trees
 from uae_jax.options import OptimizerOptions
-from uae_jax.training.optimizer import make_optimizer
+from uae_jax.training.optimizer import learning_rate, make_optimizer
 from uae_jax.training.placement import abstract_state
 from uae_jax.training.state import create
 
@@ -74,3 +74,15 @@ def test_a_pattern_of_no_matrix_is_refused(pattern, message):
   with pytest.raises(ValueError) as error:
     make(pattern).init(draw(**{"layers/bias": (16,), "layers/kernel": (8, 16)}))
   assert f"optimizer.muon = {pattern!r} {message}" in str(error.value)
+
+
+@pytest.mark.parametrize("end_factor", [0.0, 0.1])
+def test_the_schedule_is_cosine_with_min_lr_of_transformers_but_for_its_first_step(end_factor):
+  """Theirs warms up from 0 at step 0; ours from a tenth of the rate, as their step 1 has."""
+  options = OptimizerOptions(learning_rate=RATE, schedule="cosine", warmup_percent=10.0, end_factor=end_factor)
+  schedule, steps = learning_rate(options, 100), np.arange(10, 100)
+  progress = (steps - 10) / (100 - 10)
+  theirs = RATE * (end_factor + (1 - end_factor) * (1 + np.cos(np.pi * progress)) / 2)
+  np.testing.assert_allclose([schedule(step) for step in steps], theirs, rtol=1e-5, atol=1e-8)
+  warmup = [float(schedule(step)) for step in range(10)]
+  np.testing.assert_allclose(warmup, RATE * (0.1 + 0.9 * np.arange(10) / 10), rtol=1e-5)
