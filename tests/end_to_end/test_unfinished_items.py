@@ -1,5 +1,6 @@
 """Commands of many items go on where they were killed, with what the same command would make."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,18 @@ def test_items_of_other_settings_are_made_again(model, photographs):
   (photographs / "text.jpg").unlink()
   assert run(*words, "--seed", 1) == 0 and not Path("captions.jsonl.unfinished").exists()
   assert len(lines(Path("captions.jsonl"))) == 9
+
+
+def test_damaged_rows_and_settings_are_no_obstacle(model, photographs):
+  """A row without a record is made again; without readable settings, all are."""
+  (photographs / "text.jpg").write_text("no image")
+  words = ("caption", "--model", model, "--images", photographs)
+  folder = Path("captions.jsonl.unfinished")
+  assert run(*words) == 1
+  first, *others = (folder / "items.jsonl").read_text().splitlines()
+  row = {name: value for name, value in json.loads(first).items() if name != "record"}
+  content = "\n".join([json.dumps(row), *others, ""])
+  for name, text, number in (("items.jsonl", content, 1), ("settings.json", "{", 9)):
+    (folder / name).write_text(text)
+    assert run(*words) == 1
+    assert sum(call[1] for call in StandIn.calls if call[0] == "caption") == number

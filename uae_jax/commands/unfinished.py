@@ -98,7 +98,8 @@ class Unfinished:
   def _records(self) -> dict[int, dict[str, Any]]:
     """Index -> record of the finished items, in their order."""
     whole = rows.whole(self.result.parent, self.folder)
-    return {index: whole[key]["record"] for index, key in enumerate(self._keys) if key in whole}
+    found = {index: whole.get(key, {}).get("record") for index, key in enumerate(self._keys)}
+    return {index: record for index, record in found.items() if isinstance(record, dict)}
 
   def _write_result(self, records: Mapping[int, Mapping[str, Any]]) -> None:
     """Writes the records; without any, an earlier result stays."""
@@ -116,8 +117,11 @@ class Unfinished:
       raise OutputError(error.errno, error.strerror, str(file)) from error
 
   def _remove_others(self) -> None:
-    """Removes rows of other settings."""
-    if self.folder.exists() and json_files.read_object(self.folder / SETTINGS, default={}) != self._settings:
+    """Removes rows of other settings, or of settings that cannot be read."""
+    settings = None
+    with contextlib.suppress(ValueError):
+      settings = json_files.read_object(self.folder / SETTINGS, default={})
+    if settings != self._settings:
       self._remove()
 
   def _remove(self) -> None:

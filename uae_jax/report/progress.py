@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 import time
 
 from uae_jax import json_files, metrics_file
 from uae_jax.files import append_line
-from uae_jax.options import Experiment, read_config
+from uae_jax.options import STAGES, Experiment, read_config
 
 STARTS_FILE = "starts.jsonl"
 # The files that `read_progress` opens; of all others it only asks whether they are there, and since when.
@@ -69,6 +70,7 @@ def read_progress(workdir: str | Path, now: float | None = None) -> Progress:
     idle_seconds=max(0.0, (time.time() if now is None else now) - max(written)),
     restarts=max(0, len(starts) - 1) if starts else None,
   )
+  records = [record for record in records if record["stage"] in STAGES]
   if not records:
     return progress
   last = records[-1]
@@ -76,8 +78,7 @@ def read_progress(workdir: str | Path, now: float | None = None) -> Progress:
   total = config.section(last["stage"]).total_steps
   steps = saved_steps(workdir, folder)
   is_trained = any((workdir / "checkpoints" / folder / str(step) / "params").exists() for step in steps)
-  seconds = next((record["seconds_step"] for record in reversed(records) if record.get("seconds_step")), None)
-  useful = next((record["useful_seconds"] for record in reversed(records) if "useful_seconds" in record), None)
+  seconds, useful = _last(records, "seconds_step"), _last(records, "useful_seconds")
   wall = max(written) - starts[0]["time"] if starts else 0.0
   state = "finished" if finished else "evaluating" if is_trained else "training"
   return dataclasses.replace(
@@ -133,6 +134,12 @@ def is_finished(workdir: Path, config: Experiment) -> bool:
     (workdir / "checkpoints" / folder / str(step) / "params").exists() for step in saved_steps(workdir, folder)
   )
   return is_trained and (not config.evaluation.num_images or (workdir / "evaluation" / f"{folder}.json").exists())
+
+
+def _last(records: list[dict], name: str) -> float | None:
+  """The last positive number of this name; a damaged line may hold anything."""
+  values = (record.get(name) for record in reversed(records))
+  return next((value for value in values if type(value) in (int, float) and 0 < value < math.inf), None)
 
 
 def _lines(file: Path) -> list[dict]:

@@ -105,8 +105,14 @@ def run_all(
   running: dict[int, tuple[Point, subprocess.Popen]] = {}
   hangs: dict[str, int] = {}
   is_interrupted = threading.Event()
+
+  def interrupt(number: int, _: object) -> None:
+    if is_interrupted.is_set() and number == signal.SIGINT:
+      raise KeyboardInterrupt("its runs save and end by themselves")
+    is_interrupted.set()
+
   handlers = {
-    number: signal.signal(number, lambda *_: is_interrupted.set())
+    number: signal.signal(number, interrupt)
     for number in (signal.SIGTERM, signal.SIGINT)
     if threading.current_thread() is threading.main_thread()
   }
