@@ -135,6 +135,34 @@ def test_an_interrupted_sweep_saves_and_goes_on(tmp_path):
   assert set(states(tmp_path).values()) == {"finished"}
 
 
+# A run that takes 5 s to save.
+SLOW = """
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(5), os._exit(0)))
+pathlib.Path(sys.argv[2].partition("=")[2] + ".ready").touch()
+time.sleep(60)
+"""
+
+
+def test_a_second_ctrl_c_ends_a_sweep_while_its_runs_save(tmp_path):
+  code = (
+    "import sys; from uae_jax import cli; from uae_jax.sweeps import runner; "
+    f"runner.TRAIN = (sys.executable, '-c', {SLOW!r}); sys.exit(cli.main())"
+  )
+  flags = [f"--workdir={tmp_path}", *FLAGS, f"{TEMPERATURES}=0.5"]
+  process = subprocess.Popen([sys.executable, "-c", code, "sweep", *flags], stderr=subprocess.PIPE, text=True)
+  while process.poll() is None and not list(tmp_path.glob("*.ready")):
+    time.sleep(0.02)
+  process.send_signal(signal.SIGINT)
+  time.sleep(0.5)
+  assert process.poll() is None
+  process.send_signal(signal.SIGINT)
+  begin = time.monotonic()
+  _, errors = process.communicate()
+  assert process.returncode == 130 and time.monotonic() - begin < 4
+  assert errors.splitlines()[-1] == "uae-jax sweep: interrupted, its runs save and end by themselves"
+
+
 def test_runs_are_asked_to_save_at_the_same_time(tmp_path):
   """The first one ends only when the second one was asked too."""
   wait = "import time, os\nfor _ in range(1500):\n  time.sleep(0.02)\n"

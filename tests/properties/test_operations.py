@@ -105,6 +105,22 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path, capsys):
   assert "torn/config.json: not JSON" in shown.err and shown.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+  "line",
+  [
+    {"stage": "no_stage", "step": 25},
+    {"stage": STAGE, "step": 20, "seconds_step": "long", "useful_seconds": [1]},
+    {"stage": STAGE, "step": 20, "seconds_step": -1, "useful_seconds": None},
+  ],
+)
+def test_a_damaged_line_does_not_hide_the_status_of_a_run(tmp_path, line):
+  write_run(tmp_path, 20)
+  with (tmp_path / "metrics.jsonl").open("a") as metrics:
+    metrics.write(json.dumps(line) + "\n")
+  run = read_progress(tmp_path)
+  assert (run.stage, run.step, run.steps_per_second) == (STAGE, 20, 0.5)
+
+
 def test_status_of_no_run_is_one_line(tmp_path, capsys):
   assert cli.main(["status", str(tmp_path)]) == 2
   assert "neither the workdir of a run nor a folder of workdirs" in capsys.readouterr().err

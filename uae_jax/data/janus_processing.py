@@ -208,6 +208,6 @@ def _square(file: Path, size: Any) -> Any:
       return 384
     case int():
       return size
-    case {"height": height, "width": width, **others} if height == width and not others:
+    case {"height": height, "width": width, **others} if height == width and not any(others.values()):
       return height
   raise ValueError(f"{file}: size is {size!r:.100}, expected a square: height and width")
