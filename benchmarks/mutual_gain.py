@@ -26,6 +26,7 @@ from benchmarks import understanding
 from configs import mutual_gain as grid
 from uae_jax.evaluation.reconstruction import paired_gain
 from uae_jax.files import write_whole
+from uae_jax.report.progress import is_finished
 from uae_jax.training import restore
 
 FILE = "mutual_gain.json"
@@ -51,8 +52,8 @@ def command(out: Path, seed: int, cell: str, flags: Sequence[str]) -> list[str]:
   return words if start is None else [*words, f"--config.init.checkpoint={workdir / start[0]}:{start[1]}"]
 
 
-def train(words: Sequence[str], seconds: float | None) -> bool:
-  """Runs a training command to its end; False if it had to be stopped after so many seconds."""
+def train(words: Sequence[str], workdir: Path, seconds: float | None) -> bool:
+  """Runs a training command to its end; False if it was stopped, after so many seconds or by a signal."""
   process = subprocess.Popen(words)
   try:
     code = process.wait(seconds)
@@ -62,7 +63,8 @@ def train(words: Sequence[str], seconds: float | None) -> bool:
     return False
   if code:
     raise SystemExit(f"{words[4]} ended with status {code}; its messages are above")
-  return True
+  # A run that a signal stops also ends with status 0.
+  return is_finished(workdir, restore.run_config(workdir))
 
 
 def measure(workdir: Path, num_images: int) -> dict:
@@ -150,7 +152,7 @@ def run(out: Path, seeds: Sequence[int], cells: Sequence[str], num_images: int, 
       if seconds is not None and seconds <= 0:
         return
       print(f"seed {seed}, {cell}", flush=True)
-      if not train(command(out, seed, cell, flags), seconds):
+      if not train(command(out, seed, cell, flags), workdir, seconds):
         return
       write_whole(workdir / FILE, json.dumps(measure(workdir, num_images)) + "\n")
 

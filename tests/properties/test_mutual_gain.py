@@ -42,7 +42,7 @@ def trained(monkeypatch) -> list[list[str]]:
   """The commands that were run; measuring a run gives 0.5, and 0.6 after a treatment."""
   commands = []
 
-  def train(words, seconds):
+  def train(words, workdir, seconds):
     commands.append(words)
     return True
 
@@ -74,7 +74,7 @@ def test_the_benchmark_resumes_and_reports_what_was_measured(trained, tmp_path, 
 
 
 def test_a_run_out_of_time_is_not_measured(trained, tmp_path, monkeypatch):
-  monkeypatch.setattr(mutual_gain, "train", lambda words, seconds: False)
+  monkeypatch.setattr(mutual_gain, "train", lambda *_: False)
   assert mutual_gain.main([f"--out={tmp_path}", "--seeds=0", "--minutes=1"]) == 0
   results = json.loads((tmp_path / "mutual_gain.json").read_text())
   assert results == {"recipe": mutual_gain.recipe([]), "seeds": [], "cells": {}}
