@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from uae_jax import sharding, trees
 from uae_jax.models.mmdit import MMDiT, MMDiTConfig
-from uae_jax.weights import export, mmdit, pooled, table, tensor_files
+from uae_jax.weights import export, mmdit, moves, pooled, table, tensor_files
 
 CONFIG = MMDiTConfig(
   depth=8, num_heads=4, head_width=32, patch=2, context_width=64, pooled_width=32, pos_embed_max_size=8
@@ -157,9 +157,9 @@ def test_a_pooled_embedding_that_is_not_finite_is_named(tmp_path):
 
 
 FUSED = (
-  table.Row("stack.{layer}.qkv", ("layers/q/kernel", "layers/k/kernel"), table.TRANSPOSE),
+  table.Row("stack.{layer}.qkv", ("layers/q/kernel", "layers/k/kernel"), moves.TRANSPOSE),
   table.Row("one.{layer}.ab", ("nets/{layer}/a", "nets/{layer}/b"), axis=1),
-  table.Row("single", ("x", "y", "z"), table.Reshape((2, 2), (4,))),
+  table.Row("single", ("x", "y", "z"), moves.Reshape((2, 2), (4,))),
 )
 
 

@@ -21,6 +21,13 @@ from uae_jax.options.experiment import (
 )
 from uae_jax.options.objectives import ImageObjective, TokenObjective
 from uae_jax.options.optimization import AdvantageOptions, OptimizerOptions, ReferenceOptions, UpdateOptions
+from uae_jax.options.reinforcement import (
+  GenerationForUnderstandingOptions,
+  GenerationForUnderstandingStage,
+  ReinforcementStage,
+  UnderstandingForGenerationOptions,
+  UnderstandingForGenerationStage,
+)
 from uae_jax.options.rewards import (
   EXTERNAL,
   TEXT_REWARDS,
@@ -37,15 +44,10 @@ from uae_jax.options.stages import (
   ColdStartStage,
   ContrastiveOptions,
   ContrastiveStage,
-  GenerationForUnderstandingOptions,
-  GenerationForUnderstandingStage,
   PretrainOptions,
   PretrainStage,
-  ReinforcementStage,
   Stage,
   SupervisedStage,
-  UnderstandingForGenerationOptions,
-  UnderstandingForGenerationStage,
   VAEOptions,
   VAEStage,
 )

@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any
 
 from uae_jax.files import input_path
+from uae_jax.options import reinforcement
 from uae_jax.options import stages as sections
 from uae_jax.options.base import Options, option
 from uae_jax.options.data import DataOptions
@@ -197,11 +198,11 @@ class Experiment(Options):
   captioner: sections.CaptionerStage = stage(sections.CaptionerStage(), "Captioner warm-up", "Captioner")
   pretrain: sections.PretrainStage = stage(sections.PretrainStage(), "Stage 0 · Decoder pre-training", "After stage 0")
   cold_start: sections.ColdStartStage = stage(sections.ColdStartStage(), "Stage 1 · Cold start", "Before RL")
-  generation_for_understanding: sections.GenerationForUnderstandingStage = stage(
-    sections.GenerationForUnderstandingStage(), "Stage 2 · Generation for Understanding", "After stage 2"
+  generation_for_understanding: reinforcement.GenerationForUnderstandingStage = stage(
+    reinforcement.GenerationForUnderstandingStage(), "Stage 2 · Generation for Understanding", "After stage 2"
   )
-  understanding_for_generation: sections.UnderstandingForGenerationStage = stage(
-    sections.UnderstandingForGenerationStage(), "Stage 3 · Understanding for Generation", "After stage 3"
+  understanding_for_generation: reinforcement.UnderstandingForGenerationStage = stage(
+    reinforcement.UnderstandingForGenerationStage(), "Stage 3 · Understanding for Generation", "After stage 3"
   )
   image_tokens: ImageTokenStage = stage(
     ImageTokenStage(), "Stage 3 · Understanding for Generation, token by token", "After stage 3"
@@ -313,5 +314,5 @@ def check_xla_flags(flags: str, where: str, remedy: str) -> None:
 # name -> {"title", "moment"} of every stage, in the order of a run.
 STAGES = {field.name: dict(field.metadata) for field in dataclasses.fields(Experiment) if "title" in field.metadata}
 REINFORCEMENT = tuple(
-  field.name for field in dataclasses.fields(Experiment) if isinstance(field.default, sections.ReinforcementStage)
+  field.name for field in dataclasses.fields(Experiment) if isinstance(field.default, reinforcement.ReinforcementStage)
 )

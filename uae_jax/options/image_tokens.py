@@ -4,9 +4,9 @@ import dataclasses
 
 from uae_jax.options.base import option
 from uae_jax.options.objectives import TokenObjective
+from uae_jax.options.reinforcement import ReinforcementStage
 from uae_jax.options.rewards import TEXT_REWARDS
 from uae_jax.options.sampling import DATASET, SAMPLED, CaptionOptions, RewardOptions, TokenOptions
-from uae_jax.options.stages import ReinforcementStage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,21 +26,45 @@ EMBEDDING_WIDTH = 64
 def rich_uae(vocab_size: int, image_token_id: int, *, rank: int, alpha: float) -> UAEConfig:
   """The UAE of the variant "rich": 48 px images, 36 image tokens, 12 x 12 x 16 latents, 36 patches of 2 x 2 latents.
 
-  A vision tower of two layers, as in `uae`, tells shapes apart only after three times as many steps.
+  With two vision layers, as in `uae`, its captioner tells no size and no texture apart after 2500 steps.
   """
   own = uae(vocab_size, image_token_id, rank=rank, alpha=alpha)
   side = RICH_PX // 2 ** (len(RICH_VAE_CHANNELS) - 1)
   decoder = dataclasses.replace(own.decoder, patch=2, pos_embed_max_size=side // 2, sample_size=side)
-  vision = dataclasses.replace(own.captioner.vision, depth=4, full_attention_layers=(1, 3))
-  captioner = dataclasses.replace(own.captioner, vision=vision)
+  captioner = _captioner(vocab_size, image_token_id, vision_depth=4)
   vae = dataclasses.replace(own.vae, block_channels=RICH_VAE_CHANNELS)
   return dataclasses.replace(own, captioner=captioner, decoder=decoder, vae=vae)
 
 
 def uae(vocab_size: int, image_token_id: int, *, rank: int = 16, alpha: float = 16.0) -> UAEConfig:
   """A UAE with about a million parameters: 32 px images, 16 image tokens, 4 x 4 x 16 latents, 16 latent patches."""
+  decoder = MMDiTConfig(
+    depth=4,
+    num_heads=2,
+    head_width=32,
+    patch=1,
+    in_channels=16,
+    context_width=WIDTH,
+    pooled_width=16,
+    pos_embed_max_size=IMAGE_PX // 2 ** (len(VAE_CHANNELS) - 1),
+    sample_size=IMAGE_PX // 2 ** (len(VAE_CHANNELS) - 1),
+    unroll=True,
+  )
+  captioner = _captioner(vocab_size, image_token_id, vision_depth=2)
+  return UAEConfig(
+    captioner=captioner,
+    connector=ConnectorConfig(in_width=WIDTH, hidden_width=2 * WIDTH, out_width=WIDTH),
+    decoder=decoder,
+    vae=AutoencoderKLConfig(block_channels=VAE_CHANNELS, layers_per_block=1, norm_groups=4),
+    captioner_lora=LoRA(rank, alpha, captioner.adapter_targets),
+    decoder_lora=LoRA(rank, alpha),
+    mask_context=True,
+  )
+
+
+def _captioner(vocab_size: int, image_token_id: int, *, vision_depth: int) -> Qwen25VLConfig:
   vision = VisionConfig(
-    depth=2,
+    depth=vision_depth,
     width=WIDTH,
     num_heads=2,
     mlp_width=3 * WIDTH,
@@ -48,7 +72,7 @@ def uae(vocab_size: int, image_token_id: int, *, rank: int = 16, alpha: float = 
     patch_size=4,
     spatial_merge=2,
     window_px=16,
-    full_attention_layers=(1,),
+    full_attention_layers=tuple(range(1, vision_depth, 2)),
     unroll=True,
   )
   language = LanguageConfig(
@@ -64,28 +88,7 @@ def uae(vocab_size: int, image_token_id: int, *, rank: int = 16, alpha: float = 
     ties_embeddings=True,
     unroll=True,
   )
-  decoder = MMDiTConfig(
-    depth=4,
-    num_heads=2,
-    head_width=32,
-    patch=1,
-    in_channels=16,
-    context_width=WIDTH,
-    pooled_width=16,
-    pos_embed_max_size=IMAGE_PX // 2 ** (len(VAE_CHANNELS) - 1),
-    sample_size=IMAGE_PX // 2 ** (len(VAE_CHANNELS) - 1),
-    unroll=True,
-  )
-  captioner = Qwen25VLConfig(vision=vision, language=language, image_token_id=image_token_id)
-  return UAEConfig(
-    captioner=captioner,
-    connector=ConnectorConfig(in_width=WIDTH, hidden_width=2 * WIDTH, out_width=WIDTH),
-    decoder=decoder,
-    vae=AutoencoderKLConfig(block_channels=VAE_CHANNELS, layers_per_block=1, norm_groups=4),
-    captioner_lora=LoRA(rank, alpha, captioner.adapter_targets),
-    decoder_lora=LoRA(rank, alpha),
-    mask_context=True,
-  )
+  return Qwen25VLConfig(vision=vision, language=language, image_token_id=image_token_id)
 
 
 def clip_vision(image_px: int = IMAGE_PX) -> CLIPVisionConfig:

@@ -6,7 +6,8 @@ Source: transformers 5.23 modeling_dinov3_vit.py, and the published files.
 from collections.abc import Iterable
 
 from uae_jax.models.dinov3 import DINOv3Config
-from uae_jax.weights.table import Reshape, Row, norm
+from uae_jax.weights.moves import Reshape
+from uae_jax.weights.table import Row, norm
 from uae_jax.weights.vit import blocks, patch_embed
 
 IGNORED: dict[str, str] = {}

@@ -12,7 +12,8 @@ from uae_jax.models.janus.model import JanusConfig
 from uae_jax.models.janus.vq import VQConfig
 from uae_jax.models.language import LanguageConfig
 from uae_jax.models.vit import PatchTowerConfig
-from uae_jax.weights.table import TRANSPOSE, Reshape, Row, Same, Then, linear, norm
+from uae_jax.weights.moves import TRANSPOSE, Reshape, Same, Then
+from uae_jax.weights.table import Row, linear, norm
 from uae_jax.weights.tensor_files import count_indices
 from uae_jax.weights.vae import conv
 from uae_jax.weights.vit import blocks, inside, patch_embed

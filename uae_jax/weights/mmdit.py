@@ -9,7 +9,8 @@ import re
 
 from uae_jax.layers.lora import LoRA
 from uae_jax.models.mmdit import MMDiTConfig
-from uae_jax.weights.table import CONV, TRANSPOSE, Reshape, Row, Then, linear, norm
+from uae_jax.weights.moves import CONV, TRANSPOSE, Reshape, Then
+from uae_jax.weights.table import Row, linear, norm
 from uae_jax.weights.tensor_files import count_indices, spec_of
 
 IGNORED: dict[str, str] = {}

@@ -6,7 +6,8 @@ import re
 from uae_jax.layers.lora import LoRA
 from uae_jax.models.qwen25_vl.model import Qwen25VLConfig
 from uae_jax.models.qwen25_vl.vision import VisionConfig
-from uae_jax.weights.table import TRANSPOSE, Reshape, Row, Then, linear, norm
+from uae_jax.weights.moves import TRANSPOSE, Reshape, Then
+from uae_jax.weights.table import Row, linear, norm
 from uae_jax.weights.tensor_files import count_indices
 
 # Style -> (prefix of the vision tower, prefix of the language model).

@@ -4,7 +4,8 @@ Source: transformers 5.23 modeling_siglip.py.
 """
 
 from uae_jax.models.siglip2 import SigLIP2Config, SigLIP2TextConfig, SigLIP2VisionConfig
-from uae_jax.weights.table import Reshape, Row, linear, norm
+from uae_jax.weights.moves import Reshape
+from uae_jax.weights.table import Row, linear, norm
 from uae_jax.weights.vit import blocks, inside, multihead_attention, patch_embed
 
 IGNORED = {r"\.position_ids$": "0, 1, 2, ...: stored by transformers before 4.31"}

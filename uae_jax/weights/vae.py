@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from uae_jax.models.vae import AutoencoderKLConfig
-from uae_jax.weights.table import CONV, Row, linear, norm
+from uae_jax.weights.moves import CONV
+from uae_jax.weights.table import Row, linear, norm
 from uae_jax.weights.tensor_files import count_indices
 
 IGNORED: dict[str, str] = {}

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 
 from uae_jax.models.vit import ViTConfig
-from uae_jax.weights.table import CONV, TRANSPOSE, Reshape, Row, Then, linear, norm
+from uae_jax.weights.moves import CONV, TRANSPOSE, Reshape, Then
+from uae_jax.weights.table import Row, linear, norm
 
 
 def patch_embed(theirs: str, patch: int, width: int, *, bias: bool) -> Iterator[Row]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from uae_jax.algorithms import flow_matching, forward_process
 from uae_jax.options import ImageObjective, UnderstandingForGenerationOptions
-from uae_jax.options.stages import ODE
+from uae_jax.options.reinforcement import ODE
 from uae_jax.rollouts.images import one_by_one, sample_ode
 from uae_jax.training.rl import sde_policy
 from uae_jax.training.rl.pieces import piece_key

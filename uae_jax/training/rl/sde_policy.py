@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from uae_jax.algorithms import flow_grpo, samplers
 from uae_jax.algorithms.losses import sum_and_count
 from uae_jax.options import ImageObjective, UnderstandingForGenerationOptions
-from uae_jax.options.stages import ODE
+from uae_jax.options.reinforcement import ODE
 from uae_jax.rollouts.guidance_interval import spans
 from uae_jax.rollouts.images import ode_steps, replay, sample_sde
 from uae_jax.training.rl.pieces import piece_key

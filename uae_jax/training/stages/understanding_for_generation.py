@@ -24,8 +24,8 @@ from uae_jax.options import (
   UnderstandingForGenerationOptions,
   UpdateOptions,
 )
+from uae_jax.options.reinforcement import CURRENT, OLD
 from uae_jax.options.sampling import DATASET, SAMPLED
-from uae_jax.options.stages import CURRENT, OLD
 from uae_jax.rewards.ensemble import Ensemble, rewarded_embedders
 from uae_jax.rollouts import reconstruct
 from uae_jax.rollouts.conditioning import Context
