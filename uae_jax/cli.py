@@ -9,6 +9,7 @@ from importlib import metadata
 import os
 import sys
 
+from uae_jax import cloud_storage
 from uae_jax.commands import command_line
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -95,6 +96,7 @@ def run(argv: list[str]) -> int:
     with (
       contextlib.nullcontext() if verbose else command_line.one_line_messages(command),
       contextlib.nullcontext() if command in HANDLES_SIGTERM else command_line.ended_by_sigterm(),
+      cloud_storage.writing_results(),
     ):
       return importlib.import_module(COMMANDS[command][0]).main(rest) or 0
   except BrokenPipeError:  # The reader of stdout has ended, as in `uae-jax ... | head`.

@@ -1,5 +1,7 @@
 """Files in Google Cloud Storage, named `gs://BUCKET/NAME`: copied once to this machine and read from there.
 
+Results of commands are written on this machine, and copied to the bucket when the command ends.
+
 A copy is `CACHE/gs/BUCKET/NAME`; its time is the generation of the object, which changes with every write to it. What
 has the generation and size of its object is not copied again. `CACHE` is `files.cache_folder()`. Credentials are the
 default ones of Google Cloud, and none where `STORAGE_EMULATOR_HOST` names an emulator.
@@ -9,11 +11,13 @@ import base64
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
+import dataclasses
 import fcntl
 import glob
 import os
 from pathlib import Path
 import re
+import shutil
 import tempfile
 import threading
 from typing import Any
@@ -143,6 +147,120 @@ def outline(address: str, read: Collection[str]) -> Iterator[Path]:
     yield Path(folder)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Result:
+  """A result that belongs in a bucket.
+
+  Attributes:
+    folder: folder of this machine that stands for `parent`; it has the result and what belongs to it.
+    parent: `BUCKET/NAME` of the folder of the result.
+    before: what the bucket had of it: `BUCKET/NAME` of an object -> what the bucket said about it.
+  """
+
+  folder: Path
+  parent: str
+  before: Mapping[str, dict]
+
+
+# The results of the command that runs, or of the last one; see `writing_results`.
+_results: list[_Result] = []
+_is_writing = False
+
+
+def result(address: str) -> Path:
+  """A path of this machine for a result in a bucket, with what the bucket has of it; see `writing_results`.
+
+  Args:
+    address: `gs://BUCKET/NAME` of an object or of a folder. Objects beside it belong to it if their names begin with
+      its name up to the last dot, and a dot: `results.csv` to `results.json`.
+
+  Raises:
+    ValueError: the bucket cannot be read or written; the message names the address.
+  """
+  name = _name(address)
+  parent, _, last = name.rpartition("/")
+  if not parent:
+    raise ValueError(f"{address}: expected gs://BUCKET/NAME, a place within the bucket")
+  if not _is_writing:
+    raise ValueError(f"{address}: only the command line uae-jax writes to buckets; name a path of this machine")
+  stem = Path(last).stem
+  with _reported(name, "written"):
+    files = _file_system()
+    # What cannot be written is said before the work.
+    files.pipe_file(f"{parent}/.{last}.tmp", b"")
+    files.rm_file(f"{parent}/.{last}.tmp")
+  with _reported(name):
+    found = files.find(parent, prefix=stem, detail=True)
+  first = {path: path[len(parent) + 1 :].partition("/")[0] for path in _objects(found)}
+  before = {path: found[path] for path, part in first.items() if part == last or part.startswith(f"{stem}.")}
+  _copy(before)
+  folder = Path(tempfile.mkdtemp(prefix="uae_jax_")).resolve()
+  _results.append(_Result(folder, parent, before))
+  for path in before:
+    copy = folder / path[len(parent) + 1 :]
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(_copy_of(path), copy)
+  return folder / last
+
+
+@contextlib.contextmanager
+def writing_results() -> Iterator[None]:
+  """Context at whose end, also after an error, what was written to `result` is in its bucket.
+
+  An object is whole or absent. The one that was written last comes last, so that it never names one that is missing.
+
+  Raises:
+    ValueError: it could not be written; the message says where it is on this machine.
+  """
+  global _is_writing
+  _results.clear()
+  _is_writing = True
+  try:
+    yield
+  finally:
+    _is_writing = False
+    for one in list(_results):
+      _upload(one)
+
+
+def has_results() -> bool:
+  """Whether the command writes to a bucket."""
+  return bool(_results)
+
+
+def shown(text: str) -> str:
+  """A message with the addresses of results in place of their paths on this machine."""
+  for one in _results:
+    text = text.replace(str(one.folder), f"gs://{one.parent}")
+  return text
+
+
+def _upload(one: _Result) -> None:
+  """Writes what has changed of a result to the bucket, and deletes there what is gone."""
+  files = {f"{one.parent}/{file.relative_to(one.folder)}": file for file in one.folder.rglob("*") if file.is_file()}
+  changed = [
+    name for name, file in files.items() if name not in one.before or not _is_copy(file.stat(), one.before[name])
+  ]
+  changed.sort(key=lambda name: files[name].stat().st_mtime_ns)
+
+  def upload(name: str) -> None:
+    with _reported(name, "written"):
+      _file_system().put_file(str(files[name]), name, consistency="md5")
+
+  try:
+    with ThreadPoolExecutor(NUM_DOWNLOADS) as pool:
+      list(pool.map(upload, changed[:-1]))
+    for name in changed[-1:]:
+      upload(name)
+    for name in one.before.keys() - files.keys():
+      with _reported(name, "deleted"):
+        _file_system().rm_file(name)
+  except (ValueError, FileNotFoundError) as error:
+    _results.remove(one)  # The message names the path.
+    raise ValueError(f"{error}; the results are in {one.folder}") from error
+  shutil.rmtree(one.folder)
+
+
 def _end(name: str, info: Mapping[str, Any]) -> tuple[int, bytes]:
   """The last bytes of an object, and where they begin."""
   start = max(0, int(info["size"]) - OUTLINE_END_BYTES)
@@ -219,7 +337,11 @@ def _list(name: str, timeout: float = TIMEOUT_SECONDS) -> Mapping[str, dict]:
   with _reported(name):
     files = _file_system(timeout)
     found = (files.glob if glob.has_magic(name) else files.find)(name, detail=True)
-  # Objects that end with a slash stand for empty folders.
+  return _objects(found)
+
+
+def _objects(found: Mapping[str, dict]) -> dict[str, dict]:
+  """What is a file of what was listed; objects that end with a slash stand for empty folders."""
   return {path: info for path, info in found.items() if info["type"] == "file" and not info["name"].endswith("/")}
 
 
@@ -251,7 +373,11 @@ def _is_current(copy: Path, info: Mapping[str, Any]) -> bool:
     found = copy.stat()
   except (FileNotFoundError, NotADirectoryError):
     return False
-  return found.st_size == int(info["size"]) and found.st_mtime_ns == _time(info)
+  return _is_copy(found, info)
+
+
+def _is_copy(file: os.stat_result, info: Mapping[str, Any]) -> bool:
+  return file.st_size == int(info["size"]) and file.st_mtime_ns == _time(info)
 
 
 def _download(name: str, info: Mapping[str, Any]) -> None:
@@ -284,7 +410,7 @@ def checksum(file: Path) -> str:
 
 
 @contextlib.contextmanager
-def _reported(name: str) -> Iterator[None]:
+def _reported(name: str, done: str = "read") -> Iterator[None]:
   """Turns the errors of the client into one line; it has tried six times over half a minute where that may help."""
   try:
     yield
@@ -293,9 +419,9 @@ def _reported(name: str) -> Iterator[None]:
   except OSError as error:
     if error.errno is not None and error.filename is not None:  # An error of this machine, such as a full disk.
       raise
-    raise ValueError(f"gs://{name}: cannot be read ({_reason(error)})") from error
+    raise ValueError(f"gs://{name}: cannot be {done} ({_reason(error)})") from error
   except Exception as error:  # The client raises exceptions of four libraries.
-    raise ValueError(f"gs://{name}: cannot be read ({_reason(error)})") from error
+    raise ValueError(f"gs://{name}: cannot be {done} ({_reason(error)})") from error
 
 
 def _reason(error: Exception) -> str:

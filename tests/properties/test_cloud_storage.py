@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.object_store import ObjectStore
+from tests.object_store import served
 from tests.processors import processor_of
 from tests.properties.test_operations import write_run
 from uae_jax import cli, cloud_storage, embedders
@@ -29,11 +29,7 @@ from uae_jax.training import initial
 
 @pytest.fixture(name="store")
 def fixture_store(monkeypatch, tmp_path):
-  monkeypatch.setenv("UAE_JAX_CACHE", str(tmp_path / "cache"))
-  store = ObjectStore()
-  with store.serve() as url:
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
-    monkeypatch.setattr("gcsfs.core.GCSFileSystem._cache", {})
+  with served(monkeypatch, tmp_path) as store:
     yield store
 
 

@@ -24,7 +24,10 @@ def parser() -> command_line.Parser:
   path, number, input_path = command_line.path, command_line.number, command_line.input_path
   parser.add_argument("--references", required=True, type=input_path, metavar="DIR", help="folder of original images")
   parser.add_argument(
-    "--out", type=path, default=Path("results.json"), help="JSON file for the results; default %(default)s"
+    "--out",
+    type=command_line.output_path,
+    default=Path("results.json"),
+    help="JSON file for the results; default %(default)s",
   )
   one = parser.add_argument_group("protocol 1: reconstructions")
   one.add_argument(

@@ -18,7 +18,7 @@ def parser() -> command_line.Parser:
   model_arguments.add_caption_arguments(parser)
   parser.add_argument(
     "--out",
-    type=command_line.path,
+    type=command_line.output_path,
     default=Path("captions.jsonl"),
     help="JSON lines, one object per image; - is stdout; default %(default)s",
   )

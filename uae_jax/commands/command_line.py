@@ -92,6 +92,16 @@ def input_path(text: str) -> Path:
     raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def output_path(text: str) -> Path:
+  """The type of an argument that names a result, which may be in a bucket; see `cloud_storage.result`."""
+  if not files.is_in_cloud(text):
+    return path(text)
+  try:
+    return cloud_storage.result(text)
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def number(
   kind: type, *, at_least: float = -math.inf, more_than: float = -math.inf, at_most: float = math.inf
 ) -> Callable[[str], Any]:
@@ -124,6 +134,8 @@ def in_processes(arguments: argparse.Namespace, work: Callable[[], int]) -> int:
   from uae_jax.training import processes
 
   processes.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
+  if cloud_storage.has_results() and processes.gather(None)[1:]:
+    raise ValueError("--out=gs://... is for one process: name a folder of a mounted bucket, which all can access")
   with processes.together():
     return work()
 
@@ -135,7 +147,7 @@ def given(arguments: argparse.Namespace, *names: str) -> dict:
 
 def say(path: Path) -> None:
   """Prints the path of a result on stdout."""
-  print(files.shown(path))
+  print(files.shown(cloud_storage.shown(str(path))))
 
 
 def one_line(error: BaseException) -> str:
@@ -214,4 +226,4 @@ def report_error(command: str, error: BaseException, verbose: bool) -> None:
   """Prints `uae-jax COMMAND: error: ...` to stderr, after the traceback if `verbose`."""
   if verbose:
     traceback.print_exception(error)
-  print(f"uae-jax {command}: error: {one_line(error)}", file=sys.stderr, flush=True)
+  print(f"uae-jax {command}: error: {cloud_storage.shown(one_line(error))}", file=sys.stderr, flush=True)

@@ -20,16 +20,18 @@ def parser() -> command_line.Parser:
   parser.add_argument(
     "results",
     nargs="+",
-    type=command_line.path,
+    type=command_line.input_path,
     metavar="RESULT",
     help="results.json of uae-jax evaluate, or its folder, or an official result file; two to 26 of them",
   )
   parser.add_argument("--suite", metavar="NAME", help="suite of the official result files")
-  parser.add_argument("--prompts", type=command_line.path, metavar="PATH", help="the official prompts, with --suite")
+  parser.add_argument(
+    "--prompts", type=command_line.input_path, metavar="PATH", help="the official prompts, with --suite"
+  )
   parser.add_argument("--json", action="store_true", help="print JSON")
   parser.add_argument(
     "--page",
-    type=command_line.path,
+    type=command_line.output_path,
     metavar="FILE",
     help="also write a page with galleries: FILE, or FILE/compare.html",
   )

@@ -26,7 +26,7 @@ def parser() -> command_line.Parser:
   parser.add_argument(
     "--target",
     required=True,
-    type=command_line.path,
+    type=command_line.output_path,
     metavar="DIR",
     help="output folder, written atomically; absent or empty",
   )

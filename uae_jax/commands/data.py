@@ -65,10 +65,12 @@ def parser() -> command_line.Parser:
     metavar="FRACTION",
     help="largest fraction of a picture that a bucket may crop; default 0.5",
   )
-  inspect.add_argument("--page", type=command_line.path, metavar="FILE", help="write a page with sample images as well")
+  inspect.add_argument(
+    "--page", type=command_line.output_path, metavar="FILE", help="write a page with sample images as well"
+  )
   convert = parser.add_argument_group("convert")
   convert.add_argument(
-    "--out", type=command_line.path, metavar="DIR", help="absent or empty; whole or absent afterwards"
+    "--out", type=command_line.output_path, metavar="DIR", help="absent or empty; whole or absent afterwards"
   )
   convert.add_argument(
     "--records-per-shard", type=command_line.number(int, at_least=1), default=4096, metavar="N", help="default 4096"

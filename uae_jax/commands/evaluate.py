@@ -7,7 +7,7 @@ import sys
 
 from uae_jax import cloud_storage, files, outputs
 from uae_jax.commands import command_line, model_arguments
-from uae_jax.commands.command_line import input_path, path
+from uae_jax.commands.command_line import input_path, output_path
 from uae_jax.evaluation import settings as evaluation_settings
 from uae_jax.evaluation.suites.task import Task
 
@@ -32,7 +32,9 @@ def parser() -> command_line.Parser:
     metavar="PATH",
     help="the benchmark's own prompts, questions or pictures: a file or folder",
   )
-  parser.add_argument("--out", required=True, type=path, metavar="DIR", help="output folder: files and results.json")
+  parser.add_argument(
+    "--out", required=True, type=output_path, metavar="DIR", help="output folder: files and results.json"
+  )
   parser.add_argument(
     "--results", nargs="+", type=input_path, metavar="FILE", help="result files of the scorer; default: in DIR"
   )

@@ -23,7 +23,7 @@ def parser() -> command_line.Parser:
   parser.add_argument(
     "--out",
     required=True,
-    type=command_line.path,
+    type=command_line.output_path,
     metavar="DIR",
     help="output folder: images.jsonl, and 00000.png, ... by position of the prompt",
   )

@@ -10,7 +10,7 @@ import tempfile
 
 from uae_jax import outputs
 from uae_jax.commands import compiler_flags, config_file
-from uae_jax.commands.command_line import Parser, number, path
+from uae_jax.commands.command_line import Parser, number, output_path
 from uae_jax.files import write_whole
 from uae_jax.options import Experiment
 
@@ -54,7 +54,7 @@ def parser() -> Parser:
     metavar="USD",
     help="price of a chip-hour; default: the list price on demand, if uae_jax/planning/prices.py has one",
   )
-  parser.add_argument("--json", type=path, metavar="FILE", help="also write the plan to this file")
+  parser.add_argument("--json", type=output_path, metavar="FILE", help="also write the plan to this file")
   return parser
 
 

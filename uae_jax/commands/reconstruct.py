@@ -21,7 +21,7 @@ def parser() -> command_line.Parser:
   parser.add_argument(
     "--out",
     required=True,
-    type=command_line.path,
+    type=command_line.output_path,
     metavar="DIR",
     help="output folder: captions.jsonl, recon_<stem>.png and index.html; recon_<file name>.png if stems are equal",
   )
