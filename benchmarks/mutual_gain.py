@@ -22,7 +22,7 @@ import time
 
 import numpy as np
 
-from benchmarks import understanding
+from benchmarks import mutual_gain_figure, understanding
 from configs import mutual_gain as grid
 from uae_jax.evaluation.reconstruction import paired_gain
 from uae_jax.files import write_whole
@@ -166,12 +166,18 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--minutes", type=float, default=0.0, help="stop after so many minutes; 0 sets no limit")
   parser.add_argument("--results", type=Path, help="results file; default OUT/mutual_gain.json")
   parser.add_argument("--show", type=Path, help="print the tables of a results file and run nothing")
+  parser.add_argument("--figure", type=Path, help="with --show, write the figure to this SVG file as well")
   arguments, flags = parser.parse_known_args(argv)
   if unknown := [flag for flag in flags if not flag.startswith("--config.")]:
     parser.error(f"unknown: {' '.join(unknown)}")
   if arguments.show:
-    print(table(json.loads(arguments.show.read_text())))
+    shown = json.loads(arguments.show.read_text())
+    print(table(shown))
+    if arguments.figure:
+      write_whole(arguments.figure, mutual_gain_figure.figure(shown))
     return 0
+  if arguments.figure:
+    parser.error("--figure needs --show FILE")
   cells = fnmatch.filter(grid.CELLS, arguments.cells)
   if not arguments.out or not cells:
     parser.error("name --out DIR, or --show FILE" if cells else f"--cells={arguments.cells}: no such cell")

@@ -1,11 +1,12 @@
 """Cells of the mutual-gain experiment are valid configs, and the benchmark resumes and makes nothing up."""
 
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from benchmarks import mutual_gain
+from benchmarks import mutual_gain, mutual_gain_figure
 from configs import mutual_gain as grid
 from uae_jax.options import read_config
 from uae_jax.training.validate import validate
@@ -68,6 +69,12 @@ def test_the_benchmark_resumes_and_reports_what_was_measured(trained, tmp_path, 
   gain = results["cells"]["0"]["third.one_pass"]["gains"]["forced_choice"]
   assert gain["gain"] == pytest.approx(0.1) and np.isfinite(gain["standard_error"])
   assert "| third.one_pass | 0 | +0.100 ± 0.000 |" in capsys.readouterr().out
+  x, x_error, y, y_error = mutual_gain_figure.points(results)["third.one_pass"]
+  assert (x, y) == pytest.approx((0.1, 0.1)) and x_error == y_error == pytest.approx(gain["standard_error"])
+  shown = [f"--show={tmp_path}/mutual_gain.json", f"--figure={tmp_path}/figure.svg"]
+  assert mutual_gain.main(shown) == 0
+  labels = list(ElementTree.parse(tmp_path / "figure.svg").getroot().itertext())
+  assert "1 third: one_pass" in labels
   trained.clear()
   assert mutual_gain.main([f"--out={tmp_path}", "--seeds=0,1", *arguments[2:]]) == 0
   assert {words[5] for words in trained} == {f"--workdir={tmp_path}/seed-1/{c}" for c in results["cells"]["0"]}
@@ -92,7 +99,7 @@ def test_results_of_two_machines_come_together(trained, tmp_path):
   assert not trained
 
 
-@pytest.mark.parametrize("flags", (["--cells=x*", "--out=x"], ["--seed=0", "--out=x"], []))
+@pytest.mark.parametrize("flags", (["--cells=x*", "--out=x"], ["--figure=x", "--out=x"], ["--seed=0", "--out=x"], []))
 def test_wrong_calls_run_nothing(trained, flags):
   with pytest.raises(SystemExit):
     mutual_gain.main(flags)
