@@ -10,6 +10,7 @@ from uae_jax.layers import lora
 from uae_jax.models.prompts import Prompts
 from uae_jax.models.system import nets_of
 from uae_jax.models.uae import UAE
+from uae_jax.options import embedder_of
 
 
 def merge_uae(graphdef: nnx.GraphDef, params: dict, *, adapters: bool = True) -> UAE:
@@ -37,5 +38,16 @@ class Networks:
     return merge_uae(self.graphdef, params, adapters=adapters)
 
   def embed(self, params: dict, name: str, images: jax.Array) -> jax.Array:
-    """Embeds images float[B, H, W, 3] in [-1, 1] by the embedder `name`, as unit-norm float32[B, E]."""
-    return self.embedders[name](params["embedders"][name], images)
+    """Embeds images by an embedder, or their patches.
+
+    Args:
+      params: parameters of all networks.
+      name: name of the embedder, or NAME_patches.
+      images: float[B, H, W, 3] in [-1, 1].
+
+    Returns:
+      Unit-norm float32[B, E].
+    """
+    kind = embedder_of(name)
+    network = self.embedders[kind]
+    return (network if name == kind else network.embed_patches)(params["embedders"][kind], images)

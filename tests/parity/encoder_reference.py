@@ -53,6 +53,12 @@ def gradients(graphdef, params: dict, inputs: np.ndarray, *, of_inputs: bool = T
   return (outputs, *grads) if of_inputs else (outputs, None, grads)
 
 
+def assert_patches_match(graphdef, params: dict, pixels: np.ndarray, want: torch.Tensor) -> None:
+  """Compares the states of the patches of pixels float[B, 3, H, W]."""
+  ours = jax.jit(lambda params, x: nnx.merge(graphdef, params).patch_states(x))(params, pixels.transpose(0, 2, 3, 1))
+  np.testing.assert_allclose(ours, want.detach().numpy(), atol=TOLERANCE)
+
+
 def assert_gradients_match(model: torch.nn.Module, grads: dict, rows, names: tuple[str, ...]) -> None:
   """Compares our gradients, under torch names, with `.grad` of some parameters."""
   theirs = dict(model.named_parameters())

@@ -6,6 +6,7 @@ from encoder_reference import (
   TOLERANCE,
   abstract,
   assert_gradients_match,
+  assert_patches_match,
   assert_round_trip,
   assert_same_layout,
   gradients,
@@ -61,9 +62,11 @@ def test_image_features_and_gradients(unroll):
   params = load(tensors_of(reference), rows, shapes, ignored=weights.IGNORED_BY_VISION)
   pixels = np.random.default_rng(0).normal(size=(2, 3, 30, 30)).astype(np.float32)
   inputs = torch.from_numpy(pixels).requires_grad_()
-  features = reference.get_image_features(inputs).pooler_output
+  output = reference.get_image_features(inputs)
+  features, states = output.pooler_output, reference.vision_model.post_layernorm(output.last_hidden_state)
   features.sin().sum().backward()
 
+  assert_patches_match(graphdef, params, pixels, states[:, 1:])
   ours, input_grads, grads = gradients(graphdef, params, pixels.transpose(0, 2, 3, 1))
   np.testing.assert_allclose(ours, features.detach().numpy(), atol=TOLERANCE)
   np.testing.assert_allclose(np.transpose(input_grads, (0, 3, 1, 2)), inputs.grad.numpy(), atol=TOLERANCE)

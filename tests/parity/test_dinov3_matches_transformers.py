@@ -4,6 +4,7 @@ from encoder_reference import (
   TOLERANCE,
   abstract,
   assert_gradients_match,
+  assert_patches_match,
   assert_round_trip,
   assert_same_layout,
   gradients,
@@ -44,9 +45,11 @@ def test_class_token_and_gradients(kind, size):
   params = load(tensors_of(reference), rows, shapes)
   pixels = np.random.default_rng(1).normal(size=(2, 3, *size)).astype(np.float32)
   inputs = torch.from_numpy(pixels).requires_grad_()
-  features = reference(inputs).last_hidden_state[:, 0]
+  states = reference(inputs).last_hidden_state
+  features = states[:, 0]
   features.sin().sum().backward()
 
+  assert_patches_match(graphdef, params, pixels, states[:, 1 + config.num_registers :])
   ours, input_grads, grads = gradients(graphdef, params, pixels.transpose(0, 2, 3, 1))
   np.testing.assert_allclose(ours, features.detach().numpy(), atol=TOLERANCE)
   np.testing.assert_allclose(np.transpose(input_grads, (0, 3, 1, 2)), inputs.grad.numpy(), atol=TOLERANCE)

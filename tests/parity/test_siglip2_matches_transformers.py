@@ -7,6 +7,7 @@ from encoder_reference import (
   TOLERANCE,
   abstract,
   assert_gradients_match,
+  assert_patches_match,
   assert_round_trip,
   assert_same_layout,
   gradients,
@@ -86,9 +87,11 @@ def test_image_features_and_gradients(reference, size, unroll):
   pixels = np.random.default_rng(0).normal(size=(2, 3, *size)).astype(np.float32)
   inputs = torch.from_numpy(pixels).requires_grad_()
   reference.zero_grad()
-  features = reference.get_image_features(inputs, interpolate_pos_encoding=size != (30, 30)).pooler_output
+  output = reference.get_image_features(inputs, interpolate_pos_encoding=size != (30, 30))
+  features = output.pooler_output
   features.sin().sum().backward()
 
+  assert_patches_match(graphdef, params, pixels, output.last_hidden_state)
   ours, input_grads, grads = gradients(graphdef, params, pixels.transpose(0, 2, 3, 1))
   np.testing.assert_allclose(ours, features.detach().numpy(), atol=TOLERANCE)
   np.testing.assert_allclose(np.transpose(input_grads, (0, 3, 1, 2)), inputs.grad.numpy(), atol=TOLERANCE)

@@ -2,6 +2,8 @@
 
 import base64
 import contextlib
+import dataclasses
+import functools
 import http.server
 import io
 import json
@@ -9,6 +11,7 @@ from pathlib import Path
 import threading
 import time
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +21,17 @@ import pytest
 
 from configs import scenes
 from uae_jax.data.processing import Processor
-from uae_jax.options import TEXT_REWARDS, AdvantageOptions, ExternalRewardOptions, TextRewardOptions, read_config
+from uae_jax.embedders.in_graph import EmbeddingNetwork
+from uae_jax.embedders.kind import published
+from uae_jax.networks import Networks
+from uae_jax.options import (
+  TEXT_REWARDS,
+  AdvantageOptions,
+  ExternalRewardOptions,
+  RewardOptions,
+  TextRewardOptions,
+  read_config,
+)
 from uae_jax.rewards.ensemble import Ensemble
 from uae_jax.rewards.external import Answer, ExternalReward, RewardError
 from uae_jax.rewards.text import text_reward
@@ -97,6 +110,34 @@ def test_an_ensemble_measures_every_reward_and_pays_for_the_weighted():
   assert metrics["reward_max"] == pytest.approx(total.max(), abs=1e-6)
 
 
+def test_patches_are_compared_one_by_one():
+  """A network of the run; half of the picture is changed."""
+  size = published("dinov2")
+  small = dataclasses.replace(size.network, image_px=32, patch=8, width=16, depth=1, num_heads=2, mlp_width=16)
+  size = dataclasses.replace(size, network=small, image_px=32)
+  graphdef, state = nnx.split(size.build(nnx.Rngs(0)))
+  params = nnx.to_pure_dict(state)
+  network = EmbeddingNetwork("dinov2", graphdef, size.image_px, size.mean, size.std)
+  images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3), minval=-1.0)
+  changed = images.at[:, 16:].set(0.5)
+
+  def states(images):
+    pixels = (0.5 * images + 0.5 - jnp.asarray(size.mean)) / jnp.asarray(size.std)
+    found = nnx.merge(graphdef, params).patch_states(pixels)
+    return found / jnp.linalg.norm(found, axis=-1, keepdims=True)
+
+  each = jnp.sum(states(images) * states(changed), axis=-1)
+  assert each.shape == (2, 16)
+  networks = Networks(graphdef, None, {"dinov2": network})
+  embed = functools.partial(networks.embed, {"embedders": {"dinov2": params}})
+  ensemble = Ensemble((("dinov2_patches", 1.0),))
+  ensemble.check(("dinov2",))
+  rewards, _ = ensemble.measure(embed, images, changed)
+  np.testing.assert_allclose(rewards["dinov2_patches"][:, 0], jnp.mean(each, axis=1), atol=1e-5)
+  same, _ = ensemble.measure(embed, images, images)
+  np.testing.assert_allclose(same["dinov2_patches"], 1.0, atol=1e-5)
+
+
 def test_a_judge_that_is_only_measured_may_fail_without_harm():
   rewards = {"clip": jnp.array([[0.1, 0.4]]), "http": jnp.array([[np.nan, 1.0]])}
   measured = Ensemble((("clip", 1.0), ("http", 0.0)))
@@ -111,6 +152,9 @@ def test_a_judge_that_is_only_measured_may_fail_without_harm():
   [
     (lambda: Ensemble((("clip", 1.0), ("dinov2", 1.0)), "dinov2"), "reward hacking"),
     (lambda: Ensemble((("clip", 1.0), ("clip", 1.0))), "named twice"),
+    (lambda: Ensemble((("dinov2_patches", 1.0),), "dinov2"), "reward hacking"),
+    (lambda: RewardOptions(reward_weights=(("dinov2_patches", 1.0),), held_out_embedder="dinov2"), "reward hacking"),
+    (lambda: Ensemble((("dinov3_patches", 1.0),)).check(("clip", "dinov2")), "dinov3_patches"),
     (lambda: Ensemble((("clip", 0.0),)), "nothing to learn"),
     (lambda: Ensemble((("clop", 1.0),)).check(("clip", "dinov2")), "clop"),
     (lambda: Ensemble((("clip", 1.0),), "dinov3").check(("clip", "dinov2")), "dinov3"),

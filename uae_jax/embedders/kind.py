@@ -86,7 +86,7 @@ class Kind:
 
   Attributes:
     network: class of the model, called as `network(config, rngs=rngs)`; maps normalized pixels float[B, H, W, 3] to
-      features float[B, E].
+      features float[B, E], and by `patch_states` to those of its patches float[B, patches, D].
     config: class of the model's config.
     open: path -> checkpoint; raises `ValueError` that names the file.
     published: name of a published checkpoint -> its sizes, known without files. A run or plan without weights uses the

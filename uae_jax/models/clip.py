@@ -240,13 +240,20 @@ class CLIPVision(nnx.Module):
     Raises:
       ValueError: the images have a different size.
     """
+    return self.projection(self.norm_out(self._states(pixels)[:, 0]))
+
+  def patch_states(self, pixels: jax.Array) -> jax.Array:
+    """States of the patches in raster order after the final norm: float[B, patches, D]; `pixels` as for a call."""
+    return self.norm_out(self._states(pixels)[:, 1:])
+
+  def _states(self, pixels: jax.Array) -> jax.Array:
+    """States of class token and patches before the final norm."""
     size = self.config.image_px
     if pixels.shape[1:] != (size, size, 3):
       raise ValueError(f"pixels of shape {pixels.shape}, expected [B, {size}, {size}, 3] (image_px)")
     x = prepend(gather(self.class_token[...], "embed"), self.patch_embed(patches(pixels, self.config.patch)))
     x = self.norm_in(x + gather(self.positions[...], None, "embed").astype(x.dtype))
-    x = self.encoder(constrain(x, "batch", "act_tokens", "act_embed"))
-    return self.projection(self.norm_out(x[:, 0]))
+    return self.encoder(constrain(x, "batch", "act_tokens", "act_embed"))
 
 
 class CLIPText(nnx.Module):

@@ -108,14 +108,21 @@ class DINOv2(nnx.Module):
     Returns:
       float[B, D].
     """
+    return self.norm_out(self._states(pixels)[:, 0])
+
+  def patch_states(self, pixels: jax.Array) -> jax.Array:
+    """States of the patches in raster order after the final norm: float[B, patches, D]; `pixels` as for a call."""
+    return self.norm_out(self._states(pixels)[:, 1 + self.config.num_registers :])
+
+  def _states(self, pixels: jax.Array) -> jax.Array:
+    """States of class token, registers and patches before the final norm."""
     config = self.config
     x = prepend(gather(self.class_token[...], "embed"), self.patch_embed(patches(pixels, config.patch)))
     x = x + self.position_table(pixels.shape[1] // config.patch, pixels.shape[2] // config.patch).astype(x.dtype)
     if config.num_registers:
       # Registers have no position embedding, so they are inserted after the table is added.
       x = jnp.concatenate([x[:, :1], prepend(gather(self.registers[...], None, "embed"), x[:, 1:])], axis=1)
-    x = self.encoder(constrain(x, "batch", "act_tokens", "act_embed"))
-    return self.norm_out(x[:, 0])
+    return self.encoder(constrain(x, "batch", "act_tokens", "act_embed"))
 
   def position_table(self, height: int, width: int) -> jax.Array:
     """The position table resized to a grid of height x width patches: float32[1 + height * width, D]."""

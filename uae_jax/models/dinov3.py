@@ -123,11 +123,18 @@ class DINOv3(nnx.Module):
     Returns:
       float[B, D].
     """
+    return self.norm_out(self._states(pixels)[:, 0])
+
+  def patch_states(self, pixels: jax.Array) -> jax.Array:
+    """States of the patches in raster order after the final norm: float[B, patches, D]; `pixels` as for a call."""
+    return self.norm_out(self._states(pixels)[:, 1 + self.config.num_registers :])
+
+  def _states(self, pixels: jax.Array) -> jax.Array:
+    """States of class token, registers and patches before the final norm."""
     config = self.config
     x = self.patch_embed(patches(pixels, config.patch))
     first = jnp.concatenate([self.class_token[...][None], self.registers[...]])
     x = prepend(gather(first, None, "embed"), x)
     angles = jnp.asarray(rope_angles(config, pixels.shape[1] // config.patch, pixels.shape[2] // config.patch))
     rotate = functools.partial(rotate_patches, angles=angles)
-    x = self.encoder(constrain(x, "batch", "act_tokens", "act_embed"), rotate)
-    return self.norm_out(x[:, 0])
+    return self.encoder(constrain(x, "batch", "act_tokens", "act_embed"), rotate)

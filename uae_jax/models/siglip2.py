@@ -195,8 +195,8 @@ class SigLIP2Vision(PatchTower):
     self.pool = PoolingHead(config, rngs=rngs)
 
   def __call__(self, pixels: jax.Array) -> jax.Array:
-    """Image embeddings float[B, E], not normalized; see `PatchTower.states`."""
-    return self.pool(self.states(pixels))
+    """Image embeddings float[B, E], not normalized; see `PatchTower.patch_states`."""
+    return self.pool(self.patch_states(pixels))
 
 
 class SigLIP2Text(nnx.Module):

@@ -193,7 +193,7 @@ class PatchTower(nnx.Module):
     self.norm_out = LayerNorm(width, eps=config.norm_eps)
     self.config = config
 
-  def states(self, pixels: jax.Array) -> jax.Array:
+  def patch_states(self, pixels: jax.Array) -> jax.Array:
     """States of the patches in raster order, in the dtype of `pixels`.
 
     Args:

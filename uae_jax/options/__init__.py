@@ -33,6 +33,7 @@ from uae_jax.options.rewards import (
   TEXT_REWARDS,
   ExternalRewardOptions,
   TextRewardOptions,
+  embedder_of,
   image_text_kind,
   is_similarity,
 )
@@ -91,6 +92,7 @@ __all__ = [
   "Stage",
   "SupervisedStage",
   "TEXT_REWARDS",
+  "embedder_of",
   "image_text_kind",
   "is_similarity",
   "TextRewardOptions",

@@ -10,12 +10,19 @@ TEXT_REWARDS = ("length", "repetition", "format", "truncation")
 EXTERNAL = "http"
 # KIND_text is the match of image and text under both towers of an embedder.
 IMAGE_TEXT = "_text"
+# KIND_patches compares the patches of an embedder one by one.
+PATCHES = "_patches"
 ON_FAILURE = ("drop", "zero", "fail")
 
 
 def image_text_kind(reward: str) -> str:
   """Kind of the embedder whose two towers give a reward for the match of image and text; "" for other rewards."""
   return reward.removesuffix(IMAGE_TEXT) if reward.endswith(IMAGE_TEXT) else ""
+
+
+def embedder_of(reward: str) -> str:
+  """Kind of the embedder of a similarity, which compares whole images, or patches as KIND_patches."""
+  return reward.removesuffix(PATCHES)
 
 
 def is_similarity(reward: str) -> bool:

@@ -5,7 +5,7 @@ import dataclasses
 import math
 
 from uae_jax.options.base import Options, option
-from uae_jax.options.rewards import image_text_kind
+from uae_jax.options.rewards import embedder_of, image_text_kind
 
 EVERYWHERE = (0.0, 1.0)  # the guidance interval of all noise levels
 CONDITIONINGS = ("text", "answer")
@@ -122,8 +122,9 @@ class RewardOptions(Options):
 
   Attributes:
     num_rollouts: rollouts per prompt, the group.
-    reward_weights: (name, weight) pairs; a name is an embedder of the run, a text reward, "http" for the external
-      reward, or KIND_text, such as "clip_text", for the match of image and text. Weight 0 only measures.
+    reward_weights: (name, weight) pairs; a name is an embedder of the run, KIND_patches, such as "dinov2_patches", for
+      its patches one by one, a text reward, "http" for the external reward, or KIND_text, such as "clip_text", for the
+      match of image and text. Weight 0 only measures.
     held_out_embedder: embedder that is measured and never rewarded, to reveal reward hacking; "" for none.
     decode_chunks: number of sequential chunks in which a batch of latents is generated and decoded, to bound memory.
   """
@@ -141,7 +142,8 @@ class RewardOptions(Options):
     names = self.reward_names
     if len(set(names)) < len(names):
       raise ValueError(f"reward_weights = {self.reward_weights}: a reward is named twice")
-    if self.held_out_embedder and self.held_out_embedder in (*names, *map(image_text_kind, names)):
+    rewarded = (*map(embedder_of, names), *map(image_text_kind, names))
+    if self.held_out_embedder and embedder_of(self.held_out_embedder) in rewarded:
       raise ValueError(
         f"held_out_embedder = {self.held_out_embedder!r} is also in reward_weights: what is rewarded cannot reveal "
         "reward hacking"

@@ -13,6 +13,7 @@ from uae_jax.options import (
   AdvantageOptions,
   RewardOptions,
   TextRewardOptions,
+  embedder_of,
   is_similarity,
 )
 from uae_jax.rewards.cosine import cosine_rewards, weighted_sum
@@ -41,7 +42,7 @@ class Ensemble:
     names = [name for name, _ in self.weights]
     if len(set(names)) < len(names):
       raise ValueError(f"reward_weights = {self.weights}: a reward is named twice")
-    if self.held_out in names:
+    if embedder_of(self.held_out) in map(embedder_of, names):
       raise ValueError(
         f"held_out_embedder = {self.held_out!r} is also in reward_weights: what is rewarded cannot tell reward hacking"
       )
@@ -71,13 +72,14 @@ class Ensemble:
     Raises:
       ValueError: an embedder is missing; the message names it.
     """
-    unknown = set(self.embedders) - set(known_encoders)
+    unknown = {name for name in self.embedders if embedder_of(name) not in known_encoders}
     if unknown:
       raise ValueError(
         f"reward_weights names {sorted(unknown)}: expected embedders of the run ({', '.join(sorted(known_encoders))}), "
-        f"text rewards ({', '.join(TEXT_REWARDS)}), KIND_text for the match of image and text, or {EXTERNAL!r}"
+        f"KIND_patches for their patches, text rewards ({', '.join(TEXT_REWARDS)}), KIND_text for the match of image "
+        f"and text, or {EXTERNAL!r}"
       )
-    if self.held_out and self.held_out not in known_encoders:
+    if self.held_out and embedder_of(self.held_out) not in known_encoders:
       raise ValueError(f"held_out_embedder = {self.held_out!r}: expected one of {', '.join(sorted(known_encoders))}")
 
   def measure(
@@ -144,5 +146,6 @@ def reward_statistics(name: str, rewards: jax.Array) -> dict[str, jax.Array]:
 def rewarded_embedders(options: RewardOptions) -> dict[str, str]:
   """Returns {field of the options: embedder named there} for every embedder that is rewarded or held out."""
   names = [name for name in options.reward_names if is_similarity(name)]
-  found = {f"reward_weights {name!r}": name for name in names}
-  return found | ({"held_out_embedder": options.held_out_embedder} if options.held_out_embedder else {})
+  found = {f"reward_weights {name!r}": embedder_of(name) for name in names}
+  held_out = embedder_of(options.held_out_embedder)
+  return found | ({"held_out_embedder": held_out} if held_out else {})

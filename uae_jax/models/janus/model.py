@@ -238,7 +238,8 @@ class Janus(LanguageCaptioner):
     """
     embeddings = self.language.embed(tokens)
     pixels = (images.astype(jnp.float32) / 127.5 - 1.0).astype(embeddings.dtype)
-    return fill_image(embeddings, tokens == self.config.image_token_id, self.vision_aligner(self.vision.states(pixels)))
+    states = self.vision_aligner(self.vision.patch_states(pixels))
+    return fill_image(embeddings, tokens == self.config.image_token_id, states)
 
   def prompt(
     self, prompts: Prompts, images: jax.Array, questions: Questions | None = None
