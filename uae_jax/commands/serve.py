@@ -1,9 +1,8 @@
 """`uae-jax serve`: answers requests of OpenAI's API, for the harnesses of other benchmarks."""
 
+import os
 import signal
 import sys
-import threading
-from typing import Any
 
 from uae_jax.commands import command_line, model_arguments
 from uae_jax.commands.command_line import number
@@ -91,18 +90,16 @@ def main(argv: list[str]) -> int:
 
 def run(server, service) -> None:
   """Serves until SIGINT or SIGTERM, then until all accepted requests are answered."""
-  asked = threading.Event()
-  before: dict[signal.Signals, Any] = {}
-
-  def stop(*_) -> None:
-    asked.set()
-    for name, handler in before.items():
-      signal.signal(name, handler)
-
-  for name in (signal.SIGINT, signal.SIGTERM):
-    before[name] = signal.signal(name, stop)
+  # A handler runs between two instructions of `threading.Event.wait`, with whose lock its `set` would wait for ever.
+  reader, writer = os.pipe()
+  ask = lambda *_: os.write(writer, b".")  # noqa: E731
+  before = {name: signal.signal(name, ask) for name in (signal.SIGINT, signal.SIGTERM)}
   server.serve(service)
   print(f"serving {service.name} at {server.url}/v1", flush=True)
-  asked.wait()
+  os.read(reader, 1)
+  for name, handler in before.items():  # A second signal ends the process at once.
+    signal.signal(name, handler)
+  os.close(reader)
+  os.close(writer)
   print("uae-jax serve: ending after the accepted requests", file=sys.stderr)
   server.drain()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 from uae_jax.files import write_whole
 from uae_jax.options import Experiment
@@ -104,12 +105,13 @@ def run_all(
   (sweep.folder / FAILURES).mkdir(exist_ok=True)
   running: dict[int, tuple[Point, subprocess.Popen]] = {}
   hangs: dict[str, int] = {}
-  is_interrupted = threading.Event()
+  # No `threading.Event`: its `set` in a handler waits for ever if the signal comes inside of its `wait`.
+  interrupts: list[int] = []
 
   def interrupt(number: int, _: object) -> None:
-    if is_interrupted.is_set() and number == signal.SIGINT:
+    if interrupts and number == signal.SIGINT:
       raise KeyboardInterrupt("its runs save and end by themselves")
-    is_interrupted.set()
+    interrupts.append(number)
 
   handlers = {
     number: signal.signal(number, interrupt)
@@ -117,22 +119,22 @@ def run_all(
     if threading.current_thread() is threading.main_thread()
   }
   try:
-    while running or (waiting and not is_interrupted.is_set()):
+    while running or (waiting and not interrupts):
       for slot in set(range(parallel)) - set(running):
-        if waiting and not is_interrupted.is_set():
+        if waiting and not interrupts:
           point = waiting.pop(0)
           if process := start(sweep, point, *shares[slot]):
             running[slot] = point, process
             log(f"{point.name}: starts")
           elif sweep.state(point) != "finished":
             waiting.append(point)
-      is_interrupted.wait(POLL_SECONDS)
-      stop([process for point, process in running.values() if is_interrupted.is_set() or is_enough(point)])
+      time.sleep(POLL_SECONDS)
+      stop([process for point, process in running.values() if interrupts or is_enough(point)])
       for slot, (point, process) in list(running.items()):
         if process.poll() is None:
           continue
         del running[slot]
-        log(f"{point.name}: {note_end(sweep, point, process.returncode, is_interrupted.is_set())}")
+        log(f"{point.name}: {note_end(sweep, point, process.returncode, bool(interrupts))}")
         hangs[point.name] = hangs.get(point.name, 0) + (process.returncode == watchdog.EXIT_CODE)
         if process.returncode == watchdog.EXIT_CODE and hangs[point.name] <= MOST_HANGS:
           waiting.insert(0, point)
@@ -141,7 +143,7 @@ def run_all(
       signal.signal(number, handler)
     for _, process in running.values():  # only after an error in this function
       process.terminate()
-  if is_interrupted.is_set():
+  if interrupts:
     raise KeyboardInterrupt
 
 
