@@ -15,6 +15,8 @@ directions has been published: values without a source are marked "ours".
 from uae_jax.options import new_config
 
 STAGES = ("generation_for_understanding", "image_tokens")
+# Both directions in one step, instead of `STAGES`: --config.stages="('joint_tokens',)" --config.rounds=1
+JOINT = "joint_tokens"
 
 
 def get_config(arg=None):
@@ -31,7 +33,7 @@ def get_config(arg=None):
   config.stages = STAGES
   config.rounds = 2
   config.data.update(source="jsonl:data/long_captions/{split}.jsonl", image_px=384, caption_tokens=256)
-  for name in STAGES:
+  for name in (*STAGES, JOINT):
     config[name].update(batch_size=16, log_every_steps=1, save_every_steps=10, total_steps=250)
     # Group size, clip range and temperature: TRL's defaults; learning rate: TRL's grpo_vlm.py for adapters; KL: ours.
     config[name].optimizer.update(
@@ -41,6 +43,7 @@ def get_config(arg=None):
     config[name].options.update(
       guidance=5.0, held_out_embedder="dinov2", max_new_tokens=256, decode_chunks=8, logit_chunks=8
     )
+  config[JOINT].options.update(num_rollouts=4, images_per_caption=4)  # ours
   # What training has learned is used to generate as well.
   config.evaluation.update(num_images=128, batch_size=16, guidance=5.0, max_new_tokens=256, text_tower="policy")
   return config

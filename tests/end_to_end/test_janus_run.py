@@ -15,6 +15,7 @@ from uae_jax.api import UAE
 
 CONFIG = Path(__file__).parents[2] / "configs" / "janus_pro_1b.py"
 RL = ("generation_for_understanding", "image_tokens")
+JOINT = "joint_tokens"
 SMALL = {
   "model": "weights",
   "dtype": "float32",
@@ -34,7 +35,7 @@ SMALL = {
   "tensorboard": False,
 } | {
   f"{name}.{field}": value
-  for name in RL
+  for name in (*RL, JOINT)
   for field, value in {
     "total_steps": 1,
     "batch_size": 8,
@@ -59,14 +60,14 @@ def write_clip(folder: Path) -> None:
   CLIPImageProcessorPil(size=size, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
 
 
-def train(folder: Path, **changes) -> int:
+def train(folder: Path, workdir: str = "run", **changes) -> int:
   given = SMALL | {
     "init.weights": folder / "model",
     "embedders.clip": folder / "clip",
     "data.source": f"folder:{folder}/pictures/{{split}}",
   }
   flags = [f"--config.{name}={value}" for name, value in (given | changes).items()]
-  return cli.run(["train", f"--config={CONFIG}", f"--workdir={folder / 'run'}", *flags])
+  return cli.run(["train", f"--config={CONFIG}", f"--workdir={folder / workdir}", *flags])
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +125,12 @@ def test_both_directions_train_and_the_run_is_used(folder, tmp_path):
   out = tmp_path / "reconstructed"
   assert cli.run(["reconstruct", f"--model={run}", f"--images={picture}", f"--out={out}", "--max-new-tokens=6"]) == 0
   assert Image.open(out / "recon_0.png").size == (SIDE, SIDE)
+
+
+def test_one_step_trains_both_directions(folder):
+  options = {f"{JOINT}.options.num_rollouts": 2, f"{JOINT}.options.images_per_caption": 2}
+  assert train(folder, workdir="joint", stages=f"('{JOINT}',)", **options) == 0
+  lines = (folder / "joint" / "metrics.jsonl").read_text().splitlines()
+  (row,) = [row for row in map(json.loads, lines) if "ratio_mean" in row]
+  assert max(row["log_prob_difference_max"], row["image_log_prob_difference_max"]) < 1e-4
+  assert row["reward_std_in_group"] > 0 and row["image_reward_std_in_group"] > 0

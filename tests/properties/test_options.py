@@ -24,6 +24,7 @@ pytestmark = pytest.mark.fast
 
 SCENES = Path(__file__).parents[2] / "configs" / "scenes.py"
 STAGE2, STAGE3, TOKENS = "generation_for_understanding", "understanding_for_generation", "image_tokens"
+JOINT = "joint_tokens"
 
 
 def all_fields(kind: type = Experiment, path: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
@@ -76,6 +77,7 @@ VALUES = {
   f"{STAGE3}.options.temperature": 0.5,
   f"{TOKENS}.options.temperature": 0.5,
   f"{TOKENS}.options.image_top_k": 5,
+  f"{JOINT}.options.image_top_k": 5,
   f"{STAGE3}.options.sampler": "cps",
 }
 REWARDS = '(("clip",1.0),("length",0.1),("repetition",0.1),("format",0.1))'
@@ -99,7 +101,7 @@ COMPANIONS = {
   },
   **{
     f"{stage}.objective.{name}": ((f"{stage}.objective.{other}", value),)
-    for stage in (STAGE2, TOKENS)
+    for stage in (STAGE2, TOKENS, JOINT)
     for name, other, value in (
       ("ratio_cap", "loss", "cispo"),
       ("temperature_positive", "loss", "sapo"),
@@ -131,10 +133,10 @@ COMPANIONS = {
     for name in ("old_decay_slope", "old_decay_start")
   },
   **{f"{stage}.ema_interval": ((f"{stage}.ema_decay", "0.9"),) for stage in options.STAGES},
-  **{f"{stage}.reference.interval": ((f"{stage}.objective.beta", "0.1"),) for stage in (STAGE2, STAGE3, TOKENS)},
+  **{f"{stage}.reference.interval": ((f"{stage}.objective.beta", "0.1"),) for stage in (STAGE2, STAGE3, TOKENS, JOINT)},
   **{
     f"{stage}.reference.alpha": ((f"{stage}.objective.beta", "0.1"), (f"{stage}.reference.interval", "2"))
-    for stage in (STAGE2, STAGE3, TOKENS)
+    for stage in (STAGE2, STAGE3, TOKENS, JOINT)
   },
   f"{STAGE3}.options.samples_from": (
     (f"{STAGE3}.objective.loss", "nft"),
@@ -146,7 +148,7 @@ COMPANIONS = {
   },
   **{
     f"{stage}.http_reward.url": ((f"{stage}.options.reward_weights", '(("clip",1.0),("http",0.1))'),)
-    for stage in (STAGE2, STAGE3, TOKENS)
+    for stage in (STAGE2, STAGE3, TOKENS, JOINT)
   },
 }
 

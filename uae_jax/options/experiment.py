@@ -10,7 +10,7 @@ from uae_jax.options import stages as sections
 from uae_jax.options.base import Options, option
 from uae_jax.options.data import DataOptions
 from uae_jax.options.evaluation import EvaluationOptions
-from uae_jax.options.image_tokens import ImageTokenStage
+from uae_jax.options.image_tokens import ImageTokenStage, JointTokenStage
 from uae_jax.options.rewards import EXTERNAL, image_text_kind
 from uae_jax.options.sampling import DATASET, LARGEST_SEED
 
@@ -156,6 +156,7 @@ class Experiment(Options):
     generation_for_understanding: see `GenerationForUnderstandingStage`.
     understanding_for_generation: see `UnderstandingForGenerationStage`.
     image_tokens: see `ImageTokenStage`.
+    joint_tokens: see `JointTokenStage`.
   """
 
   seed: int = option(0, at_least=0, at_most=LARGEST_SEED // 1000 - 1)  # a stage has 1000 * seed + its number
@@ -206,6 +207,9 @@ class Experiment(Options):
   )
   image_tokens: ImageTokenStage = stage(
     ImageTokenStage(), "Stage 3 · Understanding for Generation, token by token", "After stage 3"
+  )
+  joint_tokens: JointTokenStage = stage(
+    JointTokenStage(), "Stages 2 and 3 · Both directions, token by token", "After both directions"
   )
 
   def section(self, name: str) -> Any:

@@ -44,7 +44,7 @@ class ReinforcementStage(AdapterStage):
       raise ValueError(
         f"http_reward.num_pieces = {self.http_reward.num_pieces} does not divide batch_size = {self.batch_size}"
       )
-    rollouts = self.batch_size // self.http_reward.num_pieces * self.options.num_rollouts
+    rollouts = self.batch_size // self.http_reward.num_pieces * self.options.images_per_prompt
     if rollouts % self.options.decode_chunks:
       raise ValueError(f"options.decode_chunks = {self.options.decode_chunks} does not divide {rollouts} rollouts")
     if EXTERNAL in self.options.reward_names and not self.http_reward.url:

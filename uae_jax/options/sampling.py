@@ -135,6 +135,11 @@ class RewardOptions(Options):
   decode_chunks: int = option(1, at_least=1)
 
   @property
+  def images_per_prompt(self) -> int:
+    """Images that are generated and rewarded per prompt."""
+    return self.num_rollouts
+
+  @property
   def reward_names(self) -> tuple[str, ...]:
     return tuple(name for name, _ in self.reward_weights)
 

@@ -171,7 +171,7 @@ def stage_programs(config, name: str, built: Built, mesh: Mesh) -> Generator[Pro
     alive + bytes_per_device(trajectory),
   )
   values, _ = jax.eval_shape(phases.advantages, rewards)
-  values = placed(values.shape, values.dtype, sharding.batch_sharding(mesh))
+  values = jax.tree.map(lambda x: placed(x.shape, x.dtype, sharding.batch_sharding(mesh)), values)
   update = jax.jit(phases.update, donate_argnums=0, out_shardings=(shardings_of(state), None))
   alive += bytes_per_device((trajectory, values))
   yield Program(name, "update", update, (state, batch, trajectory, values), (False, True, True, True), alive)
@@ -187,7 +187,7 @@ def settings_of(config, name: str) -> dict[str, Any]:
 def images_and_captions(config, name: str) -> dict[str, int]:
   """Counts per step on all chips: "images" trained on or generated, and "captions" sampled."""
   section, sampled = config.section(name), spec.find(name).samples_captions
-  rollouts = section.batch_size * getattr(section.options, "num_rollouts", 1)
+  rollouts = section.batch_size * getattr(section.options, "images_per_prompt", 1)
   return {"images": rollouts, "captions": section.batch_size * sampled(section.options)}
 
 

@@ -75,7 +75,7 @@ def run(
   batch = None
   # A policy loss does not measure progress, so RL stages have no target.
   target_loss = getattr(section, "target_loss", 0.0)
-  clock = StepClock(lambda: stage.step.flops, num_rollouts=getattr(section.options, "num_rollouts", 1))
+  clock = StepClock(lambda: stage.step.flops, num_rollouts=getattr(section.options, "images_per_prompt", 1))
 
   def save(metrics: dict) -> bool:
     """Saves the state, unless the loss or the gradient of its last update was not finite."""

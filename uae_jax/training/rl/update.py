@@ -84,7 +84,7 @@ def run_updates(
 
   Returns:
     (state after, metrics). Metrics are means over the updates, or maxima where named `..._max`. The exception is
-    `log_prob_difference*`, the difference between replay and rollout: it is that of the first update, when both use
+    `*log_prob_difference*`, the difference between replay and rollout: it is that of the first update, when both use
     the same policy.
 
   Raises:
@@ -166,7 +166,7 @@ def run_updates(
 
 def _over_updates(name: str, values: jax.Array) -> jax.Array:
   """Reduces a metric float32[updates] to float32[]."""
-  if name.startswith("log_prob_difference"):
+  if "log_prob_difference" in name:
     return values[0]
   if name == "skipped_in_a_row":
     return values[-1]

@@ -5,13 +5,16 @@ The captions of a group compete for the best reconstruction of their image.
 Source: arXiv 2509.09666 section 3.3; the decoder is part of the environment and stays frozen.
 """
 
+from collections.abc import Callable
 import dataclasses
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from uae_jax.models.captioner import Captioner
 from uae_jax.models.uae import captioner_images, to_pixels, to_signed
 from uae_jax.networks import Networks
 from uae_jax.options import (
@@ -25,7 +28,7 @@ from uae_jax.options import (
 )
 from uae_jax.rewards.ensemble import Ensemble, rewarded_embedders
 from uae_jax.rollouts import captions, reconstruct
-from uae_jax.rollouts.captions import Captions
+from uae_jax.rollouts.captions import Captions, Prefix
 from uae_jax.rollouts.conditioning import Context
 from uae_jax.training.build import Built
 from uae_jax.training.rl.host_rewards import RewardInputs
@@ -33,6 +36,9 @@ from uae_jax.training.rl.phases import Phases
 from uae_jax.training.rl.pieces import piece_key
 from uae_jax.training.rl.token_update import TokenUpdate
 from uae_jax.training.stages.spec import StageSpec
+
+# (params, images uint8[B, h, w, 3], adapters) -> (captioner, prompts as processed by it, vocabulary).
+OpenCaptions = Callable[[dict, jax.Array, bool], tuple[Captioner, Prefix, np.ndarray]]
 
 
 @flax.struct.dataclass
@@ -133,6 +139,17 @@ class _Stage:
     return self.token_update(state, captioner_images(batch), groups.captions, groups.old_log_probs, values)
 
 
+def make_open_captions(networks: Networks) -> OpenCaptions:
+  """Makes the function that runs the prompts of captions."""
+
+  def open_captions(params: dict, images: jax.Array, adapters: bool):
+    model = networks.uae(params, adapters=adapters)
+    prefix = captions.caption_prefix(model, networks.prompts, images)
+    return model.captioner, prefix, networks.prompts.vocabulary(model.captioner.vocab_size)
+
+  return open_captions
+
+
 def make_phases(
   networks: Networks,
   options: GenerationForUnderstandingOptions,
@@ -154,14 +171,8 @@ def make_phases(
   ensemble = Ensemble(options.reward_weights, options.held_out_embedder, text_rewards or TextRewardOptions())
   ensemble.check(networks.embedders)
   reference = reference or ReferenceOptions()
-
-  def open_captioner(params, images, adapters):
-    model = networks.uae(params, adapters=adapters)
-    prefix = captions.caption_prefix(model, networks.prompts, images)
-    return model.captioner, prefix, networks.prompts.vocabulary(model.captioner.vocab_size)
-
   token_update = TokenUpdate(
-    open_captioner,
+    make_open_captions(networks),
     options.temperature,
     options.logit_chunks,
     objective,
