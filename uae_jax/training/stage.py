@@ -247,7 +247,8 @@ def phased_step(phases: Phases, places: State | None = None, *, trips: Sequence[
     values, advantage_metrics = advantages(rewards)
     with phase("update"):
       state, update_metrics = jax.block_until_ready(update(state, batch, trajectory, values))
-    timing = {**seconds, "rollouts_per_second": values.size / sum(seconds.values()) / jax.device_count()}
+    num_rollouts = next(iter(rewards.values())).size
+    timing = {**seconds, "rollouts_per_second": num_rollouts / sum(seconds.values()) / jax.device_count()}
     return state, {**reward_metrics, **advantage_metrics, **update_metrics, **timing}
 
   return Composed(step, (*(rollout, reward) * num_pieces, advantages, update))

@@ -48,7 +48,8 @@ class Phases:
       earlier rollouts, for schedules. For a step in pieces a fifth argument, piece int32[]: what is drawn once per step
       is the same for all pieces, everything else differs.
     reward: (params, batch, trajectory, key) -> (rewards, metrics); rewards: dict name -> float32[prompts, rollouts].
-    advantages: (rewards) -> (float32[prompts, rollouts], metrics).
+    advantages: (rewards) -> (float32[prompts, rollouts], metrics), or a tuple of arrays instead, which only `update`
+      reads.
     update: (state, batch, trajectory, advantages) -> (state, metrics).
     reward_and_inputs: like `reward`, but returns ((rewards, metrics), `RewardInputs` for `external_reward`).
     host_rewards: further rewards, computed on the host.
@@ -60,8 +61,8 @@ class Phases:
 
   rollout: Callable[..., Any]
   reward: Callable[[dict, dict, Any, jax.Array], tuple[dict, dict]]
-  advantages: Callable[[dict], tuple[jax.Array, dict]]
-  update: Callable[[State, dict, Any, jax.Array], tuple[State, dict]]
+  advantages: Callable[[dict], tuple[Any, dict]]
+  update: Callable[[State, dict, Any, Any], tuple[State, dict]]
   reward_and_inputs: Callable[[dict, dict, Any, jax.Array], tuple[tuple[dict, dict], RewardInputs]] | None = None
   host_rewards: tuple[HostReward, ...] = ()
   num_pieces: int = 1
