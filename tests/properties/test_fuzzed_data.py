@@ -15,15 +15,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.properties.synthetic_workdir import write_workdir
 from tests.properties.test_fuzzed_files import COUNT, fuzz, mutate_bytes, mutate_json
+from uae_jax.commands import status
 from uae_jax.data import stored_index
 from uae_jax.data.bad_records import describe
 from uae_jax.data.images import read_image
 from uae_jax.data.prompt_lines import read_lines
 from uae_jax.data.sources import open_source
 from uae_jax.evaluation import caption_judge, comparison, rows
-from uae_jax.options import DataOptions
+from uae_jax.options import DataOptions, Experiment
+from uae_jax.report.page import write_report
+from uae_jax.report.progress import read_progress
 from uae_jax.training.data_check import check_readable
+from uae_jax.training.workdir import to_plain
 
 pytestmark = pytest.mark.slow
 
@@ -175,3 +180,20 @@ def test_results(tmp_path, name):
     "captions.jsonl": lambda: caption_judge.read_captions(tmp_path / name),
   }
   fuzz(tmp_path / name, mutate_json if name == "results.json" else mutate_lines, readers[name], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "starts.jsonl"])
+def test_status_of_a_run(tmp_path, name):
+  line = {"stage": "pretrain", "step": 3, "round": 0, "seconds_step": 0.5, "useful_seconds": 2.0, "loss": 1.0}
+  (tmp_path / "config.json").write_text(json.dumps(to_plain(Experiment())))
+  (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(line)}\n" * 3)
+  (tmp_path / "starts.jsonl").write_text('{"time": 1e9, "num_processes": 1}\n')
+  mutate = mutate_json if name == "config.json" else mutate_lines
+  fuzz(tmp_path / name, mutate, lambda: status.row(read_progress(tmp_path)), tmp_path, least_refused=0)
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "evaluation/cold_start.json"])
+def test_report_of_a_run(tmp_path, name):
+  write_workdir(tmp_path, items=1)
+  mutate = mutate_lines if name == "metrics.jsonl" else mutate_json
+  fuzz(tmp_path / name, mutate, lambda: write_report(tmp_path), tmp_path, least_refused=0, count=COUNT // 10)

@@ -15,14 +15,19 @@ import shutil
 import time
 import warnings
 
+import jax
 import numpy as np
 import pytest
 import torch
 
+from tests.janus_folder import write_janus_folder
 from tests.official_folder import write_official_folder
 from tests.parity.test_processing_matches_transformers import write_qwen
+from uae_jax import sharding
+from uae_jax.data import processor_files
+from uae_jax.data.janus_processing import JanusProcessor
 from uae_jax.data.processing import Processor
-from uae_jax.weights import tensor_files, torch_archives
+from uae_jax.weights import janus_folder, tensor_files, torch_archives
 from uae_jax.weights.official import Folders, Reader
 
 pytestmark = pytest.mark.slow
@@ -215,12 +220,57 @@ def test_configs(folder, name, monkeypatch):
   fuzz(folder / name, mutate_json, read, folder)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    *("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("generation_config.json", "chat_template.json"),
+  ],
+)
 def test_processors(tmp_path, name):
   write_qwen(tmp_path)
+  images = json.loads((tmp_path / "preprocessor_config.json").read_text())
+  contents = {
+    "processor_config.json": {"image_processor": images, "processor_class": "Qwen2_5_VLProcessor"},
+    "generation_config.json": {"eos_token_id": [1, 2], "repetition_penalty": 1.05, "top_k": 1, "top_p": 0.5},
+  }
+  if name in contents:
+    (tmp_path / name).write_text(json.dumps(contents[name]))
 
   def read():
     processor = Processor.from_folder(tmp_path)
     processor.caption_prompt((processor.merge_size, processor.merge_size))
+    processor_files.repetition_penalty(tmp_path)
+    processor_files.kept_tokens(tmp_path)
 
-  fuzz(tmp_path / name, mutate_json, read, tmp_path)
+  # Every other template is rendered in a process of its own.
+  fuzz(tmp_path / name, mutate_json, read, tmp_path, count=COUNT // (50 if name == "chat_template.json" else 1))
+
+
+@pytest.fixture(scope="module")
+def janus_source(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("weights") / "janus"
+  write_janus_folder(folder)
+  return folder
+
+
+@pytest.mark.parametrize(
+  "name", ["config.json", "processor_config.json", "generation_config.json", "tokenizer_config.json"]
+)
+def test_janus_folders(janus_source, tmp_path, name, monkeypatch):
+  """All but the tensors, which `test_safetensors` mutates."""
+  folder = Path(shutil.copytree(janus_source, tmp_path / "janus"))
+  monkeypatch.setattr(janus_folder, "stream", lambda *_: {})
+  if not name.startswith(("processor", "tokenizer")):
+    processor = JanusProcessor.from_folder(folder)
+    monkeypatch.setattr(JanusProcessor, "from_folder", lambda *_: processor)
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  fuzz(folder / name, mutate_json, lambda: janus_folder.load(folder, "float32", mesh), folder, count=COUNT // 10)
+
+
+def test_indexes_of_archives(tmp_path):
+  for name in ("one", "two"):
+    torch.save({name: torch.ones(2)}, tmp_path / f"{name}.bin")
+  index = tmp_path / "pytorch_model.bin.index.json"
+  index.write_text(json.dumps({"metadata": {"total_size": 16}, "weight_map": {"one": "one.bin", "two": "two.bin"}}))
+  fuzz(index, mutate_json, lambda: tensor_files.open_archives(tmp_path, "pytorch_model"), tmp_path)
