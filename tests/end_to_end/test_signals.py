@@ -1,4 +1,4 @@
-"""Commands that receive signals at random times end as documented, and the same command goes on where they ended.
+"""Sweeps and servers that receive signals at random times end as documented, and the same command goes on.
 
 The processes are forked from a server that has imported everything, so that most signals come while they work.
 """
@@ -19,32 +19,25 @@ import urllib.request
 
 import pytest
 
-from benchmarks.kill_resume import PRELOAD, differences, outcome
 from uae_jax import cli
 
 pytestmark = pytest.mark.slow
 
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 WAYS = ((TERM,), (INT,), (KILL,), (INT, INT), (TERM, TERM), (TERM, INT), (INT, TERM))
-STAGE, STEPS = "clip", 6
-TRAIN = (
-  *("train", "--config=configs/scenes.py:smoke", f"--config.stages={STAGE}", f"--config.{STAGE}.total_steps={STEPS}"),
-  *(f"--config.{STAGE}.save_every_steps=1", "--config.evaluation.num_images=0", "--config.tensorboard=false"),
-)
 SWEPT = "generation_for_understanding"
 SWEEP = (
-  *(
-    "sweep",
-    "--config=configs/scenes.py:smoke",
-    f"--config.stages={SWEPT}",
-    "--config.init.checkpoint=base:cold_start",
-  ),
-  *(f"--config.{SWEPT}.total_steps=40", f"--grid=config.{SWEPT}.options.temperature=0.5,1.0", "--parallel=2"),
+  *("sweep", "--config=configs/scenes.py:smoke", f"--config.stages={SWEPT}", "--parallel=2"),
+  *("--config.init.checkpoint=base:cold_start", f"--config.{SWEPT}.total_steps=40"),
+  f"--grid=config.{SWEPT}.options.temperature=0.5,1.0",
 )
-
-
-def train(folder: Path) -> None:
-  command(folder, (*TRAIN, f"--workdir={folder / 'run'}"))
+# Imported once by the server from which all processes are forked.
+PRELOAD = (
+  "tests.end_to_end.test_signals",
+  "tests.properties.test_serve",
+  "uae_jax.commands.serve",
+  "uae_jax.sweeps.runner",
+)
 
 
 def sweep(folder: Path) -> None:
@@ -89,7 +82,7 @@ class Command:
 
   def start(self):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOAD, "tests.end_to_end.test_signals", "tests.properties.test_serve"])
+    context.set_forkserver_preload(list(PRELOAD))
     (self.folder / "began").unlink(missing_ok=True)
     process = context.Process(target=self.run, args=(self.folder,))
     process.start()
@@ -125,24 +118,6 @@ class Command:
     assert process.exitcode in expected, (seed, way, errors)
     assert not re.search("Traceback|Exception ignored|Segmentation|Fatal", errors), (seed, way, errors)
     return way
-
-
-def test_training(tmp_path):
-  (tmp_path / "whole").mkdir()
-  whole = Command(train, tmp_path / "whole")
-  whole.finish()
-  found = lambda folder: outcome(folder / f"run/checkpoints/{STAGE}/{STEPS}/params", folder / "run/metrics.jsonl")  # noqa: E731
-  wanted, seconds, ways = found(whole.folder), None, []
-  for number in range(8):
-    disturbed = Command(train, tmp_path / str(number))
-    disturbed.folder.mkdir()
-    if seconds is None:  # with all programs compiled
-      seconds = disturbed.finish()
-      continue
-    ways += [disturbed.disturb(3 * number + i, seconds) for i in range(3)]
-    disturbed.finish()
-    assert differences(found(disturbed.folder), wanted) == []
-  assert sum(map(bool, ways)) > 10
 
 
 def test_sweeps(tmp_path):

@@ -90,15 +90,18 @@ def main(argv: list[str]) -> int:
 
 def run(server, service) -> None:
   """Serves until SIGINT or SIGTERM, then until all accepted requests are answered."""
-  # A handler runs between two instructions of `threading.Event.wait`, with whose lock its `set` would wait for ever.
+  # The numbers of signals arrive at this file descriptor at once. A handler in Python would only run after the wait
+  # that it should end, if the signal comes just before.
   reader, writer = os.pipe()
-  ask = lambda *_: os.write(writer, b".")  # noqa: E731
-  before = {name: signal.signal(name, ask) for name in (signal.SIGINT, signal.SIGTERM)}
+  os.set_blocking(writer, False)
+  previous_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  before = {name: signal.signal(name, lambda *_: None) for name in (signal.SIGINT, signal.SIGTERM)}
   server.serve(service)
   print(f"serving {service.name} at {server.url}/v1", flush=True)
   os.read(reader, 1)
   for name, handler in before.items():  # A second signal ends the process at once.
     signal.signal(name, handler)
+  signal.set_wakeup_fd(previous_fd)
   os.close(reader)
   os.close(writer)
   print("uae-jax serve: ending after the accepted requests", file=sys.stderr)
