@@ -101,7 +101,9 @@ def parallel_chart(axes: Sequence[str], dots: Sequence[Dot]) -> Markup:
       at = f'x="{x}" text-anchor="middle"' if are_numbers else f'x="{x + 6}"'
       parts.append(f'<text class="tick value" {at} y="{y:.1f}">{escape(text)}</text>')
   return Markup(
-    f'<svg class="parallel" style="min-width:{round(0.9 * width)}px" viewBox="0 0 {width} {AXES_HEIGHT}" role="img" '
+    # Within these limits its text is as large as that of the page, however many axes there are.
+    f'<svg class="parallel" style="min-width:{round(0.9 * width)}px;max-width:{round(1.25 * width)}px" '
+    f'viewBox="0 0 {width} {AXES_HEIGHT}" role="img" '
     f'aria-label="parallel coordinates of the runs">{"".join(parts)}</svg>'
   )
 
