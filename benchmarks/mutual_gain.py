@@ -11,7 +11,7 @@ results file that exists keeps its other cells, so that seeds of several machine
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import fnmatch
 import hashlib
 import json
@@ -19,13 +19,16 @@ from pathlib import Path
 import subprocess
 import sys
 import time
+from typing import Any
 
+from ml_collections import ConfigDict
 import numpy as np
 
 from benchmarks import mutual_gain_figure, understanding
 from configs import mutual_gain as grid
 from uae_jax.evaluation.reconstruction import paired_gain
 from uae_jax.files import write_whole
+from uae_jax.options import new_config
 from uae_jax.report.progress import is_finished
 from uae_jax.training import restore
 
@@ -82,9 +85,20 @@ def _seconds(workdir: Path) -> float:
 
 
 def recipe(flags: Sequence[str]) -> str:
-  """Identifies the configs of all cells and the flags: results of different recipes do not belong in one file."""
-  configs = [grid.get_config(cell).to_json(sort_keys=True) for cell in grid.CELLS]
-  return hashlib.sha256(json.dumps([configs, sorted(flags)]).encode()).hexdigest()[:16]
+  """Identifies what the configs of all cells set, and the flags: results of other recipes do not belong in one file."""
+  defaults = {repr(item) for item in _fields(new_config())}
+  cells = [[item for item in _fields(grid.get_config(cell)) if repr(item) not in defaults] for cell in grid.CELLS]
+  return hashlib.sha256(repr([cells, sorted(flags)]).encode()).hexdigest()[:16]
+
+
+def _fields(section: ConfigDict, path: str = "") -> Iterator[tuple[str, Any]]:
+  """(dotted name, value) of all fields of a config."""
+  for name in sorted(section):
+    value = section[name]
+    if isinstance(value, ConfigDict):
+      yield from _fields(value, f"{path}{name}.")
+    else:
+      yield f"{path}{name}", value
 
 
 def merged(results: Mapping, file: Path) -> dict:

@@ -87,6 +87,19 @@ def test_a_run_out_of_time_is_not_measured(trained, tmp_path, monkeypatch):
   assert results == {"recipe": mutual_gain.recipe([]), "seeds": [], "cells": {}}
 
 
+def test_a_recipe_is_what_the_configs_set(monkeypatch):
+  before, get_config = mutual_gain.recipe([]), grid.get_config
+  assert mutual_gain.recipe(["--config.vae.total_steps=3"]) != before == mutual_gain.recipe([])
+
+  def other(cell):
+    config = get_config(cell)
+    config.pretrain.optimizer.learning_rate = 1e-3
+    return config
+
+  monkeypatch.setattr(grid, "get_config", other)
+  assert mutual_gain.recipe([]) != before
+
+
 def test_results_of_two_machines_come_together(trained, tmp_path):
   results = f"--results={tmp_path}/all.json"
   for machine, seed in enumerate((2, 0)):
